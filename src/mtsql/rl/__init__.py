@@ -1,0 +1,1 @@
+"""Reinforcement learning in plain Python over `agent` and `llm`: rollouts, rewards, advantages, curriculum."""
