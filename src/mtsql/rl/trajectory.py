@@ -1,0 +1,64 @@
+"""One sample's whole episode for one turn, as flat token ids that only ever grow.
+
+Legend: `ids`, `loss_mask` and `logprobs` have one entry for each token after the prompt and stay in step.
+"""
+
+from dataclasses import dataclass, field
+
+from mtsql.agent.env import Outcome, SqlEnv
+from mtsql.llm.packing import Sample
+from mtsql.sql.dialogues import Turn
+
+
+@dataclass
+class Trajectory:
+    """What one sample did for one turn: tokens for the learner, the finished environment for the rewards.
+
+    `loss_mask` is born with the token: 1 where the policy sampled it (stop id included), 0 where the environment
+    wrote it. `step_spans[k]` is the half-open token range of the k-th model reply.
+    """
+
+    turn: Turn
+    sample: int
+    prompt_ids: list[int]
+    env: SqlEnv
+    ids: list[int] = field(default_factory=list)
+    loss_mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    step_spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def add_context(self, ids: list[int]) -> None:
+        """Append tokens the policy did not choose; they are never trained on."""
+        self.ids += ids
+        self.loss_mask += [0] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+
+    def add_sampled(self, ids: list[int], logprobs: list[float]) -> None:
+        """Append one model reply with the log-prob each token was sampled at."""
+        if len(ids) != len(logprobs):
+            raise ValueError(f"{len(ids)} sampled ids but {len(logprobs)} log-probs")
+        self.step_spans.append((len(self.ids), len(self.ids) + len(ids)))
+        self.ids += ids
+        self.loss_mask += [1] * len(ids)
+        self.logprobs += logprobs
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the episode ended."""
+        return self.env.outcome
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens the policy sampled."""
+        return sum(self.loss_mask)
+
+    def to_sample(self, advantages: list[float], ref_logprobs: list[float] | None = None) -> Sample:
+        """The learner's view: ids, mask, log-probs and one advantage for each token after the prompt."""
+        return Sample(
+            prompt_ids=self.prompt_ids,
+            ids=self.ids,
+            loss_mask=self.loss_mask,
+            advantages=advantages,
+            old_logprobs=self.logprobs,
+            ref_logprobs=ref_logprobs,
+        )

@@ -1,0 +1,151 @@
+"""What a database looks like: tables, columns, keys; from tables.json or from a .sqlite file; text for the prompt."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtsql.sql.database import DatabaseFileError, open_read_only
+
+ColumnRef = tuple[str, str]
+"""(table name, column name)."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Names keep the case and the order of their source: tables.json indices count columns in this order.
+
+    A foreign key is a pair (referring column, referred column). A key over several columns is
+    several pairs, as in tables.json.
+    """
+
+    db_id: str
+    tables: tuple[Table, ...]
+    foreign_keys: tuple[tuple[ColumnRef, ColumnRef], ...] = ()
+
+
+def load_schemas(tables_json: Path) -> dict[str, Schema]:
+    """Read a Spider-style tables.json into {database id: Schema}.
+
+    Primary keys may be column indices (Spider 2018-2020) or lists of them (composite keys in later
+    variants). Raises ValueError naming the file and, where one is at fault, the entry and its key.
+    """
+    try:
+        entries = json.loads(Path(tables_json).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{tables_json}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{tables_json}: not JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{tables_json}: expected a list of databases, found {type(entries).__name__}")
+    schemas: dict[str, Schema] = {}
+    for index, entry in enumerate(entries):
+        schema = _schema_from_entry(entry, f"{tables_json}: entry {index}")
+        if schema.db_id in schemas:
+            raise ValueError(f"{tables_json}: entry {index}: db_id {schema.db_id!r} appears twice")
+        schemas[schema.db_id] = schema
+    return schemas
+
+
+def _schema_from_entry(entry: object, where: str) -> Schema:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected an object, found {type(entry).__name__}")
+
+    def field(key: str, kind: type) -> object:
+        if not isinstance(entry.get(key), kind):
+            found = type(entry[key]).__name__ if key in entry else "nothing"
+            raise ValueError(f"{where}: {key}: expected {kind.__name__}, found {found}")
+        return entry[key]
+
+    db_id = field("db_id", str)
+    where = f"{where} ({db_id})"
+    table_names = field("table_names_original", list)
+    column_names = field("column_names_original", list)
+    column_types = field("column_types", list)
+    if not all(isinstance(name, str) for name in table_names):
+        raise ValueError(f"{where}: table_names_original: expected strings")
+    if len(column_types) != len(column_names):
+        raise ValueError(
+            f"{where}: column_types: {len(column_types)} types for {len(column_names)} column_names_original"
+        )
+    columns: list[list[Column]] = [[] for _ in table_names]
+    refs: list[ColumnRef | None] = []  # by column index; None for `*`, which belongs to no table
+    for index, (pair, kind) in enumerate(zip(column_names, column_types, strict=True)):
+        is_pair = isinstance(pair, list) and [type(part) for part in pair] == [int, str]
+        if not is_pair or not -1 <= pair[0] < len(table_names) or not isinstance(kind, str):
+            raise ValueError(f"{where}: column_names_original[{index}]: expected [table index, name], found {pair!r}")
+        table_index, name = pair
+        refs.append(None if table_index == -1 else (table_names[table_index], name))
+        if table_index != -1:
+            columns[table_index].append(Column(name, kind))
+
+    def ref(index: object, key: str) -> ColumnRef:
+        if type(index) is not int or not 0 <= index < len(refs) or refs[index] is None:
+            raise ValueError(f"{where}: {key}: {index!r} is not the index of a column")
+        return refs[index]
+
+    primary_key: dict[str, list[str]] = {name: [] for name in table_names}
+    for item in field("primary_keys", list):
+        for index in item if isinstance(item, list) else [item]:
+            table, column = ref(index, "primary_keys")
+            primary_key[table].append(column)
+    foreign_keys = []
+    for pair in field("foreign_keys", list):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"{where}: foreign_keys: expected pairs of column indices, found {pair!r}")
+        foreign_keys.append((ref(pair[0], "foreign_keys"), ref(pair[1], "foreign_keys")))
+    tables = tuple(
+        Table(name, tuple(cols), tuple(primary_key[name])) for name, cols in zip(table_names, columns, strict=True)
+    )
+    return Schema(db_id, tables, tuple(foreign_keys))
+
+
+def schema_from_sqlite(db_path: Path) -> Schema:
+    """Read the schema of any SQLite file, without writing to it. The file's stem is the database id.
+
+    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Types are the declared
+    ones, lower-cased. A foreign key that names no column refers to the other table's primary key;
+    one to a table that is not there is left out, and so is a view that SQLite cannot resolve, since
+    no query can read it. Raises ValueError naming the file if it is missing or no database.
+    """
+    try:
+        connection = open_read_only(db_path)
+    except DatabaseFileError as error:
+        raise ValueError(str(error)) from error
+    try:
+        names = [name for (name,) in connection.execute(_TABLE_NAMES)]
+        tables: dict[str, Table] = {}  # by lower-cased name: SQLite compares names without case
+        for name in names:
+            rows = _rows_or_none(connection, _COLUMNS, name)
+            if rows:
+                columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
+                key = tuple(row[0] for row in sorted((row for row in rows if row[2]), key=lambda row: row[2]))
+                tables[name.lower()] = Table(name, columns, key)
+        foreign_keys = []
+        for table in tables.values():
+            for referred, column, other_column, position in connection.execute(_FOREIGN_KEYS, (table.name,)):
+                other = tables.get(referred.lower())
+                if other is None or (other_column is None and position >= len(other.primary_key)):
+                    continue
+                pair = _own_case(table, column), _own_case(other, other_column or other.primary_key[position])
+                foreign_keys.append(((table.name, pair[0]), (other.name, pair[1])))
+    except sqlite3.Error as error:
+        raise ValueError(f"{db_path}: not a readable SQLite database: {error}") from error
+    finally:
+        connection.close()
+    return Schema(Path(db_path).stem, tuple(tables.values()), tuple(foreign_keys))
