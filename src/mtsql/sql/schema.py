@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from mtsql.sql.database import DatabaseFileError, open_read_only
 ColumnRef = tuple[str, str]
 """(table name, column name)."""
 
+# p.hidden 1 marks columns of virtual tables that `SELECT *` does not show.
+_COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
+# SQLite numbers foreign keys from the last one declared.
+_FOREIGN_KEYS = 'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq'
+_TABLE_NAMES = """SELECT name FROM sqlite_master WHERE type IN ('table', 'view')
+                  AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid"""
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -131,21 +138,71 @@ def schema_from_sqlite(db_path: Path) -> Schema:
         names = [name for (name,) in connection.execute(_TABLE_NAMES)]
         tables: dict[str, Table] = {}  # by lower-cased name: SQLite compares names without case
         for name in names:
-            rows = _rows_or_none(connection, _COLUMNS, name)
-            if rows:
-                columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
-                key = tuple(row[0] for row in sorted((row for row in rows if row[2]), key=lambda row: row[2]))
-                tables[name.lower()] = Table(name, columns, key)
-        foreign_keys = []
-        for table in tables.values():
-            for referred, column, other_column, position in connection.execute(_FOREIGN_KEYS, (table.name,)):
-                other = tables.get(referred.lower())
-                if other is None or (other_column is None and position >= len(other.primary_key)):
-                    continue
-                pair = _own_case(table, column), _own_case(other, other_column or other.primary_key[position])
-                foreign_keys.append(((table.name, pair[0]), (other.name, pair[1])))
+            tables[name.lower()] = _read_table(connection, name)
+        tables = {name: table for name, table in tables.items() if table.columns}
+        foreign_keys = [key for table in tables.values() for key in _read_foreign_keys(connection, table, tables)]
     except sqlite3.Error as error:
         raise ValueError(f"{db_path}: not a readable SQLite database: {error}") from error
     finally:
         connection.close()
     return Schema(Path(db_path).stem, tuple(tables.values()), tuple(foreign_keys))
+
+
+def _read_table(connection: sqlite3.Connection, name: str) -> Table:
+    rows = connection.execute(_COLUMNS, (name,)).fetchall()
+    columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
+    key = sorted((position, column) for column, _, position in rows if position)
+    return Table(name, columns, tuple(column for _, column in key))
+
+
+def _read_foreign_keys(
+    connection: sqlite3.Connection, table: Table, tables: dict[str, Table]
+) -> list[tuple[ColumnRef, ColumnRef]]:
+    found = []
+    for other_name, column, other_column, position in connection.execute(_FOREIGN_KEYS, (table.name,)):
+        other = tables.get(other_name.lower())
+        if other is None:
+            continue
+        if other_column is None:
+            other_column = other.primary_key[position] if position < len(other.primary_key) else ""
+        refs = _own_case(table, column), _own_case(other, other_column)
+        if None not in refs:
+            found.append(refs)
+    return found
+
+
+def _own_case(table: Table, column: str) -> ColumnRef | None:
+    """The column as its table spells it; declarations of keys may spell it in another case."""
+    for own in table.columns:
+        if own.name.lower() == column.lower():
+            return table.name, own.name
+    return None
+
+
+def schema_text(schema: Schema) -> str:
+    """The schema as the model reads it; a name that SQL must quote is quoted.
+
+        stadium(Stadium_ID number, Name text)
+        concert(concert_ID number, Stadium_ID text)
+        PK: stadium.Stadium_ID, concert.concert_ID
+        FK: concert.Stadium_ID = stadium.Stadium_ID
+    """
+    lines = []
+    for table in schema.tables:
+        columns = ", ".join(f"{_quoted(column.name)} {column.type}".rstrip() for column in table.columns)
+        lines.append(f"{_quoted(table.name)}({columns})")
+    keys = [_ref_text(table.name, column) for table in schema.tables for column in table.primary_key]
+    if keys:
+        lines.append("PK: " + ", ".join(keys))
+    links = [f"{_ref_text(*ref)} = {_ref_text(*other)}" for ref, other in schema.foreign_keys]
+    if links:
+        lines.append("FK: " + ", ".join(links))
+    return "\n".join(lines)
+
+
+def _ref_text(table: str, column: str) -> str:
+    return f"{_quoted(table)}.{_quoted(column)}"
+
+
+def _quoted(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else '"' + name.replace('"', '""') + '"'

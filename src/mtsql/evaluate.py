@@ -1,0 +1,175 @@
+"""Evaluation of a policy over a split: greedy episodes, EX and EM by turn and by hardness, abilities, predictions.
+
+Two history modes, always reported by name: "gold" shows the agent the gold SQL of earlier turns (the paper's setting),
+"predicted" its own earlier answers, so that a mistake is carried on (paper table 6).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from mtsql.agent.env import SqlEnv
+from mtsql.llm.engine import Engine
+from mtsql.llm.rendering import Renderer
+from mtsql.rl.rewards import RewardConfig, reward_components
+from mtsql.rl.rollout import rollout
+from mtsql.rl.trajectory import Trajectory
+from mtsql.sql.database import QueryLimits
+from mtsql.sql.dialogues import Corpus, Turn
+from mtsql.sql.metrics import hardness
+
+HISTORIES = ("gold", "predicted")
+OFFICIAL = RewardConfig(guard=False)
+HARDNESS = ("easy", "medium", "hard", "extra")
+TURNS = ("1", "2", "3", "4", ">4")
+
+
+@dataclass(frozen=True)
+class TurnScore:
+    """What became of one turn."""
+
+    turn_id: str
+    dialogue_id: str
+    turn: str
+    hardness: str
+    ex: bool
+    em: bool
+    prediction: str
+    outcome: str
+    num_steps: int
+    abilities: dict[str, float | None]
+
+
+def evaluate(
+    engine: Engine,
+    renderer: Renderer,
+    corpus: Corpus,
+    turns: list[Turn],
+    make_env: Callable[[Turn], SqlEnv],
+    *,
+    history: str = "gold",
+    max_prompt_tokens: int,
+    limits: QueryLimits,
+    seed: int = 0,
+) -> tuple[list[TurnScore], list[Trajectory]]:
+    """Play one episode of each turn with the engine's sampling (greedy at temperature 0) and score it.
+
+    Under predicted history the turns of a dialogue are played in order, all dialogues side by side; `turns` must then
+    hold whole dialogues. Results come in the order of `turns`.
+    """
+    if history not in HISTORIES:
+        raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {history!r}")
+    played: dict[str, Trajectory] = {}
+    waves = [turns] if history == "gold" else _waves(turns)
+    for wave in waves:
+        if history == "predicted":
+            wave = [_with_predicted_history(turn, played) for turn in wave]
+        for trajectory in rollout(
+            engine, renderer, wave, make_env,
+            num_samples=1, seed=seed, update=-1 if seed else 0, max_prompt_tokens=max_prompt_tokens,
+        ):  # fmt: skip
+            played[trajectory.turn.turn_id] = trajectory
+    trajectories = [played[turn.turn_id] for turn in turns]
+    scores = [score_turn(t, corpus, limits) for t in trajectories]
+    return scores, trajectories
+
+
+def score_turn(trajectory: Trajectory, corpus: Corpus, limits: QueryLimits) -> TurnScore:
+    """Official verdicts and abilities (paper section 5.4, our definitions) of one finished episode."""
+    turn, env = trajectory.turn, trajectory.env
+    schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
+    parts = reward_components(env, turn, schema, db_path, OFFICIAL, limits)
+    used = {record.reply.tool_call.name for record in env.steps if record.reply.tool_call is not None}
+    return TurnScore(
+        turn_id=turn.turn_id,
+        dialogue_id=turn.turn_id.rsplit(":", 1)[0],
+        turn=TURNS[min(turn.index, 4)],
+        hardness=hardness(turn.sql, schema) or "unparsed",
+        ex=bool(parts["ex"]),
+        em=bool(parts["em"]),
+        prediction=" ".join((env.final_sql or "").split()),
+        outcome=env.outcome.value,
+        num_steps=len(trajectory.step_spans),
+        abilities={
+            "call_execute": float("exec_sql" in used),
+            "call_memory": float("memory_retrieve" in used) if turn.history else None,
+            "exec_verify": parts["exec_verify"] if "exec_sql" in used else None,
+            "memory_verify": parts["memory_verify"] if "memory_retrieve" in used else None,
+            "propose": parts["propose"] if used else None,
+        },
+    )
+
+
+def summarize(scores: list[TurnScore]) -> dict:
+    """EX and EM in percent: overall, by turn, by hardness; interaction match; abilities; outcomes counted."""
+    if not scores:
+        raise ValueError("nothing to summarise: no turn was scored")
+
+    def table(rows: list[TurnScore]) -> dict:
+        return {"count": len(rows), "ex": _percent(r.ex for r in rows), "em": _percent(r.em for r in rows)}
+
+    dialogues: dict[str, list[TurnScore]] = {}
+    for score in scores:
+        dialogues.setdefault(score.dialogue_id, []).append(score)
+    outcomes: dict[str, int] = {}
+    for score in scores:
+        outcomes[score.outcome] = outcomes.get(score.outcome, 0) + 1
+    return {
+        "all": table(scores),
+        "by_turn": {name: table([s for s in scores if s.turn == name]) for name in TURNS},
+        "by_hardness": {name: table([s for s in scores if s.hardness == name]) for name in HARDNESS},
+        "interaction": {
+            "count": len(dialogues),
+            "ex": _percent(all(s.ex for s in d) for d in dialogues.values()),
+            "em": _percent(all(s.em for s in d) for d in dialogues.values()),
+        },
+        "abilities": {
+            name: _mean(s.abilities[name] for s in scores if s.abilities[name] is not None)
+            for name in scores[0].abilities
+        },
+        "outcomes": dict(sorted(outcomes.items())),
+        "mean_steps": sum(s.num_steps for s in scores) / len(scores),
+    }
+
+
+def predictions_text(scores: list[TurnScore]) -> str:
+    """The official prediction format: one SQL a line, a blank line between dialogues. No answer: `SELECT 1`-free text
+    the official parser counts as wrong (an empty line would end the dialogue)."""
+    lines, last = [], None
+    for score in scores:
+        if last is not None and score.dialogue_id != last:
+            lines.append("")
+        lines.append(score.prediction or "no answer")
+        last = score.dialogue_id
+    return "\n".join(lines) + "\n"
+
+
+def scores_as_rows(scores: list[TurnScore]) -> list[dict]:
+    """The scores as plain dictionaries for a JSON file."""
+    return [asdict(score) for score in scores]
+
+
+def _waves(turns: list[Turn]) -> list[list[Turn]]:
+    """Turns grouped by their place in the dialogue, first turns first."""
+    return [[t for t in turns if t.index == i] for i in sorted({t.index for t in turns})]
+
+
+def _with_predicted_history(turn: Turn, played: dict[str, Trajectory]) -> Turn:
+    """The turn with the agent's own answers in place of the gold SQL; an unanswered turn shows an empty answer."""
+    stem = turn.turn_id.rsplit(":", 1)[0]
+    history = []
+    for index, (question, _) in enumerate(turn.history):
+        earlier = played.get(f"{stem}:{index}")
+        if earlier is None:
+            raise ValueError(f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} in the same split")
+        history.append((question, earlier.env.final_sql or ""))
+    return replace(turn, history=tuple(history))
+
+
+def _percent(values) -> float:
+    values = [float(v) for v in values]
+    return round(100 * sum(values) / len(values), 2) if values else 0.0
+
+
+def _mean(values) -> float | None:
+    values = list(values)
+    return round(sum(values) / len(values), 4) if values else None

@@ -1,0 +1,127 @@
+"""One optimizer step over many micro-batches: the same gradient however the work is cut (design rule 6).
+
+Losses are sums. They are divided once, by a denominator summed over all ranks before the first backward, so any split
+over micro-batches, packs or ranks gives the gradient of the whole. A rank with nothing to learn still joins in.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from mtsql.llm.packing import Batch, Sample, pack
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up, then constant or cosine."""
+
+    lr: float = 1e-6
+    """Peak learning rate (paper: 1e-6 for RL, 5e-6 for SFT, on 1.7B to 4B models)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay on matrices; norms and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averaging constants."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    warmup_frac: float = 0.0
+    """Share of the updates over which the rate rises from 0."""
+    schedule: str = "constant"
+    """After the warm-up: constant, or cosine (down to a tenth)."""
+
+    def __post_init__(self):
+        if self.lr <= 0 or self.max_grad_norm <= 0:
+            raise ValueError("optim.lr and optim.max_grad_norm must be above 0")
+        if not 0 <= self.warmup_frac <= 1:
+            raise ValueError("optim.warmup_frac must be between 0 and 1")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"optim.schedule must be constant or cosine, not {self.schedule!r}")
+
+
+def make_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; only matrices are decayed."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+
+
+def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
+    """The rate of update `update` (from 0) of `num_updates`."""
+    num_warmup = round(config.warmup_frac * num_updates)
+    if update < num_warmup:
+        return config.lr * (update + 1) / num_warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (update - num_warmup) / max(1, num_updates - num_warmup)
+    return config.lr * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item()))
+
+
+def take_step(
+    accelerator: Accelerator,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    samples: list[Sample],
+    loss_of: Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, dict]],
+    denominator: float,
+    *,
+    max_tokens: int,
+    config: OptimConfig,
+    lr: float,
+) -> dict[str, float]:
+    """One optimizer step over this rank's `samples`; returns sums over all ranks, plus grad_norm.
+
+    `loss_of(module, batch)` gives a loss sum and a dict of sums; `denominator` is already summed over ranks. If no rank
+    has anything to learn, nothing happens and the result is empty.
+    """
+    if denominator == 0:
+        return {}
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    batches = [batch.to(accelerator.device) for batch in pack(samples, max_tokens)]
+    sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0}
+    for index, batch in enumerate(batches):
+        is_last = index == len(batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(module):
+            loss_sum, stats = loss_of(module, batch)
+            accelerator.backward(loss_sum * accelerator.num_processes / denominator)
+        for name, value in {**stats, "loss": loss_sum.detach() / denominator}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        sums["num_computed"] += batch.num_computed
+        sums["num_distinct"] += batch.num_distinct
+    if not batches:
+        _join_with_nothing(accelerator, module)
+    grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {**sum_over_ranks(accelerator, sums), "grad_norm": float(grad_norm)}
+
+
+def _join_with_nothing(accelerator: Accelerator, module: torch.nn.Module) -> None:
+    """The backward of a rank without samples: one token whose log-prob is multiplied by zero."""
+    sample = Sample(prompt_ids=[0], ids=[0], loss_mask=[1], advantages=[0.0], old_logprobs=[0.0])
+    logprobs, _ = module(pack([sample], 2)[0].to(accelerator.device))
+    accelerator.backward(logprobs.sum() * 0.0)
+
+
+def sum_over_ranks(accelerator: Accelerator, sums: dict[str, float]) -> dict[str, float]:
+    """Every rank's dict of floats added up; ranks may hold different keys."""
+    if accelerator.num_processes == 1:
+        return sums
+    gathered: list = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, sums)
+    names = sorted({name for part in gathered for name in part})
+    return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
+
+
+def gather_list(accelerator: Accelerator, items: list) -> list:
+    """All ranks' picklable items in rank order, on every rank."""
+    if accelerator.num_processes == 1:
+        return items
+    gathered: list = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]

@@ -1,0 +1,108 @@
+"""Stage 1, self-taught warm start: keep what the model got right, choose by difficulty (paper section 3.1).
+
+Rollouts that match in execution and in structure are kept. For an easy turn, or one that is always solved, up to two
+short ones are chosen; for any other, three long ones that differ. Solved turns leave the data; the pool accumulates.
+"""
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtsql.agent.env import Outcome, SqlEnv
+from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.llm.rendering import Renderer
+from mtsql.rl.trajectory import Trajectory
+from mtsql.sql.dialogues import Turn
+
+
+@dataclass(frozen=True)
+class SelfTaughtConfig:
+    """Collecting and selecting (paper section 3.2)."""
+
+    rounds: int = 3
+    """Rounds of collect, select, train, shrink."""
+    samples_per_turn: int = 20
+    """Rollouts per turn and round."""
+    temperature: float = 0.7
+    """Sampling temperature while collecting."""
+    max_easy: int = 2
+    """Trajectories kept for an easy or always solved turn."""
+    max_hard: int = 3
+    """Trajectories kept for any other solved turn."""
+
+    def __post_init__(self):
+        if self.rounds < 0 or min(self.samples_per_turn, self.max_easy, self.max_hard) < 1:
+            raise ValueError("selftaught: rounds must be >= 0; samples_per_turn, max_easy, max_hard at least 1")
+        if self.temperature <= 0:
+            raise ValueError("selftaught.temperature must be above 0: rollouts of one turn would all be equal")
+
+
+def select(
+    rollouts: list[Trajectory], is_valid: list[bool], is_easy: bool, config: SelfTaughtConfig, seed: int
+) -> list[Trajectory]:
+    """Choose from one turn's rollouts by difficulty. `is_valid[i]`: EX and EM of rollout i. Empty if none is valid.
+
+    Ties are broken by the seed. Of the long ones, those least alike are taken: greedily, each next one has the lowest
+    similarity to those already chosen (cosine of word counts of the replies; the paper clusters sentence embeddings).
+    """
+    valid = [trajectory for trajectory, ok in zip(rollouts, is_valid, strict=True) if ok]
+    random.Random(seed).shuffle(valid)
+    if is_easy or all(is_valid):
+        return sorted(valid, key=lambda t: len(t.step_spans))[: config.max_easy]
+    chosen: list[Trajectory] = []
+    rest = sorted(valid, key=lambda t: -len(t.step_spans))
+    while rest and len(chosen) < config.max_hard:
+        chosen.append(min(rest, key=lambda t: (-len(t.step_spans), max((_alike(t, c) for c in chosen), default=0.0))))
+        rest = [t for t in rest if t is not chosen[-1] and t.ids != chosen[-1].ids]
+    return chosen
+
+
+def _alike(a: Trajectory, b: Trajectory) -> float:
+    """Cosine similarity of the two trajectories' sampled token counts, in [0, 1]."""
+    x, y = (Counter(i for i, m in zip(t.ids, t.loss_mask, strict=True) if m) for t in (a, b))
+    dot = sum(x[i] * y[i] for i in x)
+    return dot / (sum(v * v for v in x.values()) * sum(v * v for v in y.values())) ** 0.5 if dot else 0.0
+
+
+def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) -> Trajectory:
+    """A demonstration as a trajectory: its replies are rendered as the policy would have sampled them and played
+    through the real environment, which writes the observations. ValueError if the episode does not end with its answer.
+    """
+    trajectory = Trajectory(turn, 0, renderer.render_prompt(*env.reset()), env)
+    for reply in replies:
+        text = format_reply(reply)
+        ids = renderer.render_reply(text)
+        trajectory.add_sampled(ids, [0.0] * len(ids))
+        observed = env.step(text)
+        if isinstance(observed, Outcome):
+            break
+        trajectory.add_context(renderer.render_observation(observed))
+    if env.outcome is not Outcome.ANSWERED or len(trajectory.step_spans) != len(replies):
+        raise ValueError(f"demonstration of turn {turn.turn_id} does not end with its answer: {env.outcome}")
+    return trajectory
+
+
+def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
+    """Turn id -> replies, from a demonstrations.jsonl. ValueError naming file and line for a malformed one."""
+    demonstrations = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            demonstrations[record["turn_id"]] = [_reply(step) for step in record["steps"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}, line {number}: not a demonstration ({error!r})") from error
+    return demonstrations
+
+
+def _reply(step: dict) -> Reply:
+    is_answer = step["action"] == "answer"
+    return Reply(
+        think=step["think"],
+        exec_verdict=Verdict(step["exec_verdict"]) if step["exec_verdict"] else None,
+        memory_verdict=Verdict(step["memory_verdict"]) if step["memory_verdict"] else None,
+        tool_call=None if is_answer else ToolCall(step["action"], step["sql"]),
+        answer=step["sql"] if is_answer else None,
+        error=None,
+    )

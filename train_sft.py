@@ -1,0 +1,189 @@
+"""Stage 1: self-taught warm-start SFT.
+
+    accelerate launch train_sft.py                         # embedded model, toy world, its demonstrations
+    accelerate launch train_sft.py --source self ...       # rollouts the model samples itself (paper algorithm 1)
+
+Where this departs from the paper: (1) a model that knows nothing may start from demonstrations (`source`), since it
+has no correct rollouts to keep; (2) "Easy-SQL" is the official hardness `easy`; (3) unlike rollouts are chosen by token
+counts, not by an embedding model.
+"""
+
+import math
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.prompts import PromptStyle
+from mtsql.config import parse_config
+from mtsql.learner import OptimConfig, gather_list, learning_rate, make_optimizer, sum_over_ranks, take_step
+from mtsql.llm.engine import Engine, EngineLimits, Sampling
+from mtsql.llm.logprobs import PolicyModule
+from mtsql.llm.losses import sft_loss
+from mtsql.llm.model import ModelConfig, generation_weights, save_policy
+from mtsql.llm.packing import Sample
+from mtsql.rl.rewards import RewardConfig, reward_components
+from mtsql.rl.rollout import rollout, turn_key
+from mtsql.rl.selftaught import SelfTaughtConfig, read_demonstrations, replay, select
+from mtsql.runlog import RunLog
+from mtsql.sql.database import QueryLimits
+from mtsql.sql.datasets import DataConfig
+from mtsql.sql.metrics import hardness
+from mtsql.workbench import Workbench, set_up
+
+SOURCES = ("demonstrations", "self")
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised passes over trajectories; loss on the policy's own tokens only."""
+
+    epochs: float = 2.0
+    """Passes over the samples."""
+    samples_per_update: int = 32
+    """Trajectories per optimizer step, over all ranks (paper reading: 16)."""
+    max_batch_tokens: int = 8192
+    """Tokens per micro-batch and rank."""
+    max_samples: int = 0
+    """Use at most this many trajectories (0 = all)."""
+    optim: OptimConfig = OptimConfig(lr=2e-3, warmup_frac=0.03, schedule="cosine")
+    """The optimizer. The default rate is for the embedded model; the paper's is 5e-6, cosine."""
+
+    def __post_init__(self):
+        if self.epochs <= 0 or self.samples_per_update < 1:
+            raise ValueError("sft.epochs must be above 0 and sft.samples_per_update at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of train_sft.py."""
+
+    run: str = "runs/sft"
+    """Run folder."""
+    seed: int = 0
+    """Seed of weights, order and sampling."""
+    source: str = "demonstrations"
+    """demonstrations: the toy world's (or `demonstrations`) file. self: the model's own correct rollouts."""
+    demonstrations: str | None = None
+    """A demonstrations.jsonl for the training split (default: the toy world's)."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    env: EnvLimits = EnvLimits()
+    style: PromptStyle | None = None
+    """Wording of the prompts (default: brief for the embedded model, full for others)."""
+    engine: EngineLimits = EngineLimits()
+    sampling: Sampling = Sampling(temperature=0.7)
+    """Sampling while collecting (source=self); its temperature is that of `selftaught`."""
+    max_prompt_tokens: int = 4000
+    """Turns with a longer prompt are left out."""
+    selftaught: SelfTaughtConfig = field(default_factory=lambda: SelfTaughtConfig(rounds=1))
+    max_turns: int = 0
+    """Collect on at most this many training turns (0 = all)."""
+    sft: SftConfig = SftConfig()
+
+
+def demonstration_samples(bench: Workbench, file: Path, config: SftConfig, max_prompt_tokens: int, seed: int):
+    """Replay demonstrations through the environment; returns samples in seeded order."""
+    turns = {turn.turn_id: turn for turn in bench.corpora["train"].turns}
+    demonstrations = sorted(read_demonstrations(file).items())
+    random.Random(seed).shuffle(demonstrations)
+    make_env, samples = bench.env_maker("train"), []
+    for turn_id, replies in demonstrations[: config.max_samples or None]:
+        if turn_id not in turns:
+            raise ValueError(f"{file}: turn {turn_id} is not in the training split")
+        trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), bench.renderer)
+        if len(trajectory.prompt_ids) <= max_prompt_tokens:
+            samples.append(trajectory.to_sample([]))
+    return samples
+
+
+def train_on(module, optimizer, samples: list[Sample], config: SftConfig, accelerator, log: RunLog, seed: int, stage: str):
+    """SFT over `samples`: every rank holds all of them and takes its share of each update."""
+    num_updates = max(1, math.ceil(config.epochs * len(samples) / config.samples_per_update))
+    order, epoch = [], 0
+    while len(order) < num_updates * config.samples_per_update:
+        order += random.Random(f"{seed}/{epoch}").sample(range(len(samples)), len(samples))
+        epoch += 1
+    for update in log.progress(range(num_updates), stage):
+        chunk = order[update * config.samples_per_update : (update + 1) * config.samples_per_update]
+        mine = [samples[i] for i in chunk[accelerator.process_index :: accelerator.num_processes]]
+        num_tokens = sum(sum(samples[i].loss_mask) for i in chunk)
+        stats = take_step(
+            accelerator, module, optimizer, mine,
+            lambda module, batch: sft_loss(module(batch, with_entropy=False)[0], batch),
+            num_tokens, max_tokens=config.max_batch_tokens, config=config.optim,
+            lr=learning_rate(config.optim, update, num_updates),
+        )  # fmt: skip
+        log.metrics({"stage": stage, "update": update, "loss": stats["loss"], "grad_norm": stats["grad_norm"],
+                     "num_tokens": num_tokens})  # fmt: skip
+
+
+def collect(bench: Workbench, turns, config: Config, accelerator, round_index: int):
+    """One round's rollouts of this rank's turns; returns (chosen samples of all ranks, ids of solved turns)."""
+    corpus, limits = bench.corpora["train"], QueryLimits()
+    sampling = Sampling(**{**config.sampling.__dict__, "temperature": config.selftaught.temperature})
+    mine = turns[accelerator.process_index :: accelerator.num_processes]
+    n, chosen, solved = config.selftaught.samples_per_turn, [], []
+    with generation_weights(bench.policy) as model:
+        engine = Engine(model, bench.renderer.stop_ids, sampling, config.engine)
+        trajectories = rollout(
+            engine, bench.renderer, mine, bench.env_maker("train"), num_samples=n, seed=config.seed,
+            update=round_index, max_prompt_tokens=config.max_prompt_tokens,
+        )  # fmt: skip
+    for index, turn in enumerate(mine):
+        group = trajectories[index * n : (index + 1) * n]
+        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
+        parts = [reward_components(t.env, turn, schema, db_path, RewardConfig(), limits) for t in group]
+        is_valid = [bool(p["ex"] and p["em"]) for p in parts]
+        is_easy = hardness(turn.sql, schema) == "easy"
+        kept = select(group, is_valid, is_easy, config.selftaught, seed=turn_key(turn.turn_id) ^ config.seed)
+        chosen += [t.to_sample([]) for t in kept]
+        solved += [turn.turn_id] if any(is_valid) else []
+    return gather_list(accelerator, chosen), set(gather_list(accelerator, solved))
+
+
+def main(config: Config) -> None:
+    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model."""
+    if config.source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
+    if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
+        raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
+    accelerator = Accelerator()
+    set_seed(config.seed)
+    with accelerator.main_process_first():
+        bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
+    log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)
+    module = PolicyModule(bench.policy)
+    module, optimizer = accelerator.prepare(module, make_optimizer(module, config.sft.optim))
+    if config.source == "demonstrations":
+        file = Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
+        samples = demonstration_samples(bench, file, config.sft, config.max_prompt_tokens, config.seed)
+        train_on(module, optimizer, samples, config.sft, accelerator, log, config.seed, "sft")
+    else:
+        turns = list(bench.corpora["train"].turns)
+        random.Random(config.seed).shuffle(turns)
+        turns, pool = turns[: config.max_turns or None], []
+        for round_index in range(config.selftaught.rounds):
+            samples, solved = collect(bench, turns, config, accelerator, round_index)
+            pool += samples
+            log.print(f"round {round_index}: solved {len(solved)} of {len(turns)} turns, pool {len(pool)} trajectories")
+            if not pool:
+                raise ValueError("no rollout was right: start from demonstrations (--source demonstrations)")
+            train_on(module, optimizer, pool, config.sft, accelerator, log, config.seed, f"round{round_index}")
+            turns = [turn for turn in turns if turn.turn_id not in solved]
+    if accelerator.is_main_process:
+        save_policy(bench.policy, bench.tokenizer, Path(config.run) / "model")
+        log.print(f"saved {config.run}/model")
+    sum_over_ranks(accelerator, {})
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_config(Config, sys.argv[1:], __doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
