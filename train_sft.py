@@ -114,7 +114,7 @@ def train_on(module, optimizer, samples: list[Sample], config: SftConfig, accele
         num_tokens = sum(sum(samples[i].loss_mask) for i in chunk)
         stats = take_step(
             accelerator, module, optimizer, mine,
-            lambda module, batch: sft_loss(module(batch, with_entropy=False)[0], batch),
+            lambda module, batch: sft_loss(module(batch)[0], batch),
             num_tokens, max_tokens=config.max_batch_tokens, config=config.optim,
             lr=learning_rate(config.optim, update, num_updates),
         )  # fmt: skip

@@ -1,14 +1,69 @@
-"""The sandbox: run a model's SQL on a SQLite file and get a value back, whatever the SQL is."""
+"""The sandbox: run a model's SQL on a SQLite file and get a value back, whatever the SQL is.
+
+Covered; tests/test_database.py holds an attack for each line:
+
+- Writes: INSERT, UPDATE, DELETE, REPLACE, CREATE, DROP, ALTER, REINDEX, ANALYZE, VACUUM (INTO), BEGIN,
+  SAVEPOINT. The file is opened read-only and immutable, and an authorizer lets a statement do four
+  things only: select, read, call a function, recurse. File and folder stay as they are, byte for byte.
+- Other files and settings: ATTACH, DETACH, PRAGMA (so writable_schema), load_extension().
+- Table functions and virtual tables: pragma_...(), json_each(), dbstat, sqlite_stmt, FTS and R-Tree
+  tables. All denied: sqlite_stmt would show a policy the gold SQL that ran on its connection before.
+- Time: an endless recursion, a cross join of millions of rows, a dear function in a loop.
+- Results: too many rows, cells or bytes (`QueryLimits`); rows are fetched one by one and counted.
+- Values: randomblob, zeroblob, printf, replace, hex and group_concat that grow without end.
+- Compile time: deep nesting, hundreds of UNION arms, CTEs that double each other.
+- Single calls no clock can stop: instr, replace, trim, LIKE and GLOB are quadratic, so value length,
+  pattern length and the number of such calls in a statement are bounded.
+- Text: NUL bytes, lone surrogates, invalid UTF-8 in the file (dropped, as the official evaluator
+  does), several statements in one string, none at all, unbound parameters.
+- Files: missing, empty, corrupt, a folder, a pipe: an ERROR. A database another process has locked
+  is read without a lock; a `-wal` or `-journal` file beside it is not: rows as of the last checkpoint.
+  A file replaced or changed between two queries gives fresh rows.
+- Load: any number of threads; at most `MAX_RUNNING` queries run at once, others wait without losing
+  time of their own. Open connections never exceed `MAX_RUNNING + MAX_IDLE`.
+
+Bounds, measured by the tests. Memory: SQLite's heap stays under `MAX_HEAP_BYTES` for the whole process (set
+once, for every user of sqlite3 in it), plus `max_bytes` and one row for each running query. Time: loops end
+0.02 s after their deadline; the worst single statements we could make (`trim` chains) 2 s after.
+
+Not covered: disk. A sort or DISTINCT that outgrows its cache spills to SQLite's temporary folder until its
+deadline (350 MB/s measured). A file changed *while* a query reads it, or changed with size and all times kept.
+A bug in SQLite itself: the query runs in this process. While a CTE bomb fills the shared heap, another
+query may be TOO_LARGE. random() and date('now') run as they are, so results that use them differ from run to
+run. NaN does not exist in SQLite: it is NULL.
+"""
 
 import os
 import sqlite3
 import stat
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from sys import getsizeof
+
+MAX_RUNNING = 32
+MAX_IDLE = 32
+MAX_HEAP_BYTES = 256 * 2**20
+_TICK_SECS = 0.01
+_MAX_IDLE_TICKS = 500
+
+_ALLOWED = frozenset(
+    (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+)
+_DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer"))
+# Functions whose one call may cost the product of two value lengths, in units of about 5 ms at the default
+# max_value_bytes. A statement without a loop is not interruptible, so it may hold this many units in all.
+_CALL_UNITS = {"instr": 1, "replace": 1, "like": 1, "glob": 1, "trim": 5, "ltrim": 5, "rtrim": 5}
+_MAX_CALL_UNITS = 50
+_FIXED_LIMITS = (
+    (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+    (sqlite3.SQLITE_LIMIT_COLUMN, 1000),
+    (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
+)
 
 
 class QueryStatus(Enum):
@@ -19,22 +74,32 @@ class QueryStatus(Enum):
     DENIED = "denied"
 
 
+_STATUS_OF_CODE = {
+    sqlite3.SQLITE_AUTH: QueryStatus.DENIED,
+    sqlite3.SQLITE_READONLY: QueryStatus.DENIED,
+    sqlite3.SQLITE_INTERRUPT: QueryStatus.TIMEOUT,
+    sqlite3.SQLITE_TOOBIG: QueryStatus.TOO_LARGE,
+    sqlite3.SQLITE_NOMEM: QueryStatus.TOO_LARGE,
+    sqlite3.SQLITE_FULL: QueryStatus.TOO_LARGE,
+}
+
+
 @dataclass(frozen=True)
 class QueryLimits:
-    """What one query may use.
+    """What one query may use. ValueError, naming the field, for a limit that is not positive.
 
-    timeout_secs: from the call to the last row, waiting for a free connection included.
-    max_rows, max_cells, max_bytes: of the result; bytes as Python objects (a short text is ~60).
+    timeout_secs: from its start to its last row.
+    max_rows, max_cells, max_bytes: of the result; bytes as Python objects take (a short text is ~60).
     max_value_bytes: of any text, blob or table row, stored or computed.
     max_sql_bytes: of the query itself, in UTF-8.
-    max_expr_depth, max_compound_selects: nesting of expressions, arms of UNION and the like.
+    max_expr_depth, max_compound_selects: nesting of expressions; arms of UNION and the like.
     """
 
     timeout_secs: float = 5.0
     max_rows: int = 100_000
     max_cells: int = 500_000
     max_bytes: int = 64_000_000
-    max_value_bytes: int = 100_000
+    max_value_bytes: int = 40_000
     max_sql_bytes: int = 20_000
     max_expr_depth: int = 200
     max_compound_selects: int = 100
@@ -43,6 +108,8 @@ class QueryLimits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name}: expected a positive number, found {value!r}")
+        if self.max_value_bytes > 10**9:
+            raise ValueError(f"max_value_bytes: SQLite allows 10**9 at most, found {self.max_value_bytes}")
 
 
 @dataclass(frozen=True)
@@ -69,58 +136,225 @@ class DatabaseFileError(Exception):
     """The file is missing, empty or not a file; the text names it."""
 
 
+class _TooLarge(Exception):
+    """The result or the query passed a limit; the text says which."""
+
+
+def run_query(db_path: Path, sql: str, limits: QueryLimits = QueryLimits()) -> QueryResult:
+    """Run one query. Nothing the SQL or the file does raises: the status says what happened."""
+    start = time.monotonic()
+    rows: tuple[tuple, ...] = ()
+    columns: tuple[str, ...] = ()
+    try:
+        _check_text(sql, limits)
+        with _POOL.connection(db_path, limits) as connection:
+            start = time.monotonic()  # waiting for a free connection costs the query nothing
+            rows, columns = _fetch(connection, sql, limits)
+        status, message = QueryStatus.OK, ""
+    except _TooLarge as error:
+        status, message = QueryStatus.TOO_LARGE, str(error)
+    except MemoryError:
+        status, message = QueryStatus.TOO_LARGE, "out of memory"
+    except (sqlite3.Error, sqlite3.Warning, UnicodeError, DatabaseFileError) as error:
+        status, message = _status_of(error), str(error)
+    secs = time.monotonic() - start
+    if status is QueryStatus.TIMEOUT or (status is QueryStatus.OK and secs > limits.timeout_secs):
+        status, message = QueryStatus.TIMEOUT, f"no result within {limits.timeout_secs:g} seconds"
+    if status is not QueryStatus.OK:
+        return QueryResult(status, message=message, secs=secs)
+    return QueryResult(status, rows, columns, secs=secs)
+
+
 def open_read_only(db_path: Path) -> sqlite3.Connection:
-    """A connection that cannot write, takes no lock and leaves no file beside the database."""
+    """A connection that cannot write the file, takes no lock and leaves nothing beside it.
+
+    It is no sandbox yet: ATTACH works. Raises DatabaseFileError for a missing, empty or odd file.
+    """
     _file_version(db_path)
-    uri = Path(db_path).absolute().as_uri() + "?mode=ro&immutable=1"
+    uri = Path(os.fsdecode(db_path)).absolute().as_uri() + "?mode=ro&immutable=1"
     try:
         connection = sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=16
         )
     except sqlite3.Error as error:
         raise DatabaseFileError(f"{db_path}: {error}") from error
-    connection.text_factory = lambda raw: raw.decode("utf-8", "ignore")
+    connection.text_factory = _decode
     return connection
 
 
-def _file_version(db_path: Path) -> tuple:
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "ignore")
+
+
+def _file_version(db_path: Path) -> tuple[int, ...]:
+    """Numbers that differ once the file was replaced or written to."""
     try:
         info = os.stat(db_path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DatabaseFileError(f"{db_path}: {getattr(error, 'strerror', error)}") from error
-    if not stat.S_ISREG(info.st_mode) or info.st_size == 0:
-        raise DatabaseFileError(f"{db_path}: not a database file, or an empty one")
+    if not stat.S_ISREG(info.st_mode):
+        raise DatabaseFileError(f"{db_path}: not a file")
+    if info.st_size == 0:
+        raise DatabaseFileError(f"{db_path}: an empty file, no database")
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-def run_query(db_path: Path, sql: str, limits: QueryLimits = QueryLimits()) -> QueryResult:
-    start = time.monotonic()
-    deadline = start + limits.timeout_secs
+def _check_text(sql: str, limits: QueryLimits) -> None:
+    # Encoding raises UnicodeError for lone surrogates. A NUL would end the text for SQLite.
+    if len(sql.encode("utf-8")) > limits.max_sql_bytes:
+        raise _TooLarge(f"the query is longer than {limits.max_sql_bytes} bytes")
+    if "\0" in sql:
+        raise sqlite3.ProgrammingError("the query contains a null character")
+
+
+def _fetch(
+    connection: sqlite3.Connection, sql: str, limits: QueryLimits
+) -> tuple[tuple[tuple, ...], tuple[str, ...]]:
+    cursor = connection.execute(sql)
     try:
-        connection = open_read_only(db_path)
-    except DatabaseFileError as error:
-        return QueryResult(QueryStatus.ERROR, message=str(error), secs=time.monotonic() - start)
-    allowed = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_value_bytes)
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
-    rows, columns, status, message = [], (), QueryStatus.OK, ""
-    try:
-        cursor = connection.execute(sql)
-        columns = tuple(d[0] for d in cursor.description or ())
+        if cursor.description is None:
+            raise sqlite3.ProgrammingError("the text holds no query")
+        columns = tuple(entry[0] for entry in cursor.description)
+        rows: list[tuple] = []
+        num_bytes = 0
         for row in cursor:
             rows.append(row)
+            num_bytes += getsizeof(row) + sum(map(getsizeof, row))
             if len(rows) > limits.max_rows:
-                status, message = QueryStatus.TOO_LARGE, f"more than {limits.max_rows} rows"
-                break
-    except (sqlite3.Error, sqlite3.Warning, UnicodeError, ValueError, MemoryError) as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        status = {sqlite3.SQLITE_AUTH: QueryStatus.DENIED, sqlite3.SQLITE_INTERRUPT: QueryStatus.TIMEOUT,
-                  sqlite3.SQLITE_TOOBIG: QueryStatus.TOO_LARGE}.get(code, QueryStatus.ERROR)
-        message = str(error)
+                raise _TooLarge(f"more than {limits.max_rows} rows")
+            if len(rows) * len(columns) > limits.max_cells:
+                raise _TooLarge(f"more than {limits.max_cells} cells")
+            if num_bytes > limits.max_bytes:
+                raise _TooLarge(f"more than {limits.max_bytes} bytes of rows")
+        return tuple(rows), columns
     finally:
-        connection.close()
-    secs = time.monotonic() - start
-    if status is not QueryStatus.OK:
-        return QueryResult(status, message=message, secs=secs)
-    return QueryResult(status, tuple(rows), columns, "", secs)
+        cursor.close()  # an unfinished statement would keep its memory and its temporary files
+
+
+def _status_of(error: Exception) -> QueryStatus:
+    code = getattr(error, "sqlite_errorcode", None)
+    # The low byte is the kind of the error, the rest its detail.
+    return QueryStatus.ERROR if code is None else _STATUS_OF_CODE.get(code & 0xFF, QueryStatus.ERROR)
+
+
+class _Sandbox:
+    """One connection, set up to refuse all but reading, for one version of one file."""
+
+    def __init__(self, key: tuple, db_path: Path, limits: QueryLimits) -> None:
+        self.key = key
+        self.call_units = 0
+        self.connection = open_read_only(db_path)
+        self.connection.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP_BYTES}").close()
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_value_bytes)
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, limits.max_expr_depth)
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, limits.max_compound_selects)
+        for category, value in _FIXED_LIMITS:
+            self.connection.setlimit(category, value)
+        self.connection.set_authorizer(self.authorize)
+
+    def authorize(self, action: int, _: str | None, name: str | None, *__: str | None) -> int:
+        """SQLite asks while it compiles a statement; for a function, `name` is the function's."""
+        if action not in _ALLOWED:
+            return sqlite3.SQLITE_DENY
+        if action == sqlite3.SQLITE_FUNCTION:
+            self.call_units += _CALL_UNITS.get(name, 0)
+            if name in _DENIED_FUNCTIONS or self.call_units > _MAX_CALL_UNITS:
+                return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+
+class _Pool:
+    """Connections at rest and at work, and a thread that interrupts those past their deadline.
+
+    The thread is there because a progress handler runs Python, thus waits for the GIL, every so many
+    instructions: under a busy interpreter that slows queries a hundredfold, and a statement of dear
+    calls overshoots by the whole interval. SQLite looks at an interrupt on every turn of a loop.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.slots = threading.BoundedSemaphore(MAX_RUNNING)
+        self.idle: list[_Sandbox] = []  # the most recently used last
+        self.deadlines: dict[_Sandbox, float] = {}
+        self.has_watcher = False
+
+    @contextmanager
+    def connection(self, db_path: Path, limits: QueryLimits) -> Iterator[sqlite3.Connection]:
+        """Lend a connection, with the clock running. It is kept unless its query was cut off."""
+        key = (os.fspath(db_path), _file_version(db_path), limits)
+        with self.slots:
+            sandbox = self._take(key) or _Sandbox(key, db_path, limits)
+            sandbox.call_units = 0
+            self._start(sandbox, limits.timeout_secs)
+            is_sound = False
+            try:
+                yield sandbox.connection
+                is_sound = True
+            except sqlite3.Error as error:
+                is_sound = _status_of(error) in (QueryStatus.ERROR, QueryStatus.DENIED)
+                if sandbox.call_units > _MAX_CALL_UNITS:
+                    raise _TooLarge("too many calls of LIKE, GLOB, instr, replace or trim") from error
+                raise
+            finally:
+                with self.lock:
+                    del self.deadlines[sandbox]
+                self._give(sandbox, is_sound)
+
+    def _take(self, key: tuple) -> _Sandbox | None:
+        path, version, _ = key
+        stale, found = [], None
+        with self.lock:
+            for sandbox in reversed(self.idle):
+                if found is None and sandbox.key == key:
+                    found = sandbox
+                elif sandbox.key[0] == path and sandbox.key[1] != version:
+                    stale.append(sandbox)
+            for sandbox in stale + ([found] if found else []):
+                self.idle.remove(sandbox)
+        for sandbox in stale:
+            sandbox.connection.close()
+        return found
+
+    def _give(self, sandbox: _Sandbox, is_sound: bool) -> None:
+        closing = sandbox
+        with self.lock:
+            if is_sound:
+                self.idle.append(sandbox)
+                closing = self.idle.pop(0) if len(self.idle) > MAX_IDLE else None
+        if closing is not None:
+            closing.connection.close()
+
+    def _start(self, sandbox: _Sandbox, timeout_secs: float) -> None:
+        with self.lock:
+            self.deadlines[sandbox] = time.monotonic() + timeout_secs
+            if not self.has_watcher:
+                self.has_watcher = True
+                threading.Thread(target=self._watch, name="mtsql-sql-deadlines", daemon=True).start()
+
+    def _watch(self) -> None:
+        num_idle_ticks = 0
+        while True:
+            time.sleep(_TICK_SECS)
+            now = time.monotonic()
+            with self.lock:  # so that no connection is interrupted after it was given back
+                num_idle_ticks = 0 if self.deadlines else num_idle_ticks + 1
+                if num_idle_ticks > _MAX_IDLE_TICKS:
+                    self.has_watcher = False
+                    return
+                for sandbox, deadline in self.deadlines.items():
+                    if now > deadline:
+                        sandbox.connection.interrupt()
+
+
+_POOL = _Pool()
+
+
+def _forget_connections() -> None:
+    """A forked child has neither the thread nor a right to its parent's connections, which stay unclosed."""
+    global _POOL
+    _ABANDONED.append(_POOL)
+    _POOL = _Pool()
+
+
+_ABANDONED: list[_Pool] = []
+os.register_at_fork(after_in_child=_forget_connections)

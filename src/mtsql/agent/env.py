@@ -1,0 +1,152 @@
+"""The environment of one episode: one question, one database, text in and text out.
+
+`reset()` gives the opening messages; `step(reply)` gives an observation, or the `Outcome` that ended the episode. The
+environment reads replies only: nothing in an observation, whatever a database put there, is ever parsed.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from mtsql.agent import prompts
+from mtsql.agent.memory import recall
+from mtsql.agent.parser import Reply, parse_reply
+from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
+from mtsql.sql.database import QueryLimits, QueryStatus, run_query
+from mtsql.sql.dialogues import Turn
+from mtsql.sql.schema import Schema
+
+
+class Outcome(Enum):
+    """Every way an episode can end."""
+
+    ANSWERED = "answered"
+    NO_ACTION = "no_action"
+    BAD_CALL = "bad_call"
+    BAD_ANSWER = "bad_answer"
+    UNCLOSED_THINK = "unclosed_think"
+    MAX_STEPS = "max_steps"
+    STEP_TOKENS = "step_tokens"
+    TRAJECTORY_TOKENS = "trajectory_tokens"
+    OBSERVATION_TOKENS = "observation_tokens"
+    PROMPT_TOKENS = "prompt_tokens"
+
+
+ENDS_WITH = {
+    "no_action": Outcome.NO_ACTION,
+    "unclosed_think": Outcome.UNCLOSED_THINK,
+    "empty_answer": Outcome.BAD_ANSWER,
+    "unclosed_answer": Outcome.BAD_ANSWER,
+}
+
+
+@dataclass(frozen=True)
+class EnvLimits:
+    """Limits and switches of an episode."""
+
+    max_steps: int = 4
+    """Model replies per episode (paper: 4)."""
+    max_observation_rows: int = 10
+    """Result rows shown to the model."""
+    max_observation_chars: int = 400
+    """Characters of a result shown to the model (released code: 200)."""
+    preview_chars: int = 50
+    """Characters of each earlier result shown by the memory (released code: 50)."""
+    use_exec: bool = True
+    """Offer exec_sql (paper ablation T3)."""
+    use_memory: bool = True
+    """Offer memory_retrieve (paper ablation T3)."""
+    answer_fallback: bool = False
+    """Take the last tool call's SQL when an episode ends without an answer, as the released code does."""
+    query: QueryLimits = field(default_factory=QueryLimits)
+    """Limits on each query."""
+
+    def __post_init__(self):
+        if self.max_steps < 1:
+            raise ValueError("env.max_steps must be at least 1")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One reply and what its action met. `status` is None unless SQL ran; `observation` is None at the end."""
+
+    reply: Reply
+    status: QueryStatus | None = None
+    is_empty: bool = False
+    observation: str | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the SQL ran without an error."""
+        return self.status is QueryStatus.OK
+
+
+class SqlEnv:
+    """One episode. Not shared between threads at the same time; any number of episodes may run side by side."""
+
+    def __init__(self, turn: Turn, schema: Schema, db_path: Path, limits: EnvLimits, style: PromptStyle):
+        self.turn, self.schema, self.db_path, self.limits, self.style = turn, schema, db_path, limits, style
+        self.steps: list[StepRecord] = []
+        self.outcome: Outcome | None = None
+        self.final_sql: str | None = None
+
+    def reset(self) -> tuple[list[dict], list[dict]]:
+        """(messages, tool schemas) that open the episode. The brief style names no tools: its model learns them."""
+        limits = self.limits
+        text = prompts.first_message(
+            self.turn, self.schema, self.style, limits.max_steps, limits.use_exec, limits.use_memory
+        )
+        tools = [] if self.style is PromptStyle.BRIEF else tool_schemas(limits.use_exec, limits.use_memory)
+        return [{"role": "user", "content": text}], tools
+
+    def step(self, reply_text: str) -> str | Outcome:
+        """Act on a reply: the observation to show next, or how the episode ended. RuntimeError after the end."""
+        if self.outcome is not None:
+            raise RuntimeError(f"the episode of turn {self.turn.turn_id} has ended: {self.outcome.value}")
+        reply = parse_reply(reply_text)
+        record, ended = StepRecord(reply), None
+        if reply.answer is not None:
+            self.final_sql, ended = reply.answer, Outcome.ANSWERED
+        elif reply.error is not None:
+            ended = ENDS_WITH.get(reply.error.value, Outcome.BAD_CALL)
+        else:
+            record = self._call(reply)
+            ended = Outcome.MAX_STEPS if len(self.steps) + 1 >= self.limits.max_steps else None
+        self.steps.append(record)
+        return self.end(ended) if ended is not None else record.observation
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """End the episode, also from outside (token budgets)."""
+        self.outcome = outcome
+        calls = [record.reply.tool_call for record in self.steps if record.reply.tool_call is not None]
+        if self.final_sql is None and self.limits.answer_fallback and calls:
+            self.final_sql = calls[-1].code
+        return outcome
+
+    def transcript(self) -> str:
+        """The episode as readable text."""
+        parts = [message["content"] for message in self.reset()[0]]
+        for record in self.steps:
+            reply = record.reply
+            action = reply.tool_call or reply.answer or reply.error
+            parts.append(f"[model] {reply.think} {reply.exec_verdict or ''} {reply.memory_verdict or ''}\n  {action}")
+            if record.observation is not None:
+                parts.append(f"[observation] {record.observation}")
+        return "\n".join([*parts, f"[{self.outcome.value if self.outcome else 'running'}] {self.final_sql}"])
+
+    def _call(self, reply: Reply) -> StepRecord:
+        """Run the one tool a reply calls. Calling a tool that is not offered is answered, not punished by an end."""
+        call, limits = reply.tool_call, self.limits
+        known = [EXEC_SQL] * limits.use_exec + [MEMORY_RETRIEVE] * limits.use_memory
+        if call.name not in known:
+            return StepRecord(reply, observation=prompts.unknown_tool(call.name, known))
+        result = run_query(self.db_path, call.code, limits.query)
+        shown = prompts.show_result(result, limits.max_observation_rows, limits.max_observation_chars, self.style)
+        if call.name == EXEC_SQL:
+            text = prompts.exec_observation(self.turn, call.code, shown, self.style, limits.use_memory)
+        else:
+            with_results = self.style is PromptStyle.FULL
+            memory = recall(self.turn, self.db_path, limits.query, with_results)
+            text = prompts.memory_observation(self.turn, call.code, shown, memory, self.style, limits.preview_chars)
+        return StepRecord(reply, result.status, result.is_empty, text)

@@ -1,0 +1,36 @@
+"""The dialogue memory: every earlier turn with its question, SQL, the query's elements and a preview of its result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtsql.sql.database import QueryLimits, run_query
+from mtsql.sql.dialogues import Turn
+
+CLAUSES = ("select", "from", "where", "group by", "having", "order by", "limit", "intersect", "union", "except")
+
+
+@dataclass(frozen=True)
+class MemoryEntry:
+    """One earlier turn. `result` is None when previews are off or the query failed."""
+
+    question: str
+    sql: str
+    clauses: tuple[str, ...]
+    result: tuple[tuple, ...] | None
+
+
+def recall(turn: Turn, db_path: Path, limits: QueryLimits, with_results: bool) -> list[MemoryEntry]:
+    """The turn's history, oldest first: gold SQL in training, the agent's own under predicted history. The current
+    turn's gold SQL is never read."""
+    entries = []
+    for question, sql in turn.history:
+        result = run_query(db_path, sql, limits) if with_results else None
+        rows = result.rows if result is not None and result.is_ok else None
+        entries.append(MemoryEntry(question, sql, clauses_of(sql), rows))
+    return entries
+
+
+def clauses_of(sql: str) -> tuple[str, ...]:
+    """Which clauses a query text has, in the order of `CLAUSES`."""
+    text = f" {' '.join(sql.lower().split())} "
+    return tuple(clause for clause in CLAUSES if f" {clause} " in text)

@@ -1,0 +1,121 @@
+"""Every sentence the model reads, in two wordings. To change a prompt, change it here.
+
+FULL is the paper's protocol in our own words, for models that know language. BRIEF has the same tags and the same
+steps in as few tokens as possible, for the small embedded model that has to learn every word.
+"""
+
+from enum import Enum
+
+from mtsql.agent.memory import MemoryEntry
+from mtsql.sql.database import QueryResult, QueryStatus
+from mtsql.sql.dialogues import Turn
+from mtsql.sql.schema import Schema, schema_text
+
+
+class PromptStyle(Enum):
+    """Which wording."""
+
+    FULL = "full"
+    BRIEF = "brief"
+
+
+TASK = """You answer questions about a SQLite database over a conversation. Write one SQL query for the current question.
+
+Work in steps, one action in each message:
+1. Think inside <think> </think>: what the question asks and what it keeps from earlier turns.
+{steps}
+When you are done, give only the query inside <answer_sql> </answer_sql>. You have at most {max_steps} messages."""
+STEP_EXEC = "Call exec_sql with a candidate query, at least once, and judge what comes back."
+STEP_MEMORY = "If there are earlier turns, call memory_retrieve once the query runs well, and judge its coherence."
+STEP_CORRECT = "After any <exec_verify>no_pass</exec_verify> or <memory_verify>no_pass</memory_verify>, correct the query."
+
+AFTER_EXEC = """Judge the result: 1. did the query run without an error? 2. do the columns exist and answer the question?
+3. is it free of unexpected NULLs and not unexpectedly empty?
+If not, write <exec_verify>no_pass</exec_verify>, think, and call exec_sql with a better query.
+If so, write <exec_verify>pass</exec_verify> and {next}."""
+NEXT_ANSWER = "give the query inside <answer_sql> </answer_sql>"
+NEXT_MEMORY = "call memory_retrieve with the query (once before you finish)"
+
+AFTER_MEMORY = """Check the query against the conversation:
+1. Take it apart into clauses. 2. Do its tables fit what is talked about? 3. Do the selected columns fit this question and
+what was asked before? 4. Do WHERE, GROUP BY and HAVING keep or drop earlier conditions as this question wants?
+5. Is the ordering kept unless it was changed? 6. Do the joins follow the paths used before?
+7. Do the query and its result answer the question and stay coherent with the conversation?
+If not, write <memory_verify>no_pass</memory_verify>, think, and call exec_sql with a better query.
+If so, write <memory_verify>pass</memory_verify> and give the query inside <answer_sql> </answer_sql>."""
+
+
+def first_message(turn: Turn, schema: Schema, style: PromptStyle, max_steps: int, use_exec: bool, use_memory: bool) -> str:
+    """The user message that opens an episode: task, schema, earlier turns, question."""
+    if style is PromptStyle.BRIEF:
+        history = "".join(f"\nQ: {question}\nSQL: {sql}" for question, sql in turn.history)
+        return f"{schema_text(schema)}{history}\nQ: {turn.question}"
+    steps = [STEP_EXEC] * use_exec + [STEP_MEMORY] * use_memory + [STEP_CORRECT] * (use_exec or use_memory)
+    task = TASK.format(steps="\n".join(f"{i}. {step}" for i, step in enumerate(steps, 2)), max_steps=max_steps)
+    history = "\n".join(f"Question {i}: {q}\nSQL {i}: {sql}" for i, (q, sql) in enumerate(turn.history, 1))
+    earlier = f"\n\nEarlier turns:\n{history}" if history else ""
+    return f"{task}\n\nDatabase schema:\n{schema_text(schema)}{earlier}\n\nQuestion: {turn.question}"
+
+
+def exec_observation(turn: Turn, sql: str, shown: str, style: PromptStyle, use_memory: bool) -> str:
+    """What exec_sql returns: recap, result, and how to verify it. First turns are not sent to the memory."""
+    if style is PromptStyle.BRIEF:
+        return shown
+    ask = AFTER_EXEC.format(next=NEXT_MEMORY if turn.history and use_memory else NEXT_ANSWER)
+    return f"Question: {turn.question}\nSQL: {sql}\nResult:\n{shown}\n\n{ask}"
+
+
+def memory_observation(
+    turn: Turn, sql: str, shown: str, memory: list[MemoryEntry], style: PromptStyle, preview_chars: int
+) -> str:
+    """What memory_retrieve returns: the proposed SQL with its result, the earlier turns, the coherence checklist."""
+    if style is PromptStyle.BRIEF:
+        last = f"{memory[-1].question}\n{memory[-1].sql}\n" if memory else ""
+        return f"{last}{turn.question}"
+    turns = []
+    for number, entry in enumerate(memory, 1):
+        rows = "not shown" if entry.result is None else _cut("; ".join(map(_row, entry.result)), preview_chars)
+        turns.append(
+            f"[turn {number}]\nQuestion: {entry.question}\nSQL: {entry.sql}\nClauses: {', '.join(entry.clauses)}\n"
+            f"Result: {rows}"
+        )
+    earlier = "\n".join(turns) if turns else "There are no earlier turns."
+    return (
+        f"You verify coherence.\nQuestion: {turn.question}\nProposed SQL: {sql}\nResult:\n{shown}\n\n"
+        f"Memory of this conversation:\n{earlier}\n\n{AFTER_MEMORY}"
+    )
+
+
+def unknown_tool(name: str, known: list[str]) -> str:
+    """The observation after a call to a tool that does not exist."""
+    return f"There is no tool {name!r}. Tools: {', '.join(known)}."
+
+
+def show_result(result: QueryResult, max_rows: int, max_chars: int, style: PromptStyle) -> str:
+    """A result as text, capped by rows and characters; it says how many rows were left out."""
+    if result.status is not QueryStatus.OK:
+        return _cut(f"{result.status.value}: {result.message}", max_chars)
+    if not result.rows:
+        return "no rows"
+    lines, used = [], 0
+    for row in result.rows[:max_rows]:
+        line = _row(row) if style is PromptStyle.FULL else " | ".join(map(_cell, row))
+        if lines and used + len(line) > max_chars:
+            break
+        lines.append(_cut(line, max_chars))
+        used += len(line)
+    left = len(result.rows) - len(lines)
+    return "\n".join(lines + ([f"... {left} more rows"] if left else []))
+
+
+def _row(row: tuple) -> str:
+    return f"({', '.join(repr(cell) for cell in row)})"
+
+
+def _cell(cell) -> str:
+    return "NULL" if cell is None else str(cell)
+
+
+def _cut(text: str, max_chars: int) -> str:
+    """The text, or its beginning and how many characters are missing."""
+    return text if len(text) <= max_chars else f"{text[:max_chars]}... {len(text) - max_chars} more characters"
