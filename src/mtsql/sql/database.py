@@ -75,7 +75,6 @@ class QueryStatus(Enum):
 
 
 _STATUS_OF_CODE = {
-    sqlite3.SQLITE_AUTH: QueryStatus.DENIED,
     sqlite3.SQLITE_READONLY: QueryStatus.DENIED,
     sqlite3.SQLITE_INTERRUPT: QueryStatus.TIMEOUT,
     sqlite3.SQLITE_TOOBIG: QueryStatus.TOO_LARGE,
@@ -136,8 +135,12 @@ class DatabaseFileError(Exception):
     """The file is missing, empty or not a file; the text names it."""
 
 
-class _TooLarge(Exception):
-    """The result or the query passed a limit; the text says which."""
+class _Refusal(Exception):
+    """We, not SQLite, end the query."""
+
+    def __init__(self, status: QueryStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def run_query(db_path: Path, sql: str, limits: QueryLimits = QueryLimits()) -> QueryResult:
@@ -151,8 +154,8 @@ def run_query(db_path: Path, sql: str, limits: QueryLimits = QueryLimits()) -> Q
             start = time.monotonic()  # waiting for a free connection costs the query nothing
             rows, columns = _fetch(connection, sql, limits)
         status, message = QueryStatus.OK, ""
-    except _TooLarge as error:
-        status, message = QueryStatus.TOO_LARGE, str(error)
+    except _Refusal as error:
+        status, message = error.status, str(error)
     except MemoryError:
         status, message = QueryStatus.TOO_LARGE, "out of memory"
     except (sqlite3.Error, sqlite3.Warning, UnicodeError, DatabaseFileError) as error:
@@ -202,7 +205,7 @@ def _file_version(db_path: Path) -> tuple[int, ...]:
 def _check_text(sql: str, limits: QueryLimits) -> None:
     # Encoding raises UnicodeError for lone surrogates. A NUL would end the text for SQLite.
     if len(sql.encode("utf-8")) > limits.max_sql_bytes:
-        raise _TooLarge(f"the query is longer than {limits.max_sql_bytes} bytes")
+        raise _Refusal(QueryStatus.TOO_LARGE, f"the query is longer than {limits.max_sql_bytes} bytes")
     if "\0" in sql:
         raise sqlite3.ProgrammingError("the query contains a null character")
 
@@ -221,11 +224,11 @@ def _fetch(
             rows.append(row)
             num_bytes += getsizeof(row) + sum(map(getsizeof, row))
             if len(rows) > limits.max_rows:
-                raise _TooLarge(f"more than {limits.max_rows} rows")
+                raise _Refusal(QueryStatus.TOO_LARGE, f"more than {limits.max_rows} rows")
             if len(rows) * len(columns) > limits.max_cells:
-                raise _TooLarge(f"more than {limits.max_cells} cells")
+                raise _Refusal(QueryStatus.TOO_LARGE, f"more than {limits.max_cells} cells")
             if num_bytes > limits.max_bytes:
-                raise _TooLarge(f"more than {limits.max_bytes} bytes of rows")
+                raise _Refusal(QueryStatus.TOO_LARGE, f"more than {limits.max_bytes} bytes of rows")
         return tuple(rows), columns
     finally:
         cursor.close()  # an unfinished statement would keep its memory and its temporary files
@@ -243,6 +246,7 @@ class _Sandbox:
     def __init__(self, key: tuple, db_path: Path, limits: QueryLimits) -> None:
         self.key = key
         self.call_units = 0
+        self.is_denied = False
         self.connection = open_read_only(db_path)
         self.connection.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP_BYTES}").close()
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_value_bytes)
@@ -254,13 +258,13 @@ class _Sandbox:
 
     def authorize(self, action: int, _: str | None, name: str | None, *__: str | None) -> int:
         """SQLite asks while it compiles a statement; for a function, `name` is the function's."""
-        if action not in _ALLOWED:
-            return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_FUNCTION:
             self.call_units += _CALL_UNITS.get(name, 0)
-            if name in _DENIED_FUNCTIONS or self.call_units > _MAX_CALL_UNITS:
-                return sqlite3.SQLITE_DENY
-        return sqlite3.SQLITE_OK
+        if action not in _ALLOWED or (action == sqlite3.SQLITE_FUNCTION and name in _DENIED_FUNCTIONS):
+            # SQLite's own error code does not always say so: a denied table function is a plain error.
+            self.is_denied = True
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_DENY if self.call_units > _MAX_CALL_UNITS else sqlite3.SQLITE_OK
 
 
 class _Pool:
@@ -284,16 +288,18 @@ class _Pool:
         key = (os.fspath(db_path), _file_version(db_path), limits)
         with self.slots:
             sandbox = self._take(key) or _Sandbox(key, db_path, limits)
-            sandbox.call_units = 0
+            sandbox.call_units, sandbox.is_denied = 0, False
             self._start(sandbox, limits.timeout_secs)
             is_sound = False
             try:
                 yield sandbox.connection
                 is_sound = True
             except sqlite3.Error as error:
-                is_sound = _status_of(error) in (QueryStatus.ERROR, QueryStatus.DENIED)
+                is_sound = _status_of(error) is QueryStatus.ERROR
                 if sandbox.call_units > _MAX_CALL_UNITS:
-                    raise _TooLarge("too many calls of LIKE, GLOB, instr, replace or trim") from error
+                    raise _Refusal(QueryStatus.TOO_LARGE, "too many LIKE, GLOB, instr, replace or trim") from error
+                if sandbox.is_denied:
+                    raise _Refusal(QueryStatus.DENIED, f"only SELECT is allowed here: {error}") from error
                 raise
             finally:
                 with self.lock:
