@@ -1,62 +1,44 @@
-"""Generation over all live trajectories at once, on the policy's own weights and modules.
+"""Generation for many multi-turn trajectories at once: every distinct token is computed once, nobody waits.
 
-Each trajectory has a slot in one key-value cache and keeps it across its tool calls, so an observation costs its own
-tokens and no more. A group's prompt is computed once and its keys and values are copied to the siblings. One `step`
-mixes the next token of every running row with new prompts and observations in a single flat forward; a row that stops
-leaves at once. The engine sees ids only.
+A *row* is one trajectory: a prompt it shares with its group, then replies (sampled here) and observations (given to
+`extend`). Its keys and values stay in the paged cache from its first token to `close`. One `step` computes the next
+token of every row that decodes together with chunks of new prompts and observations; a row whose reply is complete
+leaves at once and waits, keeping its cache, for `extend` or `close`. When the cache is full the youngest row loses its
+blocks and is computed again later; since noise belongs to (key, position), its tokens come out the same.
 
-Legend: R slots, T tokens of a flat step, L cache length, H heads, D head width, V vocabulary.
+The engine sees ids only. It uses the model's weights as they are at each step: close all rows before changing them.
+CUDA graphs are not used yet.
 """
 
-from collections import deque
+import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtsql.llm.attention import ATTENTION_NAME
+from mtsql.llm.kvcache import BlockPool, Chunk, PagedContext
+from mtsql.llm.sampling import NoiseKey, Sampling, hash_key, sample, uniform
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How replies are sampled, and their budgets."""
-
-    temperature: float = 1.0
-    """Logits are divided by it, in training too. 0: greedy (log-probs are then those at temperature 1)."""
-    max_step_tokens: int = 512
-    """Tokens of one model reply, stop id included."""
-    max_trajectory_tokens: int = 8000
-    """Tokens after the prompt, observations included (paper: 8000)."""
-
-    def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError("sampling.temperature must not be negative")
-        if self.max_step_tokens < 1 or self.max_trajectory_tokens < 1:
-            raise ValueError("sampling.max_step_tokens and sampling.max_trajectory_tokens must be at least 1")
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """Memory and scheduling."""
-
-    max_rows: int = 64
-    """Trajectories in the cache at once; more wait for a free slot."""
-    max_prefill_tokens: int = 4096
-    """New prompts join a step while it holds fewer tokens than this."""
+SUPPORTED = ("llama", "qwen2", "qwen3")  # config.model_type; each is tested against model.generate
+MAX_LOGITS = 1 << 23  # elements of a logits tensor; more rows are sampled in several goes
 
 
 class StopReason(Enum):
     """Why a reply ended."""
 
     STOP_ID = "stop_id"
+    STOP_STRING = "stop_string"
     STEP_TOKENS = "step_tokens"
     TRAJECTORY_TOKENS = "trajectory_tokens"
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished reply: sampled ids, stop id included, and the log-prob of each under the sampled distribution."""
+    """One reply: its ids (a stop id included), their log-probs under the sampled distribution, why it ended."""
 
     handle: int
     ids: list[int]
@@ -64,270 +46,388 @@ class Completion:
     reason: StopReason
 
 
-@dataclass
+@dataclass(frozen=True)
+class EngineLimits:
+    """What the engine may use.
+
+    Attributes:
+        max_rows: rows computed together in a step.
+        block_size: tokens per cache block; flash-attn on GPUs wants a multiple of 256.
+        cache_bytes: memory for keys and values, taken at the start and never exceeded.
+        max_step_batch_tokens: tokens computed in a step; what decoding leaves over goes to prompts and observations.
+    """
+
+    max_rows: int = 64
+    block_size: int = 32
+    cache_bytes: int = 1 << 30
+    max_step_batch_tokens: int = 1024
+
+    def __post_init__(self):
+        if self.max_rows < 1 or self.block_size < 1:
+            raise ValueError("max_rows and block_size must be at least 1")
+        if self.max_step_batch_tokens < self.max_rows:
+            raise ValueError(
+                f"max_step_batch_tokens {self.max_step_batch_tokens} is less than max_rows {self.max_rows}: "
+                "a step could not give every row its token"
+            )
+
+
+@dataclass(eq=False)
+class _Prompt:
+    """A prompt and its blocks, which exist while some row of its group is in the cache."""
+
+    ids: list[int]
+    rows: list["_Row"] = field(default_factory=list)  # those in the cache
+    blocks: list[int] = field(default_factory=list)
+    cached: int = 0
+    seen: int = 0  # most tokens ever cached
+    hidden: Tensor | None = None  # (width,) last hidden state: every sample draws its first token from it
+
+    @property
+    def is_ready(self) -> bool:
+        return self.cached == len(self.ids)
+
+
+@dataclass(eq=False)
 class _Row:
     handle: int
-    key: int
-    slot: int = -1
-    length: int = 0
-    prompt_length: int = 0
-    feed: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    prompt: _Prompt
+    key: int  # hashed noise key
+    ids: list[int] = field(default_factory=list)  # after the prompt
+    reply_start: int = 0  # where in `ids` the current reply begins
+    logprobs: list[float] = field(default_factory=list)  # of the current reply
+    is_idle: bool = False  # its reply is handed out
+    slot: int | None = None  # line of the block tables while in the cache
+    num_blocks: int = 0
+    cached: int = 0  # tokens with keys and values, prompt included
+    seen: int = 0  # most tokens ever cached
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt.ids) + len(self.ids)
 
 
 class Engine:
-    """Batched generation. Open groups, step, take completions, extend or close them; see `rollout.py`."""
+    """See the module's docstring. Not thread-safe: one thread opens, extends, steps and closes."""
 
-    def __init__(self, model, stop_ids: tuple[int, ...], sampling: Sampling, limits: EngineLimits = EngineLimits()):
-        if model.config._attn_implementation != ATTENTION_NAME:
-            raise ValueError(f"the engine needs a model loaded with attention {ATTENTION_NAME!r}")
-        self.model, self.stop_ids, self.sampling, self.limits = model, frozenset(stop_ids), sampling, limits
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        stop_ids: tuple[int, ...],
+        sampling: Sampling,
+        limits: EngineLimits = EngineLimits(),
+        is_stopped: Callable[[list[int]], bool] | None = None,
+    ):
+        """`model`: a Hugging Face causal LM loaded with attn_implementation="mtsql", in eval mode.
+
+        `is_stopped` is asked after each sampled token, with the ids of the reply so far, whether text has ended it (a
+        stop string may be cut into tokens in many ways, so only whoever can decode them can tell).
+        Raises ValueError for a model whose attention we do not compute and for a cache too small for a block.
+        """
+        config = model.config
+        _check_attention(config)
+        self.model = model
+        self.decoder = model.base_model
+        self.head = model.get_output_embeddings()
+        self.stop_ids = frozenset(stop_ids)
+        self.sampling = sampling
+        self.limits = limits
+        self.is_stopped = is_stopped
+        self.device = self.head.weight.device
+        heads = config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        dtype = self.head.weight.dtype
+        block_bytes = 2 * config.num_hidden_layers * limits.block_size * heads * head_dim * dtype.itemsize
+        num_blocks = limits.cache_bytes // block_bytes
+        if num_blocks < 1:
+            raise ValueError(f"cache_bytes {limits.cache_bytes} is less than one block of {block_bytes} bytes")
+        self.pool = BlockPool(
+            config.num_hidden_layers, num_blocks, limits.block_size, heads, head_dim, dtype, self.device
+        )
         self.tokens_computed = 0
         self.tokens_distinct = 0
-        self._queue: deque[tuple[list[int], list[_Row]]] = deque()
-        self._running: dict[int, _Row] = {}
         self._rows: dict[int, _Row] = {}
-        self._siblings: dict[int, list[_Row]] = {}
-        self._free = list(range(limits.max_rows))[::-1]
-        self._num_opened = 0
-        self._cache = _Cache(model, limits.max_rows)
+        self._next_handle = 0
+        self._waiting: list[_Row] = []  # want to run, not in the cache; oldest first
+        self._cached: list[_Row] = []  # in the cache, idle ones included; oldest first
+        # Idle rows keep their line of the tables without taking a seat from the running ones.
+        num_slots = 2 * limits.max_rows
+        self._slots = list(range(num_slots))
+        self._tables = np.zeros((num_slots, num_blocks), dtype=np.int64)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether `step` would compute anything: rows decode, or a waiting group fits."""
-        return bool(self._running) or bool(self._queue and len(self._queue[0][1]) <= len(self._free))
+    # what the rollout calls
 
-    def open_group(self, prompt_ids: list[int], noise_keys: list[tuple[int, int, int, int]]) -> list[int]:
-        """Start one trajectory per noise key (seed, update, turn, sample) from a shared prompt; returns handles."""
+    def open_group(self, prompt_ids: list[int], noise_keys: list[NoiseKey]) -> list[int]:
+        """Start one row per noise key, all from the same prompt; returns their handles.
+
+        Raises ValueError for an empty prompt and for one that could not reach max_trajectory_tokens even with the
+        whole cache to itself.
+        """
         if not prompt_ids:
-            raise ValueError("a prompt needs at least one token")
-        if len(noise_keys) > self.limits.max_rows:
-            raise ValueError(f"a group of {len(noise_keys)} does not fit engine.max_rows={self.limits.max_rows}")
-        rows = []
-        for key in noise_keys:
-            rows.append(_Row(self._num_opened, _mix_key(key), prompt_length=len(prompt_ids)))
-            self._num_opened += 1
+            raise ValueError("prompt_ids is empty")
+        needed = self._blocks(len(prompt_ids) + self.sampling.max_trajectory_tokens)
+        needed += len(prompt_ids) % self.pool.block_size > 0  # the prompt keeps its partial block
+        if needed > self.pool.num_blocks:
+            raise ValueError(
+                f"a prompt of {len(prompt_ids)} tokens and max_trajectory_tokens {self.sampling.max_trajectory_tokens} "
+                f"need {needed} cache blocks, there are {self.pool.num_blocks}: raise cache_bytes"
+            )
+        prompt = _Prompt(list(prompt_ids))
+        rows = [_Row(self._next_handle + i, prompt, hash_key(key)) for i, key in enumerate(noise_keys)]
+        self._next_handle += len(rows)
         self._rows.update((row.handle, row) for row in rows)
-        self._queue.append((list(prompt_ids), rows))
-        self.tokens_distinct += len(prompt_ids)
+        self._waiting += rows
         return [row.handle for row in rows]
 
     def extend(self, handle: int, ids: list[int]) -> None:
-        """Append an observation to a trajectory whose reply was handed out, and ask for its next reply."""
-        if not ids:
-            raise ValueError("an observation needs at least one token")
-        row = self._rows[handle]
-        row.feed += ids
-        row.ids, row.logprobs = [], []
-        self.tokens_distinct += len(ids)
-        self._running[handle] = row
+        """Append an observation and ask for the next reply. With no ids the model just goes on.
+
+        Raises ValueError if the row still decodes or if max_trajectory_tokens leaves no room for a reply.
+        """
+        row = self._row(handle)
+        if not row.is_idle:
+            raise ValueError(f"handle {handle} is still decoding: extend it after its completion")
+        if len(row.ids) + len(ids) >= self.sampling.max_trajectory_tokens:
+            raise ValueError(
+                f"{len(ids)} ids after {len(row.ids)} leave no room for a reply in max_trajectory_tokens "
+                f"{self.sampling.max_trajectory_tokens}: close the handle"
+            )
+        row.ids += ids
+        row.reply_start = len(row.ids)
+        row.logprobs = []
+        row.is_idle = False
+        if row.slot is None:
+            bisect.insort(self._waiting, row, key=_age)
 
     def close(self, handle: int) -> None:
-        """Forget a trajectory and free its slot."""
-        row = self._rows.pop(handle)
-        self._running.pop(handle, None)
-        if row.slot >= 0:
-            self._free.append(row.slot)
+        """Forget a row, whatever it is doing, and free its blocks."""
+        row = self._row(handle)
+        if row.slot is not None:
+            self._evict(row)
+        elif not row.is_idle:
+            self._waiting.remove(row)
+        del self._rows[handle]
+
+    def put_off(self, handle: int) -> None:
+        """Take a row's blocks away; it is computed again when its turn comes. Its tokens do not change."""
+        row = self._row(handle)
+        if row.slot is not None:
+            self._evict(row)
+            if not row.is_idle:
+                bisect.insort(self._waiting, row, key=_age)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` can compute something: false when all rows are idle or wait for what idle rows hold."""
+        return any(not row.is_idle for row in self._cached) or self._can_admit(0)
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """One flat forward: a token for each running row, plus observations and new prompts. Finished replies."""
-        num_tokens = sum(len(row.feed) for row in self._running.values())
-        while self._queue and len(self._queue[0][1]) <= len(self._free) and num_tokens < self.limits.max_prefill_tokens:
-            prompt, rows = self._queue.popleft()
-            for row in rows:
-                row.slot = self._free.pop()
-            rows[0].feed = prompt
-            self._running[rows[0].handle] = rows[0]
-            self._siblings[rows[0].handle] = rows[1:]
-            num_tokens += len(prompt)
-        rows = sorted(self._running.values(), key=lambda row: row.slot)
-        if not rows:
-            return []
-        hidden = self._forward(rows)
-        rows, index = self._fork(rows)
-        ids, logprobs = self._sample(self.model.get_output_embeddings()(hidden[index]), rows)
-        completions = []
-        for row, token, logprob in zip(rows, ids, logprobs, strict=True):
-            row.ids.append(token)
-            row.logprobs.append(logprob)
-            row.feed = [token]
-            reason = self._reason(row, token)
-            if reason is not None:
-                del self._running[row.handle]
-                completions.append(Completion(row.handle, row.ids, row.logprobs, reason))
-        self.tokens_distinct += len(rows) - len(completions)
-        return completions
+        """Compute one batch of tokens; returns the replies that it completed."""
+        if self.model.training:
+            raise ValueError("the model is in training mode: call model.eval() before generating")
+        self._admit()
+        decoding, chunks = self._schedule()
+        hidden = self._compute(decoding, chunks) if decoding or chunks else None
+        # Rows whose pending tokens are all computed draw the next one.
+        drawing, index = list(decoding), list(range(len(decoding)))
+        at = len(decoding)
+        for owner, num in chunks:
+            at += num
+            if isinstance(owner, _Prompt):
+                if owner.is_ready:
+                    owner.hidden = hidden[at - 1].clone()
+            elif owner.cached == owner.length:
+                drawing.append(owner)
+                index.append(at - 1)
+        states = [hidden[index]] if index else []
+        for row in self._running():
+            if not row.ids and row.prompt.is_ready:
+                drawing.append(row)
+                states.append(row.prompt.hidden[None])
+        return self._draw(drawing, torch.cat(states)) if drawing else []
 
-    def _forward(self, rows: list[_Row]) -> torch.Tensor:
-        """Feed every row's pending tokens; returns the hidden state at each row's last token, (rows, W)."""
-        lengths = [len(row.feed) for row in rows]
-        starts = [row.length for row in rows]
-        context = self._cache.plan([row.slot for row in rows], starts, lengths)
-        device = self._cache.device
-        ids = torch.tensor([i for row in rows for i in row.feed], device=device)
-        hidden = self.model.get_decoder()(
-            input_ids=ids[None],
-            position_ids=context.positions[None],
+    # scheduling
+
+    def _row(self, handle: int) -> _Row:
+        if handle not in self._rows:
+            raise ValueError(f"handle {handle} is not open")
+        return self._rows[handle]
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.pool.block_size)
+
+    def _running(self) -> list[_Row]:
+        """Rows with a seat in this step: the oldest that have something to do."""
+        return [row for row in self._cached if not row.is_idle][: self.limits.max_rows]
+
+    def _can_admit(self, num_running: int) -> bool:
+        """Whether the oldest waiting row finds a seat, a line of the tables and blocks."""
+        if not self._waiting or not self._slots or num_running >= self.limits.max_rows:
+            return False
+        row = self._waiting[0]
+        prompt = len(row.prompt.ids)
+        needed = self._blocks(row.length + 1) - prompt // self.pool.block_size
+        if not row.prompt.rows:
+            needed += self._blocks(prompt)
+        # A block of growth for every row that is already in, lest the new one be put off at once. Alone, it fits.
+        return needed + len(self._cached) <= len(self.pool.free) or not self._cached
+
+    def _admit(self) -> None:
+        num_running = sum(not row.is_idle for row in self._cached)
+        while self._can_admit(num_running):
+            row = self._waiting.pop(0)
+            prompt = row.prompt
+            if not prompt.rows:
+                prompt.blocks = self.pool.take(self._blocks(len(prompt.ids)), from_top=True)
+            self.pool.share(prompt.blocks)
+            prompt.rows.append(row)
+            row.slot = self._slots.pop()
+            row.num_blocks = len(prompt.blocks)
+            row.cached = len(prompt.ids)
+            self._tables[row.slot, : row.num_blocks] = prompt.blocks
+            bisect.insort(self._cached, row, key=_age)
+            num_running += 1
+
+    def _evict(self, row: _Row) -> None:
+        """Take a row out of the cache, and its prompt with it if it was the last of its group."""
+        self.pool.release(self._tables[row.slot, : row.num_blocks].tolist())
+        self._slots.append(row.slot)
+        row.slot, row.num_blocks, row.cached = None, 0, 0
+        self._cached.remove(row)
+        prompt = row.prompt
+        prompt.rows.remove(row)
+        if not prompt.rows:
+            self.pool.release(prompt.blocks)
+            prompt.blocks, prompt.cached = [], 0
+
+    def _schedule(self) -> tuple[list[_Row], list[tuple[_Prompt | _Row, int]]]:
+        """Rows that decode one token, and (prompt or row, number of its next tokens) to prefill, with their blocks."""
+        budget = self.limits.max_step_batch_tokens
+        decoding: list[_Row] = []
+        others: list[_Row] = []
+        for row in self._running():
+            if row.length - row.cached != 1 or not row.prompt.is_ready:
+                others.append(row)
+            elif row.slot is not None and self._grow(row, row.length):
+                decoding.append(row)
+        budget -= len(decoding)
+        chunks: dict[_Prompt | _Row, int] = {}
+        for row in others:
+            owner = row if row.prompt.is_ready else row.prompt
+            pending = (row.length if owner is row else len(owner.ids)) - owner.cached
+            num = min(pending, budget)
+            if row.slot is None or owner in chunks or num == 0:
+                continue
+            if owner is row and not self._grow(row, row.cached + num):
+                continue
+            chunks[owner] = num
+            budget -= num
+        # An older row may have put off one that was scheduled before it.
+        decoding = [row for row in decoding if row.slot is not None]
+        alive = [(o, n) for o, n in chunks.items() if (o.rows if isinstance(o, _Prompt) else o.slot is not None)]
+        return decoding, alive
+
+    def _grow(self, row: _Row, length: int) -> bool:
+        """Give a row the blocks for `length` tokens, the next to be written its own; False if it was put off."""
+        at = row.cached // self.pool.block_size
+        if length <= row.num_blocks * self.pool.block_size and self.pool.refs[self._tables[row.slot, at]] == 1:
+            return True
+        needed = self._blocks(length)
+        must_copy = at < row.num_blocks and self.pool.refs[self._tables[row.slot, at]] > 1
+        while len(self.pool.free) < needed - row.num_blocks + must_copy:
+            youngest = self._cached[-1]
+            self.put_off(youngest.handle)
+            if youngest is row:
+                return False
+        if must_copy:
+            shared, (own,) = int(self._tables[row.slot, at]), self.pool.take(1)
+            self.pool.copy(shared, own)
+            self.pool.release([shared])
+            self._tables[row.slot, at] = own
+        self._tables[row.slot, row.num_blocks : needed] = self.pool.take(needed - row.num_blocks)
+        row.num_blocks = needed
+        return True
+
+    # computing
+
+    def _compute(self, decoding: list[_Row], chunks: list[tuple[_Prompt | _Row, int]]) -> Tensor:
+        """Run the decoder over the step's tokens; (T, width) last hidden states."""
+        ids = [row.ids[-1] for row in decoding]
+        lengths = np.array([row.length for row in decoding], dtype=np.int64)  # (R,)
+        positions = [lengths - 1]
+        spans = []
+        for owner, num in chunks:
+            is_prompt = isinstance(owner, _Prompt)
+            start = owner.cached - (0 if is_prompt else len(owner.prompt.ids))
+            slot = owner.rows[0].slot if is_prompt else owner.slot
+            end = owner.cached + num
+            blocks = self._tables[slot, : self._blocks(end)]
+            spans.append(Chunk(len(ids), len(ids) + num, end, blocks))
+            ids += owner.ids[start : start + num]
+            positions.append(np.arange(owner.cached, end))
+        slots = [row.slot for row in decoding]
+        width = self._blocks(int(lengths.max())) if decoding else 0
+        context = PagedContext(self.pool, self._tables[slots, :width], lengths, spans)
+        output = self.decoder(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.from_numpy(np.concatenate(positions))[None].to(self.device),
             use_cache=False,
             attention_context=context,
-        ).last_hidden_state[0]  # (T, W)
-        for row, length in zip(rows, lengths, strict=True):
-            row.length += length
-            row.feed = []
+        )
         self.tokens_computed += len(ids)
-        return hidden[torch.tensor(lengths, device=device).cumsum(0) - 1]
+        for owner, num in [*((row, 1) for row in decoding), *chunks]:
+            owner.cached += num
+            self.tokens_distinct += max(0, owner.cached - max(owner.seen, owner.cached - num))
+            owner.seen = max(owner.seen, owner.cached)
+        return output.last_hidden_state[0]
 
-    def _fork(self, rows: list[_Row]) -> tuple[list[_Row], list[int]]:
-        """After a prompt's prefill its siblings join with copied keys and values and the same last hidden state."""
-        grown, index = [], []
-        for i, row in enumerate(rows):
-            siblings = self._siblings.pop(row.handle, [])
-            if siblings:
-                self._cache.copy(row.slot, [s.slot for s in siblings], row.length)
-            for sibling in siblings:
-                sibling.length = row.length
-                self._running[sibling.handle] = sibling
-            grown += [row, *siblings]
-            index += [i] * (1 + len(siblings))
-        return grown, index
+    def _draw(self, rows: list[_Row], hidden: Tensor) -> list[Completion]:
+        """Sample the next token of each row from its hidden state (R, width); returns the replies that ended."""
+        keys = np.array([row.key for row in rows], dtype=np.uint64)
+        positions = np.array([len(row.ids) for row in rows])
+        noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (R,)
+        per_go = max(1, MAX_LOGITS // self.head.weight.shape[0])
+        drawn = []
+        for go in range(0, len(rows), per_go):
+            ids, logprobs = sample(self.head(hidden[go : go + per_go]), self.sampling, noise[go : go + per_go])
+            drawn.append(torch.stack((ids.double(), logprobs.double())))
+        ids, logprobs = torch.cat(drawn, dim=1).tolist()  # the step's one transfer to the host
+        completions = []
+        for row, new_id, logprob in zip(rows, ids, logprobs, strict=True):
+            row.ids.append(int(new_id))
+            row.logprobs.append(logprob)
+            reason = self._stop_reason(row)
+            if reason is not None:
+                row.is_idle = True
+                completions.append(Completion(row.handle, row.ids[row.reply_start :], row.logprobs, reason))
+        return completions
 
-    def _sample(self, logits: torch.Tensor, rows: list[_Row]) -> tuple[list[int], list[float]]:
-        """Draw one token per row; noise depends on (key, position) alone. logits (rows, V)."""
-        temperature = self.sampling.temperature
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logp = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
-        if temperature == 0:
-            ids = logits.argmax(-1)
-        else:
-            keys = np.array([row.key for row in rows], dtype=np.uint64)
-            positions = np.array([row.length for row in rows], dtype=np.uint64)
-            noise = torch.from_numpy(uniform_noise(keys, positions)).to(logits.device)
-            ladder = logp.double().exp().cumsum(-1)
-            ids = torch.searchsorted(ladder, noise[:, None] * ladder[:, -1:], right=True)[:, 0]
-            ids = ids.clamp(max=logits.shape[1] - 1)
-        return ids.tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
-
-    def _reason(self, row: _Row, token: int) -> StopReason | None:
-        if token in self.stop_ids:
+    def _stop_reason(self, row: _Row) -> StopReason | None:
+        if row.ids[-1] in self.stop_ids:
             return StopReason.STOP_ID
-        if row.length + 1 - row.prompt_length >= self.sampling.max_trajectory_tokens:
+        if self.is_stopped is not None and self.is_stopped(row.ids[row.reply_start :]):
+            return StopReason.STOP_STRING
+        if len(row.ids) >= self.sampling.max_trajectory_tokens:
             return StopReason.TRAJECTORY_TOKENS
-        return StopReason.STEP_TOKENS if len(row.ids) >= self.sampling.max_step_tokens else None
+        if len(row.logprobs) >= self.sampling.max_step_tokens:
+            return StopReason.STEP_TOKENS
+        return None
 
 
-class _Cache:
-    """Keys and values of all slots, one pair of (R, Hkv, L, D) tensors a layer; grows in length as rows do."""
-
-    def __init__(self, model, num_slots: int):
-        parameter = next(model.parameters())
-        self.device, self.dtype, self.num_slots = parameter.device, parameter.dtype, num_slots
-        self.layers: dict[int, list[torch.Tensor]] = {}
-        self.capacity = 256
-
-    def plan(self, slots: list[int], starts: list[int], lengths: list[int]) -> "_SlotContext":
-        """The attention of one step: row i appends `lengths[i]` tokens at `starts[i]` of slot `slots[i]`."""
-        needed = max(start + length for start, length in zip(starts, lengths, strict=True))
-        while self.capacity < needed:
-            self.capacity *= 2
-        return _SlotContext(self, slots, starts, lengths)
-
-    def layer(self, index: int, num_heads: int, width: int) -> list[torch.Tensor]:
-        """[keys, values] of a layer, made or lengthened on demand."""
-        shape = (self.num_slots, num_heads, self.capacity, width)
-        pair = self.layers.get(index)
-        if pair is None or pair[0].shape != shape:
-            grown = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2)]
-            for new, old in zip(grown, pair or [], strict=False):
-                new[:, :, : old.shape[2]] = old
-            self.layers[index] = pair = grown
-        return pair
-
-    def copy(self, source: int, targets: list[int], length: int) -> None:
-        """Copy the first `length` positions of a slot to others."""
-        for pair in self.layers.values():
-            for tensor in pair:
-                tensor[targets, :, :length] = tensor[source, :, :length]
+def _age(row: _Row) -> int:
+    return row.handle
 
 
-class _SlotContext:
-    """Attention of one flat step. Rows that add one token share one SDPA over a view of the cache; rows that add more
-    (prompts, observations) share a padded one."""
-
-    def __init__(self, cache: _Cache, slots: list[int], starts: list[int], lengths: list[int]):
-        self.cache, device = cache, cache.device
-        row_of = [i for i, n in enumerate(lengths) for _ in range(n)]
-        within = [j for n in lengths for j in range(n)]
-        self.slot_of = torch.tensor([slots[i] for i in row_of], device=device)  # (T,)
-        self.positions = torch.tensor([starts[i] + j for i, j in zip(row_of, within, strict=True)], device=device)
-        flat_start = np.cumsum([0, *lengths])
-        ones = [i for i, n in enumerate(lengths) if n == 1]
-        many = [i for i, n in enumerate(lengths) if n > 1]
-        self.ones = self.many = None
-        if ones:
-            self.ones = torch.tensor(flat_start[ones], device=device)
-            self.one_slots = torch.tensor([slots[i] for i in ones], device=device)
-            self.num_views = max(slots[i] for i in ones) + 1
-            self.one_length = max(starts[i] for i in ones) + 1
-            ends = torch.zeros(self.num_views, dtype=torch.long, device=device)
-            ends[self.one_slots] = torch.tensor([starts[i] for i in ones], device=device)
-            self.one_mask = (torch.arange(self.one_length, device=device) <= ends[:, None])[:, None, None]  # (R,1,1,L)
-        if many:
-            width = max(lengths[i] for i in many)
-            self.many_length = max(starts[i] + lengths[i] for i in many)
-            self.many_slots = torch.tensor([slots[i] for i in many], device=device)
-            steps = torch.arange(width, device=device)
-            counts = torch.tensor([lengths[i] for i in many], device=device)
-            offsets = torch.tensor(flat_start[many], device=device)
-            self.many = offsets[:, None] + torch.minimum(steps[None], counts[:, None] - 1)  # (M, width) flat indices
-            self.many_valid = steps[None] < counts[:, None]
-            limits = torch.tensor([starts[i] for i in many], device=device)[:, None] + steps
-            self.many_mask = (torch.arange(self.many_length, device=device) <= limits[..., None])[:, None]
-
-    def attend(self, layer_idx, query, key, value, scaling):
-        """query (1, H, T, D), key and value (1, Hkv, T, D) -> (1, T, H, D); keys and values enter the cache."""
-        num_heads, num_kv, width = query.shape[1], key.shape[1], query.shape[3]
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-        keys, values = self.cache.layer(layer_idx, num_kv, width)
-        keys[self.slot_of, :, self.positions] = key
-        values[self.slot_of, :, self.positions] = value
-        out = torch.empty_like(query)
-        sdpa = torch.nn.functional.scaled_dot_product_attention
-        if self.ones is not None:
-            # The query heads that share a key head are a short query of their own: no key is ever repeated.
-            grouped = query.new_zeros(self.num_views, num_kv, num_heads // num_kv, width)
-            grouped[self.one_slots] = query[self.ones].view(len(self.ones), num_kv, -1, width)
-            seen = slice(0, self.num_views), slice(None), slice(0, self.one_length)
-            answer = sdpa(grouped, keys[seen], values[seen], attn_mask=self.one_mask, scale=scaling)
-            out[self.ones] = answer[self.one_slots].reshape(len(self.ones), num_heads, width)
-        if self.many is not None:
-            asked = query[self.many].transpose(1, 2)  # (M, H, width, D)
-            seen = self.many_slots, slice(None), slice(0, self.many_length)
-            answer = sdpa(
-                asked, keys[seen], values[seen], attn_mask=self.many_mask, scale=scaling,
-                enable_gqa=num_heads != num_kv,
-            ).transpose(1, 2)  # fmt: skip
-            out[self.many[self.many_valid]] = answer[self.many_valid]
-        return out[None]
-
-
-def _mix_key(parts: tuple[int, ...]) -> int:
-    """One 64-bit key of several integers, by repeated mixing."""
-    state = np.zeros(1, dtype=np.uint64)
-    for part in parts:
-        state = _splitmix(state ^ np.array([part & (2**64 - 1)], dtype=np.uint64))
-    return int(state[0])
-
-
-def uniform_noise(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Uniform float64 numbers in [0, 1), each a function of its (key, position) alone. Both arrays are uint64 (N,)."""
-    return (_splitmix(keys ^ _splitmix(positions)) >> np.uint64(11)) * 2.0**-53
-
-
-def _splitmix(x: np.ndarray) -> np.ndarray:
-    """The SplitMix64 output function (Steele, Lea and Flood, 2014), elementwise on uint64 with wrap-around."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _check_attention(config) -> None:
+    """ValueError unless "mtsql" attention computes exactly what the model's own would."""
+    if config._attn_implementation != ATTENTION_NAME:
+        raise ValueError(
+            f"the model uses attention {config._attn_implementation!r}: "
+            f"call register_attention() and load it with attn_implementation={ATTENTION_NAME!r}"
+        )
+    if config.model_type not in SUPPORTED:
+        raise ValueError(f"model type {config.model_type!r} is not supported: only {', '.join(SUPPORTED)}")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if layer_types - {"full_attention"}:
+        raise ValueError(f"attention of type {', '.join(sorted(layer_types - {'full_attention'}))} is not supported")

@@ -1,13 +1,17 @@
 """Messages to ids, piece by piece: the one renderer of SFT, RL and evaluation.
 
-No template engine runs in the loop. Control tokens are written as ids; content is encoded so that control tokens in a
-question or a database value stay text. Pieces are encoded one by one, so ids never merge across a boundary, a
-trajectory only grows, and nothing already rendered is ever rendered again.
+No template engine runs in the loop. A rendered piece is a list of parts: our own markup, whose control tokens and tags
+become the tokenizer's own ids, and foreign content (questions, schemas, database values), in which no added token is
+ever recognised. Neighbouring text inside a piece is encoded together, as the model's own template would encode it;
+pieces (prompt, reply, observation) never merge, so a trajectory only grows and nothing rendered is rendered again.
 """
 
 import json
+import re
+import warnings
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 HERMES_TOOLS = """# Tools
@@ -23,133 +27,189 @@ For each function call, return a json object with function name and arguments wi
 <tool_call>
 {{"name": <function-name>, "arguments": <args-json-object>}}
 </tool_call>"""
+"""Word for word the tool section of the Qwen2.5 and Qwen3 templates: those models were trained on it."""
+
+TAG = re.compile(r"</?[a-z_]+>")
+"""The shape of a protocol tag (`<think>`, `</tool_call>`); control tokens look like `<|name|>`."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a template family marks messages. `{role}` is filled in; `stop` ends a message."""
+    """How a family of chat templates marks messages."""
 
+    begin: str
     opening: str
+    """Before a message's content; holds `{role}`."""
     stop: str
-    after_stop: str
+    gap: str
+    """Between a stop token and the next message."""
+    end_of_text: str
     tool_role: str
-    tool_wrap: str
-    begin: str = ""
+    tool_content: str
+    """A tool result as message content; holds `{text}`."""
 
 
-FAMILIES = {
-    "<|im_start|>": Family(
-        "<|im_start|>{role}\n", "<|im_end|>", "\n", "user", "<tool_response>\n{text}\n</tool_response>"
-    ),
-    "<|start_header_id|>": Family(
-        "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "", "ipython", "{text}", "<|begin_of_text|>"
-    ),
-}
+CHATML = Family(
+    "", "<|im_start|>{role}\n", "<|im_end|>", "\n", "<|endoftext|>",
+    "user", "<tool_response>\n{text}\n</tool_response>",
+)  # fmt: skip
+LLAMA3 = Family(
+    "<|begin_of_text|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "", "<|end_of_text|>",
+    "ipython", "{text}",
+)  # fmt: skip
+
+Part = tuple[str, bool]
+"""Text, and whether it is markup (its added tokens become ids) or content (nothing in it does)."""
 
 
 class Renderer:
-    """Renders for one tokenizer. ValueError if it has no chat template, or one of a family not known here."""
+    """Renders for one tokenizer. ValueError if it has no chat template, or one of a family not known here.
+
+    `stop_ids`: ids that end a reply; the first is the one written after a demonstration.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        vocabulary = tokenizer.get_vocab()
-        known = [family for marker, family in FAMILIES.items() if marker in vocabulary]
-        where = tokenizer.name_or_path or "the tokenizer"
-        if not tokenizer.chat_template:
-            raise ValueError(f"{where}: model.path has no chat template; use an instruct model (ChatML or Llama 3)")
-        if not known:
-            raise ValueError(f"{where}: its chat template is of no known family (ChatML or Llama 3)")
-        self.family = known[0]
-        self.stop_ids = (vocabulary[self.family.stop],)
-        # Added tokens that are not control tokens (<think>, <tool_call>, ...) are the protocol's own.
-        added = tokenizer.added_tokens_decoder
-        self._tags = sorted(
-            (t.content for t in added.values() if t.content.startswith("<") and not t.content.startswith("<|")),
-            key=len, reverse=True,
-        )  # fmt: skip
+        self._where = f"model.path {tokenizer.name_or_path or '(tokenizer in memory)'}"
+        self.family = _detect_family(tokenizer, self._where)
+        added = tokenizer.added_tokens_decoder  # id -> AddedToken
+        self._added = {token.content: id for id, token in added.items()}
+        self._tags = [t.content for t in added.values() if TAG.fullmatch(t.content) and not t.special]
+        self._plain = _without_added_tokens(tokenizer, self._where)
+        ends = (self.family.stop, self.family.end_of_text, tokenizer.eos_token)
+        self.stop_ids = tuple(dict.fromkeys(self._added[token] for token in ends if token in self._added))
+        self._default_system = self._find_default_system()
+        if difference := self.template_difference():
+            warnings.warn(difference, stacklevel=2)
 
     def render_prompt(self, messages: list[dict], tools: list[dict]) -> list[int]:
-        """Ids of the opening messages, generation prompt included. Tools go into the system message (Hermes form)."""
-        messages = list(messages)
-        if tools:
-            block = HERMES_TOOLS.format(tools="\n".join(json.dumps(tool) for tool in tools))
-            if messages and messages[0]["role"] == "system":
-                block = f"{messages.pop(0)['content']}\n\n{block}"
-            messages.insert(0, {"role": "system", "content": block})
-        ids = self._control(self.family.begin)
+        """Ids of the opening messages (system, user), generation prompt included. Tools (OpenAI-style schemas) go into
+        the system message in Hermes form. Replies and tool results have their own functions."""
+        if bad := [m["role"] for m in messages if m["role"] not in ("system", "user")]:
+            raise ValueError(f"a prompt holds system and user messages only, not {bad[0]!r}")
+        system = self._default_system
+        if messages and messages[0]["role"] == "system":
+            system, messages = messages[0]["content"], messages[1:]
+        parts = [(self.family.begin, True)]
+        if system or tools:
+            schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+            before, after = HERMES_TOOLS.split("{tools}")
+            block = [(before, True), (schemas, False), (after.format(), True)] if tools else []
+            space = [("\n\n", True)] if system and tools else []
+            parts += self._message("system", [(system, False), *space, *block])
         for message in messages:
-            ids += self._message(message["role"], self._text(message["content"]))
-        return ids + self._opening("assistant")
+            parts += self._message(message["role"], [(message["content"], False)])
+        return self._encode([*parts, self._opening("assistant")])
 
     def render_observation(self, text: str) -> list[int]:
         """Ids between the model's stop id and its next reply: the tool message and the generation prompt."""
-        before, after = self.family.tool_wrap.split("{text}")
-        body = self._tagged(before) + self._text(text) + self._tagged(after)
-        return self._control(self.family.after_stop) + self._message(self.family.tool_role, body) + self._opening(
-            "assistant"
-        )
+        before, after = self.family.tool_content.split("{text}")
+        message = self._message(self.family.tool_role, [(before, True), (text, False), (after, True)])
+        return self._encode([(self.family.gap, True), *message, self._opening("assistant")])
 
     def render_reply(self, text: str) -> list[int]:
-        """Ids of an assistant reply as a policy would sample it: protocol tags as single tokens, stop id included."""
-        return self._tagged(text) + list(self.stop_ids)
+        """Ids of a demonstrated reply as a policy would sample it: the tokenizer's own protocol tags as single ids,
+        control tokens as text, the stop id at the end."""
+        pieces = re.split("(" + "|".join(map(re.escape, self._tags)) + ")", text) if self._tags else [text]
+        return self._encode([(piece, piece in self._tags) for piece in pieces]) + self.close_reply()
+
+    def close_reply(self) -> list[int]:
+        """The stop id, for a reply that was cut before it."""
+        return [self.stop_ids[0]]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of sampled ids, without the stop id."""
+        """Text of a sampled reply, without its stop id. Any other control token in it shows as text."""
         ids = list(ids)
-        while ids and ids[-1] in self.stop_ids:
+        if ids and ids[-1] in self.stop_ids:
             ids.pop()
+        return self.text(ids)
+
+    def text(self, ids: list[int]) -> str:
+        """Text of any ids, control tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def show_mask(self, ids: list[int], loss_mask: list[int]) -> str:
-        """The text with trained stretches between double square brackets, for reading."""
-        parts, trained = [], 0
-        for token, mask in zip([*ids, None], [*loss_mask, 0], strict=True):
-            if mask != trained:
-                parts.append("[[" if mask else "]]")
-                trained = mask
-            if token is not None:
-                parts.append(self.tokenizer.decode([token], skip_special_tokens=False))
-        return "".join(parts)
+    def show_mask(self, ids: list[int], mask: list[int]) -> str:
+        """The text with its trained stretches between double square brackets, for reading."""
+        starts = [i for i in range(len(ids)) if i == 0 or bool(mask[i]) != bool(mask[i - 1])]
+        stretches = zip(starts, [*starts[1:], len(ids)], strict=True)
+        shown = ((self.text(ids[start:end]), mask[start]) for start, end in stretches)
+        return "".join(f"[[{text}]]" if trained else text for text, trained in shown)
 
-    def _message(self, role: str, body: list[int]) -> list[int]:
-        return self._opening(role) + body + list(self.stop_ids) + self._control(self.family.after_stop)
+    def template_difference(self) -> str | None:
+        """Compare a first-turn prompt with what the tokenizer's own template gives: None, or a sentence that says where
+        they part. A template without tools (SmolLM2) is compared without tools: there our Hermes block is the
+        addition that training teaches."""
+        knows_tools = "tools" in self.tokenizer.chat_template and self.family is CHATML
+        tools = [{"type": "function", "function": {"name": "f", "description": "é <x>", "parameters": {}}}]
+        tools = tools if knows_tools else []
+        for messages in ([{"role": "system", "content": "Be brief."}], []):
+            messages = [*messages, {"role": "user", "content": "How many?"}]
+            theirs = self.tokenizer.apply_chat_template(
+                messages, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            ours = self.render_prompt(messages, tools)
+            if ours != theirs:
+                at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+                return (
+                    f"{self._where}: its chat template and this renderer differ from token {at} of a first prompt: the "
+                    f"template has {self.text(theirs[at : at + 12])!r}, we write {self.text(ours[at : at + 12])!r}. "
+                    "Training and evaluation both use ours."
+                )
+        return None
 
-    def _opening(self, role: str) -> list[int]:
-        return self._control(self.family.opening.format(role=role))
+    def _find_default_system(self) -> str:
+        """The system message a template adds when there is none (Qwen2.5, SmolLM2), or ''."""
+        message = {"role": "user", "content": "?"}
+        prompt = self.tokenizer.apply_chat_template([message], tokenize=False)
+        opening = self.family.begin + self.family.opening.format(role="system")
+        if not prompt.startswith(opening):
+            return ""
+        return prompt[len(opening) :].split(self.family.stop)[0]
 
-    def _control(self, text: str) -> list[int]:
-        """Our own template text: control tokens become control ids."""
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+    def _message(self, role: str, content: list[Part]) -> list[Part]:
+        return [self._opening(role), *content, (self.family.stop + self.family.gap, True)]
 
-    def _text(self, text: str) -> list[int]:
-        """Foreign text: no added token is recognised in it. Splitting a marker in two keeps it text."""
+    def _opening(self, role: str) -> Part:
+        return self.family.opening.format(role=role), True
+
+    def _encode(self, parts: list[Part]) -> list[int]:
+        """Ids of a piece: each added token in markup is itself, everything between two of them is encoded at once."""
+        markers = "|".join(map(re.escape, sorted(self._added, key=len, reverse=True)))
         ids: list[int] = []
-        for piece in _split(text, self._markers()):
-            ids += self.tokenizer.encode(piece, add_special_tokens=False)
-        return ids
+        pending = ""
+        for text, is_markup in parts:
+            for i, run in enumerate(re.split(f"({markers})", text) if is_markup else [text]):
+                if i % 2:
+                    ids += [*self._encode_text(pending), self._added[run]]
+                    pending = ""
+                else:
+                    pending += run
+        return ids + self._encode_text(pending)
 
-    def _tagged(self, text: str) -> list[int]:
-        """Assistant text: protocol tags are tokens of their own, control tokens stay text."""
-        ids: list[int] = []
-        vocabulary = self.tokenizer.get_vocab()
-        while text:
-            found = [(text.find(tag), tag) for tag in self._tags if tag in text]
-            at, tag = min(found, default=(len(text), ""))
-            ids += self._text(text[:at]) if at else []
-            ids += [vocabulary[tag]] if tag else []
-            text = text[at + len(tag) :]
-        return ids
-
-    def _markers(self) -> list[str]:
-        return [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+    def _encode_text(self, text: str) -> list[int]:
+        return self._plain.encode(text, add_special_tokens=False).ids if text else []
 
 
-def _split(text: str, markers: list[str]) -> list[str]:
-    """Cut the text inside every marker it holds, after its first character, so that no piece holds one."""
-    pieces, start = [], 0
-    while True:
-        found = [at for marker in markers if (at := text.find(marker, start)) >= 0]
-        if not found:
-            return [*pieces, text[start:]] if text[start:] else pieces
-        pieces.append(text[start : min(found) + 1])
-        start = min(found) + 1
+def _detect_family(tokenizer: PreTrainedTokenizerBase, where: str) -> Family:
+    advice = "use an instruct model with a ChatML (Qwen2.5, Qwen3, SmolLM2) or Llama 3 chat template"
+    if not isinstance(tokenizer.chat_template, str):
+        raise ValueError(f"{where}: this tokenizer has no chat template (or several); {advice}")
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    for family in (CHATML, LLAMA3):
+        markers = re.findall(r"<\|\w+\|>", family.begin + family.opening + family.stop)
+        if known.issuperset(markers) and family.stop in tokenizer.chat_template:
+            return family
+    raise ValueError(f"{where}: its chat template is of no known family; {advice}")
+
+
+def _without_added_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> Tokenizer:
+    """The same tokenizer with no added token: whatever a text spells, it stays text."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{where}: this tokenizer has no fast version; convert it to a tokenizer.json")
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain = Tokenizer.from_str(json.dumps(description))
+    probe = "x"
+    if tokenizer.decode(plain.encode(probe).ids, clean_up_tokenization_spaces=False) != probe:
+        raise ValueError(f"{where}: this tokenizer changes a text on its way there and back; it is not byte-level")
+    return plain

@@ -45,6 +45,9 @@ class Schema:
     tables: tuple[Table, ...]
     foreign_keys: tuple[tuple[ColumnRef, ColumnRef], ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.db_id)  # caches key parses by schema: hashing every column each time would cost more
+
 
 def load_schemas(tables_json: Path) -> dict[str, Schema]:
     """Read a Spider-style tables.json into {database id: Schema}.
@@ -52,14 +55,7 @@ def load_schemas(tables_json: Path) -> dict[str, Schema]:
     Primary keys may be column indices (Spider 2018-2020) or lists of them (composite keys in later
     variants). Raises ValueError naming the file and, where one is at fault, the entry and its key.
     """
-    try:
-        entries = json.loads(Path(tables_json).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{tables_json}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{tables_json}: not JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{tables_json}: expected a list of databases, found {type(entries).__name__}")
+    entries = read_json_list(tables_json)
     schemas: dict[str, Schema] = {}
     for index, entry in enumerate(entries):
         schema = _schema_from_entry(entry, f"{tables_json}: entry {index}")
@@ -67,6 +63,19 @@ def load_schemas(tables_json: Path) -> dict[str, Schema]:
             raise ValueError(f"{tables_json}: entry {index}: db_id {schema.db_id!r} appears twice")
         schemas[schema.db_id] = schema
     return schemas
+
+
+def read_json_list(path: Path) -> list:
+    """The list a JSON file holds. ValueError naming the file if it cannot be read or holds anything else."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON in UTF-8: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: expected a list, found {type(entries).__name__}")
+    return entries
 
 
 def _schema_from_entry(entry: object, where: str) -> Schema:
@@ -149,7 +158,10 @@ def schema_from_sqlite(db_path: Path) -> Schema:
 
 
 def _read_table(connection: sqlite3.Connection, name: str) -> Table:
-    rows = connection.execute(_COLUMNS, (name,)).fetchall()
+    try:
+        rows = connection.execute(_COLUMNS, (name,)).fetchall()
+    except sqlite3.OperationalError:  # a view over tables that are gone
+        rows = []
     columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
     key = sorted((position, column) for column, _, position in rows if position)
     return Table(name, columns, tuple(column for _, column in key))

@@ -1,0 +1,300 @@
+"""Keys and values of live trajectories in fixed-size blocks, and the attention that reads them there.
+
+T tokens of a step, R rows among them that decode one token, H query heads, K key/value heads, D head size,
+S tokens per block, N blocks looked at, C rows that share a block.
+
+On a CPU the usual gather of a row's blocks into one padded tensor costs several times the attention itself. We turn
+the loop round: blocks are visited where they lie, each with the query of the row (or of all the rows of a group)
+that owns it; that gives a partial softmax per (row, block), and the partial results of a row are merged at the end.
+So nothing is copied, nothing is padded to the longest row, and a prompt shared by a group is read once per step.
+On a GPU flash-attn does the same work from the block tables.
+"""
+
+import bisect
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
+except ImportError:  # CPUs have no flash-attn; requirements-gpu.txt brings it
+    flash_attn_varlen_func = flash_attn_with_kvcache = None
+
+SPARSE = 6  # copying a block costs about as much as visiting this many that lie in between (measured)
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` tokens for all layers, counted by reference; never grows.
+
+    Blocks are handed out from the bottom (a trajectory's own) or from the top (shared prompts), lowest or highest
+    free one first, so that what is read together lies together.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        # Zeros, not empty: an unwritten slot is masked, but a NaN in it would survive the mask.
+        shape = (2, num_layers, num_blocks, num_kv_heads, block_size, head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = list(self.data[0]), list(self.data[1])  # per layer (num_blocks, K, S, D)
+        self.free = list(range(num_blocks))  # always sorted
+        self.refs = [0] * num_blocks
+
+    def take(self, num: int, *, from_top: bool = False) -> list[int]:
+        """`num` free blocks, each with one reference. The caller has made sure that so many are free."""
+        if num > len(self.free):
+            raise RuntimeError(f"asked for {num} blocks of the KV cache, {len(self.free)} are free")
+        split = len(self.free) - num if from_top else num
+        low, high = self.free[:split], self.free[split:]
+        taken, self.free = (high, low) if from_top else (low, high)
+        for block in taken:
+            self.refs[block] = 1
+        return taken
+
+    def share(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self.refs[block] += 1
+
+    def release(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self.refs[block] -= 1
+            if self.refs[block] == 0:
+                bisect.insort(self.free, block)
+
+    def copy(self, source: int, target: int) -> None:
+        self.data[:, :, target] = self.data[:, :, source]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start:stop` of a step: consecutive tokens of one trajectory, the last of them its `length`-th."""
+
+    start: int
+    stop: int
+    length: int
+    blocks: np.ndarray  # the trajectory's blocks in order, at least enough for `length` tokens
+
+
+class PagedContext:
+    """Attention of one scheduling step: R rows with one new token each, then chunks of several tokens.
+
+    The new keys and values are written to their blocks first; then every token sees its own trajectory up to itself.
+    """
+
+    def __init__(self, pool: BlockPool, tables: np.ndarray, lengths: np.ndarray, chunks: list[Chunk]):
+        """`tables` (R, blocks) and `lengths` (R,): block table and context length, new token included, of each
+        decoding row; entries past a row's last block are ignored."""
+        self.pool = pool
+        self.chunks = chunks
+        self.num_rows = len(lengths)
+        self.device = pool.data.device
+        size = pool.block_size
+        blocks, offsets = [], []
+        if self.num_rows:
+            last = lengths - 1
+            blocks.append(tables[np.arange(self.num_rows), last // size])
+            offsets.append(last % size)
+        for chunk in chunks:
+            position = np.arange(chunk.length - (chunk.stop - chunk.start), chunk.length)
+            blocks.append(chunk.blocks[position // size])
+            offsets.append(position % size)
+        num_heads = pool.data.shape[3]
+        first = np.concatenate(blocks).astype(np.int64) * num_heads  # (T,)
+        cells = (first[:, None] + np.arange(num_heads)) * size + np.concatenate(offsets)[:, None]
+        self.cells = self._tensor(cells.reshape(-1))  # (T*K,) where each new key goes in a layer's (blocks*K*S, D)
+        self.use_flash = self.device.type == "cuda"
+        if self.use_flash:
+            self._plan_flash(tables, lengths)
+        elif self.num_rows:
+            self._plan_blocks(tables, lengths)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
+        head_dim = query.shape[-1]
+        for cache, new in ((self.pool.keys[layer], key), (self.pool.values[layer], value)):
+            flat = new[0].transpose(0, 1).reshape(-1, head_dim)  # (T*K, D)
+            cache.view(-1, head_dim).index_copy_(0, self.cells, flat)
+        query = query[0].transpose(0, 1)  # (T, H, D)
+        if self.use_flash:
+            return self._attend_flash(layer, query, scaling)[None]
+        if not self.chunks:
+            return self._decode(layer, query, scaling)[None]
+        out = query.new_empty(query.shape)
+        if self.num_rows:
+            out[: self.num_rows] = self._decode(layer, query[: self.num_rows], scaling)
+        for chunk in self.chunks:
+            out[chunk.start : chunk.stop] = self._prefill(layer, query, key, value, chunk, scaling)
+        return out[None]
+
+    # CPU: several tokens of one trajectory
+
+    def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scaling: float) -> Tensor:
+        """(T, H, D) of the step -> (stop - start, H, D) of the chunk."""
+        inside = slice(chunk.start, chunk.stop)
+        new = chunk.stop - chunk.start
+        q = query[inside].transpose(0, 1)[None]  # (1, H, new, D)
+        if new == chunk.length:  # nothing before it: the step's own keys are all there is
+            k, v, mask = key[:, :, inside], value[:, :, inside], None
+        else:
+            blocks = self._tensor(chunk.blocks[: -(-chunk.length // self.pool.block_size)])
+            k, v = (_unroll(cache[layer], blocks, chunk.length) for cache in (self.pool.keys, self.pool.values))
+            old = chunk.length - new
+            mask = torch.ones(new, chunk.length, dtype=torch.bool, device=self.device).tril_(old)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return out[0].transpose(0, 1)
+
+    # CPU: one token of many trajectories
+
+    def _plan_blocks(self, tables: np.ndarray, lengths: np.ndarray) -> None:
+        """Which blocks are visited with which rows, and where a row finds its partial results afterwards."""
+        size = self.pool.block_size
+        num_blocks = -(-lengths // size)  # (R,)
+        tables = tables[:, : num_blocks.max()]
+        is_used = np.arange(tables.shape[1]) < num_blocks[:, None]  # (R, blocks)
+        row, column = np.nonzero(is_used)
+        block = tables[row, column]
+        num_users = np.bincount(block, minlength=self.pool.num_blocks)
+        is_shared = num_users[block] > 1
+        found = np.zeros(tables.shape, dtype=np.int64)  # (R, blocks) index into the partial results
+        self.visits = []
+        offset = 0
+        for pick in (~is_shared, is_shared):
+            if pick.any():
+                visit, place = _visit(block[pick], row[pick])
+                found[row[pick], column[pick]] = offset + place
+                offset += visit.rows.size
+                self.visits.append((visit.where(self.device), self._tensor(visit.rows)))
+        self.found = self._tensor(found)
+        ignored = np.where(is_used, 0.0, -np.inf)
+        self.ignored = self._tensor(ignored).to(self.pool.data.dtype)[:, :, None]  # (R, blocks, 1)
+        # Only a row's last block, never a shared one, can be partly filled.
+        tail = np.arange(size) >= (lengths - (num_blocks - 1) * size)[:, None]  # (R, S)
+        self.tail = self._tensor(found[np.arange(self.num_rows), num_blocks - 1])
+        self.tail_mask = self._tensor(tail)[:, None, None]  # (R, 1, 1, S)
+
+    def _decode(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+        """query (R, H, D) -> (R, H, D)."""
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        num_rows, num_heads, head_dim = query.shape
+        query = (query * scaling).reshape(num_rows, keys.shape[1], -1, head_dim)  # (R, K, H/K, D)
+        parts = []
+        for i, (where, rows) in enumerate(self.visits):
+            num, sharers = rows.shape
+            q = query[rows].transpose(1, 2).reshape(num, keys.shape[1], -1, head_dim)  # (N, K, C*H/K, D)
+            score = q @ keys[where].transpose(2, 3)  # (N, K, C*H/K, S)
+            if i == 0 and self.tail is not None:
+                score[self.tail] = score[self.tail].masked_fill(self.tail_mask, -torch.inf)
+            top = score.amax(-1, keepdim=True)  # (N, K, C*H/K, 1)
+            weight = score.sub_(top).exp_()
+            part = (weight @ values[where], top, weight.sum(-1, keepdim=True))
+            parts.append([_by_row(x, num, sharers, num_heads) for x in part])  # each (N*C, H, D or 1)
+        out, top, total = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
+        top = top[self.found].squeeze(-1) + self.ignored  # (R, blocks, H)
+        share = (top - top.amax(1, keepdim=True)).exp_()
+        total = (share * total[self.found].squeeze(-1)).sum(1)  # (R, H)
+        share = (share / total[:, None]).transpose(1, 2)[:, :, None]  # (R, H, 1, blocks)
+        return (share @ out[self.found].transpose(1, 2)).squeeze(2)
+
+    # GPU
+
+    def _plan_flash(self, tables: np.ndarray, lengths: np.ndarray) -> None:
+        """Block tables and lengths as flash-attn wants them: int32 on the device, chunks as a ragged batch."""
+        self.tables, self.lengths = self._tensor(tables.astype(np.int32)), self._tensor(lengths.astype(np.int32))
+        if self.chunks:
+            width = max(len(chunk.blocks) for chunk in self.chunks)
+            padded = np.zeros((len(self.chunks), width), dtype=np.int32)
+            for line, chunk in zip(padded, self.chunks, strict=True):
+                line[: len(chunk.blocks)] = chunk.blocks
+            new = [chunk.stop - chunk.start for chunk in self.chunks]
+            length = [chunk.length for chunk in self.chunks]
+            self.chunk_tables = self._tensor(padded)
+            self.cu_new = self._tensor(np.cumsum([0, *new], dtype=np.int32))
+            self.cu_length = self._tensor(np.cumsum([0, *length], dtype=np.int32))
+            self.max_new, self.max_length = max(new), max(length)
+
+    def _attend_flash(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+        """query (T, H, D) -> (T, H, D)."""
+        keys, values = self.pool.keys[layer].transpose(1, 2), self.pool.values[layer].transpose(1, 2)  # (N, S, K, D)
+        parts = []
+        if self.num_rows:
+            rows = flash_attn_with_kvcache(
+                query[: self.num_rows, None],  # (R, 1, H, D)
+                keys,
+                values,
+                cache_seqlens=self.lengths,
+                block_table=self.tables,
+                softmax_scale=scaling,
+                causal=True,
+            )
+            parts.append(rows[:, 0])
+        if self.chunks:
+            chunks = flash_attn_varlen_func(
+                query[self.num_rows :],
+                keys,
+                values,
+                self.cu_new,
+                self.cu_length,
+                self.max_new,
+                self.max_length,
+                softmax_scale=scaling,
+                causal=True,
+                block_table=self.chunk_tables,
+            )
+            parts.append(chunks)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """Blocks visited in one batched product: a range of the pool (no copy), or, where used ones are rare, a list."""
+
+    blocks: np.ndarray | None
+    first: int
+    rows: np.ndarray  # (N, C) the rows whose queries meet each block; padding repeats row 0 and is never read
+
+    def where(self, device: torch.device) -> slice | Tensor:
+        if self.blocks is None:
+            return slice(self.first, self.first + len(self.rows))
+        return torch.from_numpy(self.blocks).to(device)
+
+
+def _visit(block: np.ndarray, row: np.ndarray) -> tuple[_Visit, np.ndarray]:
+    """Pairs (block, row) -> the visit, and each pair's place in its flattened (N*C) results."""
+    order = np.argsort(block, kind="stable")
+    unique, start, count = np.unique(block[order], return_index=True, return_counts=True)
+    rank = np.empty(len(block), dtype=np.int64)
+    rank[order] = np.arange(len(block)) - np.repeat(start, count)
+    first, span = int(unique[0]), int(unique[-1] - unique[0]) + 1
+    is_range = span <= SPARSE * len(unique)
+    index = block - first if is_range else np.searchsorted(unique, block)
+    rows = np.zeros((span if is_range else len(unique), int(count.max())), dtype=np.int64)
+    rows[index, rank] = row
+    return _Visit(None if is_range else unique.astype(np.int64), first, rows), index * rows.shape[1] + rank
+
+
+def _by_row(part: Tensor, num: int, sharers: int, num_heads: int) -> Tensor:
+    """(N, K, C*H/K, X) -> (N*C, H, X)."""
+    part = part.view(num, part.shape[1], sharers, -1, part.shape[-1]).transpose(1, 2)
+    return part.reshape(num * sharers, num_heads, part.shape[-1])
+
+
+def _unroll(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
+    """A layer's (num_blocks, K, S, D) -> (1, K, length, D) of the trajectory lying in `blocks`."""
+    return cache[blocks].transpose(0, 1).flatten(1, 2)[None, :, :length]

@@ -1,0 +1,532 @@
+"""The sandbox: one attack for each line of its docstring, and the bounds it states."""
+
+import gc
+import hashlib
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mtsql.sql import database
+from mtsql.sql.database import QueryLimits, QueryResult, QueryStatus, run_query
+
+OK, ERROR, TIMEOUT = QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT
+TOO_LARGE, DENIED = QueryStatus.TOO_LARGE, QueryStatus.DENIED
+SHORT = QueryLimits(timeout_secs=0.2)
+LOOP_MARGIN_SECS = 0.3  # 0.02 on an idle machine; the tests may share theirs
+STATEMENT_MARGIN_SECS = 3.0
+COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+CTE_BOMB = (
+    "WITH c0 AS (SELECT 1 AS x)"
+    + "".join(f", c{i} AS (SELECT a.x FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 40))
+    + " SELECT count(*) FROM c39"
+)
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    path = tmp_path_factory.mktemp("a folder, 100% odd?#") / "shop & co.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        f"""
+        CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL);
+        INSERT INTO item VALUES (1, 'pen', 1.5), (2, 'ink', NULL), (3, 'pen', 2.5);
+        CREATE INDEX by_name ON item (name);
+        CREATE VIEW cheap AS SELECT name FROM item WHERE price < 2;
+        CREATE TRIGGER sold AFTER DELETE ON item BEGIN SELECT 1; END;
+        CREATE TABLE big (i INTEGER);
+        INSERT INTO big {COUNTER} SELECT i FROM n LIMIT 3000;
+        CREATE TABLE latin (word TEXT);
+        INSERT INTO latin VALUES (CAST(x'636166e9' AS TEXT));
+        CREATE VIRTUAL TABLE notes USING fts5(body);
+        """
+    )
+    connection.close()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def untouched(request):
+    """Whatever the test did, the database's folder is as it was, byte for byte."""
+    if "db" not in request.fixturenames:
+        yield
+        return
+    folder = request.getfixturevalue("db").parent
+    before = snapshot(folder)
+    yield
+    assert snapshot(folder) == before
+
+
+def snapshot(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_rows_come_in_order_with_duplicates(db):
+    result = run_query(db, "SELECT name, price FROM item ORDER BY id")
+    assert result.rows == (("pen", 1.5), ("ink", None), ("pen", 2.5))
+    assert result.columns == ("name", "price")
+    assert result.is_ok and not result.is_empty and 0 < result.secs < 1
+
+
+def test_ordinary_forms_of_queries_run(db):
+    for sql, rows in [
+        ("SELECT count(*) FROM item WHERE name LIKE '%en'", ((2,),)),
+        ("SELECT name FROM item UNION SELECT name FROM cheap ORDER BY 1", (("ink",), ("pen",))),
+        ("WITH p AS (SELECT max(price) AS m FROM item) SELECT id FROM item, p WHERE price = m;", ((3,),)),
+        ("VALUES (1, 'a'), (2, 'b') -- a remark", ((1, "a"), (2, "b"))),
+        ("SELECT name, group_concat(id) FROM item GROUP BY name HAVING count(*) > 1", (("pen", "1,3"),)),
+        ("SELECT count(*) FROM sqlite_master WHERE name = 'item'", ((1,),)),
+        ("SELECT substr(trim(' pen '), 1, 2), round(1.26, 1), x'00', 1e999", (("pe", 1.3, b"\0", float("inf")),)),
+        ("SELECT row_number() OVER (ORDER BY price DESC) FROM item WHERE id = 1", ((1,),)),
+    ]:
+        assert run_query(db, sql).rows == rows, sql
+
+
+@pytest.mark.parametrize(
+    "sql, is_empty",
+    [
+        ("SELECT id FROM item WHERE id = 9", True),
+        ("SELECT max(id), NULL FROM item WHERE id = 9", True),
+        ("SELECT count(*) FROM item WHERE id = 9", False),
+        ("SELECT nothing", False),  # an error is not an empty result
+    ],
+)
+def test_empty_means_no_rows_or_only_null(db, sql, is_empty):
+    assert run_query(db, sql).is_empty is is_empty
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO item VALUES (9, 'x', 1)",
+        "INSERT INTO item DEFAULT VALUES",
+        "INSERT INTO item SELECT * FROM item RETURNING id",
+        "REPLACE INTO item VALUES (1, 'x', 1)",
+        "UPDATE item SET price = 0",
+        "DELETE FROM item",
+        "WITH x AS (SELECT 1) DELETE FROM item",
+        "EXPLAIN DELETE FROM item",
+        "EXPLAIN QUERY PLAN UPDATE item SET price = 0",
+        "CREATE TABLE x (a)",
+        "CREATE TABLE x AS SELECT 1",
+        "CREATE TEMP TABLE x (a)",
+        "CREATE INDEX x ON item (price)",
+        "CREATE VIEW x AS SELECT 1",
+        "CREATE TEMP VIEW x AS SELECT 1",
+        "CREATE TRIGGER x AFTER DELETE ON item BEGIN SELECT 1; END",
+        "CREATE VIRTUAL TABLE x USING fts5(a)",
+        "DROP TABLE item",
+        "DROP TABLE IF EXISTS item",
+        "DROP INDEX by_name",
+        "DROP VIEW cheap",
+        "DROP TRIGGER sold",
+        "ALTER TABLE item RENAME TO thing",
+        "ALTER TABLE item ADD COLUMN x",
+        "ALTER TABLE item DROP COLUMN price",
+        "ALTER TABLE item RENAME COLUMN price TO cost",
+        "REINDEX",
+        "REINDEX by_name",
+        "ANALYZE",
+        "ANALYZE item",
+        "VACUUM",
+        "VACUUM INTO 'copy.sqlite'",
+        "BEGIN",
+        "BEGIN EXCLUSIVE",
+        "COMMIT",
+        "ROLLBACK",
+        "SAVEPOINT x",
+        "RELEASE x",
+        "ATTACH 'new.sqlite' AS other",
+        "ATTACH ':memory:' AS other",
+        "ATTACH '' AS other",
+        "DETACH main",
+        "PRAGMA table_info(item)",
+        "PRAGMA query_only = 0",
+        "PRAGMA writable_schema = 1",
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA temp_store_directory = '/tmp'",
+        "PRAGMA hard_heap_limit = 0",
+        "PRAGMA user_version = 7",
+        "DELETE FROM sqlite_master",
+        "UPDATE sqlite_master SET sql = ''",
+        "SELECT load_extension('libm.so')",
+        "SELECT fts3_tokenizer('simple')",
+        "SELECT * FROM pragma_table_info('item')",
+        "SELECT * FROM pragma_database_list",
+        "SELECT name FROM item WHERE 1 IN (SELECT 1 FROM pragma_function_list)",
+        "SELECT * FROM json_each('[1]')",
+        "SELECT * FROM dbstat",
+        "SELECT * FROM sqlite_stmt",
+        "SELECT count(*) FROM sqlite_stmt",
+        "SELECT * FROM notes",
+        "INSERT INTO notes(notes) VALUES ('rebuild')",
+    ],
+)
+def test_all_but_reading_is_denied(db, tmp_path, monkeypatch, sql):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second time on a connection that has seen the first
+        result = run_query(db, sql)
+        assert (result.status, result.rows) == (DENIED, ()) and result.message
+    assert list(tmp_path.iterdir()) == []
+    assert run_query(db, "SELECT count(*) FROM item").rows == ((3,),)
+
+
+def test_a_name_written_as_text_reaches_no_other_file(db, tmp_path):
+    secret = tmp_path / "secret.sqlite"
+    connection = sqlite3.connect(secret)
+    connection.execute("CREATE TABLE hidden (a)")
+    connection.close()
+    assert run_query(db, f"ATTACH 'file:{secret}?mode=rw' AS s").status is DENIED
+    assert run_query(db, "SELECT * FROM s.hidden").message == "no such table: s.hidden"
+
+
+def test_gold_sql_of_an_earlier_query_cannot_be_read(db):
+    """SQLite's own table of cached statements holds what ran on the connection before."""
+    run_query(db, "SELECT 'the gold SQL'")
+    for sql in ("SELECT sql FROM sqlite_stmt", "SELECT * FROM main.sqlite_stmt AS s WHERE s.sql LIKE '%gold%'"):
+        assert run_query(db, sql).status is DENIED
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        COUNTER + "SELECT count(*) FROM n",
+        COUNTER + "SELECT i FROM n WHERE i < 0",
+        COUNTER + "SELECT i FROM n ORDER BY i DESC",
+        COUNTER + "SELECT max(length(randomblob(39000))) FROM n",
+        COUNTER + "SELECT sum(instr(printf('%.39000c', 'a'), printf('%.19000c', 'a') || i)) FROM n",
+        COUNTER + "SELECT count(*) FROM n WHERE printf('%.39000c', 'a') LIKE '%' || printf('%.90c', 'a') || i",
+        COUNTER + "SELECT i FROM n LIMIT 1 OFFSET 1000000000",
+        "SELECT count(*) FROM big a, big b, big c",
+        "SELECT a.i FROM big a, big b, big c WHERE a.i + b.i + c.i = 0",
+        "SELECT DISTINCT a.i + b.i + c.i - 9 FROM big a, big b, big c WHERE a.i < 0 OR b.i > 0 ORDER BY 1",
+        "SELECT a.i FROM big a, big b, big c GROUP BY a.i, b.i, c.i",
+        "SELECT count(*) FROM big a WHERE NOT EXISTS (SELECT 1 FROM big b, big c WHERE a.i = b.i * c.i + 9000000)",
+    ],
+)
+def test_loops_end_at_the_deadline(db, sql):
+    start = time.monotonic()
+    result = run_query(db, sql, SHORT)
+    secs = time.monotonic() - start
+    assert result.status is TIMEOUT and result.rows == ()
+    assert result.message == "no result within 0.2 seconds"
+    assert 0.2 <= secs < 0.2 + LOOP_MARGIN_SECS
+    assert run_query(db, "SELECT count(*) FROM item").rows == ((3,),)
+
+
+def repeated(call, times, values):
+    return "SELECT " + " + ".join([call] * times) + f" FROM (SELECT {values})"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        repeated("instr(a, b)", 50, "printf('%.39990c', 'a') AS a, printf('%.19990c', 'a') || 'b' AS b"),
+        repeated("length(replace(a, b, 'x'))", 50, "printf('%.39990c', 'a') AS a, printf('%.19990c', 'a') || 'b' AS b"),
+        repeated("length(trim(a, b))", 10, "printf('%.39990c', 'a') AS a, printf('%.3300c', 'b') || 'a' AS b"),
+        repeated("(a LIKE b)", 50, "printf('%.39990c', 'a') AS a, '%' || printf('%.98c', 'a') || 'b' AS b"),
+        repeated("(a GLOB b)", 50, "printf('%.39990c', 'a') AS a, '*' || replace('xxxxxxxxxxxxxxx', 'x', '[a-b]') AS b"),
+    ],
+)
+def test_statements_without_a_loop_end_soon_after(db, sql):
+    """SQLite cannot stop inside one call: only sizes and counts bound these."""
+    start = time.monotonic()
+    result = run_query(db, sql, SHORT)
+    assert result.status in (OK, TIMEOUT)
+    assert result.status is OK or result.secs > 0.2
+    assert time.monotonic() - start < 0.2 + STATEMENT_MARGIN_SECS
+
+
+def test_more_of_those_calls_are_refused(db):
+    for sql in (
+        repeated("instr(a, b)", 51, "'a' AS a, 'b' AS b"),
+        repeated("length(trim(a, b))", 11, "'a' AS a, 'b' AS b"),
+        repeated("(a LIKE b)", 51, "'a' AS a, 'b' AS b"),
+    ):
+        result = run_query(db, sql)
+        assert (result.status, result.message) == (TOO_LARGE, "too many LIKE, GLOB, instr, replace or trim")
+    # The count is a statement's own, not the connection's.
+    for i in range(20):
+        assert run_query(db, repeated("instr(a, b)", 40, f"{i} AS a, {i} AS b")).rows == ((40,),)
+
+
+@pytest.mark.parametrize(
+    "sql, message",
+    [
+        ("SELECT i FROM big", "more than 1000 rows"),
+        ("SELECT a.i, b.i FROM big a, big b", "more than 1000 rows"),
+        ("SELECT i, i, i, i, i, i FROM big", "more than 5000 cells"),
+        ("SELECT printf('%.30000c', 'a') || i FROM big", "more than 1000000 bytes of rows"),
+        ("SELECT zeroblob(30000) FROM big", "more than 1000000 bytes of rows"),
+    ],
+)
+def test_results_are_counted_while_fetched(db, sql, message):
+    limits = QueryLimits(max_rows=1000, max_cells=5000, max_bytes=1_000_000)
+    result = run_query(db, sql, limits)
+    assert (result.status, result.rows, result.message) == (TOO_LARGE, (), message)
+    assert result.secs < 1
+
+
+def test_limits_are_inclusive(db):
+    limits = QueryLimits(max_rows=3, max_cells=6)
+    assert len(run_query(db, "SELECT id, name FROM item", limits).rows) == 3
+    assert run_query(db, "SELECT id, name FROM item", QueryLimits(max_rows=2)).status is TOO_LARGE
+    assert run_query(db, "SELECT id, name FROM item", QueryLimits(max_cells=5)).status is TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT randomblob(900000000)",
+        "SELECT length(zeroblob(900000000))",
+        "SELECT printf('%.900000000c', 'x')",
+        "SELECT printf('%900000000s', 'x')",
+        "SELECT hex(zeroblob(39000))",
+        "SELECT replace(hex(zeroblob(10000)), '0', 'xxxxxxxxxx')",
+        "SELECT replace(replace(replace('aaaaaaaa', 'a', 'aaaaaaaa'), 'a', printf('%.99c', 'a')), 'a', 'aaaaaaaa')",
+        "SELECT group_concat(printf('%.1000c', 'x')) FROM big",
+        "SELECT json_group_array(printf('%.1000c', 'x')) FROM big",
+        "SELECT quote(zeroblob(39000))",
+        "SELECT '" + "x" * 20_001 + "'",
+        CTE_BOMB,
+    ],
+)
+def test_values_and_texts_that_grow_are_cut(db, sql):
+    start = time.monotonic()
+    result = run_query(db, sql)
+    assert (result.status, result.rows) == (TOO_LARGE, ()) and result.message
+    assert time.monotonic() - start < STATEMENT_MARGIN_SECS
+
+
+@pytest.mark.parametrize(
+    "sql, message",
+    [
+        ("", "the text holds no query"),
+        (" ; -- nothing", "the text holds no query"),
+        ("SELECT", "incomplete input"),
+        ("SELECT * FROM nowhere", "no such table: nowhere"),
+        ("SELECT count(", "incomplete input"),
+        ("SELECT 1; SELECT 2", "You can only execute one statement at a time."),
+        ("SELECT 1; DROP TABLE item", "You can only execute one statement at a time."),
+        ("SELECT 1\0; DROP TABLE item", "the query contains a null character"),
+        ("SELECT '\ud800'", "surrogates not allowed"),
+        ("SELECT ?", "Incorrect number of bindings"),
+        ("SELECT :name", "Incorrect number of bindings"),
+        ("SELECT '\u202e\U0001f4a3", 'unrecognized token: "\'\u202e\U0001f4a3"'),
+        ("SELECT " + "(" * 5000 + "1" + ")" * 5000, "parser stack overflow"),
+        ("SELECT " + "-" * 1 + "- 1" * 1 + "\n" + "~" * 5000 + "1", "parser stack overflow"),
+        ("SELECT " + "1+" * 5000 + "1", "Expression tree is too large (maximum depth 200)"),
+        ("SELECT " + "abs(" * 60 + "1" + ")" * 60, "parser stack overflow"),
+        ("SELECT 1" + " UNION SELECT 1" * 100, "too many terms in compound SELECT"),
+        ("SELECT * FROM " + ", ".join(f"item a{i}" for i in range(65)), "at most 64 tables in a join"),
+        ("SELECT " + ", ".join(["1"] * 1001), "too many columns in result set"),
+        ("SELECT 'a' LIKE '" + "%a" * 51 + "'", "LIKE or GLOB pattern too complex"),
+    ],
+)
+def test_bad_sql_is_an_error_with_sqlites_words(db, sql, message):
+    result = run_query(db, sql)
+    assert (result.status, result.rows, result.columns) == (ERROR, (), ())
+    assert message in result.message
+
+
+def test_invalid_utf8_in_the_file_is_dropped(db):
+    assert run_query(db, "SELECT word FROM latin").rows == (("caf",),)
+
+
+def test_odd_files_are_errors(db, tmp_path):
+    (tmp_path / "empty.sqlite").write_bytes(b"")
+    (tmp_path / "text.sqlite").write_bytes(b"no database at all " * 500)
+    (tmp_path / "header.sqlite").write_bytes(db.read_bytes()[:100])
+    os.mkfifo(tmp_path / "pipe.sqlite")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for path, message in [
+        (tmp_path / "missing.sqlite", "missing.sqlite: No such file or directory"),
+        (tmp_path / "no folder" / "x.sqlite", "No such file or directory"),
+        (tmp_path / "empty.sqlite", "empty.sqlite: an empty file, no database"),
+        (tmp_path / "text.sqlite", "file is not a database"),
+        (tmp_path / "header.sqlite", "file is not a database"),
+        (tmp_path, "not a file"),
+        (tmp_path / "pipe.sqlite", "pipe.sqlite: not a file"),
+        (tmp_path / "nul\0.sqlite", "embedded null"),
+    ]:
+        result = run_query(path, "SELECT * FROM item")
+        assert result.status is ERROR and message in result.message
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_corrupt_pages_never_raise(db, tmp_path):
+    content, generator = db.read_bytes(), random.Random(0)
+    for number in range(60):
+        damaged = bytearray(content)
+        for _ in range(20):
+            damaged[generator.randrange(100, len(damaged))] = generator.randrange(256)
+        path = tmp_path / f"{number}.sqlite"
+        path.write_bytes(damaged)
+        for sql in ("SELECT * FROM item ORDER BY name", "SELECT sum(i) FROM big", "SELECT name FROM sqlite_master"):
+            result = run_query(path, sql, SHORT)
+            assert isinstance(result, QueryResult) and (result.is_ok or result.message)
+
+
+def test_a_locked_database_is_read_and_a_wal_is_not(tmp_path):
+    path = tmp_path / "live.sqlite"
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.executescript("CREATE TABLE t (a); INSERT INTO t VALUES (1);")
+    writer.execute("BEGIN EXCLUSIVE")
+    assert run_query(path, "SELECT a FROM t").rows == ((1,),)
+    writer.execute("ROLLBACK")
+    writer.executescript("PRAGMA journal_mode = WAL; INSERT INTO t VALUES (2);")
+    before = snapshot(tmp_path)
+    assert "live.sqlite-wal" in before
+    assert run_query(path, "SELECT a FROM t").rows == ((1,),)  # as of the last checkpoint
+    assert snapshot(tmp_path) == before
+    writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert run_query(path, "SELECT a FROM t").rows == ((1,), (2,))
+    writer.close()
+
+
+def test_a_changed_or_replaced_file_gives_fresh_rows(tmp_path):
+    path, other = tmp_path / "x.sqlite", tmp_path / "y.sqlite"
+    for number in range(5):
+        connection = sqlite3.connect(path)
+        connection.executescript(f"DROP TABLE IF EXISTS t; CREATE TABLE t (a); INSERT INTO t VALUES ({number});")
+        connection.close()
+        assert run_query(path, "SELECT a FROM t").rows == ((number,),)
+    connection = sqlite3.connect(other)
+    connection.executescript("CREATE TABLE t (a); INSERT INTO t VALUES ('other');")
+    connection.close()
+    info = path.stat()
+    os.utime(other, ns=(info.st_atime_ns, info.st_mtime_ns))  # the size is the same, too
+    other.replace(path)
+    assert run_query(path, "SELECT a FROM t").rows == (("other",),)
+    path.unlink()
+    assert run_query(path, "SELECT a FROM t").status is ERROR
+
+
+def test_clocks_and_chance_run_and_are_not_remembered(db):
+    first, second = (run_query(db, "SELECT random(), date('now')") for _ in range(2))
+    assert first.is_ok and second.is_ok and first.rows[0][0] != second.rows[0][0]
+
+
+def test_many_threads_share_few_connections(db):
+    """200 threads' worth of work, good, bad and slow: each gets its own verdict."""
+    work = [
+        ("SELECT count(*) FROM big", OK),
+        ("SELECT nothing", ERROR),
+        ("DROP TABLE item", DENIED),
+        ("SELECT randomblob(99999)", TOO_LARGE),
+        (COUNTER + "SELECT count(*) FROM n", TIMEOUT),
+    ] * 40
+    limits = QueryLimits(timeout_secs=0.02)
+    quick = QueryLimits(timeout_secs=30)
+    with ThreadPoolExecutor(100) as threads:
+        futures = [
+            threads.submit(run_query, db, sql, limits if status is TIMEOUT else quick) for sql, status in work
+        ]
+        assert [future.result().status for future in futures] == [status for _, status in work]
+    assert len(database._POOL.idle) <= database.MAX_IDLE and database._POOL.deadlines == {}
+
+
+def test_waiting_for_a_connection_costs_the_query_nothing(db, monkeypatch):
+    monkeypatch.setattr(database._POOL, "slots", threading.BoundedSemaphore(1))
+    blocker = threading.Thread(
+        target=run_query, args=(db, COUNTER + "SELECT count(*) FROM n", QueryLimits(timeout_secs=0.5))
+    )
+    blocker.start()
+    time.sleep(0.1)
+    assert run_query(db, "SELECT 1", QueryLimits(timeout_secs=0.3)).is_ok
+    assert not database._POOL.deadlines
+    blocker.join()
+
+
+def test_ten_thousand_queries_leak_nothing(db):
+    sqls = [f"SELECT name FROM item WHERE id = {i}" for i in range(300)]
+    sqls += ["SELECT nothing", "SELECT", "DROP TABLE item", "SELECT * FROM big a, big b", "SELECT randomblob(99999)"]
+    limits = QueryLimits(max_rows=20)
+
+    def run_all(times):
+        for i in range(times):
+            run_query(db, sqls[i % len(sqls)], limits)
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), resident_bytes()
+
+    run_all(3000)
+    num_files, num_bytes = run_all(1000)
+    num_files_after, num_bytes_after = run_all(10_000)
+    assert num_files_after == num_files
+    assert num_bytes_after - num_bytes < 2_000_000
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+PEAK = """
+import resource, sys, threading
+from mtsql.sql.database import QueryLimits, run_query
+path, *sqls = sys.argv[1:]
+run_query(path, "SELECT 1")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+threads = [threading.Thread(target=run_query, args=(path, s, QueryLimits(timeout_secs=1))) for s in sqls]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def peak_bytes(db, *sqls):
+    done = subprocess.run([sys.executable, "-c", PEAK, db, *sqls], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+WIDE_ROW = "SELECT " + ", ".join(f"printf('%.3999{i % 10}c','a')" for i in range(700))
+
+
+@pytest.mark.parametrize(
+    "sqls, max_bytes",
+    [
+        ([CTE_BOMB] * 4, database.MAX_HEAP_BYTES * 1.2),  # however many threads: the heap is one
+        (["SELECT a.i, b.i FROM big a, big b"], 80e6),
+        ([COUNTER + "SELECT i, zeroblob(39000) AS z FROM n ORDER BY z, i"], 20e6),
+        ([COUNTER + "SELECT count(DISTINCT i || printf('%.39000c', 'x')) FROM n"], 20e6),
+        ([WIDE_ROW], 100e6),  # 28 MB in SQLite, again in Python
+    ],
+)
+def test_peak_memory_is_bounded(db, sqls, max_bytes):
+    assert peak_bytes(db, *sqls) < max_bytes
+
+
+def test_a_forked_child_starts_afresh(db):
+    run_query(db, "SELECT 1")
+    code = f"""
+import os, sys, time
+from mtsql.sql.database import QueryLimits, QueryStatus, run_query
+endless = {COUNTER + "SELECT count(*) FROM n"!r}
+run_query(sys.argv[1], "SELECT 1")
+pid = os.fork()
+is_fine = run_query(sys.argv[1], endless, QueryLimits(timeout_secs=0.2)).status is QueryStatus.TIMEOUT
+if pid == 0: os._exit(0 if is_fine else 1)
+sys.exit(os.waitpid(pid, 0)[1] or not is_fine)
+"""
+    assert subprocess.run([sys.executable, "-c", code, db], timeout=20).returncode == 0
+
+
+@pytest.mark.parametrize("name", list(vars(QueryLimits())))
+def test_limits_must_be_positive(name):
+    for value in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=name):
+            QueryLimits(**{name: value})
+
+
+def test_speed(db):
+    """Thousands of small queries a second: 38,000 were measured; a connection is not reopened for each."""
+    start = time.monotonic()
+    for i in range(2000):
+        assert run_query(db, f"SELECT name FROM item WHERE id = {i % 5}").is_ok
+    assert 2000 / (time.monotonic() - start) > 2000
