@@ -6,14 +6,15 @@ Covered; tests/test_database.py holds an attack for each line:
   SAVEPOINT. The file is opened read-only and immutable, and an authorizer lets a statement do four
   things only: select, read, call a function, recurse. File and folder stay as they are, byte for byte.
 - Other files and settings: ATTACH, DETACH, PRAGMA (so writable_schema), load_extension().
+- printf() and format(): denied, since one call can hold SQLite for seconds. round() and || remain.
 - Table functions and virtual tables: pragma_...(), json_each(), dbstat, sqlite_stmt, FTS and R-Tree
   tables. All denied: sqlite_stmt would show a policy the gold SQL that ran on its connection before.
 - Time: an endless recursion, a cross join of millions of rows, a dear function in a loop.
 - Results: too many rows, cells or bytes (`QueryLimits`); rows are fetched one by one and counted.
-- Values: randomblob, zeroblob, printf, replace, hex and group_concat that grow without end.
+- Values: randomblob, zeroblob, replace, hex, quote and group_concat that grow without end.
 - Compile time: deep nesting, hundreds of UNION arms, CTEs that double each other.
 - Single calls no clock can stop: instr, replace, trim, LIKE and GLOB are quadratic, so value length,
-  pattern length and the number of such calls in a statement are bounded.
+  pattern length (100) and the number of such calls in a statement (50; trim 5) are bounded.
 - Text: NUL bytes, lone surrogates, invalid UTF-8 in the file (dropped, as the official evaluator
   does), several statements in one string, none at all, unbound parameters.
 - Files: missing, empty, corrupt, a folder, a pipe: an ERROR. A database another process has locked
@@ -54,10 +55,11 @@ _MAX_IDLE_TICKS = 500
 _ALLOWED = frozenset(
     (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 )
-_DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer"))
-# Functions whose one call may cost the product of two value lengths, in units of about 5 ms at the default
-# max_value_bytes. A statement without a loop is not interruptible, so it may hold this many units in all.
-_CALL_UNITS = {"instr": 1, "replace": 1, "like": 1, "glob": 1, "trim": 5, "ltrim": 5, "rtrim": 5}
+# printf('%.2147483647c', 'x') holds SQLite 3.40 for 7 s whatever the length limit; format is its other name.
+_DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "printf", "format"))
+# Functions whose one call may cost the product of two value lengths, in units of about 5 to 20 ms at the
+# default max_value_bytes. Nothing stops a statement without a loop, so it may hold this many units in all.
+_CALL_UNITS = {"instr": 1, "replace": 1, "like": 1, "glob": 1, "trim": 10, "ltrim": 10, "rtrim": 10}
 _MAX_CALL_UNITS = 50
 _FIXED_LIMITS = (
     (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
