@@ -292,7 +292,7 @@ def test_limits_are_inclusive(db):
         "SELECT replace(replace(replace('aaaaaaaa', 'a', 'aaaaaaaa'), 'a', 'aaaaaaaa'), 'a', zeroblob(100))",
         "SELECT group_concat(hex(zeroblob(500))) FROM big",
         "SELECT json_group_array(hex(zeroblob(500))) FROM big",
-        "SELECT max((SELECT group_concat(i) FROM big))",
+        "SELECT group_concat(a.i) FROM big a, big b",
         "SELECT quote(zeroblob(39000))",
         "SELECT '" + "x" * 20_001 + "'",
         CTE_BOMB,
@@ -493,7 +493,7 @@ WIDE_ROW = "SELECT " + ", ".join(f"hex(zeroblob({19_000 + i}))" for i in range(7
 @pytest.mark.parametrize(
     "sqls, max_bytes",
     [
-        ([CTE_BOMB] * 4, database.MAX_HEAP_BYTES * 1.2),  # however many threads: the heap is one
+        ([CTE_BOMB] * 4, database.MAX_HEAP_BYTES * 1.5),  # one heap for all threads, and malloc's own share
         (["SELECT a.i, b.i FROM big a, big b"], 80e6),
         ([COUNTER + "SELECT i, zeroblob(39000) AS z FROM n ORDER BY z, i"], 20e6),
         ([COUNTER + "SELECT count(DISTINCT i || hex(zeroblob(19500))) FROM n"], 20e6),

@@ -71,3 +71,4 @@ def _texts(corpus: Corpus, data: DataConfig, env: EnvLimits, style: PromptStyle)
         messages, _ = SqlEnv(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], env, style).reset()
         yield from (message["content"] for message in messages)
         yield from (format_reply(reply) for reply in demonstrations.get(turn.turn_id, []))
+        yield "system user assistant no rows more rows"

@@ -1,21 +1,29 @@
-"""Policies: any Hugging Face causal LM folder, or the small embedded model; LoRA; weights for generation; saving."""
+"""Policies: any Hugging Face causal LM folder, or the small embedded model; LoRA; weights for generation; saving.
 
+Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in training and generation
+alike, so that both see the same rounding. Whatever cannot decode as it stands (adapters, sharded weights) is gathered
+into a plain copy once per rollout: decoding needs no collective and the trained weights are never touched.
+"""
+
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from mtsql.llm.attention import ATTENTION_NAME, register_attention
@@ -26,21 +34,33 @@ class EmbeddedSize:
     """Shape of the embedded model (Qwen3 architecture, tied embeddings)."""
 
     vocab_size: int = 1536
-    hidden_size: int = 192
+    """Most tokens its tokenizer may have."""
     num_layers: int = 4
+    """Decoder layers."""
+    hidden_size: int = 192
+    """Width of the residual stream."""
     num_heads: int = 6
+    """Query heads."""
     num_kv_heads: int = 3
-    intermediate_size: int = 512
+    """Key and value heads."""
     head_dim: int = 32
+    """Width of a head."""
+    intermediate_size: int = 512
+    """Width of the gated MLP."""
+    max_positions: int = 4096
+    """Longest sequence in tokens."""
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adapters by peft. rank 0: full-parameter training."""
+    """Low-rank adapters by peft."""
 
     rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
     alpha: int = 32
+    """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter."""
 
 
 @dataclass(frozen=True)
@@ -48,48 +68,73 @@ class ModelConfig:
     """Which policy is trained."""
 
     path: str | None = None
-    """Folder of a Hugging Face causal LM with a ChatML or Llama 3 chat template. None: the embedded model."""
+    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template, or a .gguf file.
+    Not set: the embedded model."""
     embedded: EmbeddedSize = EmbeddedSize()
     """Shape of the embedded model, where there is no path."""
     lora: LoraSettings = LoraSettings()
+    """Adapters instead of full-parameter training."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either way; under
+    LoRA the frozen ones are kept in this type."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
+
+    def __post_init__(self):
+        if self.lora.rank < 0:
+            raise ValueError(f"model.lora.rank is {self.lora.rank}: set 0 (off) or more")
+        if self.lora.rank and self.path is None:
+            raise ValueError("model.lora.rank is set, but without model.path there is no trained base to adapt")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """`dtype`, with auto resolved for this machine."""
+        if self.dtype == "auto":
+            return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+    @property
+    def mixed_precision(self) -> str:
+        """The same for `Accelerator(mixed_precision=...)`."""
+        return "bf16" if self.compute_dtype is torch.bfloat16 else "no"
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. ValueError naming the folder if it is missing or holds none."""
-    _require_folder(path)
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(f"model.path {path}: no tokenizer in this folder ({error})") from error
+    folder, gguf = _locate(path)
+    if not gguf and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise ValueError(f"model.path {path}: no tokenizer in this folder")
+    with _named(path):
+        return AutoTokenizer.from_pretrained(folder, **gguf)
 
 
 def load_policy(config: ModelConfig) -> PreTrainedModel:
-    """The policy with fp32 master weights and our attention. ValueError for what cannot be trained here, by name."""
-    _require_folder(config.path)
-    settings = AutoConfig.from_pretrained(config.path)
-    if any(kind != "full_attention" for kind in getattr(settings, "layer_types", None) or []):
-        raise ValueError(f"model.path {config.path}: sliding-window attention is not supported")
+    """The policy with our attention, its trained weights in float32, dropout off. A peft model where adapters are trained.
+    ValueError, naming the folder, for what is missing or cannot be trained here."""
+    folder, gguf = _locate(config.path)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        return _load_adapter(config, adapter)
+    with _named(config.path):
+        settings = AutoConfig.from_pretrained(folder, **gguf)
+    _require_full_attention(settings, config.path)
     register_attention()
-    model = AutoModelForCausalLM.from_pretrained(config.path, dtype=torch.float32, attn_implementation=ATTENTION_NAME)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if config.lora.rank:
-        from peft import LoraConfig, get_peft_model  # heavy to import, needed here only
-
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets),
-                task_type="CAUSAL_LM",
-            ),
-        )  # fmt: skip
-    return model
+    dtype = config.compute_dtype if config.lora.rank else torch.float32
+    weights = gguf or {"use_safetensors": True}
+    with _named(config.path):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights
+        )
+    _require_our_attention(model, config.path)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    _set_checkpointing(model, config)
+    return _with_lora(model, config) if config.lora.rank else model
 
 
 def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed: int) -> PreTrainedModel:
-    """The embedded model with weights drawn from `seed`."""
+    """The embedded model with weights drawn from `seed`; the global random state stays as it was."""
     register_attention()
     settings = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -99,54 +144,201 @@ def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed:
         num_attention_heads=size.num_heads,
         num_key_value_heads=size.num_kv_heads,
         head_dim=size.head_dim,
-        max_position_embeddings=4096,
-        rope_theta=10000.0,
+        max_position_embeddings=size.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
+        bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM._from_config(settings, attn_implementation=ATTENTION_NAME, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION_NAME, dtype=torch.float32)
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), torch.nn.Module):
+        model = inner
+    return model
 
 
 @contextmanager
-def generation_weights(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
-    """The weights to generate with: the model itself, or, under LoRA, the base model with its adapters merged. Base
-    weights are put back bit for bit afterwards."""
+def generation_weights(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[PreTrainedModel]:
+    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as in training.
+
+    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain copy that
+    lives as long as the `with` (memory: all weights in `dtype`); every rank of a sharded model must enter together.
+    """
+    model = unwrap(model)
     was_training = model.training
-    model.eval()
-    if not hasattr(model, "merge_adapter"):
+    plain = not _is_lora(model) and not _is_sharded(model)
+    device = next(model.parameters()).device.type
+    with nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype):
         try:
-            yield model
+            yield model.eval() if plain else _full_copy(model, dtype)
         finally:
             model.train(was_training)
+
+
+def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
+    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing yet) can
+    be switched off instead: that costs no memory."""
+    model = unwrap(model)
+    if _is_lora(model) and not any(_whole(p).any() for name, p in model.named_parameters() if "lora_B" in name):
+        return None
+    return _full_copy(model)
+
+
+@contextmanager
+def reference(model: torch.nn.Module, frozen: PreTrainedModel | None) -> Iterator[torch.nn.Module]:
+    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off."""
+    if frozen is not None:
+        yield frozen
         return
-    kept = {n: p.detach().clone() for n, p in model.named_parameters() if n.endswith("base_layer.weight")}
-    model.merge_adapter()
-    try:
-        yield model.get_base_model()
-    finally:
-        model.unmerge_adapter()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in kept:
-                    parameter.copy_(kept[name])
-        model.train(was_training)
+    with unwrap(model).disable_adapter():
+        yield model
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write an ordinary Hugging Face (or peft) folder: first beside `folder`, then renamed into place."""
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial, safe_serialization=True)
+def save_policy(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, is_main: bool = True
+) -> None:
+    """Write an ordinary Hugging Face (or peft) folder, in float32 where trained: beside `folder`, then renamed into place.
+
+    With FSDP2 every rank calls this, as gathering the shards takes them all; only `is_main` writes.
+    """
+    model, folder = unwrap(model), Path(folder)
+    state = {name: _whole(value) for name, value in model.state_dict().items()} if _is_sharded(model) else None
+    if not is_main:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _require_folder(path: str | None) -> None:
+def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A plain, frozen model with the same function: adapters merged, shards gathered.
+
+    `dtype` casts what autocast would cast, the weights of linear layers, and under FSDP2 (whose mixed precision casts
+    every parameter) all of them.
+    """
+    source = model.get_base_model() if _is_lora(model) else model
+    merged = {}
+    for name, layer in source.named_modules():
+        if _is_lora(model) and hasattr(layer, "get_delta_weight"):
+            delta = layer.get_delta_weight("default").detach()  # (out, in)
+            merged[f"{name}.weight"] = _whole(layer.base_layer.weight.detach().to(delta.dtype) + delta)
+    tensors = {}
+    for name, tensor in [*source.named_parameters(remove_duplicate=False), *source.named_buffers()]:
+        for wrapper in ("base_layer.", "_checkpoint_wrapped_module."):
+            name = name.replace(wrapper, "")
+        if ".lora_" not in name:
+            tensors[name] = merged[name] if name in merged else _whole(tensor.detach()).clone()
+    with torch.device("meta"):
+        copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
+    for path, module in copy.named_modules():
+        casts = dtype is not None and (_is_sharded(model) or isinstance(module, torch.nn.Linear))
+        for name, _ in [*module.named_parameters(recurse=False)]:
+            tensor = tensors[f"{path}.{name}"]
+            setattr(module, name, torch.nn.Parameter(tensor.to(dtype) if casts else tensor, requires_grad=False))
+        for name, _ in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, tensors[f"{path}.{name}" if path else name])
+    return copy.eval()
+
+
+def _with_lora(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model  # slow to import, and only adapters need it
+
+    targets = list(config.lora.targets)
+    names = {name.rsplit(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if missing := [target for target in targets if target not in names]:
+        raise ValueError(f"model.lora.targets: {config.path} has no linear layer {missing[0]!r}, only {sorted(names)}")
+    settings = LoraConfig(
+        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, settings)
+
+
+def _load_adapter(config: ModelConfig, adapter: Path) -> PreTrainedModel:
+    """A saved peft folder on its base model, to be trained on or evaluated."""
+    from peft import PeftModel  # slow to import, and only adapters need it
+
+    if not (adapter.parent / "adapter_model.safetensors").is_file():
+        raise ValueError(f"model.path {config.path}: no adapter_model.safetensors beside {adapter.name}")
+    saved = json.loads(adapter.read_text())
+    if config.lora.rank not in (0, saved["r"]):
+        raise ValueError(f"model.lora.rank is {config.lora.rank}, but {config.path} holds adapters of rank {saved['r']}")
+    lora = replace(config.lora, rank=0)
+    base = load_policy(replace(config, path=saved["base_model_name_or_path"], lora=lora)).to(config.compute_dtype)
+    return PeftModel.from_pretrained(base, adapter.parent, is_trainable=True)
+
+
+def _set_checkpointing(model: PreTrainedModel, config: ModelConfig) -> None:
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _locate(path: str | None) -> tuple[Path, dict[str, str]]:
+    """The folder, and transformers' `gguf_file` argument where the path is a GGUF file."""
+    if path is not None and path.endswith(".gguf") and Path(path).is_file():
+        return Path(path).parent, {"gguf_file": Path(path).name}
     if path is None or not Path(path).is_dir():
-        raise ValueError(f"model.path {path}: no such folder")
+        raise ValueError(f"model.path {path}: no such folder (fetch a model first: hf download NAME --local-dir FOLDER)")
+    return Path(path), {}
+
+
+@contextmanager
+def _named(path: str | None) -> Iterator[None]:
+    """What transformers says of a folder it cannot read, as a one-line error that names the folder."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"model.path {path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _require_full_attention(settings: PreTrainedConfig, path: str | None) -> None:
+    kinds = getattr(settings, "layer_types", None)
+    window = getattr(settings, "sliding_window", None) if kinds is None else None
+    if window or any(kind != "full_attention" for kind in kinds or []):
+        raise ValueError(f"model.path {path}: sliding-window or linear attention is not supported, only full attention")
+    if getattr(settings, "attn_logit_softcapping", None):
+        raise ValueError(f"model.path {path}: soft-capped attention is not supported")
+
+
+class _Reached(Exception):
+    """The probe's attention was called."""
+
+
+class _Probe:
+    def attend(self, *_):
+        raise _Reached
+
+
+def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
+    """A model code that ignores our attention, or drops the context on the way, would silently attend to the wrong tokens."""
+    zero = torch.zeros(1, 1, dtype=torch.long)
+    try:
+        model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
+    except _Reached:
+        return
+    raise ValueError(f"model.path {path}: {type(model).__name__} does not use transformers' attention interface")
+
+
+def _is_lora(model: torch.nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _is_sharded(model: torch.nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,51 @@
+"""Recipes <-> nested dataclasses <-> dotted flags. jsonargparse does the work."""
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse_config(kind: type, argv: list[str], description: str) -> Any:
+    """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`). An unknown key or an
+    ill-typed value ends the program with status 2 and a line that names it."""
+    parser = ArgumentParser(description=description, exit_on_error=True)
+    parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
+    parser.add_class_arguments(kind, fail_untyped=True)
+    parsed = parser.parse_args(argv)
+    values = parser.instantiate_classes(parsed).as_dict()
+    values.pop("config", None)
+    return kind(**values)
+
+
+def to_dict(config: Any) -> Any:
+    """A configuration as plain YAML values."""
+    if is_dataclass(config):
+        return {field.name: to_dict(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, Enum):
+        return config.name
+    if isinstance(config, (tuple, list)):
+        return [to_dict(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write the whole configuration as YAML that `--config` reads back."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def config_diff(config: Any, default: Any) -> dict[str, Any]:
+    """Dotted key -> value, for every value that is not the default's."""
+    return {key: value for key, value in _flat(to_dict(config)).items() if _flat(to_dict(default)).get(key) != value}
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in values.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return out

@@ -1,0 +1,109 @@
+"""What a run leaves behind: config, versions, metrics.jsonl, readable trajectories, and lines on the screen."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mtsql.config import config_diff, save_config
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
+
+
+class RunLog:
+    """A run folder. Only the main rank writes and prints; every rank may call everything."""
+
+    def __init__(self, folder: Path, config: Any, is_main: bool = True):
+        """ValueError if the folder already holds a run: nothing is ever overwritten."""
+        self.folder, self.is_main = Path(folder), is_main
+        self._timings: dict[str, float] = {}
+        if not is_main:
+            return
+        if (self.folder / "metrics.jsonl").exists():
+            raise ValueError(f"run {folder} already holds a run: name a new folder with --run")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, self.folder / "config.yaml")
+        self.write_json("versions.json", {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES},
+                                          "git": _git_commit(), "command": sys.argv})  # fmt: skip
+        diff = config_diff(config, type(config)())
+        self.print(f"run {folder}; not default: " + (", ".join(f"{k}={v}" for k, v in diff.items()) or "nothing"))
+        (self.folder / "metrics.jsonl").touch()
+
+    def print(self, text: str) -> None:
+        """A line on the screen."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """A line of metrics.jsonl with the time and the stage timers since the last one. ValueError for a number that
+        is not finite: training on is worthless then."""
+        bad = [key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"{', '.join(bad)} is not finite in {values.get('stage')} update {values.get('update')}")
+        if self.is_main:
+            line = {"time": round(time.time(), 2), **values, **{k: round(v, 3) for k, v in self._timings.items()}}
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self._timings = {}
+
+    @contextmanager
+    def timer(self, name: str) -> Iterator[None]:
+        """Seconds spent inside go to the next metrics line as `<name>_secs`."""
+        start = time.perf_counter()
+        yield
+        self._timings[f"{name}_secs"] = self._timings.get(f"{name}_secs", 0.0) + time.perf_counter() - start
+
+    def progress(self, items: Iterable, name: str) -> Iterator:
+        """Iterate with a progress bar (a terminal), or a line now and then (a file)."""
+        items = list(items)
+        if not self.is_main:
+            yield from items
+        elif sys.stdout.isatty():
+            with Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                          TimeRemainingColumn()) as bar:  # fmt: skip
+                yield from bar.track(items, description=name)
+        else:
+            start, every = time.perf_counter(), max(1, len(items) // 10)
+            for number, item in enumerate(items, 1):
+                yield item
+                if number % every == 0 or number == len(items):
+                    self.print(f"{name} {number}/{len(items)}  {time.perf_counter() - start:.0f} s")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file into the run folder."""
+        if self.is_main:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+    def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
+        """Keep an update's best and worst trajectories as readable text."""
+        if not self.is_main or not records:
+            return
+        ranked = sorted(records, key=lambda record: -record["reward"])
+        picked = [("best", r) for r in ranked[:num_each]] + [("worst", r) for r in ranked[-num_each:]]
+        path = self.folder / "trajectories" / f"update-{update:05d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        blocks = []
+        for name, r in picked:
+            parts = " ".join(f"{k}={v:.2f}" for k, v in r["components"].items())
+            blocks.append(f"=== {name}: turn {r['turn_id']} reward {r['reward']:.3f} ({parts}) {r['outcome']}\n"
+                          f"gold: {r['gold_sql']}\n{r['transcript']}\n")  # fmt: skip
+        path.write_text("\n".join(blocks), encoding="utf-8")
+
+
+def _git_commit() -> str:
+    """The commit of the working tree, with a mark if it has changes; "unknown" outside a repository."""
+    try:
+        run = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "HEAD") + (" (changed)" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,165 @@
+"""Random and mutated SQL at everything that reads SQL: nothing but a verdict ever comes out."""
+
+import random
+import sqlite3
+import string
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtsql.sql.database import QueryLimits, QueryResult, run_query
+from mtsql.sql.schema import schema_from_sqlite
+
+LIMITS = QueryLimits(timeout_secs=0.3, max_rows=2000)
+QUERIES = [
+    "SELECT count(*) FROM singer",
+    "SELECT name, age FROM singer WHERE age > 20 ORDER BY age DESC LIMIT 3",
+    "SELECT DISTINCT country FROM singer WHERE age BETWEEN 20 AND 40 AND name LIKE '%a%'",
+    "SELECT country, count(*) FROM singer GROUP BY country HAVING count(*) >= 2",
+    "SELECT T2.name, T1.title FROM concert AS T1 JOIN singer AS T2 ON T1.singer_id = T2.singer_id WHERE T1.year = 2014",
+    "SELECT name FROM singer WHERE singer_id NOT IN (SELECT singer_id FROM concert)",
+    "SELECT country FROM singer WHERE age > 40 INTERSECT SELECT country FROM singer WHERE age < 30",
+    "SELECT name FROM singer EXCEPT SELECT T2.name FROM concert AS T1 JOIN singer AS T2 ON T1.singer_id = T2.singer_id",
+    "SELECT name FROM singer WHERE age = (SELECT max(age) FROM singer) OR country != \"France\"",
+    "SELECT avg(age), min(age), max(age) - min(age) FROM singer WHERE country = 'Peru' UNION SELECT 1, 2, 3",
+    "SELECT T1.name FROM singer AS T1, concert AS T2 WHERE T1.singer_id = T2.singer_id GROUP BY T1.name "
+    "ORDER BY sum(T2.seats) DESC, T1.name ASC LIMIT 1",
+    "SELECT sum(x.n) FROM (SELECT count(*) AS n FROM concert GROUP BY year) AS x",
+]
+WORDS = sorted({word for query in QUERIES for word in query.replace("(", " ( ").replace(")", " ) ").split()})
+WORDS += ["", " ", "\n", "\0", "'", '"', "`", "[", ";", "--", "/*", ",", ".", "> =", "! =", "< =", "-", "*", "%", "\ud800"]
+WORDS += ["9" * 30, "1e999", "x'00'", "NULL", "is", "WITH", "RECURSIVE", "CASE WHEN", "END", "VALUES", "PRAGMA", "DROP TABLE"]
+WORDS += ["ATTACH", "YEAR(CURDATE())", "value", "t1.", ".name", "T9.name", "é", "\U0001f4a3", "( " * 150, ") " * 150, "NOT " * 80]
+JUDGES = []
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "shows.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """
+        CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER);
+        CREATE TABLE concert (concert_id INTEGER PRIMARY KEY, title TEXT, year INTEGER, seats INTEGER,
+                              singer_id INTEGER REFERENCES singer (singer_id));
+        """
+    )
+    for i in range(20):
+        row = (i, f"name {i % 7}", ["Peru", "France", None][i % 3], 15 + 2 * i)
+        connection.execute("INSERT INTO singer VALUES (?, ?, ?, ?)", row)
+        connection.execute("INSERT INTO concert VALUES (?, ?, ?, ?, ?)", (i, f"t{i}", 2010 + i % 6, 100 * i, i % 9))
+    connection.commit()
+    connection.close()
+    content = path.read_bytes()
+    yield path
+    assert path.read_bytes() == content and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def mutate(generator: random.Random) -> str:
+    """A query with a few words changed, or with its characters stirred, or two queries spliced."""
+    words = generator.choice(QUERIES).split(" ")
+    for _ in range(generator.randint(0, 6)):
+        at = generator.randrange(len(words) + 1)
+        kind = generator.randrange(5)
+        if kind == 0:
+            words.insert(at, generator.choice(WORDS))
+        elif kind == 1:
+            words[at : at + 1] = [generator.choice(WORDS)]
+        elif kind == 2:
+            del words[at : at + generator.randint(1, 4)]
+        elif kind == 3:
+            words[at:] = generator.choice(QUERIES).split(" ")[generator.randrange(8) :]
+        else:
+            other = generator.randrange(len(words) + 1)
+            words[at:at], words = words[other : other + 4], words
+    text = " ".join(words)
+    if generator.random() < 0.2 and text:
+        at = generator.randrange(len(text))
+        text = text[:at] + generator.choice(string.printable + "é\U0001f4a3\0\ud800") + text[at + 1 :]
+    return text
+
+
+def nested(generator: random.Random) -> str:
+    """One construct inside itself, or beside itself, up to hundreds of times."""
+    times = generator.randint(1, 400)
+    return generator.choice(
+        [
+            "SELECT " + "(" * times + "1" + ")" * times,
+            "SELECT name FROM singer WHERE age IN (" * times + "1" + ")" * times,
+            "SELECT * FROM (" * times + "SELECT 1" + ")" * times,
+            " UNION ".join([generator.choice(QUERIES)] * times),
+            "SELECT name FROM singer WHERE " + " AND ".join(["age > 1"] * times),
+            "SELECT name FROM singer WHERE " + "NOT " * times + "age > 1",
+            "SELECT " + ", ".join(["count(*)"] * times) + " FROM singer",
+            "SELECT count(*) FROM singer AS a" + " JOIN concert AS b" * times,
+            "SELECT " + "max(" * times + "age" + ")" * times + " FROM singer",
+            "SELECT '" * times,
+            "SELECT age" + " - age" * times + " FROM singer",
+        ]
+    )
+
+
+sql_texts = st.one_of(
+    st.text(max_size=200),
+    st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join),
+    st.randoms(use_true_random=False).map(mutate),
+    st.randoms(use_true_random=False).map(nested),
+)
+quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+long = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def check_database(db, sql):
+    result = run_query(db, sql, LIMITS)
+    assert isinstance(result, QueryResult)
+    assert result.is_ok == (result.message == "") and (result.is_ok or result.rows == ())
+    assert result.secs < LIMITS.timeout_secs + 1
+    if result.is_ok:
+        assert all(len(row) == len(result.columns) for row in result.rows)
+
+
+def check_metrics(db, pred, gold):
+    from mtsql.sql.metrics import exact_match, execution_match, hardness
+    from mtsql.sql.parse import parse_sql
+
+    schema = schema_from_sqlite(db)
+    parsed = parse_sql(pred, schema)
+    assert parsed == parse_sql(pred, schema)
+    assert hardness(gold, schema) in ("easy", "medium", "hard", "extra")
+    assert exact_match(pred, gold, schema) in (True, False)
+    assert execution_match(pred, gold, db) in (True, False)
+
+
+@quick
+@given(sql=sql_texts)
+def test_database_gives_a_verdict(db, sql):
+    check_database(db, sql)
+
+
+@pytest.mark.slow
+@long
+@given(sql=sql_texts)
+def test_database_gives_a_verdict_at_length(db, sql):
+    check_database(db, sql)
+
+
+@quick
+@given(pred=sql_texts, gold=st.sampled_from(QUERIES))
+def test_metrics_give_a_verdict(db, pred, gold):
+    check_metrics(db, pred, gold)
+
+
+@pytest.mark.slow
+@long
+@given(pred=sql_texts, gold=st.sampled_from(QUERIES))
+def test_metrics_give_a_verdict_at_length(db, pred, gold):
+    check_metrics(db, pred, gold)
+
+
+@pytest.mark.parametrize("gold", QUERIES)
+def test_a_query_matches_itself(db, gold):
+    from mtsql.sql.metrics import exact_match, execution_match
+
+    assert execution_match(gold, gold, db)
+    assert exact_match(gold, gold, schema_from_sqlite(db)) or gold.startswith("SELECT sum(x.n)")
