@@ -3,19 +3,33 @@
 Hugging Face's decoder layers look their attention up by name. We register one function, "mtsql", that hands the
 projected and rotated queries, keys and values to a *context*: an object passed down through
 `model(..., attention_context=context)` that knows which token may see which. Training passes a `PackedContext`
-(segments of a flat batch), generation a `PagedContext` (`kvcache.py`). Nothing else differs between the two.
+(segments of a flat batch), generation one of the engine's. Nothing else differs between the two.
+
+Legend: T tokens of the flat batch, H query heads, Hkv key heads, D head width.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
+try:  # needs CUDA to build, so it is optional (requirements-gpu.txt)
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
+
 ATTENTION_NAME = "mtsql"
+Span = tuple[int, int]
 
 
-def _attend(module, query, key, value, attention_mask, scaling=None, attention_context=None, **_):
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, attention_context=None, **kwargs):
     """query (1, H, T, D), key and value (1, Hkv, T, D) -> (1, T, H, D), weights None."""
     if attention_context is None:
         raise ValueError("this model was loaded with attention 'mtsql': call it with attention_context=...")
+    for name in ("sliding_window", "softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"this model's attention uses {name}, which mtsql does not compute")
+    if dropout:
+        raise ValueError("attention_dropout must be 0: what is trained has to be what was sampled")
     return attention_context.attend(module.layer_idx, query, key, value, scaling), None
 
 
@@ -27,63 +41,104 @@ def register_attention() -> None:
 class PackedContext:
     """Attention over a flat training batch: a sample sees its group's prompt and, causally, its own tokens.
 
-    A group's prompt is computed once and each of its samples attends to it, so the gradient through the prompt is the
-    sum over samples. On the CPU: prompts are one padded causal SDPA, samples one padded SDPA over [prompt; own]. A
-    prompt with a single sample is one sequence. Padding never reaches a real token: it stands to the right of a causal
-    row, or is masked.
+    A group's prompt is computed once and the gradient through it is the sum over its samples. No token is padded.
+    Three ways to the same numbers: on a CPU in two parts joined by their log-sum-exps (`_TwoPart`); on a GPU by
+    flash-attn, the prompt's keys repeated for each sample; elsewhere sample by sample.
     """
 
     def __init__(self, spans: tuple[tuple[int, int, int, int], ...], device: torch.device):
-        """spans: (prompt start, prompt end, start, end) of each sample in the flat batch."""
-        sharers: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        """spans: (prompt start, prompt end, start, end) of each sample in the flat batch, as `pack` lays them out: each
+        prompt is followed by its samples, with nothing between."""
+        groups: dict[Span, list[Span]] = {}
         for prompt_start, prompt_end, start, end in spans:
-            sharers.setdefault((prompt_start, prompt_end), []).append((start, end))
-        whole, shared = [], []
-        for prompt, samples in sharers.items():
-            if len(samples) == 1 and samples[0][0] == prompt[1]:
-                whole.append((prompt[0], samples[0][1]))
-            else:
-                whole.append(prompt)
-                shared += [(prompt, sample) for sample in samples]
-        self.causal = _padded([range(a, b) for a, b in whole]).to(device)  # (R, L)
-        order = [i for a, b in whole for i in range(a, b)]
-        cells = [r * self.causal.shape[1] + c for r, (a, b) in enumerate(whole) for c in range(b - a)]
-        self.shared = None
-        if shared:
-            own = _padded([range(*sample) for _, sample in shared])  # (N, L)
-            past = _padded([range(*prompt) for prompt, _ in shared])  # (N, Lp)
-            lengths = torch.tensor([prompt[1] - prompt[0] for prompt, _ in shared])
-            sees_past = (torch.arange(past.shape[1]) < lengths[:, None])[:, None, :].expand(-1, own.shape[1], -1)
-            sees_own = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool).tril().expand(len(shared), -1, -1)
-            self.shared = (own.to(device), torch.cat([past, own], dim=1).to(device))
-            self.mask = torch.cat([sees_past, sees_own], dim=2)[:, None].to(device)  # (N, 1, L, Lp + L)
-            order += [i for _, sample in shared for i in range(*sample)]
-            offset, width = self.causal.numel(), own.shape[1]
-            cells += [offset + r * width + c for r, (_, (a, b)) in enumerate(shared) for c in range(b - a)]
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.tensor(cells)
-        self.back = back.to(device)  # (T,) padded cell of each flat token
+            groups.setdefault((prompt_start, prompt_end), []).append((start, end))
+        self.device = device
+        self.parts: list[tuple[Span, Span, bool]] = []  # queries, keys, is_causal: what `_TwoPart` computes
+        self.rows: list[tuple[Span, Span]] = []  # queries, keys before them: a row is causal, aligned at its end
+        for prompt, samples in groups.items():
+            if len(samples) == 1:  # one sequence
+                whole = (prompt[0], samples[0][1])
+                self.parts.append((whole, whole, True))
+                self.rows.append((whole, (0, 0)))
+                continue
+            self.parts += [(prompt, prompt, True), ((samples[0][0], samples[-1][1]), prompt, False)]
+            self.parts += [(sample, sample, True) for sample in samples]
+            self.rows += [(prompt, (0, 0)), *((sample, prompt) for sample in samples)]
+        self._varlen = None
 
     def attend(self, layer_idx, query, key, value, scaling):
         """query (1, H, T, D), key and value (1, Hkv, T, D) -> (1, T, H, D)."""
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast a query norm may have widened them
+        if query.device.type == "cpu":
+            return _TwoPart.apply(query, key, value, self.parts, scaling).transpose(1, 2)
+        if flash_attn_varlen_func is not None and value.dtype in (torch.bfloat16, torch.float16):
+            return self.attend_varlen(query, key, value, scaling)
+        return self.attend_rows(query, key, value, scaling)
+
+    def attend_varlen(self, query, key, value, scaling):
+        """One flash-attn call. The flat order is already that of its queries; a sample's keys are the prompt's and its
+        own, and causal masking is aligned at the end of each row."""
+        if self._varlen is None:
+            num_q = [end - start for (start, end), _ in self.rows]
+            num_k = [(end - start) + (b - a) for (start, end), (a, b) in self.rows]
+            seen = torch.cat([torch.arange(*span) for own, past in self.rows for span in (past, own)])
+            edges = [torch.tensor([0, *n]).cumsum(0).to(self.device, torch.int32) for n in (num_q, num_k)]
+            self._varlen = seen.to(self.device), *edges, max(num_q), max(num_k)
+        seen, *bounds = self._varlen
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-        out = [_sdpa(query[self.causal], key[self.causal], value[self.causal], scaling, None)]
-        if self.shared is not None:
-            own, seen = self.shared
-            out.append(_sdpa(query[own], key[seen], value[seen], scaling, self.mask))
-        return torch.cat([x.flatten(0, 1) for x in out])[self.back][None]
+        return flash_attn_varlen_func(query, key[seen], value[seen], *bounds, softmax_scale=scaling, causal=True)[None]
+
+    def attend_rows(self, query, key, value, scaling):
+        """One masked SDPA a row: the plain statement of what the other two compute."""
+        out = []
+        for (start, end), (a, b) in self.rows:
+            mask = torch.ones(end - start, b - a + end - start, dtype=torch.bool, device=query.device).tril(b - a)
+            keys, values = (torch.cat([x[:, :, a:b], x[:, :, start:end]], dim=2) for x in (key, value))
+            out.append(
+                torch.nn.functional.scaled_dot_product_attention(
+                    query[:, :, start:end], keys, values, attn_mask=mask, scale=scaling,
+                    enable_gqa=query.shape[1] != key.shape[1],
+                )
+            )  # fmt: skip
+        return torch.cat(out, dim=2).transpose(1, 2)
 
 
-def _sdpa(query, key, value, scaling, mask):
-    """query (R, L, H, D), key and value (R, S, Hkv, D) -> (R, L, H, D); causal where there is no mask."""
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    ).transpose(1, 2)  # fmt: skip
+class _TwoPart(torch.autograd.Function):
+    """Attention as a list of dense or causal blocks (queries, keys, is_causal), joined by their log-sum-exps.
 
+    Softmax over two sets of keys is the mean of the softmaxes over each, weighted by exp(log-sum-exp). For the gradient
+    nothing needs to be taken apart again: a block's own backward, given the joined output and the joined log-sum-exp,
+    gives exactly that block's share. These two operators are the ones behind torch's SDPA on a CPU; SDPA itself does
+    not hand out the log-sum-exp. Nothing is padded, and the prompt's keys are read in place by all its samples.
+    """
 
-def _padded(rows: list[range]) -> torch.Tensor:
-    """(R, L) flat indices, short rows filled with their own first index."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [row.start] * (width - len(row)) for row in rows])
+    @staticmethod
+    def forward(ctx, query, key, value, parts, scaling):
+        out = query.new_zeros(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)  # (1, H, T, D)
+        lse = torch.full_like(out[..., 0], -torch.inf, memory_format=torch.contiguous_format)  # (1, H, T)
+        for (start, end), (a, b), is_causal in parts:
+            part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, start:end], key[:, :, a:b], value[:, :, a:b], 0.0, is_causal, scale=scaling
+            )
+            so_far = lse[:, :, start:end]
+            out[:, :, start:end].lerp_(part, torch.sigmoid(part_lse - so_far).to(part.dtype)[..., None])
+            lse[:, :, start:end] = torch.logaddexp(so_far, part_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.parts, ctx.scaling = parts, scaling
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        query, key, value, out, lse = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in (query, key, value)]
+        for (start, end), (a, b), is_causal in ctx.parts:
+            own, seen = (slice(None), slice(None), slice(start, end)), (slice(None), slice(None), slice(a, b))
+            shares = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_out[own], query[own], key[seen], value[seen], out[own], lse[own].contiguous(), 0.0, is_causal,
+                scale=ctx.scaling,
+            )  # fmt: skip
+            for grad, where, share in zip(grads, (own, seen, seen), shares, strict=True):
+                grad[where] += share
+        return *grads, None, None

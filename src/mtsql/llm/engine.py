@@ -3,16 +3,17 @@
 A *row* is one trajectory: a prompt it shares with its group, then replies (sampled here) and observations (given to
 `extend`). Its keys and values stay in the paged cache from its first token to `close`. One `step` computes the next
 token of every row that decodes together with chunks of new prompts and observations; a row whose reply is complete
-leaves at once and waits, keeping its cache, for `extend` or `close`. When the cache is full the youngest row loses its
-blocks and is computed again later; since noise belongs to (key, position), its tokens come out the same.
+leaves at once and keeps its cache until `extend` or `close`. When the cache is full the youngest row loses its blocks
+and is computed again later; since noise belongs to (key, position), its tokens come out the same.
 
 The engine sees ids only. It uses the model's weights as they are at each step: close all rows before changing them.
 CUDA graphs are not used yet.
+
+R rows that draw a token in a step, T tokens computed in it.
 """
 
-import bisect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor
 
 from mtsql.llm.attention import ATTENTION_NAME
-from mtsql.llm.kvcache import BlockPool, Chunk, PagedContext
+from mtsql.llm.kvcache import FLASH_BLOCK, BlockPool, Chunk, PagedContext, uses_flash
 from mtsql.llm.sampling import NoiseKey, Sampling, hash_key, sample, uniform
+from mtsql.llm.scheduler import Plan, Prompt, Row, Scheduler
 
 SUPPORTED = ("llama", "qwen2", "qwen3")  # config.model_type; each is tested against model.generate
-MAX_LOGITS = 1 << 23  # elements of a logits tensor; more rows are sampled in several goes
+MAX_LOGITS = 1 << 22  # elements of one logits tensor; more rows are sampled in several goes
 
 
 class StopReason(Enum):
@@ -48,19 +50,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What the engine may use.
-
-    Attributes:
-        max_rows: rows computed together in a step.
-        block_size: tokens per cache block; flash-attn on GPUs wants a multiple of 256.
-        cache_bytes: memory for keys and values, taken at the start and never exceeded.
-        max_step_batch_tokens: tokens computed in a step; what decoding leaves over goes to prompts and observations.
-    """
+    """What the engine may use."""
 
     max_rows: int = 64
+    """Rows that decode together."""
     block_size: int = 32
+    """Tokens in a block of the cache; flash-attn wants a multiple of 256."""
     cache_bytes: int = 1 << 30
+    """Memory for keys and values, never exceeded."""
     max_step_batch_tokens: int = 1024
+    """Tokens computed in a step: one for each decoding row, the rest for prompts and observations."""
 
     def __post_init__(self):
         if self.max_rows < 1 or self.block_size < 1:
@@ -70,41 +69,6 @@ class EngineLimits:
                 f"max_step_batch_tokens {self.max_step_batch_tokens} is less than max_rows {self.max_rows}: "
                 "a step could not give every row its token"
             )
-
-
-@dataclass(eq=False)
-class _Prompt:
-    """A prompt and its blocks, which exist while some row of its group is in the cache."""
-
-    ids: list[int]
-    rows: list["_Row"] = field(default_factory=list)  # those in the cache
-    blocks: list[int] = field(default_factory=list)
-    cached: int = 0
-    seen: int = 0  # most tokens ever cached
-    hidden: Tensor | None = None  # (width,) last hidden state: every sample draws its first token from it
-
-    @property
-    def is_ready(self) -> bool:
-        return self.cached == len(self.ids)
-
-
-@dataclass(eq=False)
-class _Row:
-    handle: int
-    prompt: _Prompt
-    key: int  # hashed noise key
-    ids: list[int] = field(default_factory=list)  # after the prompt
-    reply_start: int = 0  # where in `ids` the current reply begins
-    logprobs: list[float] = field(default_factory=list)  # of the current reply
-    is_idle: bool = False  # its reply is handed out
-    slot: int | None = None  # line of the block tables while in the cache
-    num_blocks: int = 0
-    cached: int = 0  # tokens with keys and values, prompt included
-    seen: int = 0  # most tokens ever cached
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt.ids) + len(self.ids)
 
 
 class Engine:
@@ -120,9 +84,10 @@ class Engine:
     ):
         """`model`: a Hugging Face causal LM loaded with attn_implementation="mtsql", in eval mode.
 
-        `is_stopped` is asked after each sampled token, with the ids of the reply so far, whether text has ended it (a
-        stop string may be cut into tokens in many ways, so only whoever can decode them can tell).
-        Raises ValueError for a model whose attention we do not compute and for a cache too small for a block.
+        `is_stopped` is asked after each sampled token, with the ids of the reply so far, whether its text is complete: a
+        stop string can be cut into tokens in many ways, so only who can decode them can tell.
+        Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of the autocast.
+        Raises ValueError for a model whose attention we do not compute, and for a cache smaller than one block.
         """
         config = model.config
         _check_attention(config)
@@ -131,266 +96,157 @@ class Engine:
         self.head = model.get_output_embeddings()
         self.stop_ids = frozenset(stop_ids)
         self.sampling = sampling
-        self.limits = limits
         self.is_stopped = is_stopped
         self.device = self.head.weight.device
-        heads = config.num_key_value_heads
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.head.weight.dtype
+        if uses_flash(self.device, dtype) and limits.block_size % FLASH_BLOCK:
+            raise ValueError(f"block_size {limits.block_size}: flash-attn wants a multiple of {FLASH_BLOCK}")
+        num_heads = config.num_key_value_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        dtype = self.head.weight.dtype
-        block_bytes = 2 * config.num_hidden_layers * limits.block_size * heads * head_dim * dtype.itemsize
+        num_layers = config.num_hidden_layers
+        block_bytes = 2 * num_layers * num_heads * limits.block_size * head_dim * dtype.itemsize
         num_blocks = limits.cache_bytes // block_bytes
         if num_blocks < 1:
             raise ValueError(f"cache_bytes {limits.cache_bytes} is less than one block of {block_bytes} bytes")
-        self.pool = BlockPool(
-            config.num_hidden_layers, num_blocks, limits.block_size, heads, head_dim, dtype, self.device
-        )
+        self.pool = BlockPool(num_layers, num_blocks, limits.block_size, num_heads, head_dim, dtype, self.device)
+        self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_step_batch_tokens)
         self.tokens_computed = 0
+        """Tokens run through the model."""
         self.tokens_distinct = 0
-        self._rows: dict[int, _Row] = {}
+        """Those of them that were not computed before: all but what a put-off row had to repeat."""
+        self._rows: dict[int, Row] = {}
         self._next_handle = 0
-        self._waiting: list[_Row] = []  # want to run, not in the cache; oldest first
-        self._cached: list[_Row] = []  # in the cache, idle ones included; oldest first
-        # Idle rows keep their line of the tables without taking a seat from the running ones.
-        num_slots = 2 * limits.max_rows
-        self._slots = list(range(num_slots))
-        self._tables = np.zeros((num_slots, num_blocks), dtype=np.int64)
-
-    # what the rollout calls
 
     def open_group(self, prompt_ids: list[int], noise_keys: list[NoiseKey]) -> list[int]:
         """Start one row per noise key, all from the same prompt; returns their handles.
 
-        Raises ValueError for an empty prompt and for one that could not reach max_trajectory_tokens even with the
+        Raises ValueError for an empty prompt, and for one that could not reach max_trajectory_tokens even with the
         whole cache to itself.
         """
         if not prompt_ids:
             raise ValueError("prompt_ids is empty")
-        needed = self._blocks(len(prompt_ids) + self.sampling.max_trajectory_tokens)
-        needed += len(prompt_ids) % self.pool.block_size > 0  # the prompt keeps its partial block
+        needed = self.scheduler.num_blocks(len(prompt_ids) + self.sampling.max_trajectory_tokens)
+        needed += len(prompt_ids) % self.pool.block_size > 0  # the prompt keeps its last, partly filled block
         if needed > self.pool.num_blocks:
             raise ValueError(
-                f"a prompt of {len(prompt_ids)} tokens and max_trajectory_tokens {self.sampling.max_trajectory_tokens} "
-                f"need {needed} cache blocks, there are {self.pool.num_blocks}: raise cache_bytes"
+                f"a prompt of {len(prompt_ids)} tokens with max_trajectory_tokens "
+                f"{self.sampling.max_trajectory_tokens} needs {needed} cache blocks and there are "
+                f"{self.pool.num_blocks}: raise cache_bytes"
             )
-        prompt = _Prompt(list(prompt_ids))
-        rows = [_Row(self._next_handle + i, prompt, hash_key(key)) for i, key in enumerate(noise_keys)]
-        self._next_handle += len(rows)
-        self._rows.update((row.handle, row) for row in rows)
-        self._waiting += rows
-        return [row.handle for row in rows]
+        prompt = Prompt(list(prompt_ids))
+        handles = []
+        for key in noise_keys:
+            row = Row(self._next_handle, prompt, hash_key(key))
+            self._next_handle += 1
+            self._rows[row.handle] = row
+            self.scheduler.wait(row)
+            handles.append(row.handle)
+        return handles
 
     def extend(self, handle: int, ids: list[int]) -> None:
-        """Append an observation and ask for the next reply. With no ids the model just goes on.
+        """Append an observation and ask for the next reply. Without ids the model just goes on.
 
-        Raises ValueError if the row still decodes or if max_trajectory_tokens leaves no room for a reply.
+        Raises ValueError if the row still decodes, or if max_trajectory_tokens leaves no room for a reply.
         """
         row = self._row(handle)
         if not row.is_idle:
             raise ValueError(f"handle {handle} is still decoding: extend it after its completion")
         if len(row.ids) + len(ids) >= self.sampling.max_trajectory_tokens:
             raise ValueError(
-                f"{len(ids)} ids after {len(row.ids)} leave no room for a reply in max_trajectory_tokens "
+                f"{len(ids)} more ids after {len(row.ids)} leave no room for a reply in max_trajectory_tokens "
                 f"{self.sampling.max_trajectory_tokens}: close the handle"
             )
         row.ids += ids
-        row.reply_start = len(row.ids)
-        row.logprobs = []
-        row.is_idle = False
-        if row.slot is None:
-            bisect.insort(self._waiting, row, key=_age)
+        row.reply_start, row.logprobs = len(row.ids), []
+        self.scheduler.wait(row)
 
     def close(self, handle: int) -> None:
         """Forget a row, whatever it is doing, and free its blocks."""
-        row = self._row(handle)
-        if row.slot is not None:
-            self._evict(row)
-        elif not row.is_idle:
-            self._waiting.remove(row)
+        self.scheduler.remove(self._row(handle))
         del self._rows[handle]
 
     def put_off(self, handle: int) -> None:
-        """Take a row's blocks away; it is computed again when its turn comes. Its tokens do not change."""
-        row = self._row(handle)
-        if row.slot is not None:
-            self._evict(row)
-            if not row.is_idle:
-                bisect.insort(self._waiting, row, key=_age)
+        """Take a row's blocks away for now; it is computed again in its turn and its tokens stay the same."""
+        self.scheduler.put_off(self._row(handle))
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` can compute something: false when all rows are idle or wait for what idle rows hold."""
-        return any(not row.is_idle for row in self._cached) or self._can_admit(0)
+        """Whether `step` can compute something: false when all rows are idle or wait for places idle rows hold."""
+        return self.scheduler.has_work
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Compute one batch of tokens; returns the replies that it completed."""
         if self.model.training:
             raise ValueError("the model is in training mode: call model.eval() before generating")
-        self._admit()
-        decoding, chunks = self._schedule()
-        hidden = self._compute(decoding, chunks) if decoding or chunks else None
-        # Rows whose pending tokens are all computed draw the next one.
-        drawing, index = list(decoding), list(range(len(decoding)))
-        at = len(decoding)
-        for owner, num in chunks:
-            at += num
-            if isinstance(owner, _Prompt):
-                if owner.is_ready:
-                    owner.hidden = hidden[at - 1].clone()
-            elif owner.cached == owner.length:
-                drawing.append(owner)
-                index.append(at - 1)
-        states = [hidden[index]] if index else []
-        for row in self._running():
+        plan = self.scheduler.plan()
+        drawing = list(plan.decoding)
+        states = []
+        if plan.decoding or plan.chunks:
+            hidden = self._compute(plan)
+            last = list(range(len(drawing)))
+            end = len(drawing)
+            for owner, num in plan.chunks:
+                end += num
+                if isinstance(owner, Prompt):
+                    if owner.is_ready:
+                        owner.hidden = hidden[end - 1].clone()
+                elif owner.cached == owner.length:
+                    drawing.append(owner)
+                    last.append(end - 1)
+            states.append(hidden[last])
+        for row in self.scheduler.running():
             if not row.ids and row.prompt.is_ready:
                 drawing.append(row)
                 states.append(row.prompt.hidden[None])
         return self._draw(drawing, torch.cat(states)) if drawing else []
 
-    # scheduling
-
-    def _row(self, handle: int) -> _Row:
+    def _row(self, handle: int) -> Row:
         if handle not in self._rows:
             raise ValueError(f"handle {handle} is not open")
         return self._rows[handle]
 
-    def _blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.pool.block_size)
-
-    def _running(self) -> list[_Row]:
-        """Rows with a seat in this step: the oldest that have something to do."""
-        return [row for row in self._cached if not row.is_idle][: self.limits.max_rows]
-
-    def _can_admit(self, num_running: int) -> bool:
-        """Whether the oldest waiting row finds a seat, a line of the tables and blocks."""
-        if not self._waiting or not self._slots or num_running >= self.limits.max_rows:
-            return False
-        row = self._waiting[0]
-        prompt = len(row.prompt.ids)
-        needed = self._blocks(row.length + 1) - prompt // self.pool.block_size
-        if not row.prompt.rows:
-            needed += self._blocks(prompt)
-        # A block of growth for every row that is already in, lest the new one be put off at once. Alone, it fits.
-        return needed + len(self._cached) <= len(self.pool.free) or not self._cached
-
-    def _admit(self) -> None:
-        num_running = sum(not row.is_idle for row in self._cached)
-        while self._can_admit(num_running):
-            row = self._waiting.pop(0)
-            prompt = row.prompt
-            if not prompt.rows:
-                prompt.blocks = self.pool.take(self._blocks(len(prompt.ids)), from_top=True)
-            self.pool.share(prompt.blocks)
-            prompt.rows.append(row)
-            row.slot = self._slots.pop()
-            row.num_blocks = len(prompt.blocks)
-            row.cached = len(prompt.ids)
-            self._tables[row.slot, : row.num_blocks] = prompt.blocks
-            bisect.insort(self._cached, row, key=_age)
-            num_running += 1
-
-    def _evict(self, row: _Row) -> None:
-        """Take a row out of the cache, and its prompt with it if it was the last of its group."""
-        self.pool.release(self._tables[row.slot, : row.num_blocks].tolist())
-        self._slots.append(row.slot)
-        row.slot, row.num_blocks, row.cached = None, 0, 0
-        self._cached.remove(row)
-        prompt = row.prompt
-        prompt.rows.remove(row)
-        if not prompt.rows:
-            self.pool.release(prompt.blocks)
-            prompt.blocks, prompt.cached = [], 0
-
-    def _schedule(self) -> tuple[list[_Row], list[tuple[_Prompt | _Row, int]]]:
-        """Rows that decode one token, and (prompt or row, number of its next tokens) to prefill, with their blocks."""
-        budget = self.limits.max_step_batch_tokens
-        decoding: list[_Row] = []
-        others: list[_Row] = []
-        for row in self._running():
-            if row.length - row.cached != 1 or not row.prompt.is_ready:
-                others.append(row)
-            elif row.slot is not None and self._grow(row, row.length):
-                decoding.append(row)
-        budget -= len(decoding)
-        chunks: dict[_Prompt | _Row, int] = {}
-        for row in others:
-            owner = row if row.prompt.is_ready else row.prompt
-            pending = (row.length if owner is row else len(owner.ids)) - owner.cached
-            num = min(pending, budget)
-            if row.slot is None or owner in chunks or num == 0:
-                continue
-            if owner is row and not self._grow(row, row.cached + num):
-                continue
-            chunks[owner] = num
-            budget -= num
-        # An older row may have put off one that was scheduled before it.
-        decoding = [row for row in decoding if row.slot is not None]
-        alive = [(o, n) for o, n in chunks.items() if (o.rows if isinstance(o, _Prompt) else o.slot is not None)]
-        return decoding, alive
-
-    def _grow(self, row: _Row, length: int) -> bool:
-        """Give a row the blocks for `length` tokens, the next to be written its own; False if it was put off."""
-        at = row.cached // self.pool.block_size
-        if length <= row.num_blocks * self.pool.block_size and self.pool.refs[self._tables[row.slot, at]] == 1:
-            return True
-        needed = self._blocks(length)
-        must_copy = at < row.num_blocks and self.pool.refs[self._tables[row.slot, at]] > 1
-        while len(self.pool.free) < needed - row.num_blocks + must_copy:
-            youngest = self._cached[-1]
-            self.put_off(youngest.handle)
-            if youngest is row:
-                return False
-        if must_copy:
-            shared, (own,) = int(self._tables[row.slot, at]), self.pool.take(1)
-            self.pool.copy(shared, own)
-            self.pool.release([shared])
-            self._tables[row.slot, at] = own
-        self._tables[row.slot, row.num_blocks : needed] = self.pool.take(needed - row.num_blocks)
-        row.num_blocks = needed
-        return True
-
-    # computing
-
-    def _compute(self, decoding: list[_Row], chunks: list[tuple[_Prompt | _Row, int]]) -> Tensor:
-        """Run the decoder over the step's tokens; (T, width) last hidden states."""
-        ids = [row.ids[-1] for row in decoding]
-        lengths = np.array([row.length for row in decoding], dtype=np.int64)  # (R,)
+    def _compute(self, plan: Plan) -> Tensor:
+        """Run the decoder over the tokens of a step: (T, width) last hidden states."""
+        tables, num_blocks = self.scheduler.tables, self.scheduler.num_blocks
+        ids = [row.ids[-1] for row in plan.decoding]
+        lengths = np.array([row.length for row in plan.decoding], dtype=np.int64)
         positions = [lengths - 1]
-        spans = []
-        for owner, num in chunks:
-            is_prompt = isinstance(owner, _Prompt)
-            start = owner.cached - (0 if is_prompt else len(owner.prompt.ids))
-            slot = owner.rows[0].slot if is_prompt else owner.slot
+        chunks = []
+        for owner, num in plan.chunks:
+            is_row = isinstance(owner, Row)
+            slot = owner.slot if is_row else owner.rows[0].slot  # a group's tables all begin with its prompt's blocks
+            before = len(owner.prompt.ids) if is_row else 0
             end = owner.cached + num
-            blocks = self._tables[slot, : self._blocks(end)]
-            spans.append(Chunk(len(ids), len(ids) + num, end, blocks))
-            ids += owner.ids[start : start + num]
+            chunks.append(Chunk(len(ids), len(ids) + num, end, tables[slot, : num_blocks(end)]))
+            ids += owner.ids[owner.cached - before : end - before]
             positions.append(np.arange(owner.cached, end))
-        slots = [row.slot for row in decoding]
-        width = self._blocks(int(lengths.max())) if decoding else 0
-        context = PagedContext(self.pool, self._tables[slots, :width], lengths, spans)
+        slots = [row.slot for row in plan.decoding]
+        width = num_blocks(int(lengths.max())) if plan.decoding else 0
         output = self.decoder(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.from_numpy(np.concatenate(positions))[None].to(self.device),
             use_cache=False,
-            attention_context=context,
+            attention_context=PagedContext(self.pool, tables[slots, :width], lengths, chunks),
         )
-        self.tokens_computed += len(ids)
-        for owner, num in [*((row, 1) for row in decoding), *chunks]:
+        for owner, num in [*((row, 1) for row in plan.decoding), *plan.chunks]:
             owner.cached += num
-            self.tokens_distinct += max(0, owner.cached - max(owner.seen, owner.cached - num))
+            self.tokens_computed += num
+            self.tokens_distinct += min(num, max(0, owner.cached - owner.seen))
             owner.seen = max(owner.seen, owner.cached)
         return output.last_hidden_state[0]
 
-    def _draw(self, rows: list[_Row], hidden: Tensor) -> list[Completion]:
+    def _draw(self, rows: list[Row], hidden: Tensor) -> list[Completion]:
         """Sample the next token of each row from its hidden state (R, width); returns the replies that ended."""
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         positions = np.array([len(row.ids) for row in rows])
         noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (R,)
         per_go = max(1, MAX_LOGITS // self.head.weight.shape[0])
         drawn = []
-        for go in range(0, len(rows), per_go):
-            ids, logprobs = sample(self.head(hidden[go : go + per_go]), self.sampling, noise[go : go + per_go])
+        for first in range(0, len(rows), per_go):
+            part = slice(first, first + per_go)
+            ids, logprobs = sample(self.head(hidden[part]), self.sampling, noise[part])
             drawn.append(torch.stack((ids.double(), logprobs.double())))
         ids, logprobs = torch.cat(drawn, dim=1).tolist()  # the step's one transfer to the host
         completions = []
@@ -403,7 +259,7 @@ class Engine:
                 completions.append(Completion(row.handle, row.ids[row.reply_start :], row.logprobs, reason))
         return completions
 
-    def _stop_reason(self, row: _Row) -> StopReason | None:
+    def _stop_reason(self, row: Row) -> StopReason | None:
         if row.ids[-1] in self.stop_ids:
             return StopReason.STOP_ID
         if self.is_stopped is not None and self.is_stopped(row.ids[row.reply_start :]):
@@ -415,10 +271,6 @@ class Engine:
         return None
 
 
-def _age(row: _Row) -> int:
-    return row.handle
-
-
 def _check_attention(config) -> None:
     """ValueError unless "mtsql" attention computes exactly what the model's own would."""
     if config._attn_implementation != ATTENTION_NAME:
@@ -428,6 +280,6 @@ def _check_attention(config) -> None:
         )
     if config.model_type not in SUPPORTED:
         raise ValueError(f"model type {config.model_type!r} is not supported: only {', '.join(SUPPORTED)}")
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    if layer_types - {"full_attention"}:
-        raise ValueError(f"attention of type {', '.join(sorted(layer_types - {'full_attention'}))} is not supported")
+    unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if unsupported:
+        raise ValueError(f"layers with {', '.join(sorted(unsupported))} are not supported: only full_attention")

@@ -23,7 +23,13 @@ try:
 except ImportError:  # CPUs have no flash-attn; requirements-gpu.txt brings it
     flash_attn_varlen_func = flash_attn_with_kvcache = None
 
+FLASH_BLOCK = 256  # flash-attn's paged cache wants a block size that is a multiple of this
 SPARSE = 6  # copying a block costs about as much as visiting this many that lie in between (measured)
+
+
+def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash-attn does the attention: it is installed, and made for this device and dtype."""
+    return flash_attn_with_kvcache is not None and device.type == "cuda" and dtype.itemsize == 2
 
 
 class BlockPool:
@@ -45,9 +51,8 @@ class BlockPool:
     ):
         self.block_size = block_size
         self.num_blocks = num_blocks
-        # Zeros, not empty: an unwritten slot is masked, but a NaN in it would survive the mask.
         shape = (2, num_layers, num_blocks, num_kv_heads, block_size, head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = _zeros(shape, dtype, device)
         self.keys, self.values = list(self.data[0]), list(self.data[1])  # per layer (num_blocks, K, S, D)
         self.free = list(range(num_blocks))  # always sorted
         self.refs = [0] * num_blocks
@@ -114,7 +119,7 @@ class PagedContext:
         first = np.concatenate(blocks).astype(np.int64) * num_heads  # (T,)
         cells = (first[:, None] + np.arange(num_heads)) * size + np.concatenate(offsets)[:, None]
         self.cells = self._tensor(cells.reshape(-1))  # (T*K,) where each new key goes in a layer's (blocks*K*S, D)
-        self.use_flash = self.device.type == "cuda"
+        self.use_flash = uses_flash(self.device, pool.data.dtype)
         if self.use_flash:
             self._plan_flash(tables, lengths)
         elif self.num_rows:
@@ -122,7 +127,8 @@ class PagedContext:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
-        head_dim = query.shape[-1]
+        head_dim, dtype = query.shape[-1], self.pool.data.dtype
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # autocast leaves some in float32
         for cache, new in ((self.pool.keys[layer], key), (self.pool.values[layer], value)):
             flat = new[0].transpose(0, 1).reshape(-1, head_dim)  # (T*K, D)
             cache.view(-1, head_dim).index_copy_(0, self.cells, flat)
@@ -180,8 +186,8 @@ class PagedContext:
                 self.visits.append((visit.where(self.device), self._tensor(visit.rows)))
         self.found = self._tensor(found)
         ignored = np.where(is_used, 0.0, -np.inf)
-        self.ignored = self._tensor(ignored).to(self.pool.data.dtype)[:, :, None]  # (R, blocks, 1)
-        # Only a row's last block, never a shared one, can be partly filled.
+        self.ignored = self._tensor(ignored)[:, :, None].to(_precise(self.pool.data.dtype))  # (R, blocks, 1)
+        # Only a row's last block can be partly filled.
         tail = np.arange(size) >= (lengths - (num_blocks - 1) * size)[:, None]  # (R, S)
         self.tail = self._tensor(found[np.arange(self.num_rows), num_blocks - 1])
         self.tail_mask = self._tensor(tail)[:, None, None]  # (R, 1, 1, S)
@@ -195,18 +201,18 @@ class PagedContext:
         for i, (where, rows) in enumerate(self.visits):
             num, sharers = rows.shape
             q = query[rows].transpose(1, 2).reshape(num, keys.shape[1], -1, head_dim)  # (N, K, C*H/K, D)
-            score = q @ keys[where].transpose(2, 3)  # (N, K, C*H/K, S)
-            if i == 0 and self.tail is not None:
+            score = (q @ keys[where].transpose(2, 3)).to(_precise(keys.dtype))  # (N, K, C*H/K, S)
+            if i == 0:  # a row's last block is its own, so it is among the blocks that are not shared
                 score[self.tail] = score[self.tail].masked_fill(self.tail_mask, -torch.inf)
             top = score.amax(-1, keepdim=True)  # (N, K, C*H/K, 1)
             weight = score.sub_(top).exp_()
-            part = (weight @ values[where], top, weight.sum(-1, keepdim=True))
+            part = (weight.to(values.dtype) @ values[where], top, weight.sum(-1, keepdim=True))
             parts.append([_by_row(x, num, sharers, num_heads) for x in part])  # each (N*C, H, D or 1)
         out, top, total = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
         top = top[self.found].squeeze(-1) + self.ignored  # (R, blocks, H)
         share = (top - top.amax(1, keepdim=True)).exp_()
         total = (share * total[self.found].squeeze(-1)).sum(1)  # (R, H)
-        share = (share / total[:, None]).transpose(1, 2)[:, :, None]  # (R, H, 1, blocks)
+        share = (share / total[:, None]).transpose(1, 2)[:, :, None].to(out.dtype)  # (R, H, 1, blocks)
         return (share @ out[self.found].transpose(1, 2)).squeeze(2)
 
     # GPU
@@ -298,3 +304,22 @@ def _by_row(part: Tensor, num: int, sharers: int, num_heads: int) -> Tensor:
 def _unroll(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
     """A layer's (num_blocks, K, S, D) -> (1, K, length, D) of the trajectory lying in `blocks`."""
     return cache[blocks].transpose(0, 1).flatten(1, 2)[None, :, :length]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros: a slot not yet written is masked, but a NaN in it would survive the mask.
+
+    On a CPU, pages that become memory when they are first written: a large budget costs nothing until it is used.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    line = 64  # bytes of a cache line, to which vector loads like to be aligned
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(num_bytes + line, dtype=np.uint8)
+    start = -memory.ctypes.data % line
+    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """The dtype softmax is computed in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)

@@ -5,58 +5,90 @@ Legend: P trained positions, W hidden width, V vocabulary.
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from mtsql.llm.attention import PackedContext
-from mtsql.llm.packing import Batch
+from mtsql.llm.packing import Batch, Sample, pack
 
-CHUNK = 1024
+CHUNK_LOGITS = 2**22
+"""Logits that exist at a time: 16 MB in fp32, whatever the vocabulary and however many positions."""
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """(hidden (P, W), weight (V, W), targets (P,)) -> (log-probs (P,), entropy (P,)) of softmax(hidden weight^T / t).
-
-    Peak extra memory is one chunk of logits, in forward and in backward, whatever P is.
-    """
+class _HeadLogprobs(torch.autograd.Function):
+    """(hidden (P, W), weight (V, W), bias (V,) or None, targets (P,)) -> (log-probs (P,), entropy (P,))
+    of softmax((hidden weight^T + bias) / temperature). Keeps no logits: backward computes them again."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk):
+    def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
         logprobs, entropy = [], []
         for rows, goal in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logp = _log_softmax(rows, weight, temperature)
+            logp = _log_softmax(rows, weight, bias, temperature)
             logprobs.append(logp.gather(1, goal[:, None])[:, 0])
-            entropy.append(-(logp.exp() * logp).sum(1))
-        ctx.save_for_backward(hidden, weight, targets)
+            entropy.append(_entropy(logp.exp(), logp))
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.set_materialize_grads(False)
         return torch.cat(logprobs), torch.cat(entropy)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logprobs, grad_entropy):
-        hidden, weight, targets = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        hidden, weight, bias, targets = ctx.saved_tensors
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logp = _log_softmax(hidden[part], weight, ctx.temperature)
+            logp = _log_softmax(hidden[part], weight, bias, ctx.temperature)  # (chunk, V)
             probs = logp.exp()
-            # d logp[target] / d z = onehot - p ;  d entropy / d z_v = -p_v (logp_v + entropy)
-            entropy = -(probs * logp).sum(1, keepdim=True)
-            grad = -probs * (grad_logprobs[part, None] + grad_entropy[part, None] * (logp + entropy))
-            grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None].to(grad.dtype))
-            grad = (grad / ctx.temperature).to(hidden.dtype)
-            grad_hidden[part] = grad @ weight
-            grad_weight += grad.t() @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            # With z the scaled logits: d logp[target] / dz = onehot - p,  d entropy / dz = -p (logp + entropy).
+            if grad_entropy is None:
+                grad = probs.mul_(-grad_logprobs[part, None])
+            else:
+                pull = logp.add_(_entropy(probs, logp)[:, None]).mul_(grad_entropy[part, None])
+                if grad_logprobs is not None:
+                    pull += grad_logprobs[part, None]
+                grad = probs.mul_(pull.neg_())
+            if grad_logprobs is not None:
+                grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
+            grad = grad.div_(ctx.temperature).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ weight
+            if grad_weight is not None:
+                grad_weight += grad.t() @ hidden[part]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None, None, None,
+        )  # fmt: skip
 
 
-def _log_softmax(hidden, weight, temperature):
-    logits = hidden @ weight.t()
+def _log_softmax(hidden, weight, bias, temperature):
+    """(rows, V) in fp32 or wider, whatever the logits were computed in."""
+    logits = nn.functional.linear(hidden, weight, bias)
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
 
 
-def head_logprobs(hidden, weight, targets, temperature=1.0, chunk=CHUNK):
-    """Log-prob of `targets` and entropy at each row of `hidden` (P, W) under a head `weight` (V, W); both (P,), fp32 or
-    wider. Differentiable in hidden and weight."""
-    return _TokenLogprobs.apply(hidden, weight, targets, temperature, chunk)
+def _entropy(probs, logp):
+    return -torch.linalg.vecdot(probs, logp)
+
+
+def head_logprobs(hidden, weight, bias, targets, temperature=1.0, chunk=None):
+    """Log-prob of `targets` (P,) and entropy at each row of `hidden` (P, W), under a head of `weight` (V, W) and `bias`
+    (V,) or None; both (P,), in fp32 or wider, differentiable in hidden, weight and bias.
+
+    `chunk` rows of logits exist at a time (default: CHUNK_LOGITS / V). Under autocast the product is taken in its type.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    chunk = chunk or max(1, CHUNK_LOGITS // len(weight))
+    with torch.autocast(device, enabled=False):  # backward recomputes outside autocast: both have to agree
+        return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
 
 
 class PolicyModule(nn.Module):
@@ -77,15 +109,37 @@ class PolicyModule(nn.Module):
 
 
 def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling temperature."""
+    """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling temperature.
+
+    ValueError for a model whose logits are not those of a plain linear head.
+    """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal_lm.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise ValueError(f"the output head {type(head).__name__} is not a plain linear layer without bias")
+    if type(head) is not nn.Linear:
+        raise ValueError(f"the output head is a {type(head).__name__}, not a plain linear layer: leave it unadapted")
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"this model's logits are changed by {name}, which mtsql does not compute")
     hidden = causal_lm.get_decoder()(
         input_ids=batch.ids[None],
         position_ids=batch.position_ids[None],
         use_cache=False,
         attention_context=PackedContext(batch.spans, batch.ids.device),
     ).last_hidden_state[0]  # (T, W)
-    return head_logprobs(hidden[batch.sources], head.weight, batch.targets, temperature)
+    return head_logprobs(hidden[batch.sources], head.weight, head.bias, batch.targets, temperature)
+
+
+@torch.no_grad()
+def score(module: nn.Module, samples: list[Sample], max_tokens: int, device: torch.device) -> list[list[float]]:
+    """Log-probs of each sample under `module` (a PolicyModule), one per token of its ids, 0 where the mask is 0.
+
+    This is where `ref_logprobs` come from (adapters off, or a frozen copy), and `old_logprobs` for several passes.
+    """
+    scores = [[0.0] * len(sample.ids) for sample in samples]
+    for batch in pack(samples, max_tokens):
+        logprobs = iter(module(batch.to(device))[0].tolist())
+        for index in batch.indices:
+            for i, is_trained in enumerate(samples[index].loss_mask):
+                if is_trained:
+                    scores[index][i] = next(logprobs)
+    return scores

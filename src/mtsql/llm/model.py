@@ -1,8 +1,9 @@
-"""Policies: any Hugging Face causal LM folder, or the small embedded model; LoRA; weights for generation; saving.
+"""Policies: any Hugging Face causal LM folder, or the small embedded model; LoRA; generation; saving.
 
-Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in training and generation
-alike, so that both see the same rounding. Whatever cannot decode as it stands (adapters, sharded weights) is gathered
-into a plain copy once per rollout: decoding needs no collective and the trained weights are never touched.
+Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in training and
+generation alike, so that both see the same rounding. Whatever cannot decode as it stands (adapters, sharded
+weights) is gathered into a plain copy once per rollout: decoding needs no collective and the trained weights
+are never touched.
 """
 
 import json
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen3Config,
 )
+from transformers.utils import logging
 
 from mtsql.llm.attention import ATTENTION_NAME, register_attention
 
@@ -68,15 +70,15 @@ class ModelConfig:
     """Which policy is trained."""
 
     path: str | None = None
-    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template, or a .gguf file.
-    Not set: the embedded model."""
+    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template, or a .gguf
+    file. Not set: the embedded model."""
     embedded: EmbeddedSize = EmbeddedSize()
     """Shape of the embedded model, where there is no path."""
     lora: LoraSettings = LoraSettings()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either way; under
-    LoRA the frozen ones are kept in this type."""
+    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either way;
+    under LoRA the frozen ones are kept in this type."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
 
@@ -84,7 +86,7 @@ class ModelConfig:
         if self.lora.rank < 0:
             raise ValueError(f"model.lora.rank is {self.lora.rank}: set 0 (off) or more")
         if self.lora.rank and self.path is None:
-            raise ValueError("model.lora.rank is set, but without model.path there is no trained base to adapt")
+            raise ValueError("model.lora.rank is set, but the embedded model is trained whole: set model.path")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -102,14 +104,15 @@ class ModelConfig:
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. ValueError naming the folder if it is missing or holds none."""
     folder, gguf = _locate(path)
-    if not gguf and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    known = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if not gguf and not any((folder / name).is_file() for name in known):
         raise ValueError(f"model.path {path}: no tokenizer in this folder")
     with _named(path):
         return AutoTokenizer.from_pretrained(folder, **gguf)
 
 
 def load_policy(config: ModelConfig) -> PreTrainedModel:
-    """The policy with our attention, its trained weights in float32, dropout off. A peft model where adapters are trained.
+    """The policy with our attention, its trained weights in float32, dropout off; a peft model under LoRA.
     ValueError, naming the folder, for what is missing or cannot be trained here."""
     folder, gguf = _locate(config.path)
     adapter = folder / "adapter_config.json"
@@ -119,6 +122,7 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
         settings = AutoConfig.from_pretrained(folder, **gguf)
     _require_full_attention(settings, config.path)
     register_attention()
+    logging.disable_progress_bar()
     dtype = config.compute_dtype if config.lora.rank else torch.float32
     weights = gguf or {"use_safetensors": True}
     with _named(config.path):
@@ -153,7 +157,9 @@ def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed:
     )
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION_NAME, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            settings, attn_implementation=ATTENTION_NAME, dtype=torch.float32
+        )
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -165,10 +171,12 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def generation_weights(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[PreTrainedModel]:
-    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as in training.
+    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as it is
+    in training.
 
-    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain copy that
-    lives as long as the `with` (memory: all weights in `dtype`); every rank of a sharded model must enter together.
+    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain copy
+    that lives as long as the `with` (memory: all weights, the matrices in `dtype`); every rank of a sharded
+    model must enter together.
     """
     model = unwrap(model)
     was_training = model.training
@@ -182,10 +190,11 @@ def generation_weights(model: torch.nn.Module, dtype: torch.dtype = torch.float3
 
 
 def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
-    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing yet) can
-    be switched off instead: that costs no memory."""
+    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing yet)
+    can be switched off instead: that costs no memory."""
     model = unwrap(model)
-    if _is_lora(model) and not any(_whole(p).any() for name, p in model.named_parameters() if "lora_B" in name):
+    added = [p for name, p in model.named_parameters() if "lora_B" in name]
+    if added and not any([_whole(p).any() for p in added]):
         return None
     return _full_copy(model)
 
@@ -203,7 +212,7 @@ def reference(model: torch.nn.Module, frozen: PreTrainedModel | None) -> Iterato
 def save_policy(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, is_main: bool = True
 ) -> None:
-    """Write an ordinary Hugging Face (or peft) folder, in float32 where trained: beside `folder`, then renamed into place.
+    """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into place.
 
     With FSDP2 every rank calls this, as gathering the shards takes them all; only `is_main` writes.
     """
@@ -216,6 +225,7 @@ def save_policy(
     old = folder.with_name(f".{folder.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
+    logging.disable_progress_bar()
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     if folder.exists():
@@ -227,40 +237,42 @@ def save_policy(
 def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A plain, frozen model with the same function: adapters merged, shards gathered.
 
-    `dtype` casts what autocast would cast, the weights of linear layers, and under FSDP2 (whose mixed precision casts
-    every parameter) all of them.
+    `dtype` casts what autocast would cast, the weights of linear layers, and under FSDP2 (whose mixed precision
+    casts every parameter) all of them.
     """
     source = model.get_base_model() if _is_lora(model) else model
-    merged = {}
-    for name, layer in source.named_modules():
-        if _is_lora(model) and hasattr(layer, "get_delta_weight"):
-            delta = layer.get_delta_weight("default").detach()  # (out, in)
-            merged[f"{name}.weight"] = _whole(layer.base_layer.weight.detach().to(delta.dtype) + delta)
-    tensors = {}
-    for name, tensor in [*source.named_parameters(remove_duplicate=False), *source.named_buffers()]:
-        for wrapper in ("base_layer.", "_checkpoint_wrapped_module."):
-            name = name.replace(wrapper, "")
-        if ".lora_" not in name:
-            tensors[name] = merged[name] if name in merged else _whole(tensor.detach()).clone()
+    tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
+    tensors = {_plain_name(name): tensor.detach() for name, tensor in tensors.items()}
+    adapted = {_plain_name(n): layer for n, layer in source.named_modules() if hasattr(layer, "get_delta_weight")}
     with torch.device("meta"):
         copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
     for path, module in copy.named_modules():
         casts = dtype is not None and (_is_sharded(model) or isinstance(module, torch.nn.Linear))
-        for name, _ in [*module.named_parameters(recurse=False)]:
+        for name in [name for name, _ in module.named_parameters(recurse=False)]:
             tensor = tensors[f"{path}.{name}"]
-            setattr(module, name, torch.nn.Parameter(tensor.to(dtype) if casts else tensor, requires_grad=False))
-        for name, _ in [*module.named_buffers(recurse=False)]:
-            setattr(module, name, tensors[f"{path}.{name}" if path else name])
+            to = dtype if casts else tensor.dtype
+            if name == "weight" and path in adapted:
+                delta = adapted[path].get_delta_weight("default").detach()  # (out, in)
+                tensor = tensor.to(delta.dtype) + delta
+            setattr(module, name, torch.nn.Parameter(_whole(tensor.to(to, copy=True)), requires_grad=False))
+        for name in [name for name, _ in module.named_buffers(recurse=False)]:
+            setattr(module, name, _whole(tensors[f"{path}.{name}"]).clone())
     return copy.eval()
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name in the model as it was loaded, without what peft and activation checkpointing put around."""
+    return name.replace("base_layer.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def _with_lora(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model  # slow to import, and only adapters need it
 
     targets = list(config.lora.targets)
-    names = {name.rsplit(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    if missing := [target for target in targets if target not in names]:
-        raise ValueError(f"model.lora.targets: {config.path} has no linear layer {missing[0]!r}, only {sorted(names)}")
+    linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    if missing := [target for target in targets if target not in linear]:
+        known = ", ".join(sorted(linear))
+        raise ValueError(f"model.lora.targets: {config.path} has no linear layer {missing[0]!r}, only {known}")
     settings = LoraConfig(
         r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -275,10 +287,11 @@ def _load_adapter(config: ModelConfig, adapter: Path) -> PreTrainedModel:
         raise ValueError(f"model.path {config.path}: no adapter_model.safetensors beside {adapter.name}")
     saved = json.loads(adapter.read_text())
     if config.lora.rank not in (0, saved["r"]):
-        raise ValueError(f"model.lora.rank is {config.lora.rank}, but {config.path} holds adapters of rank {saved['r']}")
-    lora = replace(config.lora, rank=0)
-    base = load_policy(replace(config, path=saved["base_model_name_or_path"], lora=lora)).to(config.compute_dtype)
-    return PeftModel.from_pretrained(base, adapter.parent, is_trainable=True)
+        raise ValueError(f"model.lora.rank is {config.lora.rank}, but {config.path} holds rank {saved['r']}")
+    whole = replace(config, path=saved["base_model_name_or_path"], lora=replace(config.lora, rank=0))
+    return PeftModel.from_pretrained(
+        load_policy(whole).to(config.compute_dtype), adapter.parent, is_trainable=True
+    )
 
 
 def _set_checkpointing(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -291,7 +304,7 @@ def _locate(path: str | None) -> tuple[Path, dict[str, str]]:
     if path is not None and path.endswith(".gguf") and Path(path).is_file():
         return Path(path).parent, {"gguf_file": Path(path).name}
     if path is None or not Path(path).is_dir():
-        raise ValueError(f"model.path {path}: no such folder (fetch a model first: hf download NAME --local-dir FOLDER)")
+        raise ValueError(f"model.path {path}: no such folder (to fetch one: hf download NAME --local-dir FOLDER)")
     return Path(path), {}
 
 
@@ -308,7 +321,7 @@ def _require_full_attention(settings: PreTrainedConfig, path: str | None) -> Non
     kinds = getattr(settings, "layer_types", None)
     window = getattr(settings, "sliding_window", None) if kinds is None else None
     if window or any(kind != "full_attention" for kind in kinds or []):
-        raise ValueError(f"model.path {path}: sliding-window or linear attention is not supported, only full attention")
+        raise ValueError(f"model.path {path}: sliding-window or linear attention is not supported, only full")
     if getattr(settings, "attn_logit_softcapping", None):
         raise ValueError(f"model.path {path}: soft-capped attention is not supported")
 
@@ -323,7 +336,7 @@ class _Probe:
 
 
 def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
-    """A model code that ignores our attention, or drops the context on the way, would silently attend to the wrong tokens."""
+    """Model code that ignores our attention, or drops the context on the way, would attend to the wrong tokens."""
     zero = torch.zeros(1, 1, dtype=torch.long)
     try:
         model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())

@@ -1,9 +1,10 @@
 """Messages to ids, piece by piece: the one renderer of SFT, RL and evaluation.
 
-No template engine runs in the loop. A rendered piece is a list of parts: our own markup, whose control tokens and tags
-become the tokenizer's own ids, and foreign content (questions, schemas, database values), in which no added token is
-ever recognised. Neighbouring text inside a piece is encoded together, as the model's own template would encode it;
-pieces (prompt, reply, observation) never merge, so a trajectory only grows and nothing rendered is rendered again.
+No template engine runs in the loop. A rendered piece is a list of parts: our own markup, whose control tokens
+and tags become the tokenizer's own ids, and foreign content (questions, schemas, database values), in which no
+added token is ever recognised. Neighbouring text inside a piece is encoded together, as the model's own template
+would encode it; pieces (prompt, reply, observation) never merge, so a trajectory only grows and nothing rendered
+is rendered again.
 """
 
 import json
@@ -83,8 +84,8 @@ class Renderer:
             warnings.warn(difference, stacklevel=2)
 
     def render_prompt(self, messages: list[dict], tools: list[dict]) -> list[int]:
-        """Ids of the opening messages (system, user), generation prompt included. Tools (OpenAI-style schemas) go into
-        the system message in Hermes form. Replies and tool results have their own functions."""
+        """Ids of the opening messages (system, user), generation prompt included. Tools (OpenAI-style schemas) go
+        into the system message in Hermes form. Replies and tool results have their own functions."""
         if bad := [m["role"] for m in messages if m["role"] not in ("system", "user")]:
             raise ValueError(f"a prompt holds system and user messages only, not {bad[0]!r}")
         system = self._default_system
@@ -136,9 +137,9 @@ class Renderer:
         return "".join(f"[[{text}]]" if trained else text for text, trained in shown)
 
     def template_difference(self) -> str | None:
-        """Compare a first-turn prompt with what the tokenizer's own template gives: None, or a sentence that says where
-        they part. A template without tools (SmolLM2) is compared without tools: there our Hermes block is the
-        addition that training teaches."""
+        """Compare a first-turn prompt with what the tokenizer's own template gives: None, or a sentence that says
+        where they part. A template without tools (SmolLM2) is compared without tools: there our Hermes block is
+        an addition that training teaches."""
         knows_tools = "tools" in self.tokenizer.chat_template and self.family is CHATML
         tools = [{"type": "function", "function": {"name": "f", "description": "é <x>", "parameters": {}}}]
         tools = tools if knows_tools else []
@@ -151,9 +152,9 @@ class Renderer:
             if ours != theirs:
                 at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
                 return (
-                    f"{self._where}: its chat template and this renderer differ from token {at} of a first prompt: the "
-                    f"template has {self.text(theirs[at : at + 12])!r}, we write {self.text(ours[at : at + 12])!r}. "
-                    "Training and evaluation both use ours."
+                    f"{self._where}: its chat template and this renderer differ from token {at} of a first prompt: "
+                    f"the template has {self.text(theirs[at : at + 12])!r}, "
+                    f"we write {self.text(ours[at : at + 12])!r}. Training and evaluation both use ours."
                 )
         return None
 
@@ -173,7 +174,7 @@ class Renderer:
         return self.family.opening.format(role=role), True
 
     def _encode(self, parts: list[Part]) -> list[int]:
-        """Ids of a piece: each added token in markup is itself, everything between two of them is encoded at once."""
+        """Ids of a piece: an added token in markup is itself, all text between two of them is encoded at once."""
         markers = "|".join(map(re.escape, sorted(self._added, key=len, reverse=True)))
         ids: list[int] = []
         pending = ""

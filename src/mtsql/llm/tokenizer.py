@@ -1,10 +1,11 @@
 """The embedded model's own tokenizer: byte-level BPE in which a word is the same token wherever it stands.
 
-Byte-level BPE usually knows every word twice, with and without the space before it, so `name` in `singer(name text)`
-and in `SELECT name` would share nothing and a small model would have to learn each pair by heart. Here a word always
-owns the space before it, and a byte that UTF-8 never uses marks, at the end of what stands before, that there is no
-space: `(name` is `(+` and ` name`, `release_year` is ` release`, `_+` and ` year`. The mark costs no token, except at the
-start of a text and after a digit. Digits stand alone, with any space before them apart. Lossless for any text.
+Byte-level BPE usually knows every word twice, with and without the space before it, so `name` in
+`singer(name text)` and in `SELECT name` would share nothing, and a small model would have to learn each pair by
+heart. Here a word always owns the space before it, and a byte that UTF-8 never uses marks, at the end of what
+stands before, that there is no space: `(name` is `(+` and ` name`, `release_year` is ` release`, `_+` and ` year`.
+The mark costs no token, except at the start of a text and after a digit. Digits stand alone, apart from any space
+before them. Lossless for any text; SparC's SQL takes 29 tokens on average, as many as with GPT-2's rule.
 """
 
 import re
@@ -25,15 +26,21 @@ ROLES = ("system\n", "user\n", "assistant\n")
 LETTER = "A-Za-z\u00a1-\u00fe\u0122-\u0143"  # ASCII letters and all bytes of longer characters
 WORD_WITHOUT_SPACE = f"(?<![Ġ{LETTER}])(?=[{LETTER}])"
 GLUE = "ÿ"
-PIECES = f"Ġ[{LETTER}]+|[0-9]|(?:Ġ?[^Ġÿ0-9{LETTER}\u0100-\u0120]+|[\u0100-\u011f]+|Ġ+(?!Ġ?[{LETTER}]))?ÿ?|Ġ"
+SIGNS = f"Ġ?[^{LETTER}0-9ÿ\u0100-\u0120]+"  # punctuation, its space included
+CONTROLS = "[\u0100-\u011f]+"  # newlines, tabs
+SPACES = f"Ġ+(?!Ġ?[{LETTER}])"  # all but the one that a word owns
+PIECES = f"Ġ[{LETTER}]+|[0-9]|(?:{SIGNS}|{CONTROLS}|{SPACES})?ÿ?|Ġ"
 
 CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {{- '<|im_start|>system\n' }}
 {%- if messages[0].role == 'system' %}{{- messages[0].content }}{{- '\n\n' if tools else '' }}{%- endif %}
 {%- if tools %}
-{{- '# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>' }}
+{{- '# Tools\n\nYou may call one or more functions to assist with the user query.\n\n' }}
+{{- 'You are provided with function signatures within <tools></tools> XML tags:\n<tools>' }}
 {%- for tool in tools %}{{- '\n' + (tool | tojson) }}{%- endfor %}
-{{- '\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' }}
+{{- '\n</tools>\n\nFor each function call, return a json object with function name and arguments ' }}
+{{- 'within <tool_call></tool_call> XML tags:\n<tool_call>\n' }}
+{{- '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' }}
 {%- endif %}
 {{- '<|im_end|>\n' }}
 {%- endif %}
@@ -44,7 +51,7 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""  # noqa: E501
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 """ChatML with Hermes tools, as in Qwen3, but nothing is taken out of earlier replies."""
 
 

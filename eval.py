@@ -1,0 +1,97 @@
+"""Score a checkpoint over a split: EX and EM overall, by turn and by hardness, abilities, predictions, provenance.
+
+    python eval.py --model.path runs/rl/model --run runs/eval
+    python eval.py --model.path MODEL --split dev --history predicted --data.dev dev.json --data.tables tables.json ...
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.prompts import PromptStyle
+from mtsql.config import parse_config, to_dict
+from mtsql.evaluate import HISTORIES, evaluate, predictions_text, scores_as_rows, summarize
+from mtsql.learner import gather_list
+from mtsql.llm.engine import Engine, EngineLimits, Sampling
+from mtsql.llm.model import ModelConfig, generation_weights
+from mtsql.runlog import RunLog
+from mtsql.sql.datasets import DataConfig
+from mtsql.workbench import set_up
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of eval.py."""
+
+    run: str = "runs/eval"
+    """Folder for scores.json, predictions.sql and the provenance of both."""
+    split: str = "dev"
+    """dev, dev_seen or train."""
+    history: str = "gold"
+    """gold: earlier turns show their gold SQL (the paper's setting). predicted: the model's own answers."""
+    max_dialogues: int = 0
+    """Score only the first so many dialogues (0 = all)."""
+    max_prompt_tokens: int = 4000
+    """Turns with a longer prompt end at once and count as wrong."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    env: EnvLimits = EnvLimits()
+    style: PromptStyle | None = None
+    """Wording of the prompts (default: brief on the toy world, full on real data)."""
+    engine: EngineLimits = EngineLimits()
+    sampling: Sampling = Sampling(temperature=0.0)
+
+
+def main(config: Config) -> None:
+    """Play, score, print the tables, write the files."""
+    if config.model.path is None:
+        raise ValueError("model.path is not set: name the model folder to score")
+    if config.history not in HISTORIES:
+        raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {config.history!r}")
+    accelerator = Accelerator()
+    style = config.style or (PromptStyle.BRIEF if config.data.is_toy else PromptStyle.FULL)
+    bench = set_up(config.model, config.data, config.env, style, (config.split,), 0)
+    bench.policy.to(accelerator.device)
+    corpus = bench.corpora[config.split]
+    log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)
+    dialogues = corpus.dialogues[: config.max_dialogues or None]
+    mine = dialogues[accelerator.process_index :: accelerator.num_processes]
+    turns = [turn for dialogue in mine for turn in dialogue.turns]
+    with generation_weights(bench.policy) as model:
+        engine = Engine(model, bench.renderer.stop_ids, config.sampling, config.engine)
+        scores, _ = evaluate(
+            engine, bench.renderer, corpus, turns, bench.env_maker(config.split), history=config.history,
+            max_prompt_tokens=config.max_prompt_tokens, limits=config.env.query,
+        )  # fmt: skip
+    place = {turn.turn_id: i for i, turn in enumerate(t for d in dialogues for t in d.turns)}
+    scores = sorted(gather_list(accelerator, scores), key=lambda s: place[s.turn_id])
+    summary = summarize(scores)
+    log.write_json("scores.json", {"history": config.history, "split": config.split, "config": to_dict(config),
+                                   "skipped": len(corpus.skipped), **summary, "turns": scores_as_rows(scores)})  # fmt: skip
+    if accelerator.is_main_process:
+        (Path(config.run) / "predictions.sql").write_text(predictions_text(scores), encoding="utf-8")
+        show(summary, f"{config.split}, {config.history} history")
+
+
+def show(summary: dict, title: str) -> None:
+    """Print the scores as a table."""
+    table = Table("", "count", "EX %", "EM %", title=title)
+    rows = {"all": summary["all"], **{f"turn {k}": v for k, v in summary["by_turn"].items()}, **summary["by_hardness"],
+            "interactions": summary["interaction"]}  # fmt: skip
+    for name, row in rows.items():
+        table.add_row(name, str(row["count"]), f"{row['ex']:.1f}", f"{row['em']:.1f}")
+    console = Console()
+    console.print(table)
+    console.print("outcomes:", ", ".join(f"{k} {v}" for k, v in summary["outcomes"].items()))
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_config(Config, sys.argv[1:], __doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
