@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
@@ -53,7 +54,7 @@ def main(config: Config) -> None:
         raise ValueError("model.path is not set: name the model folder to score")
     if config.history not in HISTORIES:
         raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {config.history!r}")
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     style = config.style or (PromptStyle.BRIEF if config.data.is_toy else PromptStyle.FULL)
     bench = set_up(config.model, config.data, config.env, style, (config.split,), 0)
     bench.policy.to(accelerator.device)

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -185,7 +186,7 @@ def main(config: Config) -> None:
     """Warm start, probe, evaluate, train, evaluate; everything the run leaves stands in its run folder."""
     check(config)
     config = warm_started(config)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(config.seed)
     bench = set_up(config.model, config.data, config.env, config.style, ("train", "dev_seen", "dev"), config.seed)
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)

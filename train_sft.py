@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -152,7 +153,7 @@ def main(config: Config) -> None:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(config.seed)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)

@@ -54,7 +54,12 @@ def test_turns_and_their_history(load):
 
 
 def test_spider_entries_are_dialogues_of_one_turn(load):
-    corpus = load([{"db_id": "two", "question": "q", "query": "SELECT 1"}, {"db_id": "one", "question": "r", "query": "x"}])
+    corpus = load(
+        [
+            {"db_id": "two", "question": "q", "query": "SELECT 1"},
+            {"db_id": "one", "question": "r", "query": "x"},
+        ]
+    )
     assert [turn.turn_id for turn in corpus.turns] == ["train:0:0", "train:1:0"]
     assert corpus.turns[0] == Turn("train:0:0", 0, "two", "q", "SELECT 1", ())
 
@@ -103,7 +108,10 @@ def test_an_empty_database_file_counts_as_missing(load, tmp_path):
         ([dialogue("one", "SELECT 0"), {}], ["entry 1", "interaction", "question"]),
         ([{"database_id": "one", "interaction": 3}], ["entry 0", "interaction", "list"]),
         ([{"database_id": "one", "interaction": [3]}], ["entry 0", "interaction", "objects"]),
-        ([{"database_id": "one", "interaction": [{"query": "x"}]}], ["entry 0", "interaction[0]", "utterance"]),
+        (
+            [{"database_id": "one", "interaction": [{"query": "x"}]}],
+            ["entry 0", "interaction[0]", "utterance"],
+        ),
         ([{"interaction": []}], ["entry 0", "database_id", "None"]),
         ([dialogue("one", 7)], ["entry 0", "interaction[0]", "query", "7"]),
         ([{"db_id": 1, "question": "q", "query": "x"}], ["entry 0", "db_id"]),
@@ -172,4 +180,8 @@ def test_official_counts(shared, name, num_dialogues, num_turns, num_skips, num_
         assert len(rest.dialogues) + len(held_out.dialogues) == num_dialogues
         assert 0.04 < len(held_out.dialogues) / num_dialogues <= 0.05
         assert not set(rest.db_paths) & set(held_out.db_paths)
-        assert held_out == split_by_database(corpus, 0.05, seed=0)[1] != split_by_database(corpus, 0.05, seed=1)[1]
+        assert (
+            held_out
+            == split_by_database(corpus, 0.05, seed=0)[1]
+            != split_by_database(corpus, 0.05, seed=1)[1]
+        )

@@ -114,3 +114,295 @@ def test_sampled_logprobs_equal_plain_forward_in_float64(family):
     groups, observations = prompts(3, 17, 8), [prompts(5, 1), prompts(9, 2), []]
     played = play(engine(model, temperature=0.7, max_step_tokens=9), groups, observations)
     check_dialogues(tiny(family, torch.float64, "sdpa"), groups, observations, played, 0.7, 1e-9)
+
+
+def replies(played) -> list[list[list[int]]]:
+    return [[done.ids for done in completions] for completions in played.values()]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_same_tokens_alone_in_a_batch_and_after_being_put_off(temperature):
+    model = tiny(dtype=torch.float64)
+    options = dict(temperature=temperature, max_step_tokens=6, stop_ids=(3,))
+    groups = prompts(*range(5, 21))
+    observations = [prompts(4, 3, seed=i) for i in range(16)]
+    together = play(engine(model, **options), groups, observations, num_samples=4)
+    assert len(together) == 64
+    alone = []
+    for turn in (0, 7, 15):
+        one = engine(model, rows=1, batch=3, **options)
+        for sample_index in range(4):
+            handle = one.open_group(groups[turn], [keys(4, turn)[sample_index]])[0]
+            alone.append([])
+            for given in [*observations[turn], None]:
+                done = []
+                while not done:
+                    done = one.step()
+                alone[-1].append(done[0].ids)
+                if given:
+                    one.extend(handle, given)
+            one.close(handle)
+    assert alone == [replies(together)[4 * turn + i] for turn in (0, 7, 15) for i in range(4)]
+    crowded = engine(model, blocks=35, **options)
+    assert replies(play(crowded, groups, observations, num_samples=4)) == replies(together)
+    assert crowded.tokens_computed > crowded.tokens_distinct  # somebody was put off
+
+
+def test_each_distinct_token_is_computed_once():
+    ours = engine(temperature=0, max_step_tokens=5)
+    played = play(ours, prompts(9, 14), [prompts(4), prompts(6)], num_samples=8)
+    lengths = [sum(len(done.ids) for done in completions) for completions in played.values()]
+    # The last sampled token of a trajectory is never computed.
+    expected = 9 + 14 + sum(lengths) - 16 + 8 * (4 + 6)
+    assert ours.tokens_computed == ours.tokens_distinct == expected
+
+
+def test_long_prompt_does_not_stall_a_decoding_row():
+    ours = engine(temperature=0, max_step_tokens=20, batch=8, rows=4)
+    short, long = prompts(4, 90)
+    ours.open_group(short, keys(1))
+    ours.step()
+    handle = ours.open_group(long, keys(1))[0]
+    for _ in range(12):
+        before = ours.tokens_computed
+        ours.step()
+        assert ours.tokens_computed - before == 8  # one token decoded, seven of the prompt
+    assert len(ours._rows[0].ids) == 13 and not ours._rows[handle].ids
+
+
+class SlowEngine:
+    """One row at a time, one whole forward per token, no cache, no batch."""
+
+    def __init__(self, model, stop_ids, sampling):
+        self.model, self.stop_ids, self.sampling = model, stop_ids, sampling
+        self.rows = {}
+
+    def open_group(self, prompt, noise_keys, handles):
+        for handle, key in zip(handles, noise_keys, strict=True):
+            self.rows[handle] = (prompt, hash_key(key), [])
+
+    def extend(self, handle, ids):
+        self.rows[handle][2].extend(ids)
+
+    def reply(self, handle):
+        prompt, key, ids = self.rows[handle]
+        reply, logprobs = [], []
+        while True:
+            with torch.inference_mode():
+                logits = self.model(torch.tensor([prompt + ids])).logits[0, -1]
+            probs = (logits / self.sampling.temperature).softmax(-1).tolist()
+            noise, total = uniform(np.array([key], dtype=np.uint64), np.array([len(ids)]))[0], 0.0
+            for token, prob in enumerate(probs):
+                total += prob
+                if total > noise:
+                    break
+            ids.append(token)
+            reply.append(token)
+            logprobs.append(float(np.log(probs[token])))
+            if token in self.stop_ids:
+                return reply, logprobs, StopReason.STOP_ID
+            if len(ids) >= self.sampling.max_trajectory_tokens:
+                return reply, logprobs, StopReason.TRAJECTORY_TOKENS
+            if len(reply) >= self.sampling.max_step_tokens:
+                return reply, logprobs, StopReason.STEP_TOKENS
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("open"), st.integers(1, 14), st.integers(1, 4)),
+    st.tuples(st.just("step"), st.integers(1, 6)),
+    st.tuples(st.just("extend"), st.integers(0, 50), st.integers(0, 5)),
+    st.tuples(st.just("put_off"), st.integers(0, 50)),
+    st.tuples(st.just("close"), st.integers(0, 50)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(ACTIONS, min_size=4, max_size=25), st.integers(10, 40), st.integers(1, 5), st.integers(0, 9))
+def test_any_schedule_gives_the_slow_engines_replies(actions, blocks, rows, extra):
+    """Random openings, observations, evictions and closings in caches of any size change no token and leak no block."""
+    model = tiny(dtype=torch.float64)
+    options = dict(max_step_tokens=4, max_trajectory_tokens=20)
+    ours = engine(model, (3, 4, 5), blocks, rows, batch=rows + extra, **options)
+    slow = SlowEngine(tiny("qwen3", torch.float64, "sdpa"), (3, 4, 5), Sampling(**options))
+    open_rows, idle = [], []
+
+    def step():
+        before = ours.tokens_computed, sum(len(row.ids) for row in ours._rows.values())
+        for done in ours.step():
+            ids, logprobs, reason = slow.reply(done.handle)
+            assert (done.ids, done.reason) == (ids, reason)
+            assert done.logprobs == pytest.approx(logprobs, abs=1e-9)
+            idle.append(done.handle)
+        after = ours.tokens_computed, sum(len(row.ids) for row in ours._rows.values())
+        assert after != before or not ours.has_work  # the last running row may find that idle ones hold all blocks
+
+    for turn, (action, *numbers) in enumerate(actions):
+        chosen = open_rows[numbers[0] % len(open_rows)] if open_rows else None
+        if action == "open":
+            prompt, noise_keys = prompts(numbers[0], seed=turn)[0], keys(numbers[1], turn)
+            handles = ours.open_group(prompt, noise_keys)
+            slow.open_group(prompt, noise_keys, handles)
+            open_rows += handles
+        elif action == "step":
+            for _ in range(numbers[0]):
+                if ours.has_work:
+                    step()
+        elif action == "extend" and idle:
+            handle = idle[numbers[0] % len(idle)]
+            given_ids = prompts(numbers[1], seed=turn)[0]
+            if len(slow.rows[handle][2]) + len(given_ids) < 20:
+                idle.remove(handle)
+                ours.extend(handle, given_ids)
+                slow.extend(handle, given_ids)
+        elif action == "put_off" and chosen is not None:
+            ours.put_off(chosen)
+        elif action == "close" and chosen is not None:
+            ours.close(chosen)
+            open_rows.remove(chosen)
+            idle[:] = [handle for handle in idle if handle != chosen]
+    while len(open_rows):
+        while ours.has_work:
+            step()
+        assert idle  # only idle rows can be in the way
+        for handle in idle:
+            ours.close(handle)
+            open_rows.remove(handle)
+        idle.clear()
+    assert ours.pool.free == list(range(ours.pool.num_blocks)) and not any(ours.pool.refs)
+    assert ours.tokens_computed >= ours.tokens_distinct
+
+
+def finish(engine) -> list:
+    completions = []
+    while engine.has_work:
+        completions += engine.step()
+    return completions
+
+
+def test_stop_id_as_first_token():
+    (prompt,) = prompts(6)
+    first = finish_one(engine(temperature=0, max_step_tokens=1), prompt).ids
+    done = finish_one(engine(stop_ids=(first[0],), temperature=0), prompt)
+    assert (done.ids, done.reason) == (first, StopReason.STOP_ID) and len(done.logprobs) == 1
+
+
+def finish_one(engine, prompt):
+    engine.open_group(prompt, keys(1))
+    (done,) = finish(engine)
+    return done
+
+
+def test_empty_observation_goes_on():
+    (prompt,) = prompts(6)
+    whole = finish_one(engine(max_step_tokens=8), prompt).ids
+    ours = engine(max_step_tokens=4)
+    first = finish_one(ours, prompt)
+    ours.extend(first.handle, [])
+    (second,) = finish(ours)
+    assert first.ids + second.ids == whole
+
+
+def test_budgets_name_their_reason():
+    (prompt,) = prompts(6)
+    ours = engine(max_step_tokens=5, max_trajectory_tokens=9)
+    first = finish_one(ours, prompt)
+    assert (len(first.ids), first.reason) == (5, StopReason.STEP_TOKENS)
+    with pytest.raises(ValueError, match="no room for a reply in max_trajectory_tokens 9"):
+        ours.extend(first.handle, [1, 2, 3, 4])
+    ours.extend(first.handle, [1, 2])
+    (second,) = finish(ours)
+    assert (len(second.ids), second.reason) == (2, StopReason.TRAJECTORY_TOKENS)
+
+
+def test_text_may_end_a_reply():
+    (prompt,) = prompts(6)
+    ours = engine(max_step_tokens=8)
+    ours.is_stopped = lambda ids: len(ids) == 3
+    done = finish_one(ours, prompt)
+    assert (len(done.ids), done.reason) == (3, StopReason.STOP_STRING)
+
+
+def test_prompt_longer_than_the_cache_is_refused():
+    ours = engine(blocks=20, max_trajectory_tokens=30)
+    with pytest.raises(ValueError, match=r"prompt of 50 tokens .* needs 21 cache blocks and there are 20"):
+        ours.open_group(*prompts(50), keys(1))
+    played = play(ours, prompts(48), [[]], num_samples=2)  # 78 tokens: all 20 blocks of 4, one row after the other
+    assert [len(completions[0].ids) for completions in played.values()] == [30, 30]
+
+
+def test_misuse_is_named():
+    ours = engine(max_step_tokens=2)
+    (handle,) = ours.open_group(*prompts(3), keys(1))
+    with pytest.raises(ValueError, match="handle 0 is still decoding"):
+        ours.extend(handle, [1])
+    with pytest.raises(ValueError, match="prompt_ids is empty"):
+        ours.open_group([], keys(1))
+    ours.close(handle)
+    with pytest.raises(ValueError, match="handle 0 is not open"):
+        ours.close(handle)
+    ours.model = tiny().train()
+    with pytest.raises(ValueError, match="training mode"):
+        ours.step()
+    tiny().eval()
+
+
+def test_unsupported_models_are_refused_by_name():
+    with pytest.raises(ValueError, match="attention 'sdpa'"):
+        engine(tiny(attention="sdpa"))
+    sliding = transformers.Qwen2Config(
+        **TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1, attn_implementation="mtsql"
+    )
+    with pytest.raises(ValueError, match="layers with sliding_attention are not supported"):
+        engine(transformers.Qwen2ForCausalLM(sliding).eval())
+    mistral = transformers.MistralForCausalLM(transformers.MistralConfig(**TINY, attn_implementation="mtsql"))
+    with pytest.raises(ValueError, match="model type 'mistral' is not supported"):
+        engine(mistral.eval())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(temperature=-1.0), "temperature must be"),
+        (dict(top_p=0.0), "top_p must be in"),
+        (dict(temperature=0, top_k=5), "no effect at temperature 0"),
+        (dict(max_step_tokens=0), "must be at least 1"),
+    ],
+)
+def test_bad_sampling_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**flags)
+
+
+def test_bad_limits_are_refused():
+    with pytest.raises(ValueError, match="max_step_batch_tokens 5 is less than max_rows 6"):
+        EngineLimits(max_rows=6, max_step_batch_tokens=5)
+    with pytest.raises(ValueError, match="less than one block"):
+        engine(blocks=0)
+
+
+def test_noise_is_uniform_and_keyed():
+    hashed = np.array([hash_key((1, 2, turn, i)) for turn in range(50) for i in range(20)], dtype=np.uint64)
+    noise = np.stack([uniform(hashed, np.full(1000, position)) for position in range(20)])
+    assert len(np.unique(noise)) == noise.size and 0 <= noise.min() and noise.max() < 1
+    counts, _ = np.histogram(noise, bins=20, range=(0, 1))
+    assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
+    assert abs(np.corrcoef(noise[0], noise[1])[0, 1]) < 0.1
+    assert hash_key((1, 2, 3, 4)) != hash_key((2, 1, 3, 4)) and hash_key((-1, 0, 0, 1 << 63)) >= 0
+
+
+def test_samples_follow_the_recorded_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -torch.inf, 1.5, -1.0]])
+    noise = torch.arange(20_000, dtype=torch.float64) / 20_000
+    for flags in (dict(), dict(temperature=0.5), dict(top_k=2), dict(top_p=0.7), dict(top_k=3, top_p=0.5)):
+        ids, logprobs = sample(logits.expand(len(noise), -1), Sampling(**flags), noise)
+        for token in ids.unique():
+            share = (ids == token).double().mean().item()
+            assert share == pytest.approx(logprobs[ids == token][0].exp().item(), abs=2e-4)
+    assert set(sample(logits.expand(len(noise), -1), Sampling(top_k=2), noise)[0].tolist()) == {0, 4}
+
+
+def test_noise_next_to_one_picks_a_possible_token():
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    logits[:, 900:] = -torch.inf
+    ids, logprobs = sample(logits, Sampling(), torch.full((4,), 1 - 2.0**-53, dtype=torch.float64))
+    assert (ids < 900).all() and logprobs.isfinite().all()

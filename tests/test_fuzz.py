@@ -19,22 +19,68 @@ GOLDS = [  # within the official grammar
     "SELECT name, age FROM singer WHERE age > 20 ORDER BY age DESC LIMIT 3",
     "SELECT DISTINCT country FROM singer WHERE age BETWEEN 20 AND 40 AND name LIKE '%a%'",
     "SELECT country, count(*) FROM singer GROUP BY country HAVING count(*) >= 2",
-    "SELECT T2.name, T1.title FROM concert AS T1 JOIN singer AS T2 ON T1.singer_id = T2.singer_id WHERE T1.year = 2014",
+    "SELECT T2.name, title FROM concert AS T1 JOIN singer AS T2 ON T1.singer_id = T2.singer_id WHERE age = 9",
     "SELECT name FROM singer WHERE singer_id NOT IN (SELECT singer_id FROM concert)",
     "SELECT country FROM singer WHERE age > 40 INTERSECT SELECT country FROM singer WHERE age < 30",
-    "SELECT name FROM singer EXCEPT SELECT T2.name FROM concert AS T1 JOIN singer AS T2 ON T1.singer_id = T2.singer_id",
-    "SELECT name FROM singer WHERE age = (SELECT max(age) FROM singer) OR country != \"France\"",
+    "SELECT name FROM singer EXCEPT SELECT title FROM concert AS a JOIN singer AS b ON a.singer_id = b.age",
+    'SELECT name FROM singer WHERE age = (SELECT max(age) FROM singer) OR country != "France"',
 ]
 QUERIES = GOLDS + [
     "SELECT avg(age), min(age), max(age) - min(age) FROM singer WHERE country = 'Peru' UNION SELECT 1, 2, 3",
     "SELECT T1.name FROM singer AS T1, concert AS T2 WHERE T1.singer_id = T2.singer_id GROUP BY T1.name "
-    "ORDER BY sum(T2.seats) DESC, T1.name ASC LIMIT 1",
+    + "ORDER BY sum(T2.seats) DESC, T1.name ASC LIMIT 1",
     "SELECT sum(x.n) FROM (SELECT count(*) AS n FROM concert GROUP BY year) AS x",
 ]
 WORDS = sorted({word for query in QUERIES for word in query.replace("(", " ( ").replace(")", " ) ").split()})
-WORDS += ["", " ", "\n", "\0", "'", '"', "`", "[", ";", "--", "/*", ",", ".", "> =", "! =", "< =", "-", "*", "%", "\ud800"]
-WORDS += ["9" * 30, "1e999", "x'00'", "NULL", "is", "WITH", "RECURSIVE", "CASE WHEN", "END", "VALUES", "PRAGMA", "DROP TABLE"]
-WORDS += ["ATTACH", "YEAR(CURDATE())", "value", "t1.", ".name", "T9.name", "é", "\U0001f4a3", "( " * 150, ") " * 150, "NOT " * 80]
+WORDS += [
+    "",
+    " ",
+    "\n",
+    "\0",
+    "'",
+    '"',
+    "`",
+    "[",
+    ";",
+    "--",
+    "/*",
+    ",",
+    ".",
+    "> =",
+    "! =",
+    "< =",
+    "-",
+    "*",
+    "%",
+    "\ud800",
+]
+WORDS += [
+    "9" * 30,
+    "1e999",
+    "x'00'",
+    "NULL",
+    "is",
+    "WITH",
+    "RECURSIVE",
+    "CASE WHEN",
+    "END",
+    "VALUES",
+    "PRAGMA",
+    "DROP TABLE",
+]
+WORDS += [
+    "ATTACH",
+    "YEAR(CURDATE())",
+    "value",
+    "t1.",
+    ".name",
+    "T9.name",
+    "é",
+    "\U0001f4a3",
+    "( " * 150,
+    ") " * 150,
+    "NOT " * 80,
+]
 JUDGES = []
 
 
@@ -52,7 +98,9 @@ def db(tmp_path_factory):
     for i in range(20):
         row = (i, f"name {i % 7}", ["Peru", "France", None][i % 3], 15 + 2 * i)
         connection.execute("INSERT INTO singer VALUES (?, ?, ?, ?)", row)
-        connection.execute("INSERT INTO concert VALUES (?, ?, ?, ?, ?)", (i, f"t{i}", 2010 + i % 6, 100 * i, i % 9))
+        connection.execute(
+            "INSERT INTO concert VALUES (?, ?, ?, ?, ?)", (i, f"t{i}", 2010 + i % 6, 100 * i, i % 9)
+        )
     connection.commit()
     connection.close()
     content = path.read_bytes()
@@ -76,7 +124,7 @@ def mutate(generator: random.Random) -> str:
             words[at:] = generator.choice(QUERIES).split(" ")[generator.randrange(8) :]
         else:
             other = generator.randrange(len(words) + 1)
-            words[at:at], words = words[other : other + 4], words
+            words[at:at] = words[other : other + 4]
     text = " ".join(words)
     if generator.random() < 0.2 and text:
         at = generator.randrange(len(text))

@@ -10,7 +10,13 @@ from mtsql.sql.schema import Column, Schema, Table, load_schemas, schema_from_sq
 ENTRY = {
     "db_id": "shows",
     "table_names_original": ["Stadium", "concert"],
-    "column_names_original": [[-1, "*"], [0, "Stadium_ID"], [0, "Home Town"], [1, "concert_ID"], [1, "Stadium_ID"]],
+    "column_names_original": [
+        [-1, "*"],
+        [0, "Stadium_ID"],
+        [0, "Home Town"],
+        [1, "concert_ID"],
+        [1, "Stadium_ID"],
+    ],
     "column_types": ["text", "number", "text", "number", "text"],
     "primary_keys": [1, 3],
     "foreign_keys": [[4, 1]],
@@ -100,8 +106,9 @@ def test_schema_from_sqlite(tmp_path):
         "concert(stadium int, name text, x int, p int, q int)",
         "names(Name varchar(20))",
         "PK: Stadium.Stadium_ID, part.a, part.b",
-        "FK: concert.stadium = Stadium.Stadium_ID, concert.name = Stadium.Name, "
-        "concert.p = part.a, concert.q = part.b",
+        "FK: "
+        + "concert.stadium = Stadium.Stadium_ID, concert.name = Stadium.Name, "
+        + "concert.p = part.a, concert.q = part.b",
     ]
     assert schema.db_id == "shows"
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["shows.sqlite"]
@@ -127,7 +134,7 @@ def test_schema_text_quotes_what_sql_must_quote():
 
 
 def test_official_schemas_agree_with_the_official_files(shared):
-    """Tables and columns in the same order; only SQLite's own table, which tables.json lists twice, differs."""
+    """Tables and columns in the same order; only SQLite's own table, listed for two, differs."""
     schemas = load_schemas(shared / "data" / "tables.json")
     assert len(schemas) == 166
     differing, num_files = [], 0

@@ -116,7 +116,8 @@ class _TwoPart(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, parts, scaling):
         out = query.new_zeros(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)  # (1, H, T, D)
-        lse = torch.full_like(out[..., 0], -torch.inf, memory_format=torch.contiguous_format)  # (1, H, T)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        lse = query.new_full(query.shape[:3], -torch.inf, dtype=wide)  # (1, H, T)
         for (start, end), (a, b), is_causal in parts:
             part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query[:, :, start:end], key[:, :, a:b], value[:, :, a:b], 0.0, is_causal, scale=scaling

@@ -10,8 +10,10 @@ from torch.autograd.function import once_differentiable
 from mtsql.llm.attention import PackedContext
 from mtsql.llm.packing import Batch, Sample, pack
 
-CHUNK_LOGITS = 2**22
-"""Logits that exist at a time: 16 MB in fp32, whatever the vocabulary and however many positions."""
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}
+"""Logits that exist at a time, however many positions there are; a little more where that were too few rows."""
+MIN_CHUNK = 64
+"""Rows below which a matrix product gets slow."""
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -81,12 +83,12 @@ def head_logprobs(hidden, weight, bias, targets, temperature=1.0, chunk=None):
     """Log-prob of `targets` (P,) and entropy at each row of `hidden` (P, W), under a head of `weight` (V, W) and `bias`
     (V,) or None; both (P,), in fp32 or wider, differentiable in hidden, weight and bias.
 
-    `chunk` rows of logits exist at a time (default: CHUNK_LOGITS / V). Under autocast the product is taken in its type.
+    `chunk` rows of logits exist at a time (default: by CHUNK_LOGITS). Under autocast the product is taken in its type.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    chunk = chunk or max(1, CHUNK_LOGITS // len(weight))
+    chunk = chunk or max(MIN_CHUNK, CHUNK_LOGITS.get(device, 2**22) // len(weight))
     with torch.autocast(device, enabled=False):  # backward recomputes outside autocast: both have to agree
         return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
 

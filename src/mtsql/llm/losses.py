@@ -91,7 +91,7 @@ def policy_loss(
         # The value is the trajectory's for each of its tokens; the gradient is each token's own, so that advantages
         # may differ by token. With one advantage a trajectory this is GSPO's gradient.
         log_ratio = _trajectory_mean(gap.detach(), batch) + gap - gap.detach()
-    ratio, advantages = log_ratio.exp(), batch.advantages
+    ratio, advantages = log_ratio.exp(), batch.advantages.to(logprobs.dtype)
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     if config.objective == "cispo":
         loss = -clipped.detach() * advantages * logprobs

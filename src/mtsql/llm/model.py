@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -77,8 +78,8 @@ class ModelConfig:
     lora: LoraSettings = LoraSettings()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either way;
-    under LoRA the frozen ones are kept in this type."""
+    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either
+    way; under LoRA the frozen ones are kept in this type."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
 
@@ -86,7 +87,7 @@ class ModelConfig:
         if self.lora.rank < 0:
             raise ValueError(f"model.lora.rank is {self.lora.rank}: set 0 (off) or more")
         if self.lora.rank and self.path is None:
-            raise ValueError("model.lora.rank is set, but the embedded model is trained whole: set model.path")
+            raise ValueError("model.lora.rank is set, but the embedded model has no adapters: set model.path")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -124,7 +125,7 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
     register_attention()
     logging.disable_progress_bar()
     dtype = config.compute_dtype if config.lora.rank else torch.float32
-    weights = gguf or {"use_safetensors": True}
+    weights = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     with _named(config.path):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights
@@ -170,13 +171,15 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextmanager
-def generation_weights(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[PreTrainedModel]:
-    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as it is
-    in training.
+def generation_weights(
+    model: torch.nn.Module, dtype: torch.dtype = torch.float32
+) -> Iterator[PreTrainedModel]:
+    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as it
+    is in training.
 
-    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain copy
-    that lives as long as the `with` (memory: all weights, the matrices in `dtype`); every rank of a sharded
-    model must enter together.
+    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain
+    copy that lives as long as the `with` (memory: all weights, the matrices in `dtype`); every rank of a
+    sharded model must enter together.
     """
     model = unwrap(model)
     was_training = model.training
@@ -190,8 +193,8 @@ def generation_weights(model: torch.nn.Module, dtype: torch.dtype = torch.float3
 
 
 def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
-    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing yet)
-    can be switched off instead: that costs no memory."""
+    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing
+    yet) can be switched off instead: that costs no memory."""
     model = unwrap(model)
     added = [p for name, p in model.named_parameters() if "lora_B" in name]
     if added and not any([_whole(p).any() for p in added]):
@@ -217,7 +220,9 @@ def save_policy(
     With FSDP2 every rank calls this, as gathering the shards takes them all; only `is_main` writes.
     """
     model, folder = unwrap(model), Path(folder)
-    state = {name: _whole(value) for name, value in model.state_dict().items()} if _is_sharded(model) else None
+    state = None
+    if _is_sharded(model):
+        state = {name: _whole(value) for name, value in model.state_dict().items()}
     if not is_main:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -237,13 +242,13 @@ def save_policy(
 def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A plain, frozen model with the same function: adapters merged, shards gathered.
 
-    `dtype` casts what autocast would cast, the weights of linear layers, and under FSDP2 (whose mixed precision
-    casts every parameter) all of them.
+    `dtype` casts what autocast would cast, the weights of linear layers, and under FSDP2 (whose mixed
+    precision casts every parameter) all of them.
     """
     source = model.get_base_model() if _is_lora(model) else model
     tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
     tensors = {_plain_name(name): tensor.detach() for name, tensor in tensors.items()}
-    adapted = {_plain_name(n): layer for n, layer in source.named_modules() if hasattr(layer, "get_delta_weight")}
+    adapted = {_plain_name(n): m for n, m in source.named_modules() if hasattr(m, "get_delta_weight")}
     with torch.device("meta"):
         copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
     for path, module in copy.named_modules():
@@ -261,7 +266,7 @@ def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreT
 
 
 def _plain_name(name: str) -> str:
-    """A parameter's name in the model as it was loaded, without what peft and activation checkpointing put around."""
+    """A name as in the model that was loaded, without what peft and checkpoint wrappers add to it."""
     return name.replace("base_layer.", "").replace("_checkpoint_wrapped_module.", "")
 
 
@@ -272,7 +277,7 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     if missing := [target for target in targets if target not in linear]:
         known = ", ".join(sorted(linear))
-        raise ValueError(f"model.lora.targets: {config.path} has no linear layer {missing[0]!r}, only {known}")
+        raise ValueError(f"model.lora.targets: {config.path} has no layer {missing[0]!r}, only {known}")
     settings = LoraConfig(
         r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -296,7 +301,7 @@ def _load_adapter(config: ModelConfig, adapter: Path) -> PreTrainedModel:
 
 def _set_checkpointing(model: PreTrainedModel, config: ModelConfig) -> None:
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _locate(path: str | None) -> tuple[Path, dict[str, str]]:
@@ -304,7 +309,7 @@ def _locate(path: str | None) -> tuple[Path, dict[str, str]]:
     if path is not None and path.endswith(".gguf") and Path(path).is_file():
         return Path(path).parent, {"gguf_file": Path(path).name}
     if path is None or not Path(path).is_dir():
-        raise ValueError(f"model.path {path}: no such folder (to fetch one: hf download NAME --local-dir FOLDER)")
+        raise ValueError(f"model.path {path}: no such folder (get one: hf download NAME --local-dir FOLDER)")
     return Path(path), {}
 
 
@@ -336,13 +341,13 @@ class _Probe:
 
 
 def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
-    """Model code that ignores our attention, or drops the context on the way, would attend to the wrong tokens."""
+    """Model code that ignores our attention, or loses its context, would attend to the wrong tokens."""
     zero = torch.zeros(1, 1, dtype=torch.long)
     try:
         model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
     except _Reached:
         return
-    raise ValueError(f"model.path {path}: {type(model).__name__} does not use transformers' attention interface")
+    raise ValueError(f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface")
 
 
 def _is_lora(model: torch.nn.Module) -> bool:

@@ -29,7 +29,7 @@ class Sample:
             raise ValueError("a sample needs a prompt: its first token is predicted from the prompt's last")
         for name in ("loss_mask", "advantages", "old_logprobs", "ref_logprobs"):
             values = getattr(self, name)
-            if values and len(values) != len(self.ids):
+            if (values or name == "loss_mask") and len(values) != len(self.ids):
                 raise ValueError(f"a sample has {len(self.ids)} ids but {len(values)} {name}")
 
     @property

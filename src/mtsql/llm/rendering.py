@@ -1,33 +1,29 @@
 """Messages to ids, piece by piece: the one renderer of SFT, RL and evaluation.
 
 No template engine runs in the loop. A rendered piece is a list of parts: our own markup, whose control tokens
-and tags become the tokenizer's own ids, and foreign content (questions, schemas, database values), in which no
-added token is ever recognised. Neighbouring text inside a piece is encoded together, as the model's own template
-would encode it; pieces (prompt, reply, observation) never merge, so a trajectory only grows and nothing rendered
-is rendered again.
+and tags become the tokenizer's own ids, and foreign content (questions, schemas, database values), in which
+no added token is ever recognised. Neighbouring text inside a piece is encoded together, as the model's own
+template would encode it; pieces (prompt, reply, observation) never merge, so a trajectory only grows and
+nothing rendered is rendered again.
 """
 
 import json
 import re
 import warnings
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-HERMES_TOOLS = """# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-{tools}
-</tools>
-
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
+HERMES_TOOLS = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n"
+    "<tools>\n{tools}\n</tools>\n\n"
+    "For each function call, return a json object with function name and arguments within "
+    "<tool_call></tool_call> XML tags:\n"
+    '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+)
 """Word for word the tool section of the Qwen2.5 and Qwen3 templates: those models were trained on it."""
 
 TAG = re.compile(r"</?[a-z_]+>")
@@ -55,8 +51,8 @@ CHATML = Family(
     "user", "<tool_response>\n{text}\n</tool_response>",
 )  # fmt: skip
 LLAMA3 = Family(
-    "<|begin_of_text|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "", "<|end_of_text|>",
-    "ipython", "{text}",
+    "<|begin_of_text|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "",
+    "<|end_of_text|>", "ipython", "{text}",
 )  # fmt: skip
 
 Part = tuple[str, bool]
@@ -84,8 +80,10 @@ class Renderer:
             warnings.warn(difference, stacklevel=2)
 
     def render_prompt(self, messages: list[dict], tools: list[dict]) -> list[int]:
-        """Ids of the opening messages (system, user), generation prompt included. Tools (OpenAI-style schemas) go
-        into the system message in Hermes form. Replies and tool results have their own functions."""
+        """Ids of the opening messages (system, user), generation prompt included.
+
+        Tools (OpenAI-style schemas) go into the system message in Hermes form. Replies and tool results have
+        functions of their own."""
         if bad := [m["role"] for m in messages if m["role"] not in ("system", "user")]:
             raise ValueError(f"a prompt holds system and user messages only, not {bad[0]!r}")
         system = self._default_system
@@ -95,7 +93,7 @@ class Renderer:
         if system or tools:
             schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
             before, after = HERMES_TOOLS.split("{tools}")
-            block = [(before, True), (schemas, False), (after.format(), True)] if tools else []
+            block = [(before, True), (schemas, False), (after, True)] if tools else []
             space = [("\n\n", True)] if system and tools else []
             parts += self._message("system", [(system, False), *space, *block])
         for message in messages:
@@ -109,7 +107,7 @@ class Renderer:
         return self._encode([(self.family.gap, True), *message, self._opening("assistant")])
 
     def render_reply(self, text: str) -> list[int]:
-        """Ids of a demonstrated reply as a policy would sample it: the tokenizer's own protocol tags as single ids,
+        """Ids of a demonstrated reply as a policy would sample it: the tokenizer's own protocol tags as ids,
         control tokens as text, the stop id at the end."""
         pieces = re.split("(" + "|".join(map(re.escape, self._tags)) + ")", text) if self._tags else [text]
         return self._encode([(piece, piece in self._tags) for piece in pieces]) + self.close_reply()
@@ -137,9 +135,9 @@ class Renderer:
         return "".join(f"[[{text}]]" if trained else text for text, trained in shown)
 
     def template_difference(self) -> str | None:
-        """Compare a first-turn prompt with what the tokenizer's own template gives: None, or a sentence that says
-        where they part. A template without tools (SmolLM2) is compared without tools: there our Hermes block is
-        an addition that training teaches."""
+        """Compare a first-turn prompt with what the tokenizer's own template gives: None, or a sentence that
+        says where they part. A template without tools (SmolLM2) is compared without tools: there our Hermes
+        block is an addition that training teaches."""
         knows_tools = "tools" in self.tokenizer.chat_template and self.family is CHATML
         tools = [{"type": "function", "function": {"name": "f", "description": "é <x>", "parameters": {}}}]
         tools = tools if knows_tools else []
@@ -150,10 +148,10 @@ class Renderer:
             )
             ours = self.render_prompt(messages, tools)
             if ours != theirs:
-                at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+                at = len(commonprefix([ours, theirs]))
                 return (
-                    f"{self._where}: its chat template and this renderer differ from token {at} of a first prompt: "
-                    f"the template has {self.text(theirs[at : at + 12])!r}, "
+                    f"{self._where}: its chat template and this renderer differ from token {at} of a first "
+                    f"prompt: the template has {self.text(theirs[at : at + 12])!r}, "
                     f"we write {self.text(ours[at : at + 12])!r}. Training and evaluation both use ours."
                 )
         return None
@@ -174,7 +172,7 @@ class Renderer:
         return self.family.opening.format(role=role), True
 
     def _encode(self, parts: list[Part]) -> list[int]:
-        """Ids of a piece: an added token in markup is itself, all text between two of them is encoded at once."""
+        """Ids of a piece: an added token in markup is itself, all text between two is encoded at once."""
         markers = "|".join(map(re.escape, sorted(self._added, key=len, reverse=True)))
         ids: list[int] = []
         pending = ""
@@ -210,7 +208,6 @@ def _without_added_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> Tok
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     description |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     plain = Tokenizer.from_str(json.dumps(description))
-    probe = "x"
-    if tokenizer.decode(plain.encode(probe).ids, clean_up_tokenization_spaces=False) != probe:
-        raise ValueError(f"{where}: this tokenizer changes a text on its way there and back; it is not byte-level")
+    if tokenizer.decode(plain.encode("x").ids, clean_up_tokenization_spaces=False) != "x":
+        raise ValueError(f"{where}: this tokenizer is not byte-level: it changes a text it encodes")
     return plain

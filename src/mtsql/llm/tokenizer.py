@@ -1,11 +1,12 @@
 """The embedded model's own tokenizer: byte-level BPE in which a word is the same token wherever it stands.
 
 Byte-level BPE usually knows every word twice, with and without the space before it, so `name` in
-`singer(name text)` and in `SELECT name` would share nothing, and a small model would have to learn each pair by
-heart. Here a word always owns the space before it, and a byte that UTF-8 never uses marks, at the end of what
-stands before, that there is no space: `(name` is `(+` and ` name`, `release_year` is ` release`, `_+` and ` year`.
-The mark costs no token, except at the start of a text and after a digit. Digits stand alone, apart from any space
-before them. Lossless for any text; SparC's SQL takes 29 tokens on average, as many as with GPT-2's rule.
+`singer(name text)` and in `SELECT name` would share nothing, and a small model would have to learn each pair
+by heart. Here a word always owns the space before it, and a byte that UTF-8 never uses marks, at the end of
+what stands before, that there is no space: `(name` is `(+` and ` name`; `release_year` is ` release`, `_+`
+and ` year`. The mark costs no token, except at the start of a text and after a digit. Digits stand alone,
+apart from any space before them. Lossless for any text; SParC's dev SQL takes 29 tokens on average, as many
+as with GPT-2's rule and the same vocabulary size.
 """
 
 import re
@@ -56,10 +57,10 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens trained on `texts`; the same texts give the same tokenizer."""
+    """A tokenizer of at most `vocab_size` tokens trained on `texts`; same texts, same tokenizer."""
     smallest = 256 + len(CONTROL) + len(TAGS)
     if vocab_size < smallest:
-        raise ValueError(f"model.embedded.vocab_size is {vocab_size}, but bytes and tags alone need {smallest}")
+        raise ValueError(f"model.embedded.vocab_size is {vocab_size}, but bytes and tags need {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.ByteLevel(), normalizers.Replace(Regex(WORD_WITHOUT_SPACE), f"{GLUE}Ġ")]

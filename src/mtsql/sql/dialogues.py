@@ -92,7 +92,9 @@ def load_corpus(dialogues_file: Path, tables_file: Path, database_dir: Path) -> 
             skipped.append(Skip(str(dialogues_file), index, reason, len(pairs) - num_usable))
         if num_usable:
             dialogue_id = f"{dialogues_file.stem}:{index}"
-            dialogues.append(Dialogue(dialogue_id, db_id, _build_turns(dialogue_id, db_id, pairs[:num_usable])))
+            dialogues.append(
+                Dialogue(dialogue_id, db_id, _build_turns(dialogue_id, db_id, pairs[:num_usable]))
+            )
             db_paths[db_id] = path
     if not dialogues:
         why = f"; the first of {len(skipped)} skipped: {skipped[0].reason}" if skipped else ""
@@ -103,7 +105,9 @@ def load_corpus(dialogues_file: Path, tables_file: Path, database_dir: Path) -> 
 def _read_entry(entry: object, where: str) -> tuple[str, list[tuple[str, str]]]:
     """-> (database id, [(question, SQL or "")])."""
     if not isinstance(entry, dict) or not ("interaction" in entry or "question" in entry):
-        raise ValueError(f"{where}: expected an object with `interaction` (SParC, CoSQL) or `question` (Spider)")
+        raise ValueError(
+            f"{where}: expected an object with `interaction` (SParC, CoSQL) or `question` (Spider)"
+        )
     if "interaction" not in entry:
         return _text(entry, "db_id", where), [(_text(entry, "question", where), _sql(entry, where))]
     turns = entry["interaction"]

@@ -17,6 +17,7 @@ AGGREGATES = frozenset("none max min count sum avg".split())
 ARITHMETIC = frozenset(("none", "-", "+", "*", "/"))
 OPERATORS = frozenset("not between = > < >= <= != in like is exists".split())
 SET_OPERATORS = ("intersect", "union", "except")
+MAX_SELECTS = 100
 
 Col = tuple[str, str]  # (table, column), lower-cased
 ALL: Col = ("*", "*")
@@ -111,7 +112,9 @@ def tokenize(text: str) -> list[str]:
 def parse_sql(text: str, schema: Schema) -> Query | None:
     """The query, or None where the official parser fails. Never raises for any text."""
     try:
-        return _Parser(tokenize(text), schema).query(0)[1]
+        tokens = tokenize(text)
+        # SQLite itself refuses more arms; the bound keeps every later walk over the tree within Python's stack.
+        return _Parser(tokens, schema).query(0)[1] if tokens.count("select") <= MAX_SELECTS else None
     except (Unparseable, RecursionError):
         return None
 

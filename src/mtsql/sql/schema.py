@@ -1,4 +1,4 @@
-"""What a database looks like: tables, columns, keys; from tables.json or from a .sqlite file; text for the prompt."""
+"""Tables, columns and keys of a database, from tables.json or a .sqlite file; their text for the prompt."""
 
 import json
 import re
@@ -104,7 +104,9 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
     for index, (pair, kind) in enumerate(zip(column_names, column_types, strict=True)):
         is_pair = isinstance(pair, list) and [type(part) for part in pair] == [int, str]
         if not is_pair or not -1 <= pair[0] < len(table_names) or not isinstance(kind, str):
-            raise ValueError(f"{where}: column_names_original[{index}]: expected [table index, name], found {pair!r}")
+            raise ValueError(
+                f"{where}: column_names_original[{index}]: expected [table index, name], found {pair!r}"
+            )
         table_index, name = pair
         refs.append(None if table_index == -1 else (table_names[table_index], name))
         if table_index != -1:
@@ -126,7 +128,8 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
             raise ValueError(f"{where}: foreign_keys: expected pairs of column indices, found {pair!r}")
         foreign_keys.append((ref(pair[0], "foreign_keys"), ref(pair[1], "foreign_keys")))
     tables = tuple(
-        Table(name, tuple(cols), tuple(primary_key[name])) for name, cols in zip(table_names, columns, strict=True)
+        Table(name, tuple(cols), tuple(primary_key[name]))
+        for name, cols in zip(table_names, columns, strict=True)
     )
     return Schema(db_id, tables, tuple(foreign_keys))
 
@@ -149,7 +152,9 @@ def schema_from_sqlite(db_path: Path) -> Schema:
         for name in names:
             tables[name.lower()] = _read_table(connection, name)
         tables = {name: table for name, table in tables.items() if table.columns}
-        foreign_keys = [key for table in tables.values() for key in _read_foreign_keys(connection, table, tables)]
+        foreign_keys = [
+            key for table in tables.values() for key in _read_foreign_keys(connection, table, tables)
+        ]
     except sqlite3.Error as error:
         raise ValueError(f"{db_path}: not a readable SQLite database: {error}") from error
     finally:
@@ -194,10 +199,10 @@ def _own_case(table: Table, column: str) -> ColumnRef | None:
 def schema_text(schema: Schema) -> str:
     """The schema as the model reads it; a name that SQL must quote is quoted.
 
-        stadium(Stadium_ID number, Name text)
-        concert(concert_ID number, Stadium_ID text)
-        PK: stadium.Stadium_ID, concert.concert_ID
-        FK: concert.Stadium_ID = stadium.Stadium_ID
+    stadium(Stadium_ID number, Name text)
+    concert(concert_ID number, Stadium_ID text)
+    PK: stadium.Stadium_ID, concert.concert_ID
+    FK: concert.Stadium_ID = stadium.Stadium_ID
     """
     lines = []
     for table in schema.tables:

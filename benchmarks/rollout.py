@@ -1,0 +1,231 @@
+"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints JSON.
+
+    python benchmarks/rollout.py                                        # SmolLM2-135M's shape, 8 prompts x 4 samples
+    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16 --num_replies 8
+    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
+
+Both play the same dialogues on the same random weights: prompts of about 600 tokens, replies of 20 to 120 tokens whose
+lengths are forced (weights and text do not matter for speed), observations of about 80 tokens between them. No SQL.
+The loop is what tool-calling trainers without an inference server do: at each reply the whole conversation again, in a
+left-padded batch, until its longest reply is done. Useful tokens are the sampled ones. Also printed: our time divided
+by the time that the model's matrix products alone take on this machine at the batch sizes of our steps; the step of a
+single row against reading the weights once; the engine with a model that costs nothing.
+"""
+
+import json
+import resource
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mtsql.llm.attention import register_attention
+from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
+
+HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is generated."""
+
+    prompts: list[list[int]]
+    lengths: np.ndarray  # (rows, replies) forced length of each reply
+    observations: list[list[list[int]]]  # per row, between its replies
+
+    @property
+    def useful(self) -> int:
+        return int(self.lengths.sum())
+
+
+def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: int) -> Workload:
+    rng = np.random.default_rng(0)
+    rows = num_prompts * num_samples
+    ids = lambda low, high: rng.integers(0, vocab, rng.integers(low, high + 1)).tolist()  # noqa: E731
+    prompts = [ids(550, 650) for _ in range(num_prompts)]
+    lengths = np.clip(rng.exponential(45, (rows, num_replies)).astype(int) + 20, 20, 120)
+    return Workload(prompts, lengths, [[ids(60, 100) for _ in range(num_replies - 1)] for _ in range(rows)])
+
+
+class ForcedLengths(Engine):
+    """Ends replies where the workload says, and keeps the number of tokens of each step."""
+
+    def play(self, work: Workload) -> Counter:
+        """Play the whole workload; how often a step computed so many tokens."""
+        self.lengths, done = work.lengths, np.zeros(len(work.lengths), dtype=int)
+        self.done, steps = done, Counter()
+        samples = len(work.lengths) // len(work.prompts)
+        for turn, prompt in enumerate(work.prompts):
+            self.open_group(prompt, [(0, 0, turn, i) for i in range(samples)])
+        while self.has_work:
+            before = self.tokens_computed
+            for completion in self.step():
+                handle = completion.handle
+                done[handle] += 1
+                if done[handle] < work.lengths.shape[1]:
+                    self.extend(handle, work.observations[handle][done[handle] - 1])
+                else:
+                    self.close(handle)
+            steps[self.tokens_computed - before] += 1
+        return steps
+
+    def _stop_reason(self, row):
+        return StopReason.STEP_TOKENS if len(row.logprobs) == self.lengths[row.handle, self.done[row.handle]] else None
+
+
+class FreeDecoder(nn.Module):
+    """A model that costs nothing, to see what everything around it costs."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, input_ids, **_):
+        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, self.width))
+
+
+def generate_loop(model: nn.Module, work: Workload) -> None:
+    """Every reply from a fresh prefill of the conversation so far."""
+    rows, num_replies = work.lengths.shape
+    contexts = [list(work.prompts[row * len(work.prompts) // rows]) for row in range(rows)]
+    for reply in range(num_replies):
+        longest, new = max(map(len, contexts)), int(work.lengths[:, reply].max())
+        ids = torch.tensor([[0] * (longest - len(c)) + c for c in contexts])
+        mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in contexts])
+        out = model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0)
+        for row, context in enumerate(contexts):
+            context += out[row, longest : longest + work.lengths[row, reply]].tolist()
+            if reply + 1 < num_replies:
+                context += work.observations[row][reply]
+
+
+def product_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
+    """Seconds of the model's matrix products alone for these steps, each size measured here (between them: linear)."""
+    layers = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
+
+    def measure(num_tokens: int, modules: list[nn.Module]) -> float:
+        inputs = {m.in_features: torch.randn(num_tokens, m.in_features) for m in modules}
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            for module in modules:
+                module(inputs[module.in_features])
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    grid = [1 << i for i in range(max(steps).bit_length() + 1)]
+    body, head = [measure(n, layers) for n in grid], [measure(n, [model.lm_head]) for n in grid]
+    return sum(
+        times * (np.interp(n, grid, body) + np.interp(min(n, max_rows), grid, head)) for n, times in steps.items()
+    )
+
+
+def main(
+    num_prompts: int = 8,
+    num_samples: int = 4,
+    num_replies: int = 4,
+    num_layers: int = 30,
+    width: int = 576,
+    vocab: int = 49152,
+    cache_bytes: int = 1536 << 20,
+    block_size: int = 32,
+    with_generate: bool = True,
+    curve: list[int] | None = None,
+    threads: int = 2,
+) -> None:
+    """Measure one point (or, with `curve`, our time for several numbers of replies); heads of 64, three per KV head."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    register_attention()
+    heads = width // HEAD_DIM
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=num_layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 3, tie_word_embeddings=True, eos_token_id=None,
+        max_position_embeddings=8192, attn_implementation="mtsql",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    rows = num_prompts * num_samples
+    sampling = Sampling(max_step_tokens=1 << 10, max_trajectory_tokens=220 * max(curve or [num_replies]))
+
+    def engine(max_rows: int = rows) -> ForcedLengths:
+        limits = EngineLimits(max_rows, block_size, cache_bytes, max(1024, 4 * rows))
+        return ForcedLengths(model, (), sampling, limits)
+
+    def ours(replies: int) -> tuple[dict, Counter]:
+        work, played = make_workload(num_prompts, num_samples, replies, vocab), engine()
+        start = time.perf_counter()
+        steps = played.play(work)
+        secs = time.perf_counter() - start
+        return {
+            "num_replies": replies,
+            "secs": secs,
+            "useful_tokens": work.useful,
+            "useful_tokens_per_sec": work.useful / secs,
+            "computed_over_distinct": played.tokens_computed / played.tokens_distinct,
+            "tokens_computed_per_sec": played.tokens_computed / secs,
+        }, steps
+
+    with torch.inference_mode():
+        ours(1)  # warm up
+        if curve:
+            print(json.dumps({"curve": [ours(replies)[0] for replies in curve]}, indent=1))
+            return
+        result, steps = ours(num_replies)
+        result["peak_bytes_over_weights_and_cache"] = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - weight_bytes - cache_bytes
+        )
+        result["product_secs"] = product_secs(model, steps, rows)
+        result["product_frac"] = result["product_secs"] / result["secs"]
+        out = {"engine": result, "single_row": single_row(engine(1), model), "model_free": model_free(engine(256), width)}
+        if with_generate:
+            work = make_workload(num_prompts, num_samples, num_replies, vocab)
+            model.set_attn_implementation("sdpa")
+            start = time.perf_counter()
+            generate_loop(model, work)
+            secs = time.perf_counter() - start
+            out["generate_loop"] = {"secs": secs, "useful_tokens_per_sec": work.useful / secs}
+            out["speedup"] = secs / result["secs"]
+    out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies, "threads": threads}
+    out["model"] = {"layers": num_layers, "width": width, "vocab": vocab, "weight_bytes": weight_bytes}
+    out["limits"] = asdict(EngineLimits(rows, block_size, cache_bytes, max(1024, 4 * rows)))
+    print(json.dumps(out, indent=1))
+
+
+def single_row(engine: ForcedLengths, model: nn.Module) -> dict:
+    """A decode step of one row, and one pass over the weights."""
+    engine.lengths, engine.done = np.full((1, 1), 999), np.zeros(1, dtype=int)
+    (handle,) = engine.open_group(list(range(100)), [(0, 0, 0, 0)])
+    secs = []
+    for _ in range(20):
+        start = time.perf_counter()
+        engine.step()
+        secs.append(time.perf_counter() - start)
+    engine.close(handle)
+    reads = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for weight in model.parameters():
+            weight.sum()
+        reads.append(time.perf_counter() - start)
+    return {"step_secs": float(np.median(secs[2:])), "read_weights_secs": min(reads)}
+
+
+def model_free(engine: ForcedLengths, width: int) -> dict:
+    """256 rows decode 64 tokens each with a decoder and a head that cost nothing."""
+    engine.decoder = FreeDecoder(width)
+    engine.head = nn.Linear(width, 8, bias=False)
+    work = Workload([[1] * 100] * 32, np.full((256, 1), 64), [[] for _ in range(256)])
+    start = time.perf_counter()
+    engine.play(work)
+    return {"row_tokens_per_sec": work.useful / (time.perf_counter() - start)}
+
+
+if __name__ == "__main__":
+    auto_cli(main)

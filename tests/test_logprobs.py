@@ -1,0 +1,151 @@
+"""Log-probs without logits: against the textbook, by gradcheck, and in what they allocate."""
+
+import pytest
+import torch
+from test_attention import tiny_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mtsql.llm.attention import ATTENTION_NAME
+from mtsql.llm.logprobs import PolicyModule, head_logprobs, score, token_logprobs
+from mtsql.llm.packing import Sample, pack
+
+
+def head(num_positions=7, width=5, vocab=11, dtype=torch.float64, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_positions, width, generator=draw, dtype=dtype)
+    weight, bias = (torch.randn(*s, generator=draw, dtype=dtype) for s in ((vocab, width), (vocab,)))
+    targets = torch.randint(vocab, (num_positions,), generator=draw)
+    return hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), targets
+
+
+def textbook(hidden, weight, bias, targets, temperature):
+    logp = ((hidden @ weight.t() + bias) / temperature).log_softmax(-1)
+    return logp[torch.arange(len(targets)), targets], -(logp.exp() * logp).sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_equals_the_textbook_in_chunks_with_leftovers(chunk):
+    hidden, weight, bias, targets = head()
+    got = head_logprobs(hidden, weight, bias, targets, 0.7, chunk)
+    expected = textbook(hidden, weight, bias, targets, 0.7)
+    pull = torch.randn(2, len(targets), dtype=torch.float64)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for part in ((0,), (1,), (0, 1)):  # the log-prob alone, the entropy alone, both
+        grads = [
+            torch.autograd.grad([x[i] for i in part], (hidden, weight, bias), [pull[i] for i in part], retain_graph=True)
+            for x in (got, expected)
+        ]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gradcheck(has_bias):
+    hidden, weight, bias, targets = head()
+    inputs = (hidden, weight, bias) if has_bias else (hidden, weight)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b=None: head_logprobs(h, w, b, targets, temperature=1.3, chunk=3), inputs,
+        check_undefined_grad=False,
+    )  # fmt: skip
+
+
+def test_frozen_head_gets_no_gradient_and_half_precision_is_summed_in_fp32():
+    hidden, weight, bias, targets = head(dtype=torch.bfloat16)
+    weight.requires_grad_(False)
+    logprobs, entropy = head_logprobs(hidden, weight, None, targets)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    logprobs.sum().backward()
+    assert weight.grad is None and hidden.grad.dtype == torch.bfloat16
+
+
+def test_autocast_forward_and_backward_agree():
+    hidden, weight, _, targets = head(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, _ = head_logprobs(hidden, weight, None, targets)
+    logprobs.sum().backward()
+    rounded = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
+    expected, _ = head_logprobs(*rounded, None, targets)
+    expected.sum().backward()
+    assert torch.equal(logprobs, expected)
+    assert torch.equal(weight.grad, rounded[1].grad.float()) and weight.grad.dtype == torch.float32
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements any operator returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("num_positions", [100, 400])
+def test_no_tensor_grows_with_positions_times_vocabulary(num_positions):
+    vocab = 151_936
+    hidden, weight, _, targets = head(num_positions, 2, vocab, torch.float32)
+    with LargestTensor() as largest:
+        logprobs, entropy = head_logprobs(hidden, weight, None, targets)
+        (logprobs.sum() + entropy.sum()).backward()
+    assert largest.numel == 64 * vocab < num_positions * vocab  # one chunk of logits, however many positions
+
+
+SAMPLES = [
+    Sample([1, 2], [3, 4, 5], [1, 0, 1]),
+    Sample([6], [7, 8], [0, 0]),
+    Sample([9, 10, 11], [12, 13, 14, 15], [0, 1, 1, 1]),
+    Sample([1, 2], [16], [1]),
+]
+
+
+@pytest.mark.parametrize("max_tokens", [100, 7])
+def test_score_returns_each_sample_its_own(max_tokens):
+    """In the order given, 0 where the mask is 0, whatever the packing; at the module's temperature."""
+    model = tiny_model("qwen3")
+    scores = score(PolicyModule(model, temperature=0.5), SAMPLES, max_tokens, torch.device("cpu"))
+    assert [len(s) for s in scores] == [3, 2, 4, 1] and scores[1] == [0.0, 0.0] and scores[2][0] == 0.0
+    for sample, mine in zip(SAMPLES, scores, strict=True):
+        ids = torch.tensor([sample.prompt_ids + sample.ids])
+        model.set_attn_implementation("sdpa")
+        logp = (model(input_ids=ids, use_cache=False).logits[0] / 0.5).log_softmax(-1)
+        model.set_attn_implementation(ATTENTION_NAME)
+        for i, is_trained in enumerate(sample.loss_mask):
+            if is_trained:
+                assert mine[i] == pytest.approx(logp[len(sample.prompt_ids) + i - 1, sample.ids[i]].item(), abs=1e-12)
+
+
+def test_a_tied_head_sends_its_gradient_to_the_embedding():
+    model = tiny_model("qwen3")
+    [batch] = pack(SAMPLES[:1], 10)
+    token_logprobs(model, batch)[0].sum().backward()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert (model.model.embed_tokens.weight.grad.abs().sum(1) > 0).all()  # the softmax reaches every row
+
+
+def test_unusual_heads_are_refused_by_name():
+    [batch] = pack(SAMPLES[:1], 10)
+    model = tiny_model("qwen3")
+    model.lm_head = nn.Identity()
+    with pytest.raises(ValueError, match="output head is a Identity"):
+        token_logprobs(model, batch)
+    model = tiny_model("qwen3")
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="final_logit_softcapping"):
+        token_logprobs(model, batch)
+
+
+def test_a_whole_model_under_autocast_stays_close():
+    model = tiny_model("llama").float()
+    [batch] = pack(SAMPLES, 100)
+    exact, _ = token_logprobs(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, entropy = token_logprobs(model, batch)
+    assert rounded.dtype == entropy.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
+    rounded.sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,191 @@
+"""Each loss against a ten-line loop; one denominator: the same gradient however the work is cut."""
+
+import math
+import random
+
+import pytest
+import torch
+from test_attention import tiny_model
+
+from mtsql.llm.logprobs import PolicyModule
+from mtsql.llm.losses import LossConfig, denominator, kl_estimate, policy_loss, sft_loss
+from mtsql.llm.packing import Sample, pack
+
+CONFIGS = {
+    "grpo": LossConfig(),
+    "no kl": LossConfig(kl_coef=0.0),
+    "k1": LossConfig(kl_coef=0.1, kl_estimator="k1"),
+    "k2": LossConfig(kl_coef=0.1, kl_estimator="k2"),
+    "k3": LossConfig(kl_coef=0.1, kl_estimator="k3"),
+    "clip higher": LossConfig(clip_low=0.1, clip_high=0.4, dual_clip=None, kl_coef=0.0),
+    "dual clip": LossConfig(dual_clip=1.2, kl_coef=0.0),
+    "entropy": LossConfig(entropy_coef=0.3, kl_coef=0.0),
+    "dr_grpo": LossConfig(aggregate="constant", constant_length=50, kl_coef=0.0),
+    "trajectory": LossConfig(aggregate="trajectory"),
+    "cispo": LossConfig(objective="cispo", dual_clip=None, clip_low=1.0, clip_high=0.3, kl_coef=0.0),
+    "gspo": LossConfig(ratio="sequence", aggregate="trajectory", clip_low=0.1, clip_high=0.1, dual_clip=None),
+}
+
+
+def make_samples(seed=0, max_logprob_move=1.0):
+    """Groups of 3, 1 and 2 with a different advantage for every token, and log-probs off by up to a factor of e."""
+    r = random.Random(seed)
+    samples = []
+    for prompt, num_samples in (([1, 2, 3], 3), ([4], 1), ([5, 6], 2)):
+        for _ in range(num_samples):
+            n = r.randrange(2, 7)
+            samples.append(
+                Sample(
+                    prompt, [r.randrange(19) for _ in range(n)], [1] + [r.randrange(2) for _ in range(n - 1)],
+                    [r.uniform(-1, 1) for _ in range(n)],
+                    [-3 + max_logprob_move * r.uniform(-1, 1) for _ in range(n)],
+                    [-3 + r.uniform(-1, 1) for _ in range(n)],
+                )
+            )  # fmt: skip
+    return samples
+
+
+def loop_loss(logprobs, entropy, batch, c):
+    """The same objective, one trajectory and one token after the other."""
+    total = 0.0
+    for n in range(len(batch.spans)):
+        where = [p for p in range(len(logprobs)) if batch.trajectory[p] == n]
+        gaps = [logprobs[p] - batch.old_logprobs[p].item() for p in where]
+        mean_ratio = math.exp(sum(g.item() for g in gaps) / len(gaps))
+        for p, gap in zip(where, gaps, strict=True):
+            adv, ref = batch.advantages[p].item(), batch.ref_logprobs[p].item()
+            ratio = torch.exp(gap) if c.ratio == "token" else mean_ratio * torch.exp(gap - gap.item())
+            clipped = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
+            loss = max(-adv * ratio, -adv * clipped)
+            if c.dual_clip and adv < 0:
+                loss = min(loss, -adv * c.dual_clip)
+            if c.objective == "cispo":
+                loss = -clipped.item() * adv * logprobs[p]
+            d = ref - logprobs[p]
+            kl = {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - d - 1}[c.kl_estimator]
+            loss = loss + c.kl_coef * kl - c.entropy_coef * entropy[p]
+            total = total + loss / (len(where) if c.aggregate == "trajectory" else 1)
+    return total
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equals_the_loop(name):
+    [batch] = pack(make_samples(), 100)
+    torch.manual_seed(0)
+    logprobs = (-3 + torch.randn(len(batch.targets), dtype=torch.float64)).requires_grad_()
+    entropy = torch.rand(len(batch.targets), dtype=torch.float64).requires_grad_()
+    got, _ = policy_loss(logprobs, entropy, batch, CONFIGS[name])
+    expected = loop_loss(logprobs, entropy, batch, CONFIGS[name])
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for x in (logprobs, entropy):
+        grads = [torch.autograd.grad(y, x, retain_graph=True, materialize_grads=True)[0] for y in (got, expected)]
+        torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def test_the_published_numbers_by_hand():
+    """Ratio 1.5, advantage 1: clipped to 1.2. Ratio 0.6, advantage -1: clipped to 0.8. Ratio 4, advantage -1: dual clip
+    at 3. Ratio 1.1: as it is."""
+    ratios, advantages = [1.5, 0.6, 4.0, 1.1], [1.0, -1.0, -1.0, 1.0]
+    old = [-3.0] * 4
+    [batch] = pack([Sample([1], [2, 3, 4, 5], [1] * 4, advantages, old)], 10)
+    logprobs = torch.tensor([-3 + math.log(r) for r in ratios], dtype=torch.float64)
+    loss, stats = policy_loss(logprobs, torch.zeros(4), batch, LossConfig(kl_coef=0.0))
+    assert loss.item() == pytest.approx(-1.2 + 0.8 + 3.0 - 1.1)
+    assert {k: float(v) for k, v in stats.items()} == pytest.approx(
+        {
+            "clip_low": 1, "clip_high": 1, "ratio": 7.2, "ratio_far": 1, "entropy": 0,
+            "logprob_gap": sum(abs(math.log(r)) for r in ratios),
+        }
+    )  # fmt: skip
+
+
+def test_on_the_first_pass_the_ratio_is_one_and_nothing_is_clipped():
+    samples = [
+        Sample(s.prompt_ids, s.ids, s.loss_mask, s.advantages, [-2.5] * len(s.ids), None) for s in make_samples()
+    ]
+    [batch] = pack(samples, 100)
+    logprobs = torch.full((len(batch.targets),), -2.5, requires_grad=True)
+    for config in (CONFIGS["no kl"], LossConfig(ratio="sequence", kl_coef=0.0), CONFIGS["cispo"]):
+        loss, stats = policy_loss(logprobs, torch.zeros(len(logprobs)), batch, config)
+        assert stats["ratio"] == len(logprobs)
+        assert stats["clip_low"] == stats["clip_high"] == stats["logprob_gap"] == stats["ratio_far"] == 0
+        [grad] = torch.autograd.grad(loss, logprobs)
+        torch.testing.assert_close(grad, -batch.advantages)  # the plain policy gradient
+
+
+def test_gspo_gradient_is_the_sequence_ratio_times_the_mean_of_the_token_gradients():
+    [batch] = pack([Sample([1], [2, 3, 4], [1, 1, 1], [0.7] * 3, [-1.0, -2.0, -3.0])], 10)
+    config = LossConfig(ratio="sequence", aggregate="trajectory", clip_high=9.0, dual_clip=None, kl_coef=0.0)
+    logprobs = torch.tensor([-1.1, -1.5, -3.2], dtype=torch.float64, requires_grad=True)
+    loss, _ = policy_loss(logprobs, torch.zeros(3), batch, config)
+    ratio = math.exp((-0.1 + 0.5 - 0.2) / 3)
+    assert loss.item() == pytest.approx(-0.7 * ratio)
+    loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([-0.7 * ratio / 3] * 3)
+
+
+def test_kl_estimators():
+    p, q = torch.tensor([-1.0, -5.0]), torch.tensor([-2.0, 30.0])
+    assert kl_estimate(p, q, "k1").tolist() == [1.0, -20.0]  # the log ratio is clamped to 20
+    assert kl_estimate(p, q, "k2").tolist() == [0.5, 200.0]
+    assert kl_estimate(p, q, "k3")[0].item() == pytest.approx(math.exp(-1) + 1 - 1)
+
+
+def test_denominators():
+    samples = [Sample([1], [2, 3, 4], [1, 0, 1]), Sample([1], [2], [0]), Sample([5], [6, 7], [1, 1])]
+    assert denominator(samples, LossConfig()) == 4
+    assert denominator(samples, LossConfig(aggregate="trajectory")) == 2
+    assert denominator(samples, LossConfig(aggregate="constant", constant_length=30)) == 60
+    assert denominator([], LossConfig()) == 0
+
+
+@pytest.mark.parametrize("name", ["grpo", "trajectory", "dr_grpo", "gspo", "cispo", "entropy", "sft"])
+def test_any_split_and_any_order_give_the_same_gradient(name):
+    """One batch of six; one batch a sample; packs of 12 and 16 tokens; shuffled; two ranks, one with nothing."""
+    module, samples = PolicyModule(tiny_model("qwen3")), make_samples(max_logprob_move=0.5)
+    config = LossConfig() if name == "sft" else CONFIGS[name]
+    cuts = [
+        [(samples, 1000)], [([s], 1000) for s in samples], [(samples, 12)], [(samples, 16)],
+        [(random.Random(3).sample(samples, 6), 1000)], [([], 1000), (samples[:4], 12), (samples[4:], 12)],
+    ]  # fmt: skip
+    results = []
+    for cut in cuts:
+        module.zero_grad()
+        total = sum(denominator(part, config) for part, _ in cut)  # over ranks, before the first backward
+        for part, max_tokens in cut:
+            for batch in pack(part, max_tokens):
+                logprobs, entropy = module(batch)
+                loss = sft_loss(logprobs, batch) if name == "sft" else policy_loss(logprobs, entropy, batch, config)
+                (loss[0] / total).backward()
+        results.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+    assert results[0].norm() > 1e-3
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"objective": "ppo"}, "loss.objective must be one of clip, cispo"),
+        ({"ratio": "x"}, "loss.ratio"),
+        ({"kl_estimator": "k4"}, "loss.kl_estimator"),
+        ({"aggregate": "mean"}, "loss.aggregate"),
+        ({"clip_low": 0.0}, "loss.clip_low"),
+        ({"clip_high": 0.0}, "loss.clip_high"),
+        ({"dual_clip": 1.0}, "loss.dual_clip must be above 1"),
+        ({"objective": "cispo"}, "loss.dual_clip has no effect"),
+        ({"kl_coef": -1.0}, "loss.kl_coef"),
+        ({"aggregate": "constant"}, "need each other"),
+        ({"constant_length": 5}, "need each other"),
+        ({"aggregate": "constant", "constant_length": 0}, "at least 1"),
+    ],
+)
+def test_impossible_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LossConfig(**changes)
+
+
+def test_kl_without_a_reference_is_an_error():
+    [batch] = pack([Sample([1], [2], [1], [1.0], [-1.0])], 10)
+    with pytest.raises(ValueError, match="no reference log-probs"):
+        policy_loss(torch.zeros(1), torch.zeros(1), batch, LossConfig())

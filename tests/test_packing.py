@@ -1,0 +1,72 @@
+"""The layout of a flat batch, literally; the packing as a property."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtsql.llm.packing import Sample, pack
+
+
+def test_layout_of_a_shared_prompt():
+    """Two samples share the prompt 1 2 3. The first trained token of a sample is predicted by the prompt's last."""
+    first = Sample([1, 2, 3], [4, 5, 6, 7], [1, 1, 0, 1], [0.5, 0.5, 0.0, 2.0], [-1.0, -2.0, 0.0, -3.0])
+    second = Sample([1, 2, 3], [8, 9], [0, 1], [0.0, -0.5], [0.0, -4.0])
+    [batch] = pack([first, second], max_tokens=9)
+    #                                 P  P  P  a0 a1 E  a2 E  b0
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4]
+    assert batch.sources.tolist() == [2, 3, 5, 7]
+    assert batch.targets.tolist() == [4, 5, 7, 9]
+    assert batch.trajectory.tolist() == [0, 0, 0, 1]
+    assert batch.advantages.tolist() == [0.5, 0.5, 2.0, -0.5]
+    assert batch.old_logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert batch.ref_logprobs is None
+    assert batch.spans == ((0, 3, 3, 7), (0, 3, 7, 9))
+    assert (batch.num_computed, batch.num_distinct) == (9, 9)
+
+
+def test_a_group_over_the_budget_repeats_its_prompt_and_counts_it():
+    samples = [Sample([1, 2, 3], [4] * 4, [1] * 4) for _ in range(3)]
+    first, second = pack(samples, max_tokens=12)
+    assert (first.indices, first.num_computed, first.num_distinct) == ((0, 1), 11, 11)
+    assert (second.indices, second.num_computed, second.num_distinct) == ((2,), 7, 4)
+
+
+def test_best_fit_puts_a_part_where_it_leaves_least_room():
+    costs = [6, 7, 3, 4]  # budget 10: 7 | 6, then 4 joins the 6, then 3 joins the 7
+    samples = [Sample([i], [9] * (cost - 1), [1] * (cost - 1)) for i, cost in enumerate(costs)]
+    assert [batch.indices for batch in pack(samples, 10)] == [(1, 2), (0, 3)]
+
+
+def test_what_cannot_be_packed_is_named():
+    with pytest.raises(ValueError, match="sample 1 has 6 tokens, more than max_batch_tokens=5"):
+        pack([Sample([1], [2], [1]), Sample([1, 2], [3] * 4, [1] * 4)], 5)
+    with pytest.raises(ValueError, match="2 ids but 1 loss_mask"):
+        Sample([1], [2, 3], [1])
+    with pytest.raises(ValueError, match="2 ids but 0 loss_mask"):
+        Sample([1], [2, 3], [])
+    with pytest.raises(ValueError, match="needs a prompt"):
+        Sample([], [2], [1])
+
+
+def test_nothing_to_learn_gives_no_batch():
+    assert pack([], 10) == [] == pack([Sample([1], [2, 3], [0, 0])], 10)
+
+
+prompts = st.sampled_from([(1,), (1, 2), (3, 4, 5)])
+masks = st.lists(st.integers(0, 1), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(prompts, masks), max_size=12), st.integers(9, 40))
+def test_every_trained_token_is_packed_once_within_the_budget(drawn, max_tokens):
+    samples = [
+        Sample(list(prompt), [100 * k + i for i in range(len(mask))], mask) for k, (prompt, mask) in enumerate(drawn)
+    ]
+    batches = pack(samples, max_tokens)
+    assert all(batch.num_computed <= max_tokens for batch in batches)
+    trained = sorted(k for k, sample in enumerate(samples) if sample.num_trained)
+    assert sorted(index for batch in batches for index in batch.indices) == trained
+    targets = sorted(target for batch in batches for target in batch.targets.tolist())
+    assert targets == sorted(i for s in samples for i, m in zip(s.ids, s.loss_mask, strict=True) if m)
+    distinct = {tuple(samples[k].prompt_ids) for k in trained}
+    assert sum(b.num_distinct for b in batches) == sum(map(len, distinct)) + sum(len(samples[k].ids) for k in trained)
