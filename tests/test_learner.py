@@ -49,8 +49,8 @@ def test_two_processes_take_the_step_of_one(share, tmp_path):
         f"out = one_update({share!r})\n"
         f"open({str(tmp_path)!r} + f'/{{PartialState().process_index}}.json', 'w').write(json.dumps(out))\n"
     )
-    subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0",
-                    "--num_processes", "2", str(script)],
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                    "--nproc_per_node", "2", str(script)],
                    check=True, capture_output=True, timeout=120)  # fmt: skip
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-4, abs=1e-5)

@@ -34,7 +34,9 @@ def test_equals_the_textbook_in_chunks_with_leftovers(chunk):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     for part in ((0,), (1,), (0, 1)):  # the log-prob alone, the entropy alone, both
         grads = [
-            torch.autograd.grad([x[i] for i in part], (hidden, weight, bias), [pull[i] for i in part], retain_graph=True)
+            torch.autograd.grad(
+                [x[i] for i in part], (hidden, weight, bias), [pull[i] for i in part], retain_graph=True
+            )
             for x in (got, expected)
         ]
         for a, b in zip(*grads, strict=True):

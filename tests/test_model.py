@@ -1,4 +1,4 @@
-"""Loading, adapters, weights for generation, saving: equal logits, equal bits, errors that name the folder."""
+"""Loading, adapters, weights for generation, saving: equal logits, equal bits, errors that name a folder."""
 
 import shutil
 import sys

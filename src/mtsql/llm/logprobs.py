@@ -57,7 +57,9 @@ class _HeadLogprobs(torch.autograd.Function):
             grad = grad.div_(ctx.temperature).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == grad.dtype:
+                grad_weight.addmm_(grad.t(), hidden[part])  # in place: no second tensor of V x W
+            elif grad_weight is not None:
                 grad_weight += grad.t() @ hidden[part]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
@@ -88,7 +90,7 @@ def head_logprobs(hidden, weight, bias, targets, temperature=1.0, chunk=None):
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    chunk = chunk or max(MIN_CHUNK, CHUNK_LOGITS.get(device, 2**22) // len(weight))
+    chunk = chunk or max(MIN_CHUNK, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // len(weight))
     with torch.autocast(device, enabled=False):  # backward recomputes outside autocast: both have to agree
         return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
 

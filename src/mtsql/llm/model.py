@@ -125,10 +125,10 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
     register_attention()
     logging.disable_progress_bar()
     dtype = config.compute_dtype if config.lora.rank else torch.float32
-    weights = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+    kind = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     with _named(config.path):
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights
+            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **gguf, **kind
         )
     _require_our_attention(model, config.path)
     for module in model.modules():
@@ -178,7 +178,7 @@ def generation_weights(
     is in training.
 
     A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain
-    copy that lives as long as the `with` (memory: all weights, the matrices in `dtype`); every rank of a
+    copy that lives as long as the `with` (memory: all weights in `dtype`); every rank of a
     sharded model must enter together.
     """
     model = unwrap(model)
@@ -240,11 +240,8 @@ def save_policy(
 
 
 def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A plain, frozen model with the same function: adapters merged, shards gathered.
-
-    `dtype` casts what autocast would cast, the weights of linear layers, and under FSDP2 (whose mixed
-    precision casts every parameter) all of them.
-    """
+    """A plain, frozen model with the same function: adapters merged, shards gathered. Cast to `dtype`, as
+    FSDP2's mixed precision casts every parameter; under LoRA the frozen weights have that type already."""
     source = model.get_base_model() if _is_lora(model) else model
     tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
     tensors = {_plain_name(name): tensor.detach() for name, tensor in tensors.items()}
@@ -252,10 +249,9 @@ def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreT
     with torch.device("meta"):
         copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
     for path, module in copy.named_modules():
-        casts = dtype is not None and (_is_sharded(model) or isinstance(module, torch.nn.Linear))
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
             tensor = tensors[f"{path}.{name}"]
-            to = dtype if casts else tensor.dtype
+            to = dtype or tensor.dtype
             if name == "weight" and path in adapted:
                 delta = adapted[path].get_delta_weight("default").detach()  # (out, in)
                 tensor = tensor.to(delta.dtype) + delta

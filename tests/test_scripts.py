@@ -1,0 +1,63 @@
+"""The scripts as a user starts them: files written, errors of one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    f"--model.embedded.{name}={value}"
+    for name, value in {"hidden_size": 32, "num_layers": 1, "intermediate_size": 32}.items()
+]
+
+
+def start(script, *flags, cwd):
+    return subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True,
+                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
+    flags = ("--warm_start.max_samples 32 --warm_start.epochs 1 --num_updates 2 --turns_per_update 2 --group_size 2"
+             " --eval_turns 4 --curriculum.max_probe_turns 4 --curriculum.probe_samples 1"
+             " --sampling.max_step_tokens 8").split()  # fmt: skip
+    done = start("train_rl.py", *SMALL, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held-out EX" in done.stdout
+    run = tmp_path / "runs" / "rl"
+    for name in ("config.yaml", "versions.json", "training.png", "model/config.json", "eval/dev-00000.json"):
+        assert (run / name).is_file(), name
+    assert list((run / "trajectories").iterdir())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if line["stage"] == "rl"] == [0, 1]
+    again = start("train_rl.py", *SMALL, *flags, cwd=tmp_path)
+    assert again.returncode == 1 and "already holds a run" in again.stderr
+    scored = start("eval.py", "--model.path", str(run / "model"), "--history", "predicted", "--max_dialogues", "2",
+                   "--sampling.max_step_tokens", "8", cwd=tmp_path)  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    scores = json.loads((tmp_path / "runs/eval/scores.json").read_text())
+    assert scores["history"] == "predicted" and scores["interaction"]["count"] == 2
+    predictions = (tmp_path / "runs/eval/predictions.sql").read_text().rstrip("\n").split("\n\n")
+    assert [len(p.splitlines()) for p in predictions] == [
+        len([t for t in scores["turns"] if t["dialogue_id"] == f"dev:{i}"]) for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("train_rl.py", "--group_size 1", "group_size"),
+        ("train_rl.py", "--loss.kl_coef 0.1", "loss.kl_coef"),
+        ("train_rl.py", "--nonsense 3", "nonsense"),
+        ("train_sft.py", "--source both", "source"),
+        ("train_sft.py", "--data.dev x.json", "data.dev"),
+        ("eval.py", "--model.path nowhere", "nowhere"),
+        ("eval.py", "", "model.path"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_key(script, flags, words, tmp_path):
+    done = start(script, *flags.split(), cwd=tmp_path)
+    assert done.returncode != 0 and words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
