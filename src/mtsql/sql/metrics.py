@@ -1,330 +1,373 @@
-"""The official Spider / SParC / CoSQL verdicts: exact set match, execution match, hardness, partial scores.
+"""The official verdicts on a prediction: exact set match, partial scores, hardness; a clause F1 for rewards.
 
-Rules are those of the official test-suite evaluator with its default options (values and DISTINCT disregarded in exact
-match, DISTINCT removed before execution), quirks included, because published figures contain them. What is mended: every
-query runs in the sandbox, so a predicted DROP TABLE or an endless query is simply wrong.
+They are those of taoyds/test-suite-sql-eval with its default switches, quirks included: published figures
+contain them. `execution_match`, the other official verdict, lives in execution.py and can be had from here.
 """
 
-import re
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-import sqlparse
-import sqlparse.engine
-
-from mtsql.sql.database import QueryLimits, run_query
-from mtsql.sql.parse import Col, ColUnit, Cond, Query, ValUnit, parse_sql
+from mtsql.sql.execution import execution_match, official_prediction
+from mtsql.sql.parse import (
+    MAX_CACHED,
+    SET_OPERATORS,
+    ColumnName,
+    ColumnUse,
+    Condition,
+    Conditions,
+    Expression,
+    Names,
+    OrderBy,
+    Query,
+    SelectItem,
+    Value,
+    names_of,
+    parse_sql,
+)
 from mtsql.sql.schema import Schema
 
-PARTS = ("select", "select(no AGG)", "where", "where(no OP)", "group(no Having)", "group", "order", "and/or", "IUEN",
-         "keywords")  # fmt: skip
-EMPTY = Query(select=(), distinct=False, tables=())
+__all__ = [
+    "HARDNESS", "PARTS", "ExactMatch", "Part",
+    "clause_f1", "compare", "exact_match", "execution_match", "hardness",
+]  # fmt: skip
+
+HARDNESS = ("easy", "medium", "hard", "extra")
+PARTS = (
+    "select", "select(no AGG)", "where", "where(no OP)", "group(no Having)", "group", "order",
+    "and/or", "IUEN", "keywords",
+)  # fmt: skip
+"""The ten partial scores, by their official names and in their official order."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A partial score: how many elements gold and prediction have, and how many agree."""
+    """A partial score: elements in the gold, in the prediction, and in both."""
 
-    gold: int
-    pred: int
-    correct: int
+    num_gold: int
+    num_pred: int
+    num_correct: int
 
     @property
     def f1(self) -> int:
-        """1 if everything agrees, else 0 (the official partial scores are all or nothing)."""
-        return int(self.gold == self.pred == self.correct)
+        """All or nothing, and so are accuracy and recall."""
+        return int(self.num_gold == self.num_pred == self.num_correct)
 
 
-# --- exact set match -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ExactMatch:
+    """`parts` in the order of PARTS. A prediction that does not parse is a query with nothing in it."""
+
+    is_match: bool
+    is_parsed: bool
+    parts: tuple[Part, ...]
 
 
-def exact_match(pred: str, gold: str, schema: Schema) -> bool:
-    """Exact set match of two query texts. ValueError if the gold cannot be parsed."""
-    result = compare(pred, gold, schema)
-    return all(part.f1 for part in result[0].values()) and result[1]
+def exact_match(
+    pred_sql: str,
+    gold_sql: str,
+    schema: Schema,
+    *,
+    compare_values: bool = False,
+    compare_distinct: bool = False,
+) -> bool:
+    """Whether the clauses are equal as sets. False where either text does not parse.
+
+    Values and DISTINCT are disregarded, as the official program does unless its source is changed.
+    """
+    names = names_of(schema)
+    pred = _prepared(official_prediction(pred_sql), names, compare_values, compare_distinct)
+    gold = _prepared(gold_sql, names, compare_values, compare_distinct)
+    return (
+        pred is not None and gold is not None and (pred == gold or _is_equal(gold, pred, _parts(gold, pred)))
+    )
 
 
-def compare(pred: str, gold: str, schema: Schema) -> tuple[dict[str, Part], bool]:
-    """(the ten partial scores by name, whether the FROM tables agree). An unparseable prediction is an empty query."""
-    gold_query = _prepared(gold, schema)
-    if gold_query is None:
-        raise ValueError(f"{schema.db_id}: the gold query cannot be parsed: {gold}")
-    pred_query = _prepared(pred.replace("value", "1"), schema) or EMPTY
-    if any(_is_broken(query) for query in (gold_query, pred_query)):
-        return {name: Part(1, 1, 0) for name in PARTS}, False
-    return partial_scores(pred_query, gold_query), _same_tables(pred_query, gold_query)
+def compare(
+    pred_sql: str,
+    gold_sql: str,
+    schema: Schema,
+    *,
+    compare_values: bool = False,
+    compare_distinct: bool = False,
+) -> ExactMatch:
+    """`exact_match` with its partial scores. A gold that does not parse matches nothing."""
+    names = names_of(schema)
+    pred_text = official_prediction(pred_sql)
+    pred = _prepared(pred_text, names, compare_values, compare_distinct)
+    gold = _prepared(gold_sql, names, compare_values, compare_distinct)
+    is_parsed = parse_sql(pred_text, schema) is not None
+    if gold is None or (pred is None and is_parsed):
+        return ExactMatch(False, is_parsed, (Part(1, 1, 0),) * len(PARTS))
+    parts = tuple(_parts(gold, _NOTHING if pred is None else pred))
+    return ExactMatch(pred is not None and _is_equal(gold, pred, parts), is_parsed, parts)
 
 
-def partial_scores(pred: Query, gold: Query) -> dict[str, Part]:
-    """The ten partial scores of two prepared queries."""
-
-    def overlap(of) -> Part:
-        a, b = Counter(of(gold)), Counter(of(pred))
-        return Part(a.total(), b.total(), (a & b).total())
-
-    def both(has, same) -> Part:
-        return Part(int(has(gold)), int(has(pred)), int(has(gold) and has(pred) and same))
-
-    connectors = [set(q.where[1::2]) for q in (gold, pred)]
-    arms = [(gold.arms()[name], pred.arms()[name]) for name in gold.arms()]
-    return {
-        "select": overlap(lambda q: q.select),
-        "select(no AGG)": overlap(lambda q: [unit for _, unit in q.select]),
-        "where": overlap(lambda q: q.where[::2]),
-        "where(no OP)": overlap(lambda q: [c.unit for c in q.where[::2]]),
-        "group(no Having)": overlap(lambda q: [unit.col[1] for unit in q.group]),
-        "group": both(lambda q: bool(q.group), _columns(gold) == _columns(pred) and gold.having == pred.having),
-        "order": both(
-            lambda q: bool(q.order),
-            (gold.order, gold.direction, gold.limit) == (pred.order, pred.direction, pred.limit),
-        ),
-        "and/or": Part(1, 1, 1) if connectors[0] == connectors[1] else Part(len(connectors[1]), len(connectors[0]), 0),
-        "IUEN": Part(
-            sum(g is not None for g, _ in arms),
-            sum(p is not None for _, p in arms),
-            sum(g is not None and p is not None and _same(p, g) for g, p in arms),
-        ),
-        "keywords": overlap(_keywords),
-    }
+_NOTHING = Query(False, (), (), (), (), (), (), None, False, None, None, None)
 
 
-def _same(pred: Query, gold: Query) -> bool:
-    return all(p.f1 for p in partial_scores(pred, gold).values()) and _same_tables(pred, gold)
+def _is_equal(gold: Query, pred: Query, parts: Iterable[Part]) -> bool:
+    return all(part.f1 for part in parts) and _overlap(gold.tables, pred.tables).f1 == 1
 
 
-def _same_tables(pred: Query, gold: Query) -> bool:
-    return Counter(pred.tables) == Counter(gold.tables)
+def _parts(gold: Query, pred: Query) -> Iterator[Part]:
+    """In the order of PARTS, each when it is asked for: most wrong predictions show early."""
+    yield _overlap(gold.select, pred.select)
+    yield _overlap([item.expression for item in gold.select], [item.expression for item in pred.select])
+    gold_where, pred_where = gold.where[::2], pred.where[::2]
+    yield _overlap(gold_where, pred_where)
+    yield _overlap([item.expression for item in gold_where], [item.expression for item in pred_where])
+    gold_group, pred_group = ([use.column for use in query.group_by] for query in (gold, pred))
+    yield _overlap([column.name for column in gold_group], [column.name for column in pred_group])
+    yield _both(gold_group, pred_group, gold_group == pred_group and gold.having == pred.having)
+    is_same_order = gold.order_by == pred.order_by and gold.has_limit == pred.has_limit
+    yield _both(gold.order_by, pred.order_by, is_same_order)
+    gold_words, pred_words = set(gold.where[1::2]), set(pred.where[1::2])
+    is_same = gold_words == pred_words
+    yield Part(1, 1, 1) if is_same else Part(len(pred_words), len(gold_words), 0)  # quirk: totals are swapped
+    yield _arms_part(gold, pred)
+    yield _overlap(_keywords(gold), _keywords(pred))
 
 
-def _columns(query: Query) -> list[Col]:
-    return [unit.col for unit in query.group]
+def _overlap(gold: Sequence | set, pred: Sequence | set) -> Part:
+    """Sizes of two multisets and of their intersection."""
+    if gold == pred:
+        return Part(len(gold), len(gold), len(gold))
+    rest = list(gold)
+    for item in pred:
+        if item in rest:
+            rest.remove(item)
+    return Part(len(gold), len(pred), len(gold) - len(rest))
 
 
-def _is_broken(query: Query) -> bool:
-    """Conditions without a connector that leave a connector in a condition's place: the official program dies."""
-    lists = (query.on, query.where, query.having)
-    if any(isinstance(element, str) for conds in lists for element in conds[::2]):
-        return True
-    return any(isinstance(e, Cond) and (isinstance(e.value, Query) or isinstance(e.value2, Query))
-               for conds in lists for e in conds[1::2])  # fmt: skip
+def _both(gold: object, pred: object, is_same: bool) -> Part:
+    return Part(bool(gold), bool(pred), bool(gold and pred) and is_same)
+
+
+def _arms_part(gold: Query, pred: Query) -> Part:
+    num_gold = num_pred = num_correct = 0
+    for gold_arm, pred_arm in zip(_arms(gold), _arms(pred), strict=True):
+        num_gold += gold_arm is not None
+        num_pred += pred_arm is not None
+        if gold_arm is not None and pred_arm is not None:
+            num_correct += _is_equal(gold_arm, pred_arm, _parts(gold_arm, pred_arm))
+    return Part(num_gold, num_pred, num_correct)
+
+
+def _arms(query: Query) -> tuple[Query | None, Query | None, Query | None]:
+    return query.intersect, query.union, query.except_
 
 
 def _keywords(query: Query) -> set[str]:
-    """The query's keywords, as the official `keywords` part counts them."""
-    words = {name for name, arm in query.arms().items() if arm is not None}
-    words |= {word for word in ("where", "group", "having", "limit") if getattr(query, word)}
-    if query.order:
-        words |= {"order", query.direction}
-    lists = (query.on, query.where, query.having)
-    conds = [c for conds in lists for c in conds[::2] if isinstance(c, Cond)]
-    words |= {"or"} & {e for conds in lists for e in conds[1::2] if isinstance(e, str)}
-    words |= {"not" for c in conds if c.negated} | ({"in", "like"} & {c.op for c in conds})
+    words = set()
+    if query.where:
+        words.add("where")
+    if query.group_by:
+        words.add("group")
+    if query.having:
+        words.add("having")
+    if query.order_by:
+        words |= {"order", query.order_by.direction}
+    if query.has_limit:
+        words.add("limit")
+    words |= {word for word, arm in zip(SET_OPERATORS, _arms(query), strict=True) if arm}
+    for conditions in (query.on, query.where, query.having):
+        if "or" in conditions[1::2]:
+            words.add("or")
+        for condition in conditions[::2]:
+            if condition.is_negated:
+                words.add("not")
+            if condition.operator in ("in", "like"):
+                words.add(condition.operator)
     return words
 
 
-# --- what is dropped before the comparison ---------------------------------------------------------------------------
+# What is dropped before the comparison.
 
 
-@lru_cache(maxsize=65536)
-def _prepared(text: str, schema: Schema) -> Query | None:
-    """The parsed query without literals, without DISTINCT, with columns led back through foreign keys."""
-    query = parse_sql(text, schema)
+@lru_cache(maxsize=2 * MAX_CACHED)
+def _prepared(text: str, names: Names, keeps_values: bool, keeps_distinct: bool) -> Query | None:
+    """The query as it is compared. None if it does not parse, or if the official program dies of it."""
+    query = parse_sql(text, names.schema)
     if query is None:
         return None
-    return _merged(_without_values(query), _foreign_key_map(schema), frozenset(t for t in query.tables if t.__class__ is str))
-
-
-def _without_values(query: Query) -> Query:
-    """Literals and column values become None in conditions, nested queries in them included; not inside FROM."""
-
-    def value(v):
-        return _without_values(v) if isinstance(v, Query) else None
-
-    def conds(elements):
-        return tuple(
-            replace(e, value=value(e.value), value2=value(e.value2)) if i % 2 == 0 and isinstance(e, Cond) else e
-            for i, e in enumerate(elements)
-        )
-
-    return replace(
-        query, on=conds(query.on), where=conds(query.where), having=conds(query.having),
-        **{("except_" if n == "except" else n): a and _without_values(a) for n, a in query.arms().items()},
-    )  # fmt: skip
-
-
-def _merged(query: Query, twins: dict[Col, Col], tables: frozenset[str]) -> Query:
-    """Drop DISTINCT and replace foreign-key twins, in the outermost query and its arms. `tables` are those of the
-    outermost FROM, for the arms too (quirk)."""
-
-    def col(unit: ColUnit | None) -> ColUnit | None:
-        if unit is None:
-            return None
-        target = twins.get(unit.col, unit.col) if unit.col[0] in tables else unit.col
-        return ColUnit(unit.agg, target, False)
-
-    def val(unit: ValUnit) -> ValUnit:
-        return ValUnit(unit.op, col(unit.left), col(unit.right))
-
-    def conds(elements):
-        return tuple(
-            replace(e, unit=val(e.unit)) if i % 2 == 0 and isinstance(e, Cond) else e for i, e in enumerate(elements)
-        )
-
-    return replace(
-        query,
-        select=tuple((agg, val(unit)) for agg, unit in query.select),
-        distinct=False,
-        on=conds(query.on),
-        where=conds(query.where),
-        group=tuple(col(unit) for unit in query.group),
-        having=conds(query.having),
-        order=tuple(val(unit) for unit in query.order),
-        **{("except_" if n == "except" else n): a and _merged(a, twins, tables) for n, a in query.arms().items()},
-    )
-
-
-@lru_cache(maxsize=512)
-def _foreign_key_map(schema: Schema) -> dict[Col, Col]:
-    """Column -> the first column of its foreign-key group; groups are never merged, a later group wins."""
-    order = {(t.name.lower(), c.name.lower()): i for i, (t, c) in
-             enumerate((t, c) for t in schema.tables for c in t.columns)}  # fmt: skip
-    groups: list[list[Col]] = []
-    for pair in schema.foreign_keys:
-        ends = [(table.lower(), column.lower()) for table, column in pair]
-        group = next((g for g in groups if ends[0] in g or ends[1] in g), None)
-        if group is None:
-            groups.append(ends)
-        else:
-            group += ends
-    twins: dict[Col, Col] = {}
-    for group in groups:
-        first = min(group, key=order.__getitem__)
-        twins.update((member, first) for member in group)
-    return twins
-
-
-# --- hardness --------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=65536)
-def hardness(gold: str, schema: Schema) -> str | None:
-    """easy, medium, hard or extra, by component counts of the outermost query. None if it cannot be parsed."""
-    query = parse_sql(gold, schema)
-    if query is None:
+    # Quirk: the tables of the outermost FROM decide for the arms of set operators too.
+    renames = {old: new for old, new in _representatives(names).items() if old.table in query.tables}
+    try:
+        return _Preparation(renames, keeps_values, keeps_distinct).outer(query)
+    except _NoVerdict:
         return None
-    lists = (query.on, query.where, query.having)
-    conds = [c for elements in lists for c in elements[::2] if isinstance(c, Cond)]
-    c1 = sum(map(bool, (query.where, query.group, query.order, query.limit)))
-    c1 += max(0, len(query.tables) - 1)
-    c1 += sum(e == "or" for elements in lists for e in elements[1::2]) + sum(c.op == "like" for c in conds)
-    c2 = sum(isinstance(v, Query) for c in conds for v in (c.value, c.value2))
-    c2 += sum(arm is not None for arm in query.arms().values())
-    aggs = sum(agg != "none" for agg, _ in query.select)
-    aggs += sum(c.negated for c in query.where[::2] if isinstance(c, Cond))
-    aggs += sum(unit.agg != "none" for unit in query.group)
-    aggs += sum(u.agg != "none" for unit in query.order for u in (unit.left, unit.right) if u is not None)
-    aggs += sum(not isinstance(e, Cond) or e.negated for e in query.having)
-    others = (aggs > 1) + (len(query.select) > 1) + (len(query.where) > 1) + (len(query.group) > 1)
-    if c1 <= 1 and others == 0 and c2 == 0:
-        return "easy"
-    if c2 == 0 and ((others <= 2 and c1 <= 1) or (c1 <= 2 and others < 2)):
-        return "medium"
-    if (others > 2 and c1 <= 2 and c2 == 0) or (2 < c1 <= 3 and others <= 2 and c2 == 0):
-        return "hard"
-    return "hard" if c1 <= 1 and others == 0 and c2 <= 1 else "extra"
 
 
-# --- execution match -------------------------------------------------------------------------------------------------
+class _NoVerdict(Exception):
+    """A connector was missing, so that a connector now stands where a condition should."""
 
 
-def execution_match(
-    pred: str, gold: str, db_path: Path, *, limits: QueryLimits = QueryLimits(), keep_distinct: bool = False
-) -> bool:
-    """Whether both queries run and their results agree: as ordered lists if the gold text says "order by", else as
-    multisets, under some permutation of the prediction's columns."""
-    gold_text = _runnable(gold, keep_distinct)
-    gold_result = _cached_run(Path(db_path), Path(db_path).stat().st_mtime_ns, gold_text, limits)
-    if not gold_result.is_ok:
-        return False
-    pred_result = run_query(db_path, _runnable(pred.replace("value", "1"), keep_distinct), limits)
-    return pred_result.is_ok and results_equal(pred_result.rows, gold_result.rows, "order by" in gold_text.lower())
+@dataclass(frozen=True)
+class _Preparation:
+    """Drops literals and DISTINCT, and replaces columns by those that stand for their foreign-key groups."""
+
+    renames: dict[ColumnName, ColumnName]
+    keeps_values: bool
+    keeps_distinct: bool
+
+    def outer(self, query: Query) -> Query:
+        """The outermost query, and the arms of its set operators."""
+        order_by = query.order_by
+        return Query(
+            query.is_distinct and self.keeps_distinct,
+            tuple(SelectItem(item.aggregate, self.expression(item.expression)) for item in query.select),
+            query.tables,
+            self.conditions(query.on),
+            self.conditions(query.where, are_hashed=True),
+            tuple(self.use(use) for use in query.group_by),
+            self.conditions(query.having),
+            order_by and OrderBy(order_by.direction, tuple(map(self.expression, order_by.expressions))),
+            query.has_limit,
+            *(arm and self.outer(arm) for arm in _arms(query)),
+        )
+
+    def nested(self, query: Query) -> Query:
+        """A query in a condition loses its literals only. Quirk: one in FROM loses nothing."""
+        return Query(
+            query.is_distinct, query.select, query.tables,
+            *(self.conditions(conditions, is_nested=True) for conditions in (query.on, query.where)),
+            query.group_by,
+            self.conditions(query.having, is_nested=True),
+            query.order_by, query.has_limit,
+            *(arm and self.nested(arm) for arm in _arms(query)),
+        )  # fmt: skip
+
+    def conditions(
+        self, conditions: Conditions, is_nested: bool = False, are_hashed: bool = False
+    ) -> Conditions:
+        prepared = list(conditions)
+        for place, condition in enumerate(conditions):
+            if place % 2 == 0:
+                if isinstance(condition, str):
+                    raise _NoVerdict
+                expression = condition.expression if is_nested else self.expression(condition.expression)
+                values = self.value(condition.value), self.value(condition.high_value)
+                prepared[place] = Condition(condition.is_negated, condition.operator, expression, *values)
+            elif are_hashed and isinstance(condition, Condition) and isinstance(condition.value, Query):
+                raise _NoVerdict
+        return tuple(prepared)
+
+    def value(self, value: Value) -> Value:
+        if self.keeps_values:
+            return value
+        return self.nested(value) if isinstance(value, Query) else None
+
+    def expression(self, expression: Expression) -> Expression:
+        left = self.use(expression.left)
+        right = expression.right and self.use(expression.right)
+        if left is expression.left and right is expression.right:
+            return expression
+        return Expression(expression.sign, left, right)
+
+    def use(self, use: ColumnUse) -> ColumnUse:
+        column = self.renames.get(use.column, use.column)
+        is_distinct = use.is_distinct and self.keeps_distinct
+        if column is use.column and is_distinct == use.is_distinct:
+            return use
+        return ColumnUse(use.aggregate, column, is_distinct)
 
 
 @lru_cache(maxsize=1024)
-def _cached_run(db_path: Path, version: int, sql: str, limits: QueryLimits):
-    return run_query(db_path, sql, limits)
+def _representatives(names: Names) -> dict[ColumnName, ColumnName]:
+    """Foreign-key twin -> the first column of its group. Quirk: groups that meet later are not merged."""
+    columns = [names.columns[t.name.lower()][c.name.lower()] for t in names.schema.tables for c in t.columns]
+    index_of = {column: index for index, column in reversed(list(enumerate(columns)))}
+    groups: list[set[int]] = []
+    for pair in names.schema.foreign_keys:
+        ends = {index_of[names.columns[table.lower()][column.lower()]] for table, column in pair}
+        group = next((group for group in groups if group & ends), None)
+        if group is None:
+            groups.append(ends)
+        else:
+            group |= ends
+    return {columns[index]: columns[min(group)] for group in groups for index in group}
 
 
-@lru_cache(maxsize=8192)
-def _runnable(sql: str, keep_distinct: bool) -> str:
-    """The text that is run: split operators joined, DISTINCT removed, only the first statement, CURDATE fixed."""
-    for op in ("> =", "< =", "! ="):
-        sql = sql.replace(op, op.replace(" ", ""))
-    if not keep_distinct and ("distinct" in sql.lower() or ";" in sql):
-        statements = list(sqlparse.engine.FilterStack().run(sql))  # tokens only: no grouping, no depth limit
-        tokens = statements[0].flatten() if statements else ()
-        sql = "".join(token.value for token in tokens if token.value.lower() != "distinct")
-    return re.sub(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)", "2020", sql, flags=re.IGNORECASE)
-
-
-def results_equal(pred: tuple[tuple, ...], gold: tuple[tuple, ...], ordered: bool) -> bool:
-    """Whether one permutation of the prediction's columns makes the results equal. Cells compare as Python values."""
-    if not pred and not gold:
-        return True
-    if len(pred) != len(gold) or len(pred[0]) != len(gold[0]):
-        return False
-    # The official pre-check sorts each row's cells by text and type; it can refuse 1 against 1.0 (quirk).
-    shapes = [[tuple(sorted(row, key=lambda x: str(x) + str(type(x)))) for row in rows] for rows in (pred, gold)]
-    if shapes[0] != shapes[1] if ordered else set(shapes[0]) != set(shapes[1]):
-        return False
-    collect = tuple if ordered else Counter
-    columns = [[collect(column) for column in zip(*rows, strict=True)] for rows in (pred, gold)]
-    choices = [[j for j, column in enumerate(columns[0]) if column == wanted] for wanted in columns[1]]
-    if ordered:  # equal columns are interchangeable: any one-to-one choice will do
-        return _permutation(choices, lambda chosen: True)
-    wanted = [Counter(row[: k + 1] for row in gold) for k in range(len(gold[0]))]
-    return _permutation(
-        choices, lambda chosen: Counter(tuple(row[j] for j in chosen) for row in pred) == wanted[len(chosen) - 1]
+def hardness(gold_sql: str, schema: Schema) -> str | None:
+    """One of HARDNESS, from the outermost query alone; None if the text does not parse."""
+    query = parse_sql(gold_sql, schema)
+    if query is None:
+        return None
+    lists = (query.on, query.where, query.having)
+    conditions = [item for items in lists for item in items[::2] if isinstance(item, Condition)]
+    num_clauses = sum(map(bool, (query.where, query.group_by, query.order_by, query.has_limit)))
+    num_clauses += max(0, len(query.tables) - 1)
+    num_clauses += sum(items[1::2].count("or") for items in lists)
+    num_clauses += sum(condition.operator == "like" for condition in conditions)
+    values = [value for condition in conditions for value in (condition.value, condition.high_value)]
+    num_nested = sum(isinstance(value, Query) for value in values)
+    num_nested += sum(arm is not None for arm in _arms(query))
+    # Quirk: negations, and connectors in HAVING, count as aggregates; real aggregates in conditions do not.
+    num_aggregates = sum(item.aggregate != "none" for item in query.select)
+    items = query.where[::2] + query.having
+    num_aggregates += sum(isinstance(item, str) or item.is_negated for item in items)
+    num_aggregates += sum(use.aggregate != "none" for use in query.group_by)
+    if query.order_by:
+        uses = [use for item in query.order_by.expressions for use in (item.left, item.right) if use]
+        num_aggregates += sum(use.aggregate != "none" for use in uses)
+    num_others = (num_aggregates > 1) + sum(
+        len(part) > 1 for part in (query.select, query.where, query.group_by)
     )
+    if num_nested == 0:
+        if num_clauses <= 1 and num_others == 0:
+            return "easy"
+        if (num_clauses <= 1 and num_others <= 2) or (num_clauses <= 2 and num_others < 2):
+            return "medium"
+        if (num_clauses <= 2 and num_others > 2) or (num_clauses == 3 and num_others <= 2):
+            return "hard"
+    return "hard" if num_nested == 1 and num_clauses <= 1 and num_others == 0 else "extra"
 
 
-def _permutation(choices: list[list[int]], fits, chosen: tuple[int, ...] = ()) -> bool:
-    """Whether every gold column can be given its own prediction column; `fits` judges each partial choice."""
-    if len(chosen) == len(choices):
-        return True
-    return any(
-        fits((*chosen, j)) and _permutation(choices, fits, (*chosen, j))
-        for j in choices[len(chosen)]
-        if j not in chosen
-    )
+# Process rewards.
 
 
-# --- clause F1, for process rewards ----------------------------------------------------------------------------------
+def clause_f1(pred_sql: str, gold_sql: str, schema: Schema, strict: bool = False) -> float:
+    """How much of the gold's clauses a query has, in [0, 1]; 0 where either text does not parse.
 
-
-def clause_f1(pred: str, gold: str, schema: Schema, strict: bool = False) -> float:
-    """Mean agreement over the clauses that either query has, in [0, 1]; 0 if the prediction cannot be parsed.
-
-    strict: a clause counts only if it is identical, values and order included (released code). Otherwise the F1 of its
-    elements as sets, values ignored (paper section 4.3).
+    A mean over the clauses that are not empty in both queries (reward R_gen of the paper, section 4.3 of
+    our notes). Not strict: the F1 of their elements as sets, where DISTINCT, LIMIT and the connectors
+    are elements too, and an arm of a set operator is judged by this same rule. strict: 1 for an identical
+    clause, else 0, as in the released code, so order counts. Values count in both; aliases never do.
     """
-    prepare = parse_sql if strict else _prepared
-    queries = prepare(pred, schema), prepare(gold, schema)
-    if None in queries:
-        return 0.0
+    pred, gold = parse_sql(pred_sql, schema), parse_sql(gold_sql, schema)
+    return 0.0 if pred is None or gold is None else _mean_clause_score(pred, gold, strict)
+
+
+def _mean_clause_score(pred: Query, gold: Query, strict: bool) -> float:
     scores = []
-    for a, b in zip(*map(_clauses, queries), strict=True):
-        if a or b:
-            common = (Counter(a) & Counter(b)).total()
-            scores.append(float(a == b) if strict else 2 * common / (len(a) + len(b)))
-    return sum(scores) / len(scores)
+    clauses = _clauses if strict else _clause_elements
+    for mine, wanted in zip(clauses(pred), clauses(gold), strict=True):
+        if mine or wanted:
+            score = float(mine == wanted) if strict else 2 * len(mine & wanted) / (len(mine) + len(wanted))
+            scores.append(score)
+    for mine, wanted in zip(_arms(pred), _arms(gold), strict=True):
+        if mine and wanted:
+            scores.append(float(mine == wanted) if strict else _mean_clause_score(mine, wanted, strict))
+        elif mine or wanted:
+            scores.append(0.0)
+    return sum(scores) / len(scores) if scores else 0.0  # `select from` parses: two queries of nothing
 
 
-def _clauses(query: Query) -> list[tuple]:
-    """The ten clauses as tuples of elements."""
-    order = (*query.order, query.direction) if query.order else ()
-    limit = ("limit",) if query.limit else ()
-    arms = [(arm,) if arm is not None else () for arm in query.arms().values()]
-    return [query.select, query.tables + query.on, query.where, query.group, query.having, order, limit, *arms]
+def _clauses(query: Query) -> tuple[object, ...]:
+    """Empty where the text has no such clause; SELECT and FROM never are."""
+    select, tables = (query.is_distinct, query.select), (query.tables, query.on)
+    return select, tables, query.where, query.group_by, query.having, query.order_by, query.has_limit
+
+
+def _clause_elements(query: Query) -> tuple[set, ...]:
+    order_by = query.order_by.expressions if query.order_by else ()
+    return (
+        {*query.select, *(("distinct",) if query.is_distinct else ())},
+        {*query.tables, *query.on},
+        set(query.where),
+        set(query.group_by),
+        set(query.having),
+        {OrderBy(query.order_by.direction, (expression,)) for expression in order_by},
+        {"limit"} if query.has_limit else set(),
+    )

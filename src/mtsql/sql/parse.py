@@ -1,8 +1,8 @@
-"""SQL text -> `Query`, by the grammar of the official Spider / SParC / CoSQL evaluator, quirks included.
+"""SQL text -> frozen Query, by the grammar of the official Spider / SParC / CoSQL evaluator, quirks included.
 
-The official parser reads less than SQL and does so in its own way (commas in SELECT are optional, one alias map for the
-whole text, text after a complete query is ignored, ...). Published exact-match figures contain these rules, so they
-are kept; each is named where it happens. A query the official parser cannot read is None.
+It reads less than SQL and reads it in its own way: one alias map for the whole text, commas in SELECT
+optional, text after a complete query ignored, no brackets around conditions. Published exact match
+figures contain these rules, so each is kept and named where it happens. Text outside the grammar is None.
 """
 
 import re
@@ -11,342 +11,390 @@ from functools import lru_cache
 
 from mtsql.sql.schema import Schema
 
-CLAUSES = frozenset("select from where group order limit intersect union except".split())
-JOIN_WORDS = frozenset(("join", "on", "as"))
-AGGREGATES = frozenset("none max min count sum avg".split())
-ARITHMETIC = frozenset(("none", "-", "+", "*", "/"))
-OPERATORS = frozenset("not between = > < >= <= != in like is exists".split())
+MAX_DEPTH = 50  # queries within queries; the official program lasts until its stack overflows
+MAX_CACHED = 16384  # queries kept by a cache; one takes a few kilobytes
+
+_CLAUSES = frozenset("select from where group order limit intersect union except".split())
 SET_OPERATORS = ("intersect", "union", "except")
-MAX_SELECTS = 100
-
-Col = tuple[str, str]  # (table, column), lower-cased
-ALL: Col = ("*", "*")
-
-
-@dataclass(frozen=True)
-class ColUnit:
-    """A column, perhaps under an aggregate: agg "none" for a bare one."""
-
-    agg: str
-    col: Col
-    distinct: bool
+_JOIN_WORDS = frozenset("join on as".split())
+_AGGREGATES = frozenset("none max min count sum avg".split())  # `none` by accident, as "no aggregate"
+_SIGNS = frozenset("none - + * /".split())
+_OPERATORS = frozenset("not between = > < >= <= != in like is exists".split())
+_CLAUSE_END = _CLAUSES | frozenset((")", ";", ""))
+_CONDITION_END = _CLAUSE_END | _JOIN_WORDS
+_COLUMN_VALUE_END = _CLAUSES | _JOIN_WORDS | frozenset((")", ",", "and", ""))
 
 
-@dataclass(frozen=True)
-class ValUnit:
-    """One column expression, or two with an arithmetic sign between them (op "none": only the first)."""
+@dataclass(frozen=True, slots=True)
+class ColumnName:
+    """A column with the real name of its table, both lower-cased; `*` is ALL_COLUMNS."""
 
-    op: str
-    left: ColUnit
-    right: ColUnit | None = None
-
-
-@dataclass(frozen=True)
-class Cond:
-    """negated? expression operator value [and value2]. A value is a Query, a ColUnit, a number, a string or None."""
-
-    negated: bool
-    op: str
-    unit: ValUnit
-    value: object
-    value2: object = None
+    table: str
+    name: str
 
 
-@dataclass(frozen=True)
+ALL_COLUMNS = ColumnName("", "*")
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnUse:
+    """`max(distinct a)`: a column, perhaps under an aggregate (else "none")."""
+
+    aggregate: str
+    column: ColumnName
+    is_distinct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """`a` (sign "none", no right side) or `a - b`."""
+
+    sign: str
+    left: ColumnUse
+    right: ColumnUse | None
+
+
+@dataclass(frozen=True, slots=True)
+class SelectItem:
+    """SELECT takes the aggregate word itself; elsewhere it belongs to the ColumnUse."""
+
+    aggregate: str
+    expression: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`a not between 1 and 2`. Values: a Query, a ColumnUse, a number, a text in double quotes, or None."""
+
+    is_negated: bool
+    operator: str
+    expression: Expression
+    value: "Value"
+    high_value: "Value"
+
+
+@dataclass(frozen=True, slots=True)
+class OrderBy:
+    direction: str  # quirk: one for all, the last one written
+    expressions: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
-    """A parsed query. `where`, `having` and `on` are flat: conditions with their connectors ("and", "or") between."""
+    """`tables` and the condition lists keep the order of the text.
 
-    select: tuple[tuple[str, ValUnit], ...]
-    distinct: bool
-    tables: tuple[object, ...]
-    """Table names, and a Query for each sub-query in FROM, in order of mention."""
-    on: tuple[object, ...] = ()
-    where: tuple[object, ...] = ()
-    group: tuple[ColUnit, ...] = ()
-    having: tuple[object, ...] = ()
-    order: tuple[ValUnit, ...] = ()
-    direction: str | None = None
-    limit: bool = False
-    intersect: "Query | None" = None
-    union: "Query | None" = None
-    except_: "Query | None" = None
+    A condition list holds conditions with their connectors ("and", "or") between them. Quirk: where the
+    text leaves a connector out, two conditions stand side by side, and places lose their meaning.
+    """
 
-    def arms(self) -> dict[str, "Query | None"]:
-        """The set-operator arms by name."""
-        return {"intersect": self.intersect, "union": self.union, "except": self.except_}
+    is_distinct: bool
+    select: tuple[SelectItem, ...]
+    tables: "tuple[str | Query, ...]"
+    on: "Conditions"
+    where: "Conditions"
+    group_by: tuple[ColumnUse, ...]
+    having: "Conditions"
+    order_by: OrderBy | None
+    has_limit: bool
+    intersect: "Query | None"
+    union: "Query | None"
+    except_: "Query | None"
 
 
-class Unparseable(Exception):
-    """The official grammar does not cover the text."""
+Value = Query | ColumnUse | float | str | None
+Conditions = tuple[Condition | str, ...]
 
 
-_SPACED = re.compile(r"([()\[\]{}<>*;@#$%&!?\u2018\u2019\u201c\u201d\u00ab\u00bb\u2013\u2014]|`+|--|\.{2,})")
-_COMMA = re.compile(r"([,:])(?!\d)")
-_LAST_DOT = re.compile(r"(?<=[^.\s])\.(?=[\s\])}>\"']*$)")
-_MID_DOT = re.compile(r"(?<=\d)\.(?=\s+(?:[A-Z)]))")
-_CONTRACTION = re.compile(r"\b(can)(not)\b|\b(gim|lem)(me)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b", re.IGNORECASE)
-
-
-def tokenize(text: str) -> list[str]:
-    """Tokens of the official evaluator, lower-cased but for string literals. Raises Unparseable for odd quotes."""
-    text = text.replace("'", '"')
-    parts = text.split('"')
-    if len(parts) % 2 == 0:
-        raise Unparseable("odd number of quotes")
-    literals = {f"__val_{i}__": f'"{parts[i]}"' for i in range(1, len(parts), 2)}
-    text = "".join(part if i % 2 == 0 else f"__val_{i}__" for i, part in enumerate(parts))
-    text = _SPACED.sub(r" \1 ", _LAST_DOT.sub(" .", _MID_DOT.sub(" .", text)))
-    text = _COMMA.sub(r" \1 ", text)
-    text = _CONTRACTION.sub(lambda m: " ".join(g for g in m.groups() if g), text)
-    tokens: list[str] = []
-    for token in text.split():
-        token = literals.get(token, token.lower())
-        if token == "=" and tokens and tokens[-1] in ("!", ">", "<"):
-            tokens[-1] += "="
-        else:
-            tokens.append(token)
-    return tokens
-
-
-@lru_cache(maxsize=65536)
 def parse_sql(text: str, schema: Schema) -> Query | None:
-    """The query, or None where the official parser fails. Never raises for any text."""
+    """The query, or None for text that the official parser cannot read. Never raises; results are cached."""
+    return _parse(text, names_of(schema))
+
+
+class Names:
+    """A schema's columns by lower-cased names. Compared by identity, so that it is a cheap key for caches."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.columns: dict[str, dict[str, ColumnName]] = {}
+        for table in schema.tables:
+            names = (column.name.lower() for column in table.columns)
+            self.columns[table.name.lower()] = {name: ColumnName(table.name.lower(), name) for name in names}
+
+
+_names_by_id: dict[int, Names] = {}  # hashing or comparing a whole Schema would cost more than parsing
+
+
+def names_of(schema: Schema) -> Names:
+    names = _names_by_id.get(id(schema))
+    if names is None:  # the entry keeps the schema alive, so that its id stays its own
+        if len(_names_by_id) >= 1024:
+            _names_by_id.clear()
+        names = _names_by_id[id(schema)] = Names(schema)
+    return names
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _parse(text: str, names: Names) -> Query | None:
     try:
-        tokens = tokenize(text)
-        # SQLite itself refuses more arms; the bound keeps every later walk over the tree within Python's stack.
-        return _Parser(tokens, schema).query(0)[1] if tokens.count("select") <= MAX_SELECTS else None
-    except (Unparseable, RecursionError):
+        return _Parser(tokenize(text), names).query(0)
+    except _Unparseable:
         return None
 
 
-@lru_cache(maxsize=512)
-def _columns_of(schema: Schema) -> dict[str, frozenset[str]]:
-    return {t.name.lower(): frozenset(c.name.lower() for c in t.columns) for t in schema.tables}
+class _Unparseable(Exception): ...  # the text is outside the official grammar
+
+
+# The official tokenizer is made for English prose (NLTK). These are its rules for what is no word: brackets
+# and most signs stand alone, `,` and `:` do unless a digit follows, a dot does at the end of a sentence.
+_ALONE = r"()\[\]{}<>*;@#$%&!?«»“”„‘’‒–—―"
+_TOKEN = re.compile(
+    rf"""(?: [^\s{_ALONE},:.`-]
+           | [,:](?=\d)
+           | -(?!-)
+           | \.(?! \. | [])}}>»”’\x20]*+\s*+$ | \s++[A-Z)] )
+         )+
+       | [{_ALONE},:] | `+ | -- | \.+""",
+    re.VERBOSE,
+)
+_CONTRACTION = re.compile(r"(?i)\b(?:(can)(not)|(gim|lem)(me)|(gon)(na)|(got)(ta))\b|\b(wan)(na)(?=\s)")
+
+
+def tokenize(text: str) -> list[str]:
+    """Tokens as the official evaluator makes them: lower-cased, except for literals, which come in `"`.
+
+    Quirks: `a=3` and `a >=3` are not split before the digit, `<>` is two tokens, quotes know no escape.
+    Raises for an odd number of quotes; `parse_sql` turns that into None.
+    """
+    pieces = text.replace("'", '"').split('"')
+    if len(pieces) % 2 == 0:
+        raise _Unparseable("odd number of quotes")
+    literals = {}
+    for index in range(1, len(pieces), 2):  # a literal that touches other text is lost in the word it becomes
+        word = f"__val_{index}__"
+        literals[word] = f'"{pieces[index]}"'
+        pieces[index] = word
+    text = "".join(pieces)
+    text = _CONTRACTION.sub(lambda match: f" {' '.join(filter(None, match.groups()))} ", text)
+    tokens: list[str] = []
+    for word in _TOKEN.findall(text):
+        if word == "=" and tokens and tokens[-1] in ("!", ">", "<"):
+            tokens[-1] += "="
+        else:
+            tokens.append(literals.get(word) or word.lower())
+    return tokens
 
 
 class _Parser:
-    """Recursive descent; every method takes a position and returns (next position, value)."""
+    """Recursive descent over tokens; `at` is the place of the next one. An empty token marks the end.
 
-    def __init__(self, tokens: list[str], schema: Schema):
-        self.tokens, self.columns = tokens, _columns_of(schema)
-        self.aliases: dict[str, str] = {}
-        for i, token in enumerate(tokens):
-            if token == "as":  # quirk: one map for the whole text, the last definition holds everywhere
-                self.aliases[self.at(i + 1)] = self.at(i - 1) if i else _fail("as without a table")
-        for name in self.columns:
-            if name in self.aliases:
-                _fail(f"alias {name} is a table name")
-            self.aliases[name] = name
+    `scope` is the list of tables that FROM has named so far in the query being read.
+    """
 
-    def at(self, i: int) -> str:
-        return self.tokens[i] if 0 <= i < len(self.tokens) else _fail("ended early")
+    def __init__(self, tokens: list[str], names: Names) -> None:
+        self.tokens = tokens
+        self.columns = names.columns
+        self.at = 0
+        self.depth = 0
+        tokens.append("")
+        # Quirk: one map for the whole text; of two definitions the last one holds.
+        self.aliases = {tokens[i + 1]: tokens[i - 1] for i, token in enumerate(tokens) if token == "as"}
+        if "" in self.aliases or not self.aliases.keys().isdisjoint(self.columns):
+            raise _Unparseable("an alias is missing, or is the name of a table")
 
-    def peek(self, i: int) -> str:
-        return self.tokens[i] if i < len(self.tokens) else ""
+    def accept(self, word: str) -> bool:
+        """Step over the word if it is next."""
+        if self.tokens[self.at] != word:
+            return False
+        self.at += 1
+        return True
 
-    def expect(self, i: int, token: str) -> int:
-        return i + 1 if self.at(i) == token else _fail(f"expected {token}, found {self.at(i)}")
+    def expect(self, word: str) -> None:
+        if not self.accept(word):
+            raise _Unparseable(f"{word} expected")
 
-    def query(self, i: int) -> tuple[int, Query]:
-        bracketed = self.peek(i) == "("
-        i += bracketed
-        start = next((j for j in range(i, len(self.tokens)) if self.tokens[j] == "from"), None)
-        if start is None:  # FROM is read first, from the first `from` at or after the start (quirk: nesting unseen)
-            _fail("no from")
-        after_from, tables, on, scope = self.from_(start)
-        _, distinct, select = self.select(i, scope)
-        i, where = self.conditions_after("where", after_from, scope)
-        i, group = self.group(i, scope)
-        i, having = self.conditions_after("having", i, scope)
-        i, order, direction = self.order(i, scope)
-        limit = self.peek(i) == "limit"
-        if limit:
-            self.at(i + 1)
-            i += 2
-        i = self.skip_semicolons(i)
-        if bracketed:
-            i = self.skip_semicolons(self.expect(i, ")"))
-        arms = {}
-        if self.peek(i) in SET_OPERATORS:
-            name = self.at(i)
-            i, arm = self.query(i + 1)
-            arms["except_" if name == "except" else name] = arm
-        return i, Query(select, distinct, tables, on, where, group, having, order, direction, limit, **arms)
+    def query(self, start: int) -> Query:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _Unparseable("nested too deeply")
+        self.at = start
+        has_bracket = self.accept("(")
+        select_at = self.at
+        if "from" not in self.tokens[start:]:
+            raise _Unparseable("no from")
+        self.at = self.tokens.index("from", start) + 1  # quirk: the next `from`, whatever query it belongs to
+        tables, scope, on = self.from_clause()
+        after_from, self.at = self.at, select_at
+        is_distinct, select = self.select_clause(scope)
+        self.at = after_from
+        where = self.conditions(scope) if self.accept("where") else ()
+        group_by = self.group_by(scope) if self.accept("group") else ()
+        having = self.conditions(scope) if self.accept("having") else ()
+        order_by = self.order_by(scope) if self.accept("order") else None
+        has_limit = self.accept("limit") and self.step() != ""  # whatever it is: the number is not kept
+        self.skip_semicolons()
+        if has_bracket:
+            self.expect(")")
+        self.skip_semicolons()
+        operator = self.tokens[self.at]
+        arm = self.query(self.at + 1) if operator in SET_OPERATORS else None
+        self.depth -= 1
+        return Query(
+            is_distinct, select, tables, on, where, group_by, having, order_by, has_limit,
+            *(arm if operator == name else None for name in SET_OPERATORS),
+        )  # fmt: skip
 
-    def skip_semicolons(self, i: int) -> int:
-        while self.peek(i) == ";":
-            i += 1
-        return i
+    def step(self) -> str:
+        """The next token, which must exist."""
+        token = self.tokens[self.at]
+        self.at += 1
+        if not token:
+            raise _Unparseable("unexpected end")
+        return token
 
-    def select(self, i: int, scope: list[str]):
-        i = self.expect(i, "select")
-        distinct = self.peek(i) == "distinct"
-        i += distinct
-        items = []
-        while i < len(self.tokens) and self.tokens[i] not in CLAUSES:
-            agg = "none"
-            if self.tokens[i] in AGGREGATES:
-                agg = self.tokens[i]
-                i += 1
-            i, unit = self.val_unit(i, scope)
-            items.append((agg, unit))
-            i += self.peek(i) == ","  # quirk: commas are optional
-        return i, distinct, tuple(items)
+    def skip_semicolons(self) -> None:
+        while self.accept(";"):
+            pass
 
-    def from_(self, i: int):
-        i += 1
-        tables, on, scope = [], [], []
-        while i < len(self.tokens):
-            bracketed = self.tokens[i] == "("
-            i += bracketed
-            if self.at(i) == "select":
-                i, sub = self.query(i)
-                tables.append(sub)
+    def from_clause(self) -> tuple[tuple[str | Query, ...], list[str], Conditions]:
+        """(tables, those of them that are no sub-queries, conditions). Quirk: JOIN and ON are optional."""
+        tables: list[str | Query] = []
+        scope: list[str] = []
+        on: list[Condition | str] = []
+        while self.tokens[self.at]:
+            has_bracket = self.accept("(")
+            if self.tokens[self.at] == "select":
+                tables.append(self.query(self.at))
             else:
-                i += self.at(i) == "join"
-                name = self.aliases.get(self.at(i))
-                if name not in self.columns:
-                    _fail(f"no table {self.at(i)}")
-                i += 1
-                if self.peek(i) == "as":
-                    i += 2
-                tables.append(name)
-                scope.append(name)
-            if self.peek(i) == "on":
-                i, conds = self.conditions(i + 1, scope)
-                on += (["and"] if on else []) + list(conds)
-            if bracketed:
-                i = self.expect(i, ")")
-            if self.peek(i) in CLAUSES or self.peek(i) in (")", ";"):
+                self.accept("join")
+                name = self.step()
+                table = self.aliases.get(name, name)
+                if table not in self.columns:
+                    raise _Unparseable(f"no table {name}")
+                tables.append(table)
+                scope.append(table)
+                if self.accept("as"):
+                    self.at += 1
+            if self.accept("on"):
+                on += [*(["and"] if on else []), *self.conditions(scope)]
+            if has_bracket:
+                self.expect(")")
+            if self.tokens[self.at] in _CLAUSE_END:
                 break
-        return i, tuple(tables), tuple(on), scope
+        return tuple(tables), scope, tuple(on)
 
-    def conditions_after(self, word: str, i: int, scope: list[str]):
-        return self.conditions(i + 1, scope) if self.peek(i) == word else (i, ())
+    def select_clause(self, scope: list[str]) -> tuple[bool, tuple[SelectItem, ...]]:
+        self.expect("select")
+        is_distinct = self.accept("distinct")
+        items = []
+        while self.tokens[self.at] and self.tokens[self.at] not in _CLAUSES:
+            aggregate = self.step() if self.tokens[self.at] in _AGGREGATES else "none"
+            items.append(SelectItem(aggregate, self.expression(scope)))
+            self.accept(",")  # quirk: commas are optional
+        return is_distinct, tuple(items)
 
-    def group(self, i: int, scope: list[str]):
-        if self.peek(i) != "group":
-            return i, ()
-        i = self.expect(i + 1, "by")
-        units = []
-        while i < len(self.tokens) and self.tokens[i] not in CLAUSES and self.tokens[i] not in (")", ";"):
-            i, unit = self.col_unit(i, scope)
-            units.append(unit)
-            if self.peek(i) != ",":
+    def group_by(self, scope: list[str]) -> tuple[ColumnUse, ...]:
+        self.expect("by")
+        columns = []
+        while self.tokens[self.at] not in _CLAUSE_END:
+            columns.append(self.column_use(scope))
+            if not self.accept(","):
                 break
-            i += 1
-        return i, tuple(units)
+        return tuple(columns)
 
-    def order(self, i: int, scope: list[str]):
-        if self.peek(i) != "order":
-            return i, (), None
-        i = self.expect(i + 1, "by")
-        units, direction = [], "asc"
-        while i < len(self.tokens) and self.tokens[i] not in CLAUSES and self.tokens[i] not in (")", ";"):
-            i, unit = self.val_unit(i, scope)
-            units.append(unit)
-            if self.peek(i) in ("asc", "desc"):  # quirk: one direction for all, the last one written
-                direction = self.tokens[i]
-                i += 1
-            if self.peek(i) != ",":
+    def order_by(self, scope: list[str]) -> OrderBy:
+        self.expect("by")
+        expressions = []
+        direction = "asc"
+        while self.tokens[self.at] not in _CLAUSE_END:
+            expressions.append(self.expression(scope))
+            if self.tokens[self.at] in ("asc", "desc"):
+                direction = self.step()
+            if not self.accept(","):
                 break
-            i += 1
-        return i, tuple(units), direction
+        return OrderBy(direction, tuple(expressions))
 
-    def conditions(self, i: int, scope: list[str]):
-        out = []
-        while i < len(self.tokens):
-            i, unit = self.val_unit(i, scope)
-            negated = self.peek(i) == "not"
-            i += negated
-            op = self.at(i)
-            if op not in OPERATORS:
-                _fail(f"no operator at {op}")
-            i, value = self.value(i + 1, scope)
-            value2 = None
-            if op == "between":
-                i, value2 = self.value(self.expect(i, "and"), scope)
-            out.append(Cond(negated, op, unit, value, value2))
-            token = self.peek(i)
-            if token in CLAUSES or token in JOIN_WORDS or token in (")", ";"):
+    def conditions(self, scope: list[str]) -> Conditions:
+        found: list[Condition | str] = []
+        while self.tokens[self.at] != "":
+            expression = self.expression(scope)
+            is_negated = self.accept("not")
+            operator = self.step()
+            if operator not in _OPERATORS:
+                raise _Unparseable(f"no operator: {operator}")
+            value, high_value = self.value(scope), None
+            if operator == "between":
+                self.expect("and")
+                high_value = self.value(scope)
+            found.append(Condition(is_negated, operator, expression, value, high_value))
+            if self.tokens[self.at] in _CONDITION_END:
                 break
-            if token in ("and", "or"):  # quirk: without a connector the next condition just stands beside
-                out.append(token)
-                i += 1
-        return i, tuple(out)
+            if self.tokens[self.at] in ("and", "or"):
+                found.append(self.step())
+        return tuple(found)
 
-    def value(self, i: int, scope: list[str]):
-        bracketed = self.at(i) == "("
-        i += bracketed
-        token = self.at(i)
+    def value(self, scope: list[str]) -> Value:
+        has_bracket = self.accept("(")
+        token = self.tokens[self.at]
         if token == "select":
-            i, value = self.query(i)
+            value = self.query(self.at)
         elif '"' in token:
-            i, value = i + 1, token
+            value = self.step()
+        elif (value := _number(token)) is not None:
+            self.at += 1
+        elif has_bracket or token in _AGGREGATES:
+            raise _Unparseable("a column in brackets as value")  # quirk: its bracket is cut off, see below
         else:
-            try:
-                i, value = i + 1, float(token)
-            except ValueError:
-                # quirk: a column value swallows everything up to , ) and, a clause or a join word
-                end = i
-                while end < len(self.tokens) and not (
-                    self.tokens[end] in (",", ")", "and")
-                    or self.tokens[end] in CLAUSES
-                    or self.tokens[end] in JOIN_WORDS
-                ):
-                    end += 1
-                cut, self.tokens = self.tokens, self.tokens[:end]
-                try:
-                    _, value = self.col_unit(i, scope)
-                finally:
-                    self.tokens = cut
-                i = end
-        if bracketed:
-            i = self.expect(i, ")")
-        return i, value
+            # Quirk: a column takes all that follows up to one of these, and what is not the column is lost.
+            is_distinct = self.accept("distinct")
+            if self.tokens[self.at] in _COLUMN_VALUE_END:
+                raise _Unparseable("no value")
+            value = ColumnUse("none", self.column(scope), is_distinct)
+            while self.tokens[self.at] not in _COLUMN_VALUE_END:
+                self.at += 1
+        if has_bracket:
+            self.expect(")")
+        return value
 
-    def val_unit(self, i: int, scope: list[str]):
-        bracketed = self.at(i) == "("
-        i += bracketed
-        i, left = self.col_unit(i, scope)
-        op, right = "none", None
-        if self.peek(i) in ARITHMETIC and i < len(self.tokens):
-            op = self.tokens[i]
-            i, right = self.col_unit(i + 1, scope)
-        if bracketed:
-            i = self.expect(i, ")")
-        return i, ValUnit(op, left, right)
+    def expression(self, scope: list[str]) -> Expression:
+        has_bracket = self.accept("(")
+        left, sign, right = self.column_use(scope), "none", None
+        if self.tokens[self.at] in _SIGNS:
+            sign = self.step()
+            right = self.column_use(scope)
+        if has_bracket:
+            self.expect(")")
+        return Expression(sign, left, right)
 
-    def col_unit(self, i: int, scope: list[str]):
-        bracketed = self.at(i) == "("
-        i += bracketed
-        if self.at(i) in AGGREGATES:
-            agg = self.at(i)
-            i = self.expect(i + 1, "(")
-            distinct = self.at(i) == "distinct"
-            i, col = self.column(i + distinct, scope)
-            return self.expect(i, ")"), ColUnit(agg, col, distinct)  # quirk: an outer bracket is not closed here
-        distinct = self.at(i) == "distinct"
-        i, col = self.column(i + distinct, scope)
-        if bracketed:
-            i = self.expect(i, ")")
-        return i, ColUnit("none", col, distinct)
+    def column_use(self, scope: list[str]) -> ColumnUse:
+        has_bracket = self.accept("(")
+        is_call = self.tokens[self.at] in _AGGREGATES
+        aggregate = self.step() if is_call else "none"
+        if is_call:
+            self.expect("(")
+        is_distinct = self.accept("distinct")
+        use = ColumnUse(aggregate, self.column(scope), is_distinct)
+        if is_call or has_bracket:  # quirk: of two brackets around a call, only one is closed here
+            self.expect(")")
+        return use
 
-    def column(self, i: int, scope: list[str]) -> tuple[int, Col]:
-        token = self.at(i)
+    def column(self, scope: list[str]) -> ColumnName:
+        token = self.step()
         if token == "*":
-            return i + 1, ALL
+            return ALL_COLUMNS
         if "." in token:
-            parts = token.split(".")
-            table = self.aliases.get(parts[0])
-            if len(parts) != 2 or table not in self.columns or parts[1] not in self.columns[table]:
-                _fail(f"no column {token}")
-            return i + 1, (table, parts[1])
-        for table in scope:
-            if token in self.columns[table]:
-                return i + 1, (table, token)
-        return _fail(f"no column {token}")
+            alias, _, name = token.partition(".")
+            columns = self.columns.get(self.aliases.get(alias, alias), {})
+            if name in columns and "." not in name:
+                return columns[name]
+        else:
+            for table in scope:  # quirk: the first that has it; outer queries are not looked at
+                if token in self.columns[table]:
+                    return self.columns[table][token]
+        raise _Unparseable(f"no column {token}")
 
 
-def _fail(why: str):
-    raise Unparseable(why)
+def _number(token: str) -> float | None:
+    try:
+        return float(token)
+    except ValueError:
+        return None

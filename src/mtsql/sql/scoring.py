@@ -1,0 +1,400 @@
+"""Files in the official format -> the official tables; and the same tables from scores made elsewhere.
+
+    python -m mtsql.sql.scoring --gold dev_gold.txt --pred pred.txt --tables tables.json --databases database
+
+Gold: `SQL<TAB>db_id` a line; prediction: one SQL a line; a blank line ends an interaction in both. Where the
+official program cuts the longer of two interactions silently we stop with an error, unless --official-zip
+asks for its way. Where it dies of a gold that does not parse or run, we list the gold, score it 0, and go on.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain, islice, product
+from pathlib import Path
+
+from mtsql.sql.database import QueryLimits
+from mtsql.sql.execution import (
+    OFFICIAL_LIMITS,
+    executed_text,
+    gold_result,
+    official_prediction,
+    texts_match,
+)
+from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
+from mtsql.sql.schema import Schema, load_schemas
+
+LEVELS = (*HARDNESS, "all")
+TURNS = ("1", "2", "3", "4", "> 4")
+MAX_PLUGGED = 10_000
+"""Variants of one prediction that --plug-value tries; the official program tries them all, however many."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdicts on one turn. em, ex: None if not computed. hardness: None if the gold does not parse."""
+
+    interaction: Hashable
+    turn: int  # from 0
+    hardness: str | None
+    em: bool | None = None
+    ex: bool | None = None
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over `count` turns or interactions, as fractions; 0 of nothing is 0. None: not computed."""
+
+    count: int
+    em: float | None
+    ex: float | None
+
+
+@dataclass(frozen=True)
+class PartFigures:
+    accuracy: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The official tables. `interactions`: the share with every turn right, IM in its `em`."""
+
+    by_hardness: dict[str, Figures]
+    by_turn: dict[str, Figures]
+    interactions: Figures
+    parts: dict[str, dict[str, PartFigures]]  # level -> part -> figures
+
+    @property
+    def question_match(self) -> float | None:
+        return self.by_hardness["all"].em
+
+    @property
+    def interaction_match(self) -> float | None:
+        return self.interactions.em
+
+
+def aggregate(scores: Sequence[Score], num_empty_interactions: int = 0) -> Summary:
+    """The official tables from the scores of single turns.
+
+    num_empty_interactions: interactions of no turns (two blank lines in a row). Quirk: they are fully right.
+    """
+    levels = {name: [score for score in scores if name in ("all", score.hardness)] for name in LEVELS}
+    turns = {name: [score for score in scores if min(score.turn, 4) == i] for i, name in enumerate(TURNS)}
+    interactions: dict[Hashable, list[Score]] = {}
+    for score in scores:
+        interactions.setdefault(score.interaction, []).append(score)
+    em, ex = ([_all_of(group, metric) for group in interactions.values()] for metric in ("em", "ex"))
+    empty = [True] * num_empty_interactions
+    return Summary(
+        by_hardness={name: _figures(group) for name, group in levels.items()},
+        by_turn={name: _figures(group) for name, group in turns.items()},
+        interactions=Figures(len(em) + num_empty_interactions, _mean(em + empty), _mean(ex + empty)),
+        parts={
+            level: {
+                name: _part_figures([score.parts[index] for score in group if score.parts])
+                for index, name in enumerate(PARTS)
+            }
+            for level, group in levels.items()
+        },
+    )
+
+
+def _figures(scores: Sequence[Score]) -> Figures:
+    return Figures(len(scores), _mean([score.em for score in scores]), _mean([score.ex for score in scores]))
+
+
+def _all_of(scores: Sequence[Score], metric: str) -> bool | None:
+    verdicts = [getattr(score, metric) for score in scores]
+    return None if None in verdicts else all(verdicts)
+
+
+def _mean(verdicts: Sequence[bool | None]) -> float | None:
+    if None in verdicts:
+        return None
+    return sum(verdicts) / len(verdicts) if verdicts else 0.0
+
+
+def _part_figures(parts: Sequence[Part]) -> PartFigures:
+    """Accuracy counts where the prediction has the part, recall where the gold has it."""
+    accuracy = _mean([part.f1 == 1 for part in parts if part.num_pred > 0])
+    recall = _mean([part.f1 == 1 for part in parts if part.num_gold > 0])
+    if not parts:
+        return PartFigures(0.0, 0.0, 0.0)
+    f1 = 2 * accuracy * recall / (accuracy + recall) if accuracy + recall else 1.0  # quirk: 1 of two zeros
+    return PartFigures(accuracy, recall, f1)
+
+
+# Files.
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """Defaults are the official ones, but for etype (officially "exec").
+
+    etype: "match", "exec" or "all". keep_distinct, plug_value: of execution. compare_values,
+    compare_distinct: of exact match, fixed in the official source. is_official_zip: cut the longer of
+    two interactions silently.
+    """
+
+    etype: str = "all"
+    keep_distinct: bool = False
+    plug_value: bool = False
+    compare_values: bool = False
+    compare_distinct: bool = False
+    is_official_zip: bool = False
+    num_threads: int = os.cpu_count() or 1
+    limits: QueryLimits = OFFICIAL_LIMITS
+
+    def __post_init__(self) -> None:
+        if self.etype not in ("match", "exec", "all"):
+            raise ValueError(f"etype: expected match, exec or all, found {self.etype!r}")
+
+
+@dataclass(frozen=True)
+class GoldLine:
+    line: int  # from 1
+    sql: str
+    db_id: str
+
+
+@dataclass(frozen=True)
+class GoldError:
+    """A gold that cannot be met, whatever is predicted."""
+
+    gold: GoldLine
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    options: ScoringOptions
+    summary: Summary
+    gold_errors: tuple[GoldError, ...]
+    scores: tuple[Score, ...]
+
+
+def read_gold(path: Path) -> list[list[GoldLine]]:
+    """Interactions of (SQL, database id). ValueError naming file and line where the tab is missing."""
+    interactions = []
+    for lines in _read_interactions(path):
+        turns = []
+        for number, text in lines:
+            sql, tab, rest = text.partition("\t")
+            if not tab:
+                raise ValueError(f"{path}:{number}: expected SQL<TAB>database id, found no tab")
+            turns.append(GoldLine(number, sql, rest.split("\t")[0].strip()))
+        interactions.append(turns)
+    return interactions
+
+
+def read_predictions(path: Path) -> list[list[str]]:
+    """Interactions of SQL texts; what follows a tab is no part of them."""
+    return [[text.split("\t")[0] for _, text in lines] for lines in _read_interactions(path)]
+
+
+def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:
+    """Numbered lines, stripped. Quirk: each blank line closes an interaction, also one without turns."""
+    interactions: list[list[tuple[int, str]]] = [[]]
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    interactions[-1].append((number, line.strip()))
+                else:
+                    interactions.append([])
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from error
+    return interactions if interactions[-1] else interactions[:-1]
+
+
+def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
+    """All databases of the first folder with <db_id>/*.sqlite*. Several make a test suite: all must agree."""
+    for folder in folders:
+        found = sorted(Path(folder, db_id).glob("*.sqlite*"))
+        found = [path for path in found if not path.name.endswith(("-journal", "-wal", "-shm"))]
+        if found:
+            return found
+    raise ValueError(f"{', '.join(map(str, folders))}: no {db_id}{os.sep}{db_id}.sqlite")
+
+
+def score_files(
+    gold_file: Path,
+    pred_file: Path,
+    tables_file: Path,
+    database_dirs: Sequence[Path],
+    options: ScoringOptions = ScoringOptions(),
+) -> Report:
+    """Score a prediction file, after checking every gold against itself.
+
+    Raises ValueError naming file and line for a database that tables_file or database_dirs lack, and for
+    files whose interactions or turns differ in number.
+    """
+    golds, preds = read_gold(gold_file), read_predictions(pred_file)
+    pairs = _pair(golds, preds, f"{gold_file} and {pred_file}", options)
+    schemas = load_schemas(tables_file)
+    files: dict[str, list[Path]] = {}
+    for gold in chain.from_iterable(golds):
+        if gold.db_id not in schemas:
+            raise ValueError(f"{gold_file}:{gold.line}: database {gold.db_id!r} is not in {tables_file}")
+        if gold.db_id not in files:
+            files[gold.db_id] = database_files(gold.db_id, database_dirs) if options.etype != "match" else []
+
+    def check(gold: GoldLine) -> GoldError | None:
+        reason = _gold_fault(gold, schemas[gold.db_id], files[gold.db_id], options)
+        return GoldError(gold, reason) if reason else None
+
+    def score(pair: tuple[int, int, GoldLine, str]) -> Score:
+        interaction, turn, gold, pred = pair
+        return _score(interaction, turn, gold, pred, schemas[gold.db_id], files[gold.db_id], options)
+
+    with ThreadPoolExecutor(options.num_threads) as pool:
+        gold_errors = tuple(error for error in pool.map(check, chain.from_iterable(golds)) if error)
+        scores = tuple(pool.map(score, pairs))
+    num_empty = len(golds) - len({score.interaction for score in scores})
+    return Report(options, aggregate(scores, num_empty), gold_errors, scores)
+
+
+def _pair(
+    golds: list[list[GoldLine]], preds: list[list[str]], files: str, options: ScoringOptions
+) -> list[tuple[int, int, GoldLine, str]]:
+    """(interaction, turn, gold, prediction), both counted from 0."""
+    if len(golds) != len(preds):
+        raise ValueError(f"{files}: {len(golds)} and {len(preds)} interactions")
+    pairs = []
+    for interaction, (gold_turns, pred_turns) in enumerate(zip(golds, preds, strict=True)):
+        if len(gold_turns) != len(pred_turns) and not options.is_official_zip:
+            where = f"interaction {interaction + 1} (gold line {gold_turns[0].line if gold_turns else '-'})"
+            counts = f"{len(gold_turns)} and {len(pred_turns)} turns"
+            raise ValueError(f"{files}: {where}: {counts}; --official-zip cuts the longer one")
+        for turn, (gold, pred) in enumerate(zip(gold_turns, pred_turns, strict=False)):
+            pairs.append((interaction, turn, gold, pred))
+    return pairs
+
+
+def _gold_fault(gold: GoldLine, schema: Schema, db_paths: Sequence[Path], options: ScoringOptions) -> str:
+    """Why the gold does not match itself; empty if it does."""
+    level = hardness(gold.sql, schema)
+    if level is None:
+        return "does not parse"
+    text = executed_text(gold.sql, options.keep_distinct)
+    for path in db_paths:
+        result = gold_result(text, path, options.limits)
+        if not result.is_ok:
+            return f"does not run on {path.name}: {result.message}"
+    if official_prediction(gold.sql) == gold.sql:
+        return ""
+    score = _score(0, 0, gold, gold.sql, schema, db_paths, options)
+    is_met = score.em is not False and score.ex is not False
+    return "" if is_met else "does not match itself: `value` in a prediction becomes `1`"
+
+
+def _score(
+    interaction: int, turn: int, gold: GoldLine, pred: str,
+    schema: Schema, db_paths: Sequence[Path], options: ScoringOptions,
+) -> Score:  # fmt: skip
+    em, ex, parts = None, None, ()
+    if options.etype != "exec":
+        match = compare(
+            pred, gold.sql, schema,
+            compare_values=options.compare_values, compare_distinct=options.compare_distinct,
+        )  # fmt: skip
+        em, parts = match.is_match, match.parts
+    if options.etype != "match":
+        gold_text = executed_text(gold.sql, options.keep_distinct)
+        pred_text = executed_text(official_prediction(pred), options.keep_distinct)
+        texts = chain([pred_text], plugged(pred_text, gold_text) if options.plug_value else ())
+        ex = any(texts_match(text, gold_text, db_paths, options.limits) for text in texts)
+    return Score(interaction, turn, hardness(gold.sql, schema), em, ex, parts)
+
+
+_LITERAL = re.compile(r""" '[^']*' | "[^"]*" | (?<!\S) [-+]? (?: \d*\.\d+ | \d+ ) (?!\S) """, re.VERBOSE)
+_TABLE_STAR = re.compile(r"\w+\.\*")
+
+
+def plugged(pred_text: str, gold_text: str) -> Iterator[str]:
+    """The prediction with each of its literals replaced by each literal of the gold, in every combination."""
+    literals = sorted(set(_LITERAL.findall(gold_text)))
+    pieces = [_TABLE_STAR.sub("*", piece.lower()) for piece in _LITERAL.split(pred_text)]
+    for chosen in islice(product(literals, repeat=len(pieces) - 1), MAX_PLUGGED):
+        yield pieces[0] + "".join(literal + piece for literal, piece in zip(chosen, pieces[1:], strict=True))
+
+
+# Text.
+
+
+def format_report(report: Report) -> str:
+    """The official tables as text."""
+    summary, options = report.summary, report.options
+    has_interactions = summary.interactions.count > 1
+    lines = []
+    for gold, reason in ((error.gold, error.reason) for error in report.gold_errors):
+        lines.append(f"gold error, line {gold.line} ({gold.db_id}): {reason}: {gold.sql}")
+    metrics = [("exact match", "em")][: options.etype != "exec"] + [("execution", "ex")][
+        : options.etype != "match"
+    ]
+    columns = [*summary.by_hardness.values()] + [summary.interactions] * has_interactions
+    lines += _table([*LEVELS] + ["joint_all"] * has_interactions, columns, metrics)
+    for value in ("accuracy", "recall", "f1") if options.etype != "exec" else ():
+        lines += ["", _row(f"partial {value}", LEVELS)]
+        for name in PARTS:
+            figures = (getattr(summary.parts[level][name], value) for level in LEVELS)
+            lines.append(_row(name, (f"{figure:.3f}" for figure in figures)))
+    if has_interactions:
+        lines += ["", *_table([f"turn {name}" for name in TURNS], [*summary.by_turn.values()], metrics)]
+    return "\n".join(lines)
+
+
+def _table(head: list[str], columns: list[Figures], metrics: list[tuple[str, str]]) -> list[str]:
+    rows = [_row("", head), _row("count", (column.count for column in columns))]
+    return rows + [_row(name, (f"{getattr(column, key):.3f}" for column in columns)) for name, key in metrics]
+
+
+def _row(name: str, cells) -> str:
+    return f"{name:<20}" + "".join(f"{cell!s:>10}" for cell in cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m mtsql.sql.scoring", description=__doc__.split("\n")[0])
+
+    def flag(name: str, help_text: str) -> None:
+        parser.add_argument(name, action="store_true", help=help_text)
+
+    parser.add_argument("--gold", type=Path, required=True, help="SQL<TAB>database id a line")
+    parser.add_argument("--pred", type=Path, required=True, help="one SQL a line")
+    parser.add_argument("--tables", type=Path, required=True, help="tables.json")
+    parser.add_argument(
+        "--databases", type=Path, required=True, nargs="+", help="folders of <id>/<id>.sqlite"
+    )
+    parser.add_argument("--etype", choices=("all", "match", "exec"), default="all")
+    flag("--keep-distinct", "leave DISTINCT in what is executed")
+    flag("--plug-value", "try the gold's literals in the prediction")
+    flag("--compare-values", "exact match: literals count")
+    flag("--compare-distinct", "exact match: DISTINCT of columns counts")
+    flag("--official-zip", "cut the longer of two interactions silently")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, help="write figures and verdicts to this file")
+    given = parser.parse_args(arguments)
+    try:
+        options = ScoringOptions(
+            given.etype, given.keep_distinct, given.plug_value, given.compare_values, given.compare_distinct,
+            given.official_zip, given.threads,
+        )  # fmt: skip
+        report = score_files(given.gold, given.pred, given.tables, given.databases, options)
+    except ValueError as error:
+        parser.error(str(error))
+    print(format_report(report))
+    if given.json:
+        given.json.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
