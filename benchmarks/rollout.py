@@ -1,15 +1,18 @@
-"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints JSON.
+"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints
+JSON.
 
-    python benchmarks/rollout.py                                        # SmolLM2-135M's shape, 8 prompts x 4 samples
-    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16 --num_replies 8
-    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
+    python benchmarks/rollout.py                                        # SmolLM2-135M's shape, 8 prompts x 4
+    samples python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16
+    --num_replies 8 python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8,
+    16]"
 
-Both play the same dialogues on the same random weights: prompts of about 600 tokens, replies of 20 to 120 tokens whose
-lengths are forced (weights and text do not matter for speed), observations of about 80 tokens between them. No SQL.
-The loop is what tool-calling trainers without an inference server do: at each reply the whole conversation again, in a
-left-padded batch, until its longest reply is done. Useful tokens are the sampled ones. Also printed: our time divided
-by the time that the model's matrix products alone take on this machine at the batch sizes of our steps; the step of a
-single row against reading the weights once; the engine with a model that costs nothing.
+Both play the same dialogues on the same random weights: prompts of about 600 tokens, replies of 20 to 120
+tokens whose lengths are forced (weights and text do not matter for speed), observations of about 80 tokens
+between them. No SQL. The loop is what tool-calling trainers without an inference server do: at each reply the
+whole conversation again, in a left-padded batch, until its longest reply is done. Useful tokens are the
+sampled ones. Also printed: our time divided by the time that the model's matrix products alone take on this
+machine at the batch sizes of our steps; the step of a single row against reading the weights once; the engine
+with a model that costs nothing.
 """
 
 import json
@@ -76,7 +79,8 @@ class ForcedLengths(Engine):
         return steps
 
     def _stop_reason(self, row):
-        return StopReason.STEP_TOKENS if len(row.logprobs) == self.lengths[row.handle, self.done[row.handle]] else None
+        is_done = len(row.logprobs) == self.lengths[row.handle, self.done[row.handle]]
+        return StopReason.STEP_TOKENS if is_done else None
 
 
 class FreeDecoder(nn.Module):
@@ -98,7 +102,9 @@ def generate_loop(model: nn.Module, work: Workload) -> None:
         longest, new = max(map(len, contexts)), int(work.lengths[:, reply].max())
         ids = torch.tensor([[0] * (longest - len(c)) + c for c in contexts])
         mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in contexts])
-        out = model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0)
+        out = model.generate(
+            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0
+        )
         for row, context in enumerate(contexts):
             context += out[row, longest : longest + work.lengths[row, reply]].tolist()
             if reply + 1 < num_replies:
@@ -106,7 +112,7 @@ def generate_loop(model: nn.Module, work: Workload) -> None:
 
 
 def product_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
-    """Seconds of the model's matrix products alone for these steps, each size measured here (between them: linear)."""
+    """Seconds of the model's matrix products alone in these steps; powers of two are measured."""
     layers = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
 
     def measure(num_tokens: int, modules: list[nn.Module]) -> float:
@@ -121,9 +127,8 @@ def product_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
 
     grid = [1 << i for i in range(max(steps).bit_length() + 1)]
     body, head = [measure(n, layers) for n in grid], [measure(n, [model.lm_head]) for n in grid]
-    return sum(
-        times * (np.interp(n, grid, body) + np.interp(min(n, max_rows), grid, head)) for n, times in steps.items()
-    )
+    secs = lambda n: np.interp(n, grid, body) + np.interp(min(n, max_rows), grid, head)  # noqa: E731
+    return sum(times * secs(n) for n, times in steps.items())
 
 
 def main(
@@ -134,20 +139,20 @@ def main(
     width: int = 576,
     vocab: int = 49152,
     cache_bytes: int = 1536 << 20,
-    block_size: int = 32,
+    block_size: int = 64,
     with_generate: bool = True,
     curve: list[int] | None = None,
     threads: int = 2,
 ) -> None:
-    """Measure one point (or, with `curve`, our time for several numbers of replies); heads of 64, three per KV head."""
+    """Measure one point, or with `curve` our time for several numbers of replies."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     register_attention()
     heads = width // HEAD_DIM
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=num_layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 3, tie_word_embeddings=True, eos_token_id=None,
-        max_position_embeddings=8192, attn_implementation="mtsql",
+        num_attention_heads=heads, num_key_value_heads=heads // 3, tie_word_embeddings=True,
+        eos_token_id=None, max_position_embeddings=8192, attn_implementation="mtsql",
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -183,7 +188,8 @@ def main(
         )
         result["product_secs"] = product_secs(model, steps, rows)
         result["product_frac"] = result["product_secs"] / result["secs"]
-        out = {"engine": result, "single_row": single_row(engine(1), model), "model_free": model_free(engine(256), width)}
+        out = {"engine": result, "single_row": single_row(engine(1), model)}
+        out["model_free"] = model_free(engine(256), width)
         if with_generate:
             work = make_workload(num_prompts, num_samples, num_replies, vocab)
             model.set_attn_implementation("sdpa")
@@ -192,7 +198,8 @@ def main(
             secs = time.perf_counter() - start
             out["generate_loop"] = {"secs": secs, "useful_tokens_per_sec": work.useful / secs}
             out["speedup"] = secs / result["secs"]
-    out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies, "threads": threads}
+    out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies}
+    out["threads"] = threads
     out["model"] = {"layers": num_layers, "width": width, "vocab": vocab, "weight_bytes": weight_bytes}
     out["limits"] = asdict(EngineLimits(rows, block_size, cache_bytes, max(1024, 4 * rows)))
     print(json.dumps(out, indent=1))

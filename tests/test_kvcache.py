@@ -1,4 +1,4 @@
-"""Blocks counted by reference; attention over them against attention written out, on the CPU and by flash-attn's calls."""
+"""Blocks counted by reference; attention over them, on the CPU and by flash-attn, against one written out."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_copy_takes_every_layer():
 
 
 def dense(query, keys, values, scaling):
-    """query (n, H, D), the last n of keys and values (L, K, D) -> (n, H, D), causal, one number after another."""
+    """query (n, H, D), the last n of keys and values (L, K, D) -> (n, H, D), causal, one by one."""
     n, length = len(query), len(keys)
     out = torch.empty_like(query)
     for i in range(n):
@@ -48,8 +48,10 @@ def dense(query, keys, values, scaling):
     return out
 
 
-def flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale=None, causal=False):
-    """What flash-attn documents, slowly: q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *) int32."""
+def flash_attn_with_kvcache(
+    q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None, causal=False
+):
+    """What flash-attn documents, slowly: q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *)."""
     assert causal and block_table.dtype == cache_seqlens.dtype == torch.int32
     out = torch.empty_like(q)
     for row, length in enumerate(cache_seqlens.tolist()):
@@ -59,9 +61,10 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens, block_table, sof
 
 
 def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False, block_table=None
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+    softmax_scale=None, causal=False, block_table=None,
 ):
-    """What flash-attn documents, slowly: q (T, H, D), k (blocks, S, K, D), the last queries meet the last keys."""
+    """What flash-attn documents, slowly: q (T, H, D), k (blocks, S, K, D), last queries meet last keys."""
     assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == block_table.dtype == torch.int32
     out = torch.empty_like(q)
     ends, lengths = cu_seqlens_q.tolist(), cu_seqlens_k.diff().tolist()
@@ -81,13 +84,13 @@ def flash_double(monkeypatch):
 
 
 def check_step(num_blocks, tables, lengths, chunks, seed=0):
-    """One step over a cache full of noise: compare each token's attention with the dense one of its trajectory."""
+    """One step over a cache full of noise: each token's attention is the dense one of its trajectory."""
     generator = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
     ours = pool(num_blocks)
     ours.data.copy_(randn(*ours.data.shape))
     num = len(lengths) + sum(chunk.stop - chunk.start for chunk in chunks)
-    query, key, value = randn(1, HEADS, num, HEAD_DIM), randn(1, KV_HEADS, num, HEAD_DIM), randn(1, KV_HEADS, num, HEAD_DIM)
+    query, key, value = (randn(1, heads, num, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
     context = PagedContext(ours, tables, np.array(lengths, dtype=np.int64), chunks)
     got = context.attend(1, query, key, value, 0.3)
     assert got.shape == (1, num, HEADS, HEAD_DIM)
@@ -95,7 +98,7 @@ def check_step(num_blocks, tables, lengths, chunks, seed=0):
     parts += [(chunk.start, chunk.stop, chunk.length, chunk.blocks) for chunk in chunks]
     for start, stop, length, blocks in parts:
         keys, values = (
-            cache[1][blocks].transpose(1, 2).flatten(0, 1)[:length].clone() for cache in (ours.keys, ours.values)
+            cache[1][blocks].transpose(1, 2).flatten(0, 1)[:length] for cache in (ours.keys, ours.values)
         )
         new = slice(length - (stop - start), length)
         torch.testing.assert_close(keys[new], key[0, :, start:stop].transpose(0, 1))  # it was written there
@@ -112,8 +115,9 @@ def steps():
     shared = np.array([[11, 10, 0, 1], [11, 10, 2, 0], [11, 10, 3, 0], [9, 8, 4, 0], [9, 8, 5, 0]])
     yield "two groups of unequal size", 12, shared, [14, 12, 9, 10, 11], []
     yield "far apart", 200, np.array([[0, 199, 1], [0, 100, 0]]), [9, 6], []
-    yield "chunks only", 10, own[:0], [], [Chunk(0, 5, 5, np.array([4, 8])), Chunk(5, 8, 11, np.array([1, 2, 3]))]
-    yield "all at once", 12, shared[:, :], [14, 12, 9, 10, 11], [Chunk(5, 11, 10, np.array([7, 6, 0]))]
+    chunks = [Chunk(0, 5, 5, np.array([4, 8])), Chunk(5, 8, 11, np.array([1, 2, 3]))]
+    yield "chunks only", 10, own[:0], [], chunks
+    yield "all at once", 12, shared, [14, 12, 9, 10, 11], [Chunk(5, 11, 10, np.array([7, 6, 0]))]
 
 
 STEPS = pytest.mark.parametrize("step", list(steps()), ids=lambda step: step[0])

@@ -1,13 +1,14 @@
 """Generation for many multi-turn trajectories at once: every distinct token is computed once, nobody waits.
 
-A *row* is one trajectory: a prompt it shares with its group, then replies (sampled here) and observations (given to
-`extend`). Its keys and values stay in the paged cache from its first token to `close`. One `step` computes the next
-token of every row that decodes together with chunks of new prompts and observations; a row whose reply is complete
-leaves at once and keeps its cache until `extend` or `close`. When the cache is full the youngest row loses its blocks
-and is computed again later; since noise belongs to (key, position), its tokens come out the same.
+A *row* is one trajectory: a prompt it shares with its group, then replies (sampled here) and observations
+(given to `extend`). Its keys and values stay in the paged cache from its first token to `close`. One `step`
+computes the next token of every row that decodes together with chunks of new prompts and observations; a row
+whose reply is complete leaves at once and keeps its cache until `extend` or `close`. When the cache is full
+the youngest row loses its blocks and is computed again later; since noise belongs to (key, position), its
+tokens come out the same.
 
-The engine sees ids only. It uses the model's weights as they are at each step: close all rows before changing them.
-CUDA graphs are not used yet.
+The engine sees ids only. It uses the model's weights as they are at each step: close all rows before changing
+them. CUDA graphs are not used yet.
 
 R rows that draw a token in a step, T tokens computed in it.
 """
@@ -40,7 +41,7 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class Completion:
-    """One reply: its ids (a stop id included), their log-probs under the sampled distribution, why it ended."""
+    """One reply: its ids (a stop id included), their log-probs under the sampled distribution, its end."""
 
     handle: int
     ids: list[int]
@@ -84,10 +85,11 @@ class Engine:
     ):
         """`model`: a Hugging Face causal LM loaded with attn_implementation="mtsql", in eval mode.
 
-        `is_stopped` is asked after each sampled token, with the ids of the reply so far, whether its text is complete: a
-        stop string can be cut into tokens in many ways, so only who can decode them can tell.
-        Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of the autocast.
-        Raises ValueError for a model whose attention we do not compute, and for a cache smaller than one block.
+        `is_stopped` is asked after each sampled token, with the ids of the reply so far, whether its text is
+        complete: a stop string can be cut into tokens in many ways, so only who can decode them can tell.
+        Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of the
+        autocast. Raises ValueError for a model whose attention we do not compute, and for a cache smaller
+        than one block.
         """
         config = model.config
         _check_attention(config)
@@ -108,8 +110,9 @@ class Engine:
         block_bytes = 2 * num_layers * num_heads * limits.block_size * head_dim * dtype.itemsize
         num_blocks = limits.cache_bytes // block_bytes
         if num_blocks < 1:
-            raise ValueError(f"cache_bytes {limits.cache_bytes} is less than one block of {block_bytes} bytes")
-        self.pool = BlockPool(num_layers, num_blocks, limits.block_size, num_heads, head_dim, dtype, self.device)
+            raise ValueError(f"cache_bytes {limits.cache_bytes} is less than a block of {block_bytes} bytes")
+        shape = (num_layers, num_blocks, limits.block_size, num_heads, head_dim)
+        self.pool = BlockPool(*shape, dtype, self.device)
         self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_step_batch_tokens)
         self.tokens_computed = 0
         """Tokens run through the model."""
@@ -121,8 +124,8 @@ class Engine:
     def open_group(self, prompt_ids: list[int], noise_keys: list[NoiseKey]) -> list[int]:
         """Start one row per noise key, all from the same prompt; returns their handles.
 
-        Raises ValueError for an empty prompt, and for one that could not reach max_trajectory_tokens even with the
-        whole cache to itself.
+        Raises ValueError for an empty prompt, and for one that could not reach max_trajectory_tokens even
+        with the whole cache to itself.
         """
         if not prompt_ids:
             raise ValueError("prompt_ids is empty")
@@ -154,8 +157,8 @@ class Engine:
             raise ValueError(f"handle {handle} is still decoding: extend it after its completion")
         if len(row.ids) + len(ids) >= self.sampling.max_trajectory_tokens:
             raise ValueError(
-                f"{len(ids)} more ids after {len(row.ids)} leave no room for a reply in max_trajectory_tokens "
-                f"{self.sampling.max_trajectory_tokens}: close the handle"
+                f"{len(ids)} more ids after {len(row.ids)} leave no room for a reply in "
+                f"max_trajectory_tokens {self.sampling.max_trajectory_tokens}: close the handle"
             )
         row.ids += ids
         row.reply_start, row.logprobs = len(row.ids), []
@@ -172,7 +175,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` can compute something: false when all rows are idle or wait for places idle rows hold."""
+        """Whether `step` can compute something: not if all rows are idle or wait for what idle rows hold."""
         return self.scheduler.has_work
 
     @torch.inference_mode()
@@ -216,7 +219,7 @@ class Engine:
         chunks = []
         for owner, num in plan.chunks:
             is_row = isinstance(owner, Row)
-            slot = owner.slot if is_row else owner.rows[0].slot  # a group's tables all begin with its prompt's blocks
+            slot = owner.slot if is_row else owner.rows[0].slot  # all of a group begin with its prompt
             before = len(owner.prompt.ids) if is_row else 0
             end = owner.cached + num
             chunks.append(Chunk(len(ids), len(ids) + num, end, tables[slot, : num_blocks(end)]))
@@ -238,7 +241,7 @@ class Engine:
         return output.last_hidden_state[0]
 
     def _draw(self, rows: list[Row], hidden: Tensor) -> list[Completion]:
-        """Sample the next token of each row from its hidden state (R, width); returns the replies that ended."""
+        """Sample the next token of each row from its hidden state (R, width); returns the ended replies."""
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         positions = np.array([len(row.ids) for row in rows])
         noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (R,)
@@ -282,4 +285,4 @@ def _check_attention(config) -> None:
         raise ValueError(f"model type {config.model_type!r} is not supported: only {', '.join(SUPPORTED)}")
     unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if unsupported:
-        raise ValueError(f"layers with {', '.join(sorted(unsupported))} are not supported: only full_attention")
+        raise ValueError(f"layers with {', '.join(sorted(unsupported))} are not supported")

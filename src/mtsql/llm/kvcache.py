@@ -3,11 +3,11 @@
 T tokens of a step, R rows among them that decode one token, H query heads, K key/value heads, D head size,
 S tokens per block, N blocks looked at, C rows that share a block.
 
-On a CPU the usual gather of a row's blocks into one padded tensor costs several times the attention itself. We turn
-the loop round: blocks are visited where they lie, each with the query of the row (or of all the rows of a group)
-that owns it; that gives a partial softmax per (row, block), and the partial results of a row are merged at the end.
-So nothing is copied, nothing is padded to the longest row, and a prompt shared by a group is read once per step.
-On a GPU flash-attn does the same work from the block tables.
+On a CPU the usual gather of a row's blocks into one padded tensor costs several times the attention itself.
+We turn the loop round: blocks are visited where they lie, each with the query of the row (or of all the rows
+of a group) that owns it; that gives a partial softmax per (row, block), and the partial results of a row are
+merged at the end. So nothing is copied, nothing is padded to the longest row, and a prompt shared by a group
+is read once per step. On a GPU flash-attn does the same work from the block tables.
 """
 
 import bisect
@@ -35,8 +35,8 @@ def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
 class BlockPool:
     """`num_blocks` blocks of `block_size` tokens for all layers, counted by reference; never grows.
 
-    Blocks are handed out from the bottom (a trajectory's own) or from the top (shared prompts), lowest or highest
-    free one first, so that what is read together lies together.
+    Blocks are handed out from the bottom (a trajectory's own) or from the top (shared prompts), lowest or
+    highest free one first, so that what is read together lies together.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BlockPool:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens `start:stop` of a step: consecutive tokens of one trajectory, the last of them its `length`-th."""
+    """Tokens `start:stop` of a step: consecutive in one trajectory, the last of them its `length`-th."""
 
     start: int
     stop: int
@@ -95,12 +95,13 @@ class Chunk:
 class PagedContext:
     """Attention of one scheduling step: R rows with one new token each, then chunks of several tokens.
 
-    The new keys and values are written to their blocks first; then every token sees its own trajectory up to itself.
+    The new keys and values are written to their blocks first; then every token sees its own trajectory up to
+    itself.
     """
 
     def __init__(self, pool: BlockPool, tables: np.ndarray, lengths: np.ndarray, chunks: list[Chunk]):
-        """`tables` (R, blocks) and `lengths` (R,): block table and context length, new token included, of each
-        decoding row; entries past a row's last block are ignored."""
+        """`tables` (R, blocks) and `lengths` (R,): block table and context length, new token included, of
+        each decoding row; entries past a row's last block are ignored."""
         self.pool = pool
         self.chunks = chunks
         self.num_rows = len(lengths)
@@ -118,7 +119,7 @@ class PagedContext:
         num_heads = pool.data.shape[3]
         first = np.concatenate(blocks).astype(np.int64) * num_heads  # (T,)
         cells = (first[:, None] + np.arange(num_heads)) * size + np.concatenate(offsets)[:, None]
-        self.cells = self._tensor(cells.reshape(-1))  # (T*K,) where each new key goes in a layer's (blocks*K*S, D)
+        self.cells = self._tensor(cells.reshape(-1))  # (T*K,) place of each new key among blocks*K*S
         self.use_flash = uses_flash(self.device, pool.data.dtype)
         if self.use_flash:
             self._plan_flash(tables, lengths)
@@ -146,7 +147,9 @@ class PagedContext:
 
     # CPU: several tokens of one trajectory
 
-    def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scaling: float) -> Tensor:
+    def _prefill(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scaling: float
+    ) -> Tensor:
         """(T, H, D) of the step -> (stop - start, H, D) of the chunk."""
         inside = slice(chunk.start, chunk.stop)
         new = chunk.stop - chunk.start
@@ -155,12 +158,14 @@ class PagedContext:
             k, v, mask = key[:, :, inside], value[:, :, inside], None
         else:
             blocks = self._tensor(chunk.blocks[: -(-chunk.length // self.pool.block_size)])
-            k, v = (_unroll(cache[layer], blocks, chunk.length) for cache in (self.pool.keys, self.pool.values))
+            caches = self.pool.keys[layer], self.pool.values[layer]
+            k, v = (_unroll(cache, blocks, chunk.length) for cache in caches)
             old = chunk.length - new
             mask = torch.ones(new, chunk.length, dtype=torch.bool, device=self.device).tril_(old)
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
         return out[0].transpose(0, 1)
 
     # CPU: one token of many trajectories
@@ -169,57 +174,62 @@ class PagedContext:
         """Which blocks are visited with which rows, and where a row finds its partial results afterwards."""
         size = self.pool.block_size
         num_blocks = -(-lengths // size)  # (R,)
-        tables = tables[:, : num_blocks.max()]
-        is_used = np.arange(tables.shape[1]) < num_blocks[:, None]  # (R, blocks)
-        row, column = np.nonzero(is_used)
+        row, column = np.nonzero(np.arange(tables.shape[1]) < num_blocks[:, None])  # row by row
         block = tables[row, column]
-        num_users = np.bincount(block, minlength=self.pool.num_blocks)
-        is_shared = num_users[block] > 1
-        found = np.zeros(tables.shape, dtype=np.int64)  # (R, blocks) index into the partial results
+        is_shared = np.bincount(block, minlength=self.pool.num_blocks)[block] > 1
+        found = np.empty(len(block), dtype=np.int64)
         self.visits = []
-        offset = 0
+        num_parts = 0
         for pick in (~is_shared, is_shared):
             if pick.any():
-                visit, place = _visit(block[pick], row[pick])
-                found[row[pick], column[pick]] = offset + place
-                offset += visit.rows.size
-                self.visits.append((visit.where(self.device), self._tensor(visit.rows)))
+                where, rows, place = _visit(block[pick], row[pick])
+                found[pick] = num_parts + place
+                num_parts += rows.size
+                where = where if isinstance(where, slice) else self._tensor(where)
+                self.visits.append((where, self._tensor(rows)))
+        begins = np.cumsum(num_blocks) - num_blocks
         self.found = self._tensor(found)
-        ignored = np.where(is_used, 0.0, -np.inf)
-        self.ignored = self._tensor(ignored)[:, :, None].to(_precise(self.pool.data.dtype))  # (R, blocks, 1)
-        # Only a row's last block can be partly filled.
-        tail = np.arange(size) >= (lengths - (num_blocks - 1) * size)[:, None]  # (R, S)
-        self.tail = self._tensor(found[np.arange(self.num_rows), num_blocks - 1])
-        self.tail_mask = self._tensor(tail)[:, None, None]  # (R, 1, 1, S)
+        self.begins = self._tensor(begins)  # (R,) where each row's part of `found` begins
+        # Only a row's last block can be partly filled. It is the row's own, so it is among the first visit's.
+        is_empty = np.arange(size) > ((lengths - 1) % size)[:, None]  # (R, S)
+        bias = np.zeros((len(self.visits[0][1]), size), dtype=np.float32)
+        bias[found[begins + num_blocks - 1]] = np.where(is_empty, -np.inf, 0)
+        self.bias = self._tensor(bias)[:, None, None]  # (N, 1, 1, S)
 
     def _decode(self, layer: int, query: Tensor, scaling: float) -> Tensor:
-        """query (R, H, D) -> (R, H, D)."""
+        """query (R, H, D) -> (R, H, D). Unused blocks in between are visited too and never found."""
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         num_rows, num_heads, head_dim = query.shape
-        query = (query * scaling).reshape(num_rows, keys.shape[1], -1, head_dim)  # (R, K, H/K, D)
-        parts = []
-        for i, (where, rows) in enumerate(self.visits):
-            num, sharers = rows.shape
-            q = query[rows].transpose(1, 2).reshape(num, keys.shape[1], -1, head_dim)  # (N, K, C*H/K, D)
-            score = (q @ keys[where].transpose(2, 3)).to(_precise(keys.dtype))  # (N, K, C*H/K, S)
-            if i == 0:  # a row's last block is its own, so it is among the blocks that are not shared
-                score[self.tail] = score[self.tail].masked_fill(self.tail_mask, -torch.inf)
-            top = score.amax(-1, keepdim=True)  # (N, K, C*H/K, 1)
-            weight = score.sub_(top).exp_()
-            part = (weight.to(values.dtype) @ values[where], top, weight.sum(-1, keepdim=True))
-            parts.append([_by_row(x, num, sharers, num_heads) for x in part])  # each (N*C, H, D or 1)
-        out, top, total = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
-        top = top[self.found].squeeze(-1) + self.ignored  # (R, blocks, H)
-        share = (top - top.amax(1, keepdim=True)).exp_()
-        total = (share * total[self.found].squeeze(-1)).sum(1)  # (R, H)
-        share = (share / total[:, None]).transpose(1, 2)[:, :, None].to(out.dtype)  # (R, H, 1, blocks)
-        return (share @ out[self.found].transpose(1, 2)).squeeze(2)
+        split = (keys.shape[1], num_heads // keys.shape[1])  # K, H/K
+        query = (query * scaling).view(num_rows, *split, head_dim)
+        scores, tops = [], []
+        for where, rows in self.visits:
+            score = _by_block(query, rows) @ keys[where].transpose(2, 3)  # (N, K, C*H/K, S)
+            score = score.to(_precise(keys.dtype))
+            if not scores:
+                score += self.bias
+            scores.append(score)
+            tops.append(_by_row(score.amax(-1, keepdim=True), rows, split))
+        top = self._merge(tops, "max").view(num_rows, *split, 1)
+        outs, totals = [], []
+        for score, (where, rows) in zip(scores, self.visits, strict=True):
+            weight = score.sub_(_by_block(top, rows)).exp_()
+            outs.append(_by_row(weight.to(values.dtype) @ values[where], rows, split))
+            totals.append(_by_row(weight.sum(-1, keepdim=True), rows, split))
+        out, total = self._merge(outs, "sum"), self._merge(totals, "sum")
+        return out.view(num_rows, num_heads, head_dim) / total[..., None].to(out.dtype)
+
+    def _merge(self, parts: list[Tensor], mode: str) -> Tensor:
+        """Partial results of each visit (N*C, X) -> (R, X), each row's over its blocks."""
+        parts = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return F.embedding_bag(self.found, parts, self.begins, mode=mode)
 
     # GPU
 
     def _plan_flash(self, tables: np.ndarray, lengths: np.ndarray) -> None:
-        """Block tables and lengths as flash-attn wants them: int32 on the device, chunks as a ragged batch."""
-        self.tables, self.lengths = self._tensor(tables.astype(np.int32)), self._tensor(lengths.astype(np.int32))
+        """Tables and lengths as flash-attn wants them: int32 on the device, chunks as a ragged batch."""
+        self.tables = self._tensor(tables.astype(np.int32))
+        self.lengths = self._tensor(lengths.astype(np.int32))
         if self.chunks:
             width = max(len(chunk.blocks) for chunk in self.chunks)
             padded = np.zeros((len(self.chunks), width), dtype=np.int32)
@@ -234,7 +244,8 @@ class PagedContext:
 
     def _attend_flash(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         """query (T, H, D) -> (T, H, D)."""
-        keys, values = self.pool.keys[layer].transpose(1, 2), self.pool.values[layer].transpose(1, 2)  # (N, S, K, D)
+        keys = self.pool.keys[layer].transpose(1, 2)  # (num_blocks, S, K, D)
+        values = self.pool.values[layer].transpose(1, 2)
         parts = []
         if self.num_rows:
             rows = flash_attn_with_kvcache(
@@ -267,38 +278,34 @@ class PagedContext:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class _Visit:
-    """Blocks visited in one batched product: a range of the pool (no copy), or, where used ones are rare, a list."""
+def _visit(block: np.ndarray, row: np.ndarray) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray]:
+    """How to meet the pairs (block, row) in one batched product.
 
-    blocks: np.ndarray | None
-    first: int
-    rows: np.ndarray  # (N, C) the rows whose queries meet each block; padding repeats row 0 and is never read
-
-    def where(self, device: torch.device) -> slice | Tensor:
-        if self.blocks is None:
-            return slice(self.first, self.first + len(self.rows))
-        return torch.from_numpy(self.blocks).to(device)
-
-
-def _visit(block: np.ndarray, row: np.ndarray) -> tuple[_Visit, np.ndarray]:
-    """Pairs (block, row) -> the visit, and each pair's place in its flattened (N*C) results."""
+    Returns the N blocks to visit, a range of the pool (no copy) or, where used blocks are rare, a list; the C
+    rows whose queries meet each block, (N, C), padded with row 0; each pair's place among the N*C partial
+    results.
+    """
     order = np.argsort(block, kind="stable")
     unique, start, count = np.unique(block[order], return_index=True, return_counts=True)
     rank = np.empty(len(block), dtype=np.int64)
     rank[order] = np.arange(len(block)) - np.repeat(start, count)
-    first, span = int(unique[0]), int(unique[-1] - unique[0]) + 1
-    is_range = span <= SPARSE * len(unique)
+    first, end = int(unique[0]), int(unique[-1]) + 1
+    is_range = end - first <= SPARSE * len(unique)
     index = block - first if is_range else np.searchsorted(unique, block)
-    rows = np.zeros((span if is_range else len(unique), int(count.max())), dtype=np.int64)
+    rows = np.zeros((end - first if is_range else len(unique), int(count.max())), dtype=np.int64)
     rows[index, rank] = row
-    return _Visit(None if is_range else unique.astype(np.int64), first, rows), index * rows.shape[1] + rank
+    return slice(first, end) if is_range else unique, rows, index * rows.shape[1] + rank
 
 
-def _by_row(part: Tensor, num: int, sharers: int, num_heads: int) -> Tensor:
-    """(N, K, C*H/K, X) -> (N*C, H, X)."""
-    part = part.view(num, part.shape[1], sharers, -1, part.shape[-1]).transpose(1, 2)
-    return part.reshape(num * sharers, num_heads, part.shape[-1])
+def _by_block(part: Tensor, rows: Tensor) -> Tensor:
+    """(R, K, H/K, X) -> (N, K, C*H/K, X)."""
+    return part[rows].transpose(1, 2).reshape(len(rows), part.shape[1], -1, part.shape[-1])
+
+
+def _by_row(part: Tensor, rows: Tensor, split: tuple[int, int]) -> Tensor:
+    """(N, K, C*H/K, X) -> (N*C, H*X)."""
+    part = part.view(len(rows), split[0], -1, split[1] * part.shape[-1])  # (N, K, C, H/K*X)
+    return part.transpose(1, 2).reshape(rows.numel(), -1)
 
 
 def _unroll(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
@@ -309,7 +316,8 @@ def _unroll(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros: a slot not yet written is masked, but a NaN in it would survive the mask.
 
-    On a CPU, pages that become memory when they are first written: a large budget costs nothing until it is used.
+    On a CPU, pages that become memory when they are first written: a large budget costs nothing until it is
+    used.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

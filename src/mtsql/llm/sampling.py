@@ -1,7 +1,7 @@
 """What is sampled, and from which noise. R rows, V vocabulary.
 
-The noise of a token is a hash of who it is (seed, update, turn, sample, position), not the state of a generator, so a
-trajectory comes out the same alone, in any batch, after a pre-emption and on any rank.
+The noise of a token is a hash of who it is (seed, update, turn, sample, position), not the state of a
+generator, so a trajectory comes out the same alone, in any batch, after a pre-emption and on any rank.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,8 @@ def hash_key(key: NoiseKey) -> int:
 def uniform(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Noise in [0, 1) for each (hashed key, position of the token after the prompt): (R,) float64.
 
-    The counter-based generator SplitMix64 (Steele, Lea, Flood 2014) with the key as seed and the position as counter.
+    The counter-based generator SplitMix64 (Steele, Lea, Flood 2014) with the key as seed and the position as
+    counter.
     """
     counter = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
     return (_mix(keys + counter) >> np.uint64(11)) * 2.0**-53
@@ -74,8 +75,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
     """logits (R, V), noise (R,) in [0, 1) -> ids (R,) and their log-probs (R,) in float32 or better.
 
-    The log-probs are those of the distribution the ids come from: tempered, truncated and renormalised. Greedy ids,
-    whose distribution is a single point, get the untempered model's.
+    The log-probs are those of the distribution the ids come from: tempered, truncated and renormalised.
+    Greedy ids, whose distribution is a single point, get the untempered model's.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.temperature == 0:
@@ -85,14 +86,15 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, T
         logits = logits / sampling.temperature
     if sampling.top_k > 0 or sampling.top_p < 1:
         logits = _truncate(logits, sampling.top_k, sampling.top_p)
-    normalizer = logits.logsumexp(-1, keepdim=True)  # (R, 1)
-    mass = (logits - normalizer).exp_().cumsum(-1)  # (R, V)
-    # The first token whose cumulated mass exceeds the target has mass of its own, unless rounding lifts the target
-    # to the whole mass: then no token would.
+    top = logits.amax(-1, keepdim=True)  # (R, 1)
+    mass = (logits - top).exp_().cumsum(-1)  # (R, V), summed in double precision
+    # The first token whose cumulated mass exceeds the target has mass of its own, unless rounding lifts the
+    # target to the whole mass: then no token would.
     whole = mass[:, -1:]
-    target = torch.minimum(noise.to(mass.dtype)[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    below = torch.nextafter(whole, torch.zeros_like(whole))
+    target = torch.minimum(noise.to(mass.dtype)[:, None] * whole, below)
     ids = torch.searchsorted(mass, target, right=True)  # (R, 1)
-    return ids[:, 0], (logits.gather(-1, ids) - normalizer)[:, 0]
+    return ids[:, 0], (logits.gather(-1, ids) - top - whole.log())[:, 0]
 
 
 def _truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:

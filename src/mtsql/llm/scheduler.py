@@ -1,9 +1,9 @@
 """Who computes what in a step, and in which blocks of the cache. No model: ids, rows and blocks only.
 
-Rows are served oldest first. A row *waits* until it finds a seat and blocks, then is *cached* until it is closed or put
-off; a cached row whose reply has been handed out is *idle* and keeps its blocks. When blocks run out the youngest
-cached row is put off: it loses its blocks, waits, and is computed again. The oldest row can always go on, so nothing
-deadlocks.
+Rows are served oldest first. A row *waits* until it finds a seat and blocks, then is *cached* until it is
+closed or put off; a cached row whose reply has been handed out is *idle* and keeps its blocks. When blocks
+run out the youngest cached row is put off: it loses its blocks, waits, and is computed again. The oldest row
+can always go on, so nothing deadlocks.
 """
 
 import bisect
@@ -116,7 +116,8 @@ class Scheduler:
         needed = self.num_blocks(row.length + 1) - prompt // self.pool.block_size
         if not row.prompt.rows:
             needed += self.num_blocks(prompt)
-        # A block of growth for each row that is already in, lest the new one be put off at once. Alone it always fits.
+        # A block of growth for each row that is already in, lest the new one be put off at once. Alone it
+        # always fits.
         return not self.cached or needed + len(self.cached) <= len(self.pool.free)
 
     def _admit(self) -> None:
@@ -147,7 +148,7 @@ class Scheduler:
     # a step
 
     def plan(self) -> Plan:
-        """Admit what fits, then give each running row its next token and what is left of the budget to chunks."""
+        """Admit what fits; each running row gets its next token, chunks get the rest of the budget."""
         self._admit()
         decoding: list[Row] = []
         others: list[Row] = []
@@ -173,7 +174,7 @@ class Scheduler:
         return Plan(decoding, [(owner, num) for owner, num in chunks.items() if _is_cached(owner)])
 
     def _grow(self, row: Row, length: int) -> bool:
-        """Give a row blocks for `length` tokens, those to be written its own; False if it had to be put off itself."""
+        """Give a row blocks for `length` tokens, its own where it writes; False if it was put off."""
         at = row.cached // self.pool.block_size  # the block of the next token
         is_shared = at < row.num_blocks and self.pool.refs[self.tables[row.slot, at]] > 1
         num_new = self.num_blocks(length) - row.num_blocks
