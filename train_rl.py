@@ -49,7 +49,7 @@ class Config:
     """Run folder."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    num_updates: int = 60
+    num_updates: int = 40
     """Optimizer steps."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256)."""
@@ -74,7 +74,7 @@ class Config:
     """Wording of the prompts (default: brief for the embedded model, full for others)."""
     engine: EngineLimits = EngineLimits()
     sampling: Sampling = Sampling(max_step_tokens=96, max_trajectory_tokens=640)
-    curriculum: CurriculumConfig = CurriculumConfig(probe_samples=4, max_probe_turns=512)
+    curriculum: CurriculumConfig = CurriculumConfig(probe_samples=4, max_probe_turns=256)
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))

@@ -9,7 +9,7 @@ from enum import Enum
 from mtsql.agent.memory import MemoryEntry
 from mtsql.sql.database import QueryResult, QueryStatus
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.schema import Schema, schema_text
+from mtsql.sql.schema import Schema, quoted, schema_text
 
 
 class PromptStyle(Enum):
@@ -49,12 +49,19 @@ def first_message(turn: Turn, schema: Schema, style: PromptStyle, max_steps: int
     """The user message that opens an episode: task, schema, earlier turns, question."""
     if style is PromptStyle.BRIEF:
         history = "".join(f"\nQ: {question}\nSQL: {sql}" for question, sql in turn.history)
-        return f"{schema_text(schema)}{history}\nQ: {turn.question}"
+        return f"{_brief_schema(schema)}{history}\nQ: {turn.question}"
     steps = [STEP_EXEC] * use_exec + [STEP_MEMORY] * use_memory + [STEP_CORRECT] * (use_exec or use_memory)
     task = TASK.format(steps="\n".join(f"{i}. {step}" for i, step in enumerate(steps, 2)), max_steps=max_steps)
     history = "\n".join(f"Question {i}: {q}\nSQL {i}: {sql}" for i, (q, sql) in enumerate(turn.history, 1))
     earlier = f"\n\nEarlier turns:\n{history}" if history else ""
     return f"{task}\n\nDatabase schema:\n{schema_text(schema)}{earlier}\n\nQuestion: {turn.question}"
+
+
+def _brief_schema(schema: Schema) -> str:
+    """Tables with their columns, then the foreign keys, in about half the tokens of `schema_text`."""
+    tables = [f"{quoted(t.name)}: {' '.join(quoted(c.name) for c in t.columns)}" for t in schema.tables]
+    keys = [" = ".join(f"{quoted(table)}.{quoted(column)}" for table, column in key) for key in schema.foreign_keys]
+    return "\n".join(tables + keys)
 
 
 def exec_observation(turn: Turn, sql: str, shown: str, style: PromptStyle, use_memory: bool) -> str:

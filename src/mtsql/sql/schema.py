@@ -206,8 +206,8 @@ def schema_text(schema: Schema) -> str:
     """
     lines = []
     for table in schema.tables:
-        columns = ", ".join(f"{_quoted(column.name)} {column.type}".rstrip() for column in table.columns)
-        lines.append(f"{_quoted(table.name)}({columns})")
+        columns = ", ".join(f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns)
+        lines.append(f"{quoted(table.name)}({columns})")
     keys = [_ref_text(table.name, column) for table in schema.tables for column in table.primary_key]
     if keys:
         lines.append("PK: " + ", ".join(keys))
@@ -218,8 +218,9 @@ def schema_text(schema: Schema) -> str:
 
 
 def _ref_text(table: str, column: str) -> str:
-    return f"{_quoted(table)}.{_quoted(column)}"
+    return f"{quoted(table)}.{quoted(column)}"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as SQL may write it: quoted unless it is plain."""
     return name if _PLAIN_NAME.fullmatch(name) else '"' + name.replace('"', '""') + '"'

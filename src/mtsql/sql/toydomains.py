@@ -1,16 +1,25 @@
 """The words of the embedded world: which things its databases are about, which columns they have, which values."""
 
-# (thing, what it belongs to): one database each. Plurals are regular.
+# (thing, what it belongs to): one database each. Plurals are regular. A held-out pair never occurs in training, but
+# each of its words does, in another database: a model that starts from nothing can only know words it has met.
 TRAIN_DOMAINS = (
-    ("singer", "band"), ("player", "club"), ("student", "school"), ("doctor", "hospital"), ("driver", "team"),
-    ("book", "author"), ("movie", "studio"), ("car", "maker"), ("employee", "company"), ("pilot", "airline"),
-    ("dish", "cook"), ("game", "store"), ("song", "album"), ("teacher", "college"), ("ship", "port"),
-    ("horse", "farm"), ("tree", "park"), ("room", "hotel"), ("bridge", "river"), ("painting", "artist"),
-    ("phone", "brand"), ("train", "station"), ("dancer", "theater"), ("wine", "region"),
+    ("singer", "band"), ("song", "album"), ("album", "band"), ("concert", "stadium"), ("fan", "singer"),
+    ("player", "club"), ("trainer", "team"), ("runner", "race"), ("driver", "team"), ("fan", "club"),
+    ("student", "school"), ("teacher", "college"), ("course", "teacher"), ("book", "author"), ("poem", "author"),
+    ("writer", "paper"), ("poem", "magazine"), ("book", "store"), ("movie", "studio"), ("actor", "movie"),
+    ("movie", "director"), ("show", "channel"), ("actor", "theater"), ("dancer", "show"), ("car", "maker"),
+    ("phone", "brand"), ("laptop", "brand"), ("car", "shop"), ("employee", "firm"), ("worker", "plant"),
+    ("manager", "shop"), ("doctor", "hospital"), ("nurse", "clinic"), ("patient", "doctor"), ("visit", "clinic"),
+    ("pilot", "airline"), ("plane", "airline"), ("flight", "airport"), ("train", "station"), ("ship", "port"),
+    ("captain", "ship"), ("meal", "cook"), ("cook", "restaurant"), ("wine", "region"), ("game", "store"),
+    ("room", "hotel"), ("guest", "room"), ("horse", "farm"), ("tree", "park"), ("bridge", "river"),
+    ("painting", "artist"), ("painting", "museum"), ("house", "owner"), ("horse", "owner"), ("lake", "region"),
+    ("artist", "museum"), ("meal", "hotel"), ("manager", "team"), ("visit", "park"), ("station", "river"),
 )  # fmt: skip
 DEV_DOMAINS = (
-    ("writer", "paper"), ("nurse", "clinic"), ("runner", "race"), ("plane", "airport"), ("actor", "show"),
-    ("laptop", "shop"), ("worker", "plant"), ("poem", "magazine"),
+    ("song", "band"), ("player", "team"), ("student", "college"), ("nurse", "hospital"), ("actor", "show"),
+    ("laptop", "shop"), ("worker", "firm"), ("poem", "writer"), ("pilot", "plane"), ("meal", "restaurant"),
+    ("guest", "hotel"), ("tree", "farm"),
 )  # fmt: skip
 
 # Column -> the values its rows may have, as a question spells them.

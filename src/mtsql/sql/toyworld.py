@@ -17,7 +17,7 @@ from pathlib import Path
 from mtsql.sql.toydialogues import MAX_ROWS, Domain, demonstrate, first_turn, follow_up, to_sql
 from mtsql.sql.toydomains import CATEGORIES, DEV_DOMAINS, FIRST, LAST, NUMBERS, TRAIN_DOMAINS
 
-VERSION = 1
+VERSION = 2
 SPELLINGS = {"upper": str.upper, "title": str.title, "lower": str.lower}
 
 
@@ -25,13 +25,13 @@ SPELLINGS = {"upper": str.upper, "title": str.title, "lower": str.lower}
 class ToySize:
     """How much of the world is written."""
 
-    num_train_databases: int = 24
-    num_dev_databases: int = 8
-    train_dialogues: int = 80
+    num_train_databases: int = 60
+    num_dev_databases: int = 12
+    train_dialogues: int = 60
     """Per training database."""
-    seen_dialogues: int = 4
+    seen_dialogues: int = 3
     """Per training database, for dev_seen.json."""
-    dev_dialogues: int = 12
+    dev_dialogues: int = 15
     """Per held-out database."""
 
     def __post_init__(self):
@@ -57,8 +57,7 @@ def write_toy_world(folder: Path, seed: int = 0, size: ToySize = ToySize()) -> N
     partial.mkdir(parents=True)
     train_pairs = TRAIN_DOMAINS[: size.num_train_databases]
     domains = [_make_domain(partial, pair, seed) for pair in (*train_pairs, *DEV_DOMAINS[: size.num_dev_databases])]
-    splits: dict[str, list] = {"train": [], "dev_seen": [], "dev": []}
-    demonstrations: list[dict] = []
+    told: dict[str, list] = {"train": [], "dev_seen": [], "dev": []}
     for number, domain in enumerate(domains):
         path = partial / "database" / domain.db_id / f"{domain.db_id}.sqlite"
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
@@ -67,14 +66,16 @@ def write_toy_world(folder: Path, seed: int = 0, size: ToySize = ToySize()) -> N
         plan = [("train", size.train_dialogues), ("dev_seen", size.seen_dialogues)] if is_train else []
         for split, count in plan or [("dev", size.dev_dialogues)]:
             for _ in range(count):
-                dialogue, steps = _make_dialogue(domain, rng, lambda sql: _run(connection, sql), seen)
-                if split == "train":
-                    place = len(splits["train"])
-                    demonstrations += [{"turn_id": f"train:{place}:{i}", "steps": s} for i, s in enumerate(steps)]
-                splits[split].append(dialogue)
+                told[split].append(_make_dialogue(domain, rng, lambda sql: _run(connection, sql), seen))
         connection.close()
-    for split, dialogues in splits.items():
-        _write_json(partial / f"{split}.json", dialogues)
+    for split, dialogues in told.items():  # in mixed order: the first so many turns are a fair sample of all databases
+        random.Random(f"{seed}/order/{split}").shuffle(dialogues)
+        _write_json(partial / f"{split}.json", [dialogue for dialogue, _ in dialogues])
+    demonstrations = [
+        {"turn_id": f"train:{place}:{i}", "steps": turn_steps}
+        for place, (_, steps) in enumerate(told["train"])
+        for i, turn_steps in enumerate(steps)
+    ]
     _write_json(partial / "tables.json", [_tables_entry(domain) for domain in domains])
     lines = "".join(json.dumps(record) + "\n" for record in demonstrations)
     (partial / "demonstrations.jsonl").write_text(lines, encoding="utf-8")
