@@ -13,7 +13,8 @@ MAX_ROWS = 25
 
 @dataclass(frozen=True)
 class Domain:
-    """One database: `child` rows belong to a `parent` row. `spelling[(table, column)]` writes a value as stored."""
+    """One database: `child` rows belong to a `parent` row. `spelling[(table, column)]` maps a value as
+    people say it to how the database spells it."""
 
     db_id: str
     child: str
@@ -22,7 +23,7 @@ class Domain:
     child_numbers: tuple[str, ...]
     parent_category: str
     parent_number: str
-    spelling: dict[tuple[str, str], Callable[[str], str]]
+    spelling: dict[tuple[str, str], dict[str, str]]
     values: dict[tuple[str, str], tuple]
 
     def categories(self, table: str) -> tuple[str, ...]:
@@ -105,10 +106,10 @@ def to_sql(state: State, domain: Domain, literal: Callable[[Filter], object] = l
 
 
 def text_filter(domain: Domain, table: str, rng: random.Random, op: str = "=") -> Filter:
-    """A filter on a text column; the question says the value in lower case, the database has its own spelling."""
+    """A filter on a text column; the question says the value in lower case, the database spells each in its own way."""
     column = rng.choice(domain.categories(table))
     said = rng.choice(domain.values[table, column])
-    return Filter(table, column, op, domain.spelling[table, column](said), said)
+    return Filter(table, column, op, domain.spelling[table, column][said], said)
 
 
 def number_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
@@ -197,7 +198,7 @@ def follow_up(state: State, domain: Domain, rng: random.Random) -> tuple[str, St
         old = texts[-1]
         others = [v for v in domain.values[old.table, old.column] if v != old.said]
         said = rng.choice(others)
-        f = replace(old, value=domain.spelling[old.table, old.column](said), said=said)
+        f = replace(old, value=domain.spelling[old.table, old.column][said], said=said)
         return f"what about {said} ?", replace(state, filters=tuple(f if g is old else g for g in state.filters))
     if kind == "not" and texts and texts[-1].op == "=":
         old = texts[-1]
@@ -247,23 +248,19 @@ def demonstrate(state: State, before: State | None, domain: Domain, rng: random.
     """
     gold, later = to_sql(state, domain), before is not None
     filters = [*state.filters, *(f for f in (state.excluded, state.also) if f)]
-    unknown = [f for f in filters if f.said and f.value != f.said]
-    naive = to_sql(state, domain, lambda f: f.said or f.value)
+    fresh = [f for f in filters if f.said and not (later and f in before.filters)]  # nobody has seen how it is spelled
+    naive = to_sql(state, domain, lambda f: f.said if f in fresh else f.value)
     close = [("memory_retrieve", gold)] * later + [("answer", gold)]
-    look = f"SELECT DISTINCT {unknown[-1].column} FROM {unknown[-1].table}" if unknown else ""
-    found = f"{unknown[-1].column} is {unknown[-1].value}" if unknown else ""
     draw = rng.random()
-    if unknown and not run(naive) and draw < 0.4:
-        if later:  # the right query goes straight to the memory, which runs it too: four steps
-            return _steps([("exec_sql", naive), ("exec_sql", look), *close], [1], {1: "no rows , look", 2: found})
-        return _steps(
-            [("exec_sql", naive), ("exec_sql", look), ("exec_sql", gold), *close], [1], {1: "no rows , look", 2: found}
-        )
-    if unknown and draw < 0.75:
-        if later:
-            return _steps([("exec_sql", look), *close], [], {0: f"look at {unknown[-1].column}", 1: found})
-        plan = [("exec_sql", look), ("exec_sql", gold), *close]
-        return _steps(plan, [], {0: f"look at {unknown[-1].column}", 1: found})
+    if fresh and draw < 0.8:
+        column, value = fresh[-1].column, fresh[-1].value
+        look = ("exec_sql", f"SELECT DISTINCT {column} FROM {fresh[-1].table}")
+        # After a look a later turn goes straight to the memory, which runs the query too: four steps are all there is.
+        rest = close if later else [("exec_sql", gold), *close]
+        if draw < 0.4 and naive != gold and not run(naive):
+            return _steps([("exec_sql", naive), look, *rest], [1], {1: "no rows , look", 2: f"{column} is {value}"})
+        if draw >= 0.4 or naive != gold:
+            return _steps([look, *rest], [], {0: f"look at {column}", 1: f"{column} is {value}"})
     if later and before.filters and draw > 0.93:
         kept = set(before.filters) & set(state.filters)
         forgot = to_sql(replace(state, filters=tuple(f for f in state.filters if f not in kept)), domain)

@@ -12,31 +12,32 @@ import random
 import shutil
 import sqlite3
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 from mtsql.sql.toydialogues import MAX_ROWS, Domain, demonstrate, first_turn, follow_up, to_sql
 from mtsql.sql.toydomains import CATEGORIES, DEV_DOMAINS, FIRST, LAST, NUMBERS, TRAIN_DOMAINS
 
 VERSION = 2
-SPELLINGS = {"upper": str.upper, "title": str.title, "lower": str.lower}
 
 
 @dataclass(frozen=True)
 class ToySize:
     """How much of the world is written."""
 
-    num_train_databases: int = 60
+    num_train_databases: int = 120
+    """Every pair of words once, then again with other columns and rows."""
     num_dev_databases: int = 12
-    train_dialogues: int = 60
+    train_dialogues: int = 30
     """Per training database."""
-    seen_dialogues: int = 3
+    seen_dialogues: int = 2
     """Per training database, for dev_seen.json."""
     dev_dialogues: int = 15
     """Per held-out database."""
 
     def __post_init__(self):
-        if not 1 <= self.num_train_databases <= len(TRAIN_DOMAINS):
-            raise ValueError(f"toy size: num_train_databases must be 1 to {len(TRAIN_DOMAINS)}")
+        if self.num_train_databases < 1:
+            raise ValueError("toy size: num_train_databases must be at least 1")
         if not 1 <= self.num_dev_databases <= len(DEV_DOMAINS):
             raise ValueError(f"toy size: num_dev_databases must be 1 to {len(DEV_DOMAINS)}")
 
@@ -55,8 +56,9 @@ def write_toy_world(folder: Path, seed: int = 0, size: ToySize = ToySize()) -> N
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    train_pairs = TRAIN_DOMAINS[: size.num_train_databases]
-    domains = [_make_domain(partial, pair, seed) for pair in (*train_pairs, *DEV_DOMAINS[: size.num_dev_databases])]
+    train_pairs = list(islice(cycle(TRAIN_DOMAINS), size.num_train_databases))
+    pairs = [*train_pairs, *DEV_DOMAINS[: size.num_dev_databases]]
+    domains = [_make_domain(partial, pair, pairs[:i].count(pair), seed) for i, pair in enumerate(pairs)]
     told: dict[str, list] = {"train": [], "dev_seen": [], "dev": []}
     for number, domain in enumerate(domains):
         path = partial / "database" / domain.db_id / f"{domain.db_id}.sqlite"
@@ -87,10 +89,11 @@ def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def _make_domain(folder: Path, pair: tuple[str, str], seed: int) -> Domain:
+def _make_domain(folder: Path, pair: tuple[str, str], copy: int, seed: int) -> Domain:
     """Choose columns and spellings for a database, fill it and write its file."""
     child, parent = pair
-    rng = random.Random(f"{seed}/database/{child}")
+    db_id = f"{child}_{parent}" + (f"_{copy + 1}" if copy else "")
+    rng = random.Random(f"{seed}/database/{db_id}")
     texts = rng.sample(sorted(CATEGORIES), 3)
     numbers = rng.sample(sorted(NUMBERS), 3)
     tables = {parent: ([texts[0]], [numbers[0]]), child: (texts[1:], numbers[1:])}
@@ -100,11 +103,13 @@ def _make_domain(folder: Path, pair: tuple[str, str], seed: int) -> Domain:
         num_rows = 10 if table == parent else 45
         columns = [range(1, num_rows + 1), rng.sample(names, num_rows)]
         for column in text_columns:
-            spelling[table, column] = SPELLINGS[rng.choices(sorted(SPELLINGS), (1, 2, 2))[0]]
             said = rng.sample(CATEGORIES[column], min(4, len(CATEGORIES[column])))
             drawn = said + rng.choices(said, k=num_rows - len(said))
             values[table, column] = tuple(sorted(set(drawn)))
-            columns.append([spelling[table, column](value) for value in drawn])
+            styles = rng.choices((str.lower, str.title, str.upper), (1, 2, 2), k=len(said))
+            spelled = {value: style(value) for value, style in zip(said, styles, strict=True)}
+            spelling[table, column] = spelled
+            columns.append([spelled[value] for value in drawn])
         for column in number_columns:
             low, high, step = NUMBERS[column]
             drawn = [rng.randrange(low, high + 1, step) for _ in range(num_rows)]
@@ -113,8 +118,7 @@ def _make_domain(folder: Path, pair: tuple[str, str], seed: int) -> Domain:
         if table == child:
             columns.append([rng.randint(1, 8) for _ in range(num_rows)])
         rows[table] = list(zip(*columns, strict=True))
-    domain = Domain(f"{child}_{parent}", child, parent, tuple(texts[1:]), tuple(numbers[1:]), texts[0], numbers[0],
-                    spelling, values)  # fmt: skip
+    domain = Domain(db_id, child, parent, tuple(texts[1:]), tuple(numbers[1:]), texts[0], numbers[0], spelling, values)
     path = folder / "database" / domain.db_id / f"{domain.db_id}.sqlite"
     path.parent.mkdir(parents=True)
     connection = sqlite3.connect(path)
