@@ -109,8 +109,9 @@ def describe_losses(corpus: Corpus) -> str:
     """One line that counts what is not trained on, by reason; empty if nothing is missing."""
     parts = []
     if corpus.skipped:
-        num_turns, first = sum(skip.num_turns for skip in corpus.skipped), corpus.skipped[0].reason
-        parts.append(f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues (the first: {first})")
+        num_turns = sum(skip.num_turns for skip in corpus.skipped)
+        most = ", ".join(f"{count} {reason}" for reason, count in Counter(s.reason for s in corpus.skipped).most_common(3))
+        parts.append(f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues ({most})")
     if corpus.left_out:
         counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
