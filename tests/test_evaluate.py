@@ -7,7 +7,8 @@ from mtsql.evaluate import TurnScore, predictions_text, summarize
 
 def turn_score(dialogue, turn, hardness, ex, em, call_memory=None, outcome="answered"):
     abilities = {"call_execute": float(ex), "call_memory": call_memory}
-    return TurnScore(f"dev:{dialogue}:{turn}", f"dev:{dialogue}", turn, hardness, ex, em, "SELECT 1", outcome, 2, abilities)
+    ids = f"dev:{dialogue}:{turn}", f"dev:{dialogue}"
+    return TurnScore(*ids, turn, hardness, ex, em, "SELECT 1", outcome, 2, abilities)
 
 
 SCORES = [

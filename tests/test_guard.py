@@ -113,6 +113,8 @@ JOINED = "SELECT T1.name FROM singer AS T1 JOIN song AS T2 ON T1.singer_id = T2.
         ("SELECT avg(sales) FROM singer", "SELECT sum(sales) / count(sales) FROM singer"),
         ("SELECT sum(sales) FROM singer", "SELECT sum(sales) FROM (SELECT sales FROM singer ORDER BY sales DESC)"),
         ("SELECT name FROM singer WHERE age > 20", "SELECT name FROM singer WHERE NOT age <= 20"),
+        ("SELECT title FROM song WHERE year >= 2010 ORDER BY year LIMIT 1",  # with a tie on some copies
+         "SELECT title FROM song WHERE year >= 2010 ORDER BY year, title DESC LIMIT 1"),
         ("SELECT name FROM singer WHERE singer_id NOT IN (SELECT singer_id FROM song)",
          "SELECT name FROM singer EXCEPT SELECT T1.name FROM singer T1 JOIN song T2 ON T1.singer_id = T2.singer_id"),
     ],
@@ -125,7 +127,10 @@ def test_an_empty_gold_result_needs_the_structure_too(paid):
     gold = "SELECT name FROM singer WHERE country = 'usa'"
     other = "SELECT title FROM song WHERE year = 1900"
     assert paid(other, gold, guard=False) == (1, 0) and paid(other, gold) == (0, 0)
+    assert paid("SELECT name FROM singer WHERE country IN ('usa')", gold) == (0, 0)  # even if it means the same
     assert paid(gold, gold) == (1, 1)
+    two, swapped = f"{gold} AND age > 99", "SELECT name FROM singer WHERE age > 99 AND country = 'usa'"
+    assert paid(swapped, two) == (1, 1)
     assert paid("SELECT T1.name FROM singer AS T1 WHERE T1.country = 'usa'", gold) == (1, 1)
     assert paid(gold.replace("usa", "chile"), gold) == (0, 1)  # right in structure, another question
     null = "SELECT max(age) FROM singer WHERE country = 'usa'"
@@ -163,6 +168,8 @@ def test_a_gold_that_no_copy_can_tell_needs_the_structure(paid, db, schema):
     assert evidence(answer, gold, schema, db, LIMITS) is Evidence.NONE
     assert paid(answer, gold) == (0, 0) and paid(answer, gold, guard=False) == (1, 0)
     assert paid(gold.replace("count", "COUNT"), gold) == (1, 1)
+    outside = "SELECT CASE WHEN 1 THEN 1 END FROM singer LIMIT 1"  # of the official grammar
+    assert paid(f"{outside};", outside) == (1, 0)
 
 
 def test_an_answer_that_fails_on_a_copy_differs(db, schema):
@@ -181,8 +188,20 @@ def test_copies_keep_keys_and_are_the_same_each_time(db, schema):
         ids = [row["singer_id"] for row in tables["singer"]]
         assert len(set(ids)) == len(ids) > 0 and set(ids) <= {1, 2, 3, 4, 5}
         assert tables["song"] and {row["singer_id"] for row in tables["song"]} <= set(ids)
-        assert len({row["name"] for row in tables["singer"]}) == len(ids)  # unique stays unique
+        assert len({row["name"] for row in tables["singer"]}) == len(ids)
     assert altered(db, USA, schema, 0) != altered(db, USA, schema, 1)
+
+
+def test_literals_break_no_key_and_repeat_no_unique_value(db, schema):
+    gold = "SELECT * FROM song JOIN singer ON song.singer_id = singer.singer_id "
+    gold += "WHERE song.singer_id = 77 AND name = 'Zoe'"
+    names = []
+    for seed in range(30):
+        singer, song = altered(db, gold, schema, seed)
+        assert {row[3] for row in song.rows} <= {row[0] for row in singer.rows} <= {1, 2, 3, 4, 5}
+        assert len({row[1] for row in singer.rows}) == len(singer.rows)
+        names += [row[1] for row in singer.rows]
+    assert "Zoe" in names
 
 
 def test_planted_literals_are_met_and_missed(db, schema):
@@ -203,7 +222,9 @@ def test_big_tables_are_sampled_with_the_rows_they_refer_to(tmp_path):
     a, b = altered(path, "SELECT id FROM a WHERE x = 'x1234'", schema_from_sqlite(path), 0)
     assert 50 < len(b.rows) <= 225 and 50 < len(a.rows) <= 450
     assert {row[1] for row in b.rows} <= {str(row[0]) for row in a.rows}
-    assert any(row[1] == "x1234" for row in a.rows)
+    gold = "SELECT x FROM a WHERE id = 1234"
+    copies = [altered(path, gold, schema_from_sqlite(path), seed)[0] for seed in range(3)]
+    assert any(row[0] == 1234 for table in copies for row in table.rows)
 
 
 def test_tables_are_written_as_they_were_read(db, tmp_path):

@@ -110,7 +110,8 @@ def describe_losses(corpus: Corpus) -> str:
     parts = []
     if corpus.skipped:
         num_turns = sum(skip.num_turns for skip in corpus.skipped)
-        most = ", ".join(f"{count} {reason}" for reason, count in Counter(s.reason for s in corpus.skipped).most_common(3))
+        counts = Counter(skip.reason for skip in corpus.skipped).most_common(3)
+        most = ", ".join(f"{count} {reason}" for reason, count in counts)
         parts.append(f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues ({most})")
     if corpus.left_out:
         counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
