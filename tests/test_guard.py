@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql.database import QueryLimits
+from mtsql.sql.database import QueryLimits, run_query
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.guard import Evidence, evidence, is_copied, stable_order, trial_of
 from mtsql.sql.schema import load_schemas, schema_from_sqlite
@@ -25,10 +25,11 @@ def db(tmp_path_factory):
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             """
-            CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER, sales REAL);
+            CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER, sales REAL,
+                                 planet TEXT DEFAULT 'Earth');
             CREATE TABLE song (song_id INTEGER PRIMARY KEY, title TEXT, year INTEGER,
                                singer_id INTEGER REFERENCES singer (singer_id));
-            INSERT INTO singer VALUES (1, 'Ann', 'USA', 30, 0.1), (2, 'Bob', 'France', 41, 0.2),
+            INSERT INTO singer (singer_id, name, country, age, sales) VALUES (1, 'Ann', 'USA', 30, 0.1), (2, 'Bob', 'France', 41, 0.2),
                 (3, 'Cid', 'USA', 25, 0.3), (4, 'Dan', 'Peru', 52, 0.7), (5, 'Eve', 'France', 33, NULL);
             INSERT INTO song VALUES (1, 'Up', 2001, 1), (2, 'Down', 2003, 1), (3, 'On', 2001, 2), (4, 'Off', 2010, 4),
                 (5, 'In', 2003, 4);
@@ -66,6 +67,7 @@ COUNT = "SELECT count(*) FROM singer WHERE country = 'USA'"
         ("SELECT max(age) FROM singer", "SELECT 52"),
         ("SELECT country FROM singer WHERE name = 'Ann'", "SELECT 'USA' FROM singer LIMIT 1"),
         ("SELECT name FROM singer ORDER BY age LIMIT 1", "SELECT 'Cid'"),
+        ("SELECT planet FROM singer WHERE country = 'Peru'", "SELECT 'Earth'"),  # the column has one value only
         ("SELECT name FROM singer ORDER BY age LIMIT 1", "SELECT name FROM singer WHERE singer_id = 3"),
     ],
 )
@@ -243,6 +245,12 @@ def test_order_that_the_gold_fixes():
     assert stable_order([(1,), (2,)], [(2,), (1,)], "SELECT a FROM t") is False
     assert stable_order([(1,)], [(2,)], ordered) is None
     assert stable_order([(0.1 + 0.2,)], [(0.3,)], "SELECT sum(a) FROM t") is False
+
+
+def test_copies_on_which_the_gold_itself_varies_are_not_used(db, schema):
+    trial = trial_of("SELECT title FROM song LIMIT 1", schema, db, LIMITS)
+    for copy in trial.copies:
+        assert run_query(copy.path, "SELECT count(DISTINCT title) FROM song").rows == ((1,),)
 
 
 def test_forgotten_copies_leave_no_files(db, schema):

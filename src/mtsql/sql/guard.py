@@ -103,8 +103,10 @@ def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryLimits) 
         order = stable_order(result.rows, mirrored.rows, text) if result.is_ok and mirrored.is_ok else None
         if order is None:
             continue
-        copies.append(_Copy(path, _distinct(result.rows), order))
-        is_telling |= not (original.is_empty or result.is_empty or results_agree(result.rows, original.rows, False))
+        rows = _distinct(result.rows)
+        copies.append(_Copy(path, rows, order))
+        is_same = results_agree(rows, _distinct(original.rows), False)
+        is_telling |= not (original.is_empty or result.is_empty or is_same)
     return Trial(tuple(copies), is_telling, folder)
 
 
