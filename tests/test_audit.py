@@ -70,6 +70,7 @@ def test_every_check_finds_its_case(files):
     assert len(over) == report.num_turns == 14
     tokens = [case.badness for case in over]
     assert tokens == sorted(tokens, reverse=True) and len(set(tokens)) > 5
+    assert report.longest_prompt == (tokens[0], over[0].turn_id)
     budget = int(tokens[4])
     fewer = audit(load_split(files, "train"), Config(data=files, max_prompt_tokens=budget)).cases["prompt over budget"]
     assert [case.badness for case in fewer] == [n for n in tokens if n > budget] != []

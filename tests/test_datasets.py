@@ -54,6 +54,16 @@ def test_a_dialogue_without_turns_disappears(config):
     assert describe_losses(corpus) == "left out 2 turns (1 x, 1 y)"
 
 
+def test_scripts_say_what_is_left_out(config, capsys, monkeypatch):
+    from mtsql.workbench import load_corpora
+
+    load_corpora(config("train:1:0\tduplicate: of train:0:0\n"), ("train", "dev"))
+    assert capsys.readouterr().out == "train: left out 1 turns (1 duplicate)\n"
+    monkeypatch.setenv("RANK", "1")
+    load_corpora(config("train:1:0\tduplicate: of train:0:0\n"), ("train", "dev"))
+    assert capsys.readouterr().out == ""
+
+
 def test_only_the_training_split_is_concerned(config):
     corpus = load_split(config("train:0:0\tx\n"), "dev")
     assert len(corpus.turns) == 6 and describe_losses(corpus) == ""

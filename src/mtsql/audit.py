@@ -105,10 +105,11 @@ class Attack:
 
 @dataclass
 class Report:
-    """All that was found. `prompt_tokens` says how they were counted."""
+    """All that was found. `prompt_tokens` says how they were counted; the longest: tokens and turn id."""
 
     num_turns: int = 0
     prompt_tokens: str = ""
+    longest_prompt: tuple[int, str] = (0, "")
     cases: dict[str, list[Case]] = field(default_factory=lambda: {name: [] for name in CHECKS})
     attacks: dict[str, Attack] = field(default_factory=lambda: {name: Attack() for name in ATTACKS})
     secs: float = 0.0
@@ -156,6 +157,7 @@ def audit(corpus: Corpus, config: Config) -> Report:
                 found("duplicate", f"of {seen[key]}")
             seen.setdefault(key, turn.turn_id)
             num_tokens = count_tokens(*SqlEnv(turn, schema, db_path, config.env, style).reset())
+            report.longest_prompt = max(report.longest_prompt, (num_tokens, turn.turn_id))
             if num_tokens > config.max_prompt_tokens:
                 found("prompt over budget", f"{num_tokens} tokens", num_tokens)
             report.num_turns += 1
@@ -259,7 +261,8 @@ def show(report: Report, title: str, console: Console) -> None:
         attacks.add_row(name, *map(str, counts), ATTACKS[name])
     console.print(checks)
     console.print(attacks)
-    console.print(f"prompt tokens: {report.prompt_tokens}")
+    num_tokens, turn_id = report.longest_prompt
+    console.print(f"longest prompt: {num_tokens} tokens ({report.prompt_tokens}), {turn_id}")
 
 
 def main(config: Config) -> None:
