@@ -100,6 +100,7 @@ def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryLimits) 
         write_tables(tables, path)
         write_tables(reversed_rows(tables), mirror)
         result, mirrored = run_query(path, text, limits), run_query(mirror, text, limits)
+        mirror.unlink()
         order = stable_order(result.rows, mirrored.rows, text) if result.is_ok and mirrored.is_ok else None
         if order is None:
             continue
