@@ -4,6 +4,8 @@ import hashlib
 import os
 import random
 import sqlite3
+import subprocess
+import sys
 import time
 
 import pytest
@@ -38,6 +40,7 @@ def db(tmp_path_factory):
         CREATE TABLE latin (word TEXT);
         INSERT INTO latin VALUES (CAST(x'636166e9' AS TEXT));
         CREATE VIRTUAL TABLE notes USING fts5(body);
+        CREATE VIRTUAL TABLE places USING rtree(id, low, high);
         """
     )
     connection.close()
@@ -161,6 +164,7 @@ def test_empty_means_no_rows_or_only_null(db, sql, is_empty):
         "SELECT * FROM sqlite_stmt",
         "SELECT count(*) FROM sqlite_stmt",
         "SELECT * FROM notes",
+        "SELECT id FROM places WHERE low > 1",
         "INSERT INTO notes(notes) VALUES ('rebuild')",
     ],
 )
@@ -328,6 +332,33 @@ def test_a_locked_database_is_read_and_a_wal_is_not(tmp_path):
     writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert run_query(path, "SELECT a FROM t").rows == ((1,), (2,))
     writer.close()
+
+
+def test_a_journal_is_neither_rolled_back_nor_removed(tmp_path):
+    """A writer died in the middle of a transaction: SQLite itself would mend the file at the next opening."""
+    path = tmp_path / "live.sqlite"
+    code = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.executescript("PRAGMA cache_size = 1; CREATE TABLE t (a); INSERT INTO t VALUES (1); BEGIN")
+connection.executemany("INSERT INTO t VALUES (?)", [("x" * 3000,)] * 200)
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    before = snapshot(tmp_path)
+    assert "live.sqlite-journal" in before
+    assert run_query(path, "SELECT a FROM t WHERE a = 1").rows == ((1,),)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_stored_value_beyond_its_limit_cannot_be_returned(tmp_path):
+    path = tmp_path / "long.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript("CREATE TABLE t (a, b); INSERT INTO t VALUES ('x', zeroblob(50000));")
+    connection.close()
+    assert run_query(path, "SELECT b FROM t").status is TOO_LARGE
+    assert run_query(path, "SELECT a, length(b) FROM t").rows == (("x", 50000),)
+    assert run_query(path, "SELECT b FROM t", QueryLimits(max_value_bytes=60_000)).rows == ((b"\0" * 50000,),)
 
 
 def test_a_changed_or_replaced_file_gives_fresh_rows(tmp_path):

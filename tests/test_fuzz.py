@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtsql.sql.database import QueryLimits, QueryResult, run_query
+from mtsql.sql.guard import Evidence, evidence
 from mtsql.sql.metrics import clause_f1, exact_match, execution_match, hardness
 from mtsql.sql.parse import parse_sql
 from mtsql.sql.schema import schema_from_sqlite
@@ -187,6 +188,12 @@ def check_metrics(db, pred, gold):
     assert verdict in (True, False) and not (verdict and parse_sql(pred, schema) is None)  # a bad gold is never matched
 
 
+def check_guard(db, pred, gold):
+    schema = schema_from_sqlite(db)
+    assert isinstance(evidence(pred, gold, schema, db, LIMITS), Evidence)
+    assert evidence(gold, gold, schema, db, LIMITS) is Evidence.AGREES
+
+
 @quick
 @given(sql=sql_texts)
 def test_database_gives_a_verdict(db, sql):
@@ -211,6 +218,19 @@ def test_metrics_give_a_verdict(db, pred, gold):
 @given(pred=sql_texts, gold=st.sampled_from(GOLDS))
 def test_metrics_give_a_verdict_at_length(db, pred, gold):
     check_metrics(db, pred, gold)
+
+
+@quick
+@given(pred=sql_texts, gold=st.one_of(st.sampled_from(GOLDS), sql_texts))
+def test_guard_gives_a_verdict(db, pred, gold):
+    check_guard(db, pred, gold)
+
+
+@pytest.mark.slow
+@settings(long, max_examples=3000)
+@given(pred=sql_texts, gold=st.one_of(st.sampled_from(GOLDS), sql_texts))
+def test_guard_gives_a_verdict_at_length(db, pred, gold):
+    check_guard(db, pred, gold)
 
 
 @pytest.mark.parametrize("gold", GOLDS)

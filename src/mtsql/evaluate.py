@@ -4,6 +4,7 @@ Two history modes, always reported by name: "gold" shows the agent the gold SQL 
 "predicted" its own earlier answers, so that a mistake is carried on (paper table 6).
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -15,12 +16,11 @@ from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.database import QueryLimits
 from mtsql.sql.dialogues import Corpus, Turn
-from mtsql.sql.metrics import hardness
+from mtsql.sql.metrics import HARDNESS, hardness
+from mtsql.sql.scoring import TURNS, Figures, Score, aggregate
 
 HISTORIES = ("gold", "predicted")
 OFFICIAL = RewardConfig(guard=False)
-HARDNESS = ("easy", "medium", "hard", "extra")
-TURNS = ("1", "2", "3", "4", ">4")
 
 
 @dataclass(frozen=True)
@@ -100,33 +100,27 @@ def score_turn(trajectory: Trajectory, corpus: Corpus, limits: QueryLimits) -> T
 
 
 def summarize(scores: list[TurnScore]) -> dict:
-    """EX and EM in percent: overall, by turn, by hardness; interaction match; abilities; outcomes counted."""
+    """EX and EM in percent: overall, by turn, by hardness; interaction match; abilities; outcomes counted.
+
+    The official tables come from sql/scoring.py, as those of prediction files do.
+    """
     if not scores:
         raise ValueError("nothing to summarise: no turn was scored")
 
-    def table(rows: list[TurnScore]) -> dict:
-        return {"count": len(rows), "ex": _percent(r.ex for r in rows), "em": _percent(r.em for r in rows)}
+    def table(figures: Figures) -> dict:
+        return {"count": figures.count, "ex": round(100 * figures.ex, 2), "em": round(100 * figures.em, 2)}
 
-    dialogues: dict[str, list[TurnScore]] = {}
-    for score in scores:
-        dialogues.setdefault(score.dialogue_id, []).append(score)
-    outcomes: dict[str, int] = {}
-    for score in scores:
-        outcomes[score.outcome] = outcomes.get(score.outcome, 0) + 1
+    tables = aggregate([Score(s.dialogue_id, TURNS.index(s.turn), s.hardness, s.em, s.ex) for s in scores])
     return {
-        "all": table(scores),
-        "by_turn": {name: table([s for s in scores if s.turn == name]) for name in TURNS},
-        "by_hardness": {name: table([s for s in scores if s.hardness == name]) for name in HARDNESS},
-        "interaction": {
-            "count": len(dialogues),
-            "ex": _percent(all(s.ex for s in d) for d in dialogues.values()),
-            "em": _percent(all(s.em for s in d) for d in dialogues.values()),
-        },
+        "all": table(tables.by_hardness["all"]),
+        "by_turn": {name: table(figures) for name, figures in tables.by_turn.items()},
+        "by_hardness": {name: table(tables.by_hardness[name]) for name in HARDNESS},
+        "interaction": table(tables.interactions),
         "abilities": {
             name: _mean(s.abilities[name] for s in scores if s.abilities[name] is not None)
             for name in scores[0].abilities
         },
-        "outcomes": dict(sorted(outcomes.items())),
+        "outcomes": dict(sorted(Counter(s.outcome for s in scores).items())),
         "mean_steps": sum(s.num_steps for s in scores) / len(scores),
     }
 
@@ -163,11 +157,6 @@ def _with_predicted_history(turn: Turn, played: dict[str, Trajectory]) -> Turn:
             raise ValueError(f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} in the same split")
         history.append((question, earlier.env.final_sql or ""))
     return replace(turn, history=tuple(history))
-
-
-def _percent(values) -> float:
-    values = [float(v) for v in values]
-    return round(100 * sum(values) / len(values), 2) if values else 0.0
 
 
 def _mean(values) -> float | None:

@@ -1,5 +1,6 @@
 """What every script needs before its loop: corpora, tokenizer, renderer, policy and an environment for each turn."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,7 @@ from mtsql.llm.model import ModelConfig, build_embedded, load_policy, load_token
 from mtsql.llm.rendering import Renderer
 from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.rl.selftaught import read_demonstrations
-from mtsql.sql.datasets import DataConfig, load_split
+from mtsql.sql.datasets import DataConfig, describe_losses, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 
 NUM_TOKENIZER_TURNS = 3000
@@ -40,9 +41,14 @@ class Workbench:
 
 
 def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]:
-    """The named splits; `dev_seen` is left out where the data has none."""
+    """The named splits; `dev_seen` is left out where the data has none. Says what of each cannot be used."""
     wanted = [s for s in splits if s != "dev_seen" or data.is_toy or data.dev_seen]
-    return {name: load_split(data, name) for name in wanted}
+    corpora = {name: load_split(data, name) for name in wanted}
+    for name, corpus in corpora.items():
+        losses = describe_losses(corpus)
+        if losses and os.environ.get("RANK", "0") == "0":
+            print(f"{name}: {losses}")
+    return corpora
 
 
 def set_up(

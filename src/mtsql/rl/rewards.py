@@ -13,8 +13,9 @@ from pathlib import Path
 
 from mtsql.agent.env import SqlEnv, StepRecord
 from mtsql.agent.parser import Verdict
-from mtsql.sql.database import QueryLimits, run_query
+from mtsql.sql.database import QueryLimits
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.guard import Evidence, evidence, is_copied
 from mtsql.sql.metrics import clause_f1, exact_match, execution_match
 from mtsql.sql.schema import Schema
 
@@ -52,8 +53,9 @@ class RewardConfig:
     null_no_pass: float = 0.1
     """What `no_pass` earns after an empty or all-NULL result (released code: 0.1)."""
     guard: bool = True
-    """An empty gold result, or an answer that reads no table, is paid for execution only if it also matches in
-    structure: otherwise wrong queries are paid by accident. The official metric has no such guard."""
+    """Pay an answer only for what cannot be had by accident (sql/guard.py): an execution match must hold on altered
+    copies of the database too, an empty gold result needs a match in structure as well, and an earlier turn's query
+    given again earns nothing unless it is the gold. The official metrics have no such guard."""
 
 
 def reward_components(
@@ -61,10 +63,7 @@ def reward_components(
 ) -> dict[str, float]:
     """The five components of a finished episode, each in [0, 1]. Keys are the fields of `RewardWeights`."""
     sql = env.final_sql
-    em = float(sql is not None and exact_match(sql, turn.sql, schema))
-    ex = float(sql is not None and execution_match(sql, turn.sql, db_path, limits=limits))
-    if config.guard and ex and not em and _is_cheap(sql, turn.sql, db_path, limits):
-        ex = 0.0
+    ex, em = (0.0, 0.0) if sql is None else answer_scores(sql, turn, schema, db_path, config, limits)
     calls = [
         (record, clause_f1(record.reply.tool_call.code, turn.sql, schema, strict=config.strict_clauses))
         for record in env.steps
@@ -86,6 +85,20 @@ def reward_components(
             if record.reply.tool_call.name == "memory_retrieve"
         ),
     }
+
+
+def answer_scores(
+    sql: str, turn: Turn, schema: Schema, db_path: Path, config: RewardConfig, limits: QueryLimits
+) -> tuple[float, float]:
+    """(ex, em) of an answer, each 0 or 1. The guard takes back what proves nothing; it never gives."""
+    em = exact_match(sql, turn.sql, schema)
+    ex = execution_match(sql, turn.sql, db_path, limits=limits)
+    if config.guard and (ex or em) and is_copied(sql, turn.history, turn.sql, schema):
+        ex = em = False
+    if config.guard and ex:
+        found = evidence(sql, turn.sql, schema, db_path, limits)
+        ex = found is Evidence.AGREES or (found is Evidence.NONE and em)
+    return float(ex), float(em)
 
 
 def total_reward(components: dict[str, float], weights: RewardWeights) -> float:
@@ -115,11 +128,6 @@ def memory_verify_score(f1: float, after: StepRecord | None, config: RewardConfi
 
 def _verdict(verdict: Verdict | None, config: RewardConfig) -> Verdict | None:
     return Verdict.PASS if verdict is None and config.missing_verdict_passes else verdict
-
-
-def _is_cheap(sql: str, gold: str, db_path: Path, limits: QueryLimits) -> bool:
-    """Whether execution match alone proves nothing: the gold result is empty, or the answer reads no table."""
-    return " from " not in f" {' '.join(sql.lower().split())} " or run_query(db_path, gold, limits).is_empty
 
 
 def _mean(values) -> float:

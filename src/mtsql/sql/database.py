@@ -33,7 +33,7 @@ Not covered. Disk: a sort or DISTINCT that outgrows its cache spills to SQLite's
 deadline (350 MB/s measured). A file changed *while* a query reads it, or changed with size and times kept. A
 bug in SQLite itself: the query runs in this process. While a CTE bomb fills the shared heap, another query
 may be TOO_LARGE. random() and date('now') run as they are: results that use them differ from run to run.
-A table row longer than `max_value_bytes` makes its table unreadable.
+A stored value longer than `max_value_bytes` cannot be returned; the other columns of its row can.
 """
 
 import os

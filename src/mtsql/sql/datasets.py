@@ -1,6 +1,7 @@
 """What a script trains and evaluates on: official files the user brings, or the embedded toy world."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtsql.sql.dialogues import Corpus, load_corpus
@@ -21,6 +22,8 @@ class DataConfig:
     """The official tables.json."""
     databases: str | None = None
     """Folder with <db_id>/<db_id>.sqlite."""
+    leave_out: str | None = None
+    """Turns that training leaves out: `turn id<TAB>reason` a line, as `python -m mtsql.audit` writes them."""
     toy_folder: str = "data/toyworld"
     """Where the embedded world is kept."""
     toy_seed: int = 0
@@ -30,6 +33,9 @@ class DataConfig:
         named = [name for name in ("train", "dev", "tables", "databases") if getattr(self, name)]
         if named and len(named) < 4 and not (self.dev and self.tables and self.databases):
             raise ValueError(f"data.{named[0]} is set: data.dev, data.tables and data.databases are needed too")
+
+        if self.leave_out and named and not self.train:
+            raise ValueError("data.leave_out is set, but data.train is not: it only concerns the training split")
 
     @property
     def is_toy(self) -> bool:
@@ -58,4 +64,57 @@ def load_split(config: DataConfig, name: str) -> Corpus:
     file = getattr(files, name)
     if file is None:
         raise ValueError(f"data.{name} is not set, but this run needs it")
-    return load_corpus(Path(file), Path(files.tables), Path(files.databases))
+    corpus = load_corpus(Path(file), Path(files.tables), Path(files.databases))
+    return without_turns(corpus, Path(config.leave_out)) if name == "train" and config.leave_out else corpus
+
+
+def read_leave_out(file: Path) -> dict[str, str]:
+    """Turn id -> reason. ValueError naming file and line where one is malformed or names a turn again."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"data.leave_out {file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.leave_out {file}: not UTF-8: {error}") from error
+    reasons: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        turn_id, tab, reason = line.partition("\t")
+        if not tab or not turn_id.strip() or not reason.strip():
+            raise ValueError(f"data.leave_out {file}, line {number}: expected turn id<TAB>reason, found {line!r:.80}")
+        if turn_id.strip() in reasons:
+            raise ValueError(f"data.leave_out {file}, line {number}: turn {turn_id.strip()} was named before")
+        reasons[turn_id.strip()] = reason.strip()
+    return reasons
+
+
+def without_turns(corpus: Corpus, file: Path) -> Corpus:
+    """The corpus without the turns the file names; later turns keep them in their history.
+
+    ValueError for a turn the corpus does not have, and where no turn is left.
+    """
+    reasons = read_leave_out(file)
+    unknown = sorted(reasons.keys() - {turn.turn_id for turn in corpus.turns})
+    if unknown:
+        raise ValueError(f"data.leave_out {file}: {len(unknown)} turns are not in this split, such as {unknown[0]}")
+    dialogues = []
+    for dialogue in corpus.dialogues:
+        turns = tuple(turn for turn in dialogue.turns if turn.turn_id not in reasons)
+        dialogues += [replace(dialogue, turns=turns)] if turns else []
+    if not dialogues:
+        raise ValueError(f"data.leave_out {file}: no turn is left")
+    return replace(corpus, dialogues=dialogues, left_out=reasons)
+
+
+def describe_losses(corpus: Corpus) -> str:
+    """One line that counts what is not trained on, by reason; empty if nothing is missing."""
+    parts = []
+    if corpus.skipped:
+        num_turns = sum(skip.num_turns for skip in corpus.skipped)
+        counts = Counter(skip.reason for skip in corpus.skipped).most_common(3)
+        most = ", ".join(f"{count} {reason}" for reason, count in counts)
+        parts.append(f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues ({most})")
+    if corpus.left_out:
+        counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+        parts.append(f"left out {len(corpus.left_out)} turns ({reasons})")
+    return "; ".join(parts)

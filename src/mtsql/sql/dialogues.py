@@ -42,12 +42,16 @@ class Skip:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues, and the schema and file of each database they use."""
+    """Dialogues, and the schema and file of each database they use.
+
+    skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took out.
+    """
 
     dialogues: list[Dialogue]
     schemas: dict[str, Schema]
     db_paths: dict[str, Path]
     skipped: list[Skip] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def turns(self) -> list[Turn]:
@@ -167,4 +171,5 @@ def _select(corpus: Corpus, db_ids: set[str], skipped: list[Skip]) -> Corpus:
         {db_id: schema for db_id, schema in corpus.schemas.items() if db_id in db_ids},
         {db_id: path for db_id, path in corpus.db_paths.items() if db_id in db_ids},
         skipped,
+        corpus.left_out,
     )

@@ -1,0 +1,230 @@
+"""Small altered copies of a database, on which a query that agreed with the gold by accident disagrees.
+
+The idea is that of distilled test suites (Zhong, Yu and Klein, EMNLP 2020), made cheap: a sample of the rows that
+keeps foreign keys whole; then rows are dropped (with the rows that refer to them), values change places within their
+column, and the gold's literals and values next to them are planted in the columns it compares them with. Keys keep
+their values and unique columns stay unique, so a query that is equivalent to the gold because of keys stays so.
+A copy has no index and no key of its own, so that the order of its rows is ours to choose.
+"""
+
+import os
+import random
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mtsql.sql.database import open_read_only
+from mtsql.sql.parse import ColumnName, ColumnUse, Condition, Query, parse_sql
+from mtsql.sql.schema import Schema
+
+MAX_READ_ROWS = 5000
+MAX_ROWS = 200
+BLOCK_ROWS = 25
+"""Rows of a table that are looked at; that are sampled, before the rows they refer to join them; side by side."""
+SHARES = (0.15, 0.4, 0.6)
+"""Of the rows that are dropped, in turn."""
+_COLUMNS = "SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"  # those of SELECT *
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """A table's name, its columns with their declared types, and rows."""
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple, ...]
+
+
+def read_tables(db_path: Path, max_rows: int = -1) -> list[TableRows]:
+    """Every table of a database file, or its first `max_rows` rows."""
+    with closing(open_read_only(db_path)) as connection:
+        names = [n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")]
+        tables = []
+        for name in names:
+            if name.lower().startswith("sqlite_"):
+                continue
+            columns = connection.execute(_COLUMNS, (name,)).fetchall()
+            rows = connection.execute(f"SELECT * FROM {_quoted(name)} LIMIT ?", (max_rows,)).fetchall()
+            tables.append(TableRows(name, tuple(columns), tuple(rows)))
+    return tables
+
+
+def write_tables(tables: Sequence[TableRows], path: Path) -> None:
+    """Write them to a new database file, in this order of rows; no keys, no indexes."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN")
+        for table in tables:
+            columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in table.columns)
+            connection.execute(f"CREATE TABLE {_quoted(table.name)} ({columns})")
+            marks = ", ".join("?" * len(table.columns))
+            connection.executemany(f"INSERT INTO {_quoted(table.name)} VALUES ({marks})", table.rows)
+        connection.execute("COMMIT")
+
+
+def reversed_rows(tables: Sequence[TableRows]) -> list[TableRows]:
+    """The same content in the opposite order: what a query returns from both does not depend on the order."""
+    return [TableRows(table.name, table.columns, table.rows[::-1]) for table in tables]
+
+
+def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> list[TableRows]:
+    """The tables of one altered copy. The same for the same arguments and file, on every machine."""
+    info = os.stat(db_path)
+    gold = parse_sql(gold_sql, schema)
+    literals = sorted(set(_literals(gold)), key=repr) if gold else []
+    tables = _sampled(_read(db_path, info.st_size, info.st_mtime_ns), schema, literals)
+    rng = random.Random(f"{seed}/{gold_sql}")
+    rows = _dropped(tables, schema, rng, share=SHARES[seed % len(SHARES)])
+    keys = _keys(schema)
+    changed = []
+    for table in tables:
+        name = table.name.lower()
+        columns = [list(column) for column in zip(*rows[name], strict=True)]
+        planted = {}
+        for place, (column, _) in enumerate(table.columns if columns else ()):
+            if (name, column.lower()) in keys:
+                continue
+            if rng.random() < 0.5:
+                rng.shuffle(columns[place])
+            values = [value for key, value in literals if key == ColumnName(name, column.lower())]
+            if values:
+                planted[place] = values
+        _plant(columns, planted, rng)
+        changed.append(TableRows(table.name, table.columns, tuple(zip(*columns, strict=True))))
+    return changed
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _keys(schema: Schema) -> set[tuple[str, str]]:
+    """(table, column) of all primary and foreign keys, lower-cased."""
+    primary = {(table.name, column) for table in schema.tables for column in table.primary_key}
+    return {(table.lower(), column.lower()) for table, column in primary.union(*schema.foreign_keys)}
+
+
+def _links(tables: Sequence[TableRows], schema: Schema) -> list[tuple[str, int, str, int]]:
+    """Foreign keys as (referring table, place of its column, referred table, place of its column)."""
+    places = {t.name.lower(): {name.lower(): i for i, (name, _) in enumerate(t.columns)} for t in tables}
+    links = []
+    for (table, column), (parent, key) in schema.foreign_keys:
+        at, parent_at = places.get(table.lower(), {}), places.get(parent.lower(), {})
+        if column.lower() in at and key.lower() in parent_at:
+            links.append((table.lower(), at[column.lower()], parent.lower(), parent_at[key.lower()]))
+    return links
+
+
+@lru_cache(maxsize=64)
+def _read(db_path: Path, size: int, mtime_ns: int) -> tuple[TableRows, ...]:
+    return tuple(read_tables(db_path, MAX_READ_ROWS))
+
+
+def _sampled(
+    tables: Sequence[TableRows], schema: Schema, literals: Sequence[tuple[ColumnName, object]]
+) -> list[TableRows]:
+    """Some rows of each table that hold one of the literals, blocks of others, and all rows these refer to.
+
+    Blocks, because rows that belong to one group often stand side by side.
+    """
+    rows, kept = {table.name.lower(): table.rows for table in tables}, {}
+    for table in tables:
+        name, num_rows = table.name.lower(), len(table.rows)
+        blocks = range(0, num_rows, max(BLOCK_ROWS, num_rows * BLOCK_ROWS // MAX_ROWS))
+        kept[name] = {i for start in blocks for i in range(start, min(start + BLOCK_ROWS, num_rows))}
+        for place, (column, _) in enumerate(table.columns):
+            wanted = {str(value) for key, value in literals if key == ColumnName(name, column.lower())}
+            found = [i for i, row in enumerate(table.rows) if str(row[place]) in wanted] if wanted else []
+            kept[name].update(found[:BLOCK_ROWS])
+    links = _links(tables, schema)
+    index = {(parent, key): {_key(row[key]): i for i, row in enumerate(rows[parent])} for _, _, parent, key in links}
+    is_growing = True
+    while is_growing:
+        is_growing = False
+        for table, column, parent, key in links:
+            known = index[parent, key]
+            wanted = {known.get(_key(rows[table][i][column])) for i in kept[table]} - kept[parent] - {None}
+            kept[parent] |= wanted
+            is_growing |= bool(wanted)
+    return [TableRows(t.name, t.columns, tuple(t.rows[i] for i in sorted(kept[t.name.lower()]))) for t in tables]
+
+
+def _dropped(
+    tables: Sequence[TableRows], schema: Schema, rng: random.Random, share: float
+) -> dict[str, list[tuple]]:
+    """A random share of each table's rows is gone, and with a row those that refer to it.
+
+    Where that empties a table, less is dropped: an empty one makes an outer join out of every join.
+    """
+    before = {table.name.lower(): list(table.rows) for table in tables}
+    links = _links(tables, schema)
+    for share in (share, share / 2, share / 4, 0.0):
+        rows = {name: [row for row in all_rows if rng.random() >= share] for name, all_rows in before.items()}
+        is_shrinking = True
+        while is_shrinking:
+            is_shrinking = False
+            for table, column, parent, key in links:
+                left = {_key(row[key]) for row in rows[parent]}
+                gone = {_key(row[key]) for row in before[parent]} - left - {None}
+                kept = [row for row in rows[table] if _key(row[column]) not in gone]
+                is_shrinking |= len(kept) < len(rows[table])
+                rows[table] = kept
+        if all(rows[name] or not before[name] for name in rows):
+            break
+    return rows
+
+
+def _key(value: object) -> str | None:
+    """A key as text: a column of numbers may refer to one of texts."""
+    return None if value is None else str(value)
+
+
+def _literals(query: Query) -> Iterator[tuple[ColumnName, float | int | str]]:
+    """(column, literal) of every comparison, in all nested queries and arms too."""
+    for conditions in (query.on, query.where, query.having):
+        for condition in conditions:
+            if isinstance(condition, Condition):
+                use = condition.expression.left
+                for value in (condition.value, condition.high_value):
+                    if isinstance(value, Query):
+                        yield from _literals(value)
+                    elif value is not None and not isinstance(value, ColumnUse) and use.aggregate == "none":
+                        yield use.column, _plain(value)
+    for inner in (*query.tables, query.intersect, query.union, query.except_):
+        if isinstance(inner, Query):
+            yield from _literals(inner)
+
+
+def _plain(value: float | str) -> float | int | str:
+    """A parsed literal as SQLite would store it; the % of a LIKE pattern is left out."""
+    if isinstance(value, str):
+        value = value.strip('"').replace("%", "")
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def _plant(columns: list[list], planted: dict[int, list], rng: random.Random) -> None:
+    """Let a quarter of the rows meet every comparison with a literal, and a quarter just miss one."""
+    if not planted:
+        return
+    has_repeats = {place: len(set(columns[place])) < len(columns[place]) for place in planted}
+    for row in range(len(columns[0])):
+        chance = rng.random()
+        if chance < 0.25:
+            chosen = {place: rng.choice(values) for place, values in planted.items()}
+        elif chance < 0.5:
+            place = rng.choice(sorted(planted))
+            value = rng.choice(planted[place])
+            chosen = {place: "#" if isinstance(value, str) else value + rng.choice((-1, 1))}
+        else:
+            continue
+        for place, value in chosen.items():
+            if has_repeats[place] or value not in columns[place]:
+                columns[place][row] = value

@@ -1,0 +1,101 @@
+"""Splits from named files, and turns that are left out of training by a file."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from mtsql.sql.datasets import DataConfig, describe_losses, load_split, read_leave_out
+from mtsql.sql.dialogues import split_by_database
+
+TABLES = [
+    {"db_id": db_id, "table_names_original": ["t"], "column_names_original": [[-1, "*"], [0, "a"]],
+     "column_types": ["text", "number"], "primary_keys": [], "foreign_keys": []}
+    for db_id in ("one", "two")
+]  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    """config(text) is a configuration whose leave-out file holds the text; three dialogues of two turns to train on."""
+    dialogues = [
+        {"database_id": db_id, "interaction": [{"utterance": f"q{i}", "query": f"SELECT {i}"} for i in range(2)]}
+        for db_id in ("one", "one", "two")
+    ]
+    for db_id in ("one", "two"):
+        (tmp_path / db_id).mkdir()
+        with closing(sqlite3.connect(tmp_path / db_id / f"{db_id}.sqlite")) as connection:
+            connection.execute("CREATE TABLE t (a)")
+    for name, content in (("train", dialogues), ("dev", dialogues), ("tables", TABLES)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+
+    def config(text):
+        (tmp_path / "out.tsv").write_text(text, encoding="utf-8")
+        names = {key: str(tmp_path / f"{key}.json") for key in ("train", "dev", "tables")}
+        return DataConfig(**names, databases=str(tmp_path), leave_out=str(tmp_path / "out.tsv"))
+
+    return config
+
+
+def test_left_out_turns_are_gone_but_stay_in_the_history(config):
+    corpus = load_split(config("train:0:0\tgold fails: a\ntrain:2:0\tgold fails: b\n"), "train")
+    assert [turn.turn_id for turn in corpus.turns] == ["train:0:1", "train:1:0", "train:1:1", "train:2:1"]
+    assert corpus.turns[0].history == (("q0", "SELECT 0"),)
+    assert corpus.left_out == {"train:0:0": "gold fails: a", "train:2:0": "gold fails: b"}
+    assert describe_losses(corpus) == "left out 2 turns (2 gold fails)"
+    rest, _ = split_by_database(corpus, 0.5, 0)
+    assert rest.left_out == corpus.left_out
+
+
+def test_a_dialogue_without_turns_disappears(config):
+    corpus = load_split(config("train:1:0\tx\ntrain:1:1\ty\n"), "train")
+    assert [dialogue.dialogue_id for dialogue in corpus.dialogues] == ["train:0", "train:2"]
+    assert describe_losses(corpus) == "left out 2 turns (1 x, 1 y)"
+
+
+def test_scripts_say_what_is_left_out(config, capsys, monkeypatch):
+    from mtsql.workbench import load_corpora
+
+    load_corpora(config("train:1:0\tduplicate: of train:0:0\n"), ("train", "dev"))
+    assert capsys.readouterr().out == "train: left out 1 turns (1 duplicate)\n"
+    monkeypatch.setenv("RANK", "1")
+    load_corpora(config("train:1:0\tduplicate: of train:0:0\n"), ("train", "dev"))
+    assert capsys.readouterr().out == ""
+
+
+def test_only_the_training_split_is_concerned(config):
+    corpus = load_split(config("train:0:0\tx\n"), "dev")
+    assert len(corpus.turns) == 6 and describe_losses(corpus) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train:0:0\n", r"out.tsv, line 1: expected turn id<TAB>reason, found 'train:0:0'"),
+        ("train:0:0\tx\ntrain:0:1\t \n", r"out.tsv, line 2: expected"),
+        ("train:0:0\tx\n\n", r"out.tsv, line 2: expected"),
+        ("\tx\n", r"out.tsv, line 1: expected"),
+        ("train:0:0\tx\ntrain:0:0\ty\n", r"out.tsv, line 2: turn train:0:0 was named before"),
+        ("dev:0:0\tx\ntrain:9:0\tx\n", r"out.tsv: 2 turns are not in this split, such as dev:0:0"),
+        ("".join(f"train:{d}:{t}\tx\n" for d in range(3) for t in range(2)), r"out.tsv: no turn is left"),
+    ],
+)
+def test_bad_leave_out_files_are_named(config, text, words):
+    with pytest.raises(ValueError, match=words):
+        load_split(config(text), "train")
+
+
+def test_unreadable_leave_out_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data.leave_out .*none.tsv: cannot be read"):
+        read_leave_out(tmp_path / "none.tsv")
+    (tmp_path / "odd.tsv").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"odd.tsv: not UTF-8"):
+        read_leave_out(tmp_path / "odd.tsv")
+
+
+def test_leave_out_without_training_data_is_an_error():
+    with pytest.raises(ValueError, match="data.leave_out is set, but data.train is not"):
+        DataConfig(dev="d", tables="t", databases="b", leave_out="x")
+    with pytest.raises(ValueError, match="data.train is not set"):
+        load_split(DataConfig(dev="d", tables="t", databases="b"), "train")

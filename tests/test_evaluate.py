@@ -1,0 +1,47 @@
+"""Summaries of played episodes: the official tables, abilities and outcomes, by hand."""
+
+import pytest
+
+from mtsql.evaluate import TurnScore, predictions_text, summarize
+
+
+def turn_score(dialogue, turn, hardness, ex, em, call_memory=None, outcome="answered"):
+    abilities = {"call_execute": float(ex), "call_memory": call_memory}
+    ids = f"dev:{dialogue}:{turn}", f"dev:{dialogue}"
+    return TurnScore(*ids, turn, hardness, ex, em, "SELECT 1", outcome, 2, abilities)
+
+
+SCORES = [
+    turn_score(0, "1", "easy", True, True),
+    turn_score(0, "2", "hard", True, False, 1.0),
+    turn_score(1, "1", "easy", False, False, outcome="bad_call"),
+    turn_score(1, "> 4", "unparsed", True, True, 0.0),
+    turn_score(2, "1", "extra", True, True),
+]
+
+
+def test_summary():
+    summary = summarize(SCORES)
+    assert summary["all"] == {"count": 5, "ex": 80.0, "em": 60.0}
+    assert summary["by_turn"] == {
+        "1": {"count": 3, "ex": 66.67, "em": 66.67},
+        "2": {"count": 1, "ex": 100.0, "em": 0.0},
+        "3": {"count": 0, "ex": 0.0, "em": 0.0},
+        "4": {"count": 0, "ex": 0.0, "em": 0.0},
+        "> 4": {"count": 1, "ex": 100.0, "em": 100.0},
+    }
+    assert summary["by_hardness"] == {
+        "easy": {"count": 2, "ex": 50.0, "em": 50.0},
+        "medium": {"count": 0, "ex": 0.0, "em": 0.0},
+        "hard": {"count": 1, "ex": 100.0, "em": 0.0},
+        "extra": {"count": 1, "ex": 100.0, "em": 100.0},
+    }  # a gold outside the grammar counts in "all" only
+    assert summary["interaction"] == {"count": 3, "ex": 66.67, "em": 33.33}
+    assert summary["abilities"] == {"call_execute": 0.8, "call_memory": 0.5}  # first turns have nothing to remember
+    assert summary["outcomes"] == {"answered": 4, "bad_call": 1} and summary["mean_steps"] == 2
+    with pytest.raises(ValueError, match="no turn was scored"):
+        summarize([])
+
+
+def test_predictions_are_in_the_official_format():
+    assert predictions_text(SCORES) == "SELECT 1\nSELECT 1\n\nSELECT 1\nSELECT 1\n\nSELECT 1\n"
