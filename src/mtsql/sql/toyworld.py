@@ -186,13 +186,17 @@ def _make_dialogue(domain: Domain, rng: random.Random, run, seen: set) -> tuple[
 
 
 def _is_sound(state, before, domain: Domain, run) -> bool:
-    """Whether the turn's result is neither empty nor long, has no NULL or zero count alone, and differs from the last
-    turn's and from the result without its newest filter."""
+    """Whether the turn's result is neither empty nor long, has no NULL or zero count alone, leaves no tie to LIMIT, and
+    differs from the last turn's and from the result without its newest filter."""
     rows = run(to_sql(state, domain))
     if not rows or len(rows) > MAX_ROWS and not (before is None and len(rows) <= 45):
         return False
     if len(rows) == 1 and rows[0][0] in (None, 0):
         return False
+    if state.limit:
+        first, *rest = run(to_sql(replace(state, limit=False, columns=(state.order,)), domain))
+        if first[0] in [row[0] for row in rest]:
+            return False
     if before is not None and rows == run(to_sql(before, domain)):
         return False
     if state.filters and not state.limit:
