@@ -1,7 +1,8 @@
 """One optimizer step over many micro-batches: the same gradient however the work is cut (design rule 6).
 
 Losses are sums. They are divided once, by a denominator summed over all ranks before the first backward, so any split
-over micro-batches, packs or ranks gives the gradient of the whole. A rank with nothing to learn still joins in.
+over micro-batches, packs or ranks gives the gradient of the whole. Every rank runs the same number of micro-batches, a
+rank with fewer (or none) some that teach nothing: sharded weights are gathered by all ranks together in each of them.
 """
 
 from collections.abc import Callable
@@ -82,30 +83,30 @@ def take_step(
         return {}
     for group in optimizer.param_groups:
         group["lr"] = lr
-    batches = [batch.to(accelerator.device) for batch in pack(samples, max_tokens)]
+    batches = pack(samples, max_tokens)
+    num_batches = max(gather_list(accelerator, [len(batches)]))
     sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0}
-    for index, batch in enumerate(batches):
-        is_last = index == len(batches) - 1
-        with nullcontext() if is_last else accelerator.no_sync(module):
+    for index in range(num_batches):
+        with nullcontext() if index == num_batches - 1 else accelerator.no_sync(module):
+            if index >= len(batches):
+                accelerator.backward(module(nothing_to_learn().to(accelerator.device))[0].sum() * 0.0)
+                continue
+            batch = batches[index].to(accelerator.device)
             loss_sum, stats = loss_of(module, batch)
             accelerator.backward(loss_sum * accelerator.num_processes / denominator)
         for name, value in {**stats, "loss": loss_sum.detach() / denominator}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
-    if not batches:
-        _join_with_nothing(accelerator, module)
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {**sum_over_ranks(accelerator, sums), "grad_norm": float(grad_norm)}
 
 
-def _join_with_nothing(accelerator: Accelerator, module: torch.nn.Module) -> None:
-    """The backward of a rank without samples: one token whose log-prob is multiplied by zero."""
-    sample = Sample(prompt_ids=[0], ids=[0], loss_mask=[1], advantages=[0.0], old_logprobs=[0.0])
-    logprobs, _ = module(pack([sample], 2)[0].to(accelerator.device))
-    accelerator.backward(logprobs.sum() * 0.0)
+def nothing_to_learn() -> Batch:
+    """One token, whose log-prob is to be multiplied by zero: the micro-batch of a rank that has none left."""
+    return pack([Sample(prompt_ids=[0], ids=[0], loss_mask=[1])], 2)[0]
 
 
 def sum_over_ranks(accelerator: Accelerator, sums: dict[str, float]) -> dict[str, float]:
