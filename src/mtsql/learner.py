@@ -5,13 +5,18 @@ over micro-batches, packs or ranks gives the gradient of the whole. Every rank r
 rank with fewer (or none) some that teach nothing: sharded weights are gathered by all ranks together in each of them.
 """
 
+import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel
 
+from mtsql.llm.logprobs import PolicyModule, score
+from mtsql.llm.model import reference, shard_like, unwrap, whole
 from mtsql.llm.packing import Batch, Sample, pack
 
 
@@ -60,6 +65,53 @@ def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
         return config.lr
     progress = (update - num_warmup) / max(1, num_updates - num_warmup)
     return config.lr * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item()))
+
+
+def seed_update(seed: int, update: int, rank: int) -> None:
+    """Set every generator of this process from (seed, update, rank): none has to be saved to repeat an update, and no
+    two ranks or updates draw the same numbers."""
+    digest = hashlib.blake2b(f"{seed}/{update}/{rank}".encode(), digest_size=4).digest()
+    set_seed(int.from_bytes(digest, "big"))
+
+
+def with_reference(
+    accelerator: Accelerator,
+    policy: torch.nn.Module,
+    frozen: PreTrainedModel | None,
+    samples: list[Sample],
+    *,
+    temperature: float,
+    max_tokens: int,
+) -> list[Sample]:
+    """The samples with the log-probs of the reference policy: `frozen`, or `policy` without its adapters."""
+    with reference(policy, frozen) as model, accelerator.autocast():
+        scores = score(PolicyModule(model, temperature), samples, max_tokens, accelerator.device)
+    return [replace(sample, ref_logprobs=s) for sample, s in zip(samples, scores, strict=True)]
+
+
+def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as "<average>/<parameter>" -> whole tensor (every rank must ask where it is sharded)."""
+    states = getattr(optimizer, "optimizer", optimizer).state
+    return {
+        f"{kind}/{name}": whole(value).detach().cpu().contiguous()
+        for name, p in unwrap(module).named_parameters()
+        for kind, value in states.get(p, {}).items()
+    }
+
+
+def load_optimizer(module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`. ValueError for tensors of another model."""
+    states, left = getattr(optimizer, "optimizer", optimizer).state, dict(tensors)
+    for name, p in unwrap(module).named_parameters():
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            value = left.pop(f"{kind}/{name}", None)
+            if value is None:
+                continue
+            if kind != "step" and value.shape != p.shape:
+                raise ValueError(f"optimizer.safetensors: {kind}/{name} has shape {tuple(value.shape)}, not {tuple(p.shape)}")
+            states[p][kind] = value if kind == "step" else shard_like(value, p)
+    if left:
+        raise ValueError(f"optimizer.safetensors holds {next(iter(left))}, which this model does not have")
 
 
 def take_step(

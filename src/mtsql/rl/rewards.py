@@ -54,6 +54,12 @@ class RewardConfig:
     guard: bool = True
     """An empty gold result, or an answer that reads no table, is paid for execution only if it also matches in
     structure: otherwise wrong queries are paid by accident. The official metric has no such guard."""
+    overlong_buffer: int = 0
+    """DAPO's soft punishment of length: over its last so many tokens, the trajectory budget costs up to 1. 0: off."""
+
+    def __post_init__(self):
+        if self.overlong_buffer < 0:
+            raise ValueError("reward.overlong_buffer must not be negative")
 
 
 def reward_components(
