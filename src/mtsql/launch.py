@@ -1,7 +1,7 @@
 """How a script starts and ends: the ranks that were asked for, one-line errors, Ctrl-C, and a clean last breath.
 
 `accelerate launch --num_processes N` without a GPU starts one process whatever N is (Accelerate 1.15; only its GPU
-launchers and mpirun start more). Our scripts notice, and become the launcher of the N ranks themselves.
+launchers and mpirun start more). Our scripts notice, and launch the N ranks themselves.
 """
 
 import os
@@ -19,7 +19,7 @@ from mtsql.config import parse_config
 
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
-ADVICE = "start them with: torchrun --standalone --nproc_per_node N SCRIPT"
+ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
 INTERRUPTED = 130
 
 
@@ -53,10 +53,11 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
 
 
 def start_missing_ranks() -> None:
-    """Replace this process by torchrun with the ranks `accelerate launch` was asked for, where it started only one.
+    """Launch the ranks `accelerate launch` was asked for where it started only this process, and exit when they have.
 
     It leaves a meeting point (MASTER_ADDR) and no rank in the environment then; the number stands on its command line
-    or in its config file. ValueError, saying what to do instead, if they cannot be read.
+    or in its config file. ValueError, saying what to do instead, if they cannot be read. A failed rank has shown its
+    traceback by then, and has ended the others.
     """
     env = os.environ
     if "ACCELERATE_MIXED_PRECISION" not in env or "MASTER_ADDR" not in env or any(n in env for n in RANK_VARIABLES):
@@ -68,7 +69,10 @@ def start_missing_ranks() -> None:
     except psutil.Error as error:
         raise ValueError(f"accelerate started one process only; {ADVICE}") from error
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command_parser  # slow to import, and only this case needs it
+    from accelerate.commands.launch import launch_command_parser  # slow to import, and only this case needs them
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     launcher = [i for i, word in enumerate(words) if Path(word).name in LAUNCHERS]
     if not launcher:
@@ -85,7 +89,15 @@ def start_missing_ranks() -> None:
                   "--master_addr", env["MASTER_ADDR"], "--master_port", env["MASTER_PORT"]]  # fmt: skip
     else:
         flags.append("--standalone")
-    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *flags, *sys.argv])
+    ranks = torchrun.get_args_parser().parse_args([*flags, sys.argv[0]])
+    ranks.training_script_args = sys.argv[1:]
+    try:
+        torchrun.run(ranks)
+    except ChildFailedError as error:
+        raise SystemExit(max(failure.exitcode for failure in error.failures.values())) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    raise SystemExit(0)
 
 
 @contextmanager
