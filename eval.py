@@ -4,19 +4,17 @@
     python eval.py --model.path MODEL --split dev --history predicted --data.dev dev.json --data.tables tables.json ...
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.config import parse_config, to_dict
+from mtsql.config import to_dict
 from mtsql.evaluate import HISTORIES, evaluate, predictions_text, scores_as_rows, summarize
+from mtsql.launch import make_accelerator, run_script
 from mtsql.learner import gather_list
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.model import ModelConfig, generation_weights
@@ -54,16 +52,17 @@ def main(config: Config) -> None:
         raise ValueError("model.path is not set: name the model folder to score")
     if config.history not in HISTORIES:
         raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {config.history!r}")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(config.model.mixed_precision)
     style = config.style or (PromptStyle.BRIEF if config.data.is_toy else PromptStyle.FULL)
-    bench = set_up(config.model, config.data, config.env, style, (config.split,), 0)
+    with accelerator.main_process_first():
+        bench = set_up(config.model, config.data, config.env, style, (config.split,), 0)
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)
     dialogues = corpus.dialogues[: config.max_dialogues or None]
     mine = dialogues[accelerator.process_index :: accelerator.num_processes]
     turns = [turn for dialogue in mine for turn in dialogue.turns]
-    with generation_weights(bench.policy) as model:
+    with generation_weights(bench.policy, config.model.compute_dtype) as model:
         engine = Engine(model, bench.renderer.stop_ids, config.sampling, config.engine)
         scores, _ = evaluate(
             engine, bench.renderer, corpus, turns, bench.env_maker(config.split), history=config.history,
@@ -92,7 +91,4 @@ def show(summary: dict, title: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_config(Config, sys.argv[1:], __doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Config, __doc__)

@@ -10,17 +10,16 @@ counts, not by an embedding model.
 
 import math
 import random
-import sys
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.config import parse_config
+from mtsql.launch import make_accelerator, run_script
 from mtsql.learner import OptimConfig, gather_list, learning_rate, make_optimizer, sum_over_ranks, take_step
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
@@ -95,6 +94,8 @@ def demonstration_samples(bench: Workbench, file: Path, config: SftConfig, max_p
     random.Random(seed).shuffle(demonstrations)
     make_env, samples = bench.env_maker("train"), []
     for turn_id, replies in demonstrations[: config.max_samples or None]:
+        if turn_id in bench.corpora["train"].left_out:
+            continue
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
         trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), bench.renderer)
@@ -130,7 +131,7 @@ def collect(bench: Workbench, turns, config: Config, accelerator, round_index: i
     sampling = Sampling(**{**config.sampling.__dict__, "temperature": config.selftaught.temperature})
     mine = turns[accelerator.process_index :: accelerator.num_processes]
     n, chosen, solved = config.selftaught.samples_per_turn, [], []
-    with generation_weights(bench.policy) as model:
+    with generation_weights(bench.policy, config.model.compute_dtype) as model:
         engine = Engine(model, bench.renderer.stop_ids, sampling, config.engine)
         trajectories = rollout(
             engine, bench.renderer, mine, bench.env_maker("train"), num_samples=n, seed=config.seed,
@@ -148,19 +149,43 @@ def collect(bench: Workbench, turns, config: Config, accelerator, round_index: i
     return gather_list(accelerator, chosen), set(gather_list(accelerator, solved))
 
 
-def main(config: Config) -> None:
-    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model."""
+def check(config: Config) -> None:
+    """Impossible combinations, named before anything is loaded."""
     if config.source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+
+
+def main(config: Config) -> None:
+    """Stage 1 as a run of its own."""
+    check(config)
+    accelerator = make_accelerator(config.model.mixed_precision)
+    warm_start(config, accelerator)
+    accelerator.end_training()
+
+
+def warm_start(config: Config, accelerator: Accelerator) -> None:
+    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model."""
     set_seed(config.seed)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)
     module = PolicyModule(bench.policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.sft.optim))
+    try:
+        learn(config, bench, module, optimizer, accelerator, log)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        save_policy(bench.policy, bench.tokenizer, Path(config.run) / "model", accelerator.is_main_process)
+        raise KeyboardInterrupt(f"{config.run}/model holds the weights so far") from None
+    save_policy(bench.policy, bench.tokenizer, Path(config.run) / "model", accelerator.is_main_process)
+    log.print(f"saved {config.run}/model")
+    accelerator.wait_for_everyone()
+
+
+def learn(config: Config, bench: Workbench, module, optimizer, accelerator: Accelerator, log: RunLog) -> None:
+    """The paper's rounds, or one pass over demonstrations."""
     if config.source == "demonstrations":
         file = Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
         samples = demonstration_samples(bench, file, config.sft, config.max_prompt_tokens, config.seed)
@@ -177,15 +202,7 @@ def main(config: Config) -> None:
                 raise ValueError("no rollout was right: start from demonstrations (--source demonstrations)")
             train_on(module, optimizer, pool, config.sft, accelerator, log, config.seed, f"round{round_index}")
             turns = [turn for turn in turns if turn.turn_id not in solved]
-    if accelerator.is_main_process:
-        save_policy(bench.policy, bench.tokenizer, Path(config.run) / "model")
-        log.print(f"saved {config.run}/model")
-    sum_over_ranks(accelerator, {})
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_config(Config, sys.argv[1:], __doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Config, __doc__)

@@ -16,9 +16,9 @@ from mtsql.llm.tokenizer import train_tokenizer
 SIZE = EmbeddedSize(vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, head_dim=8)
 
 
-def one_update(share) -> list[float]:
-    """Take one GRPO step over `share(rank)` of five samples; the gradient norm and some updated weights."""
-    accelerator = Accelerator(cpu=True)
+def one_update(share, accelerator=None) -> list[float]:
+    """Take one GRPO step over `share[rank]` of five samples; the gradient norm, the loss and some updated weights."""
+    accelerator = accelerator or Accelerator(cpu=True)
     policy = build_embedded(train_tokenizer(["words"] * 9, SIZE.vocab_size), SIZE, seed=1)
     module = PolicyModule(policy)
     config = OptimConfig(lr=1e-2)

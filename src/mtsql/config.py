@@ -1,5 +1,6 @@
 """Recipes <-> nested dataclasses <-> dotted flags. jsonargparse does the work."""
 
+import os
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,16 +12,33 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def parse_config(kind: type, argv: list[str], description: str) -> Any:
+def parse_config(kind: type, argv: list[str], description: str, presets: dict[str, dict] | None = None) -> Any:
     """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`). An unknown key or an
-    ill-typed value ends the program with status 2 and a line that names it."""
+    ill-typed value ends the program with status 2 and a line that names it.
+
+    `--preset NAME` stands for the flags of `presets[NAME]`, `--resume RUN` for `--config RUN/config.yaml`; in both cases
+    whatever else is given wins."""
     parser = ArgumentParser(description=description, exit_on_error=True)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
     parser.add_class_arguments(kind, fail_untyped=True)
     parsed = parser.parse_args(argv)
+    if first := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
+        parsed = parser.parse_args([*first, *argv])
     values = parser.instantiate_classes(parsed).as_dict()
     values.pop("config", None)
     return kind(**values)
+
+
+def _implied_flags(preset: str | None, resume: str | None, presets: dict[str, dict]) -> list[str]:
+    if resume is not None:
+        if not (file := Path(resume) / "config.yaml").is_file():
+            raise ValueError(f"resume {resume}: no config.yaml there, so no run to go on with")
+        return ["--config", str(file)]
+    if preset is None:
+        return []
+    if preset not in presets:
+        raise ValueError(f"preset must be one of {', '.join(presets)}, not {preset!r}")
+    return [f"--{key}={'null' if value is None else value}" for key, value in presets[preset].items()]
 
 
 def to_dict(config: Any) -> Any:
@@ -36,16 +54,19 @@ def to_dict(config: Any) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write the whole configuration as YAML that `--config` reads back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def config_diff(config: Any, default: Any) -> dict[str, Any]:
     """Dotted key -> value, for every value that is not the default's."""
-    return {key: value for key, value in _flat(to_dict(config)).items() if _flat(to_dict(default)).get(key) != value}
+    return {key: value for key, value in flat(to_dict(config)).items() if flat(to_dict(default)).get(key) != value}
 
 
-def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
     out = {}
     for key, value in values.items():
-        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        out.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return out

@@ -1,16 +1,22 @@
 """One optimizer step over many micro-batches: the same gradient however the work is cut (design rule 6).
 
 Losses are sums. They are divided once, by a denominator summed over all ranks before the first backward, so any split
-over micro-batches, packs or ranks gives the gradient of the whole. A rank with nothing to learn still joins in.
+over micro-batches, packs or ranks gives the gradient of the whole. Every rank runs the same number of micro-batches, a
+rank with fewer (or none) some that teach nothing: sharded weights are gathered by all ranks together in each of them.
 """
 
+import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel
 
+from mtsql.llm.logprobs import PolicyModule, score
+from mtsql.llm.model import reference, shard_like, unwrap, whole
 from mtsql.llm.packing import Batch, Sample, pack
 
 
@@ -61,6 +67,53 @@ def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
     return config.lr * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item()))
 
 
+def seed_update(seed: int, update: int, rank: int) -> None:
+    """Set every generator of this process from (seed, update, rank): none has to be saved to repeat an update, and no
+    two ranks or updates draw the same numbers."""
+    digest = hashlib.blake2b(f"{seed}/{update}/{rank}".encode(), digest_size=4).digest()
+    set_seed(int.from_bytes(digest, "big"))
+
+
+def with_reference(
+    accelerator: Accelerator,
+    policy: torch.nn.Module,
+    frozen: PreTrainedModel | None,
+    samples: list[Sample],
+    *,
+    temperature: float,
+    max_tokens: int,
+) -> list[Sample]:
+    """The samples with the log-probs of the reference policy: `frozen`, or `policy` without its adapters."""
+    with reference(policy, frozen) as model, accelerator.autocast():
+        scores = score(PolicyModule(model, temperature), samples, max_tokens, accelerator.device)
+    return [replace(sample, ref_logprobs=s) for sample, s in zip(samples, scores, strict=True)]
+
+
+def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as "<average>/<parameter>" -> whole tensor (every rank must ask where it is sharded)."""
+    states = getattr(optimizer, "optimizer", optimizer).state
+    return {
+        f"{kind}/{name}": whole(value).detach().cpu().contiguous()
+        for name, p in unwrap(module).named_parameters()
+        for kind, value in states.get(p, {}).items()
+    }
+
+
+def load_optimizer(module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`. ValueError for tensors of another model."""
+    states, left = getattr(optimizer, "optimizer", optimizer).state, dict(tensors)
+    for name, p in unwrap(module).named_parameters():
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            value = left.pop(f"{kind}/{name}", None)
+            if value is None:
+                continue
+            if kind != "step" and value.shape != p.shape:
+                raise ValueError(f"optimizer.safetensors: {kind}/{name} has shape {tuple(value.shape)}, not {tuple(p.shape)}")
+            states[p][kind] = value if kind == "step" else shard_like(value, p)
+    if left:
+        raise ValueError(f"optimizer.safetensors holds {next(iter(left))}, which this model does not have")
+
+
 def take_step(
     accelerator: Accelerator,
     module: torch.nn.Module,
@@ -82,30 +135,30 @@ def take_step(
         return {}
     for group in optimizer.param_groups:
         group["lr"] = lr
-    batches = [batch.to(accelerator.device) for batch in pack(samples, max_tokens)]
+    batches = pack(samples, max_tokens)
+    num_batches = max(gather_list(accelerator, [len(batches)]))
     sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0}
-    for index, batch in enumerate(batches):
-        is_last = index == len(batches) - 1
-        with nullcontext() if is_last else accelerator.no_sync(module):
+    for index in range(num_batches):
+        with nullcontext() if index == num_batches - 1 else accelerator.no_sync(module):
+            if index >= len(batches):
+                accelerator.backward(module(nothing_to_learn().to(accelerator.device))[0].sum() * 0.0)
+                continue
+            batch = batches[index].to(accelerator.device)
             loss_sum, stats = loss_of(module, batch)
             accelerator.backward(loss_sum * accelerator.num_processes / denominator)
         for name, value in {**stats, "loss": loss_sum.detach() / denominator}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
-    if not batches:
-        _join_with_nothing(accelerator, module)
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {**sum_over_ranks(accelerator, sums), "grad_norm": float(grad_norm)}
 
 
-def _join_with_nothing(accelerator: Accelerator, module: torch.nn.Module) -> None:
-    """The backward of a rank without samples: one token whose log-prob is multiplied by zero."""
-    sample = Sample(prompt_ids=[0], ids=[0], loss_mask=[1], advantages=[0.0], old_logprobs=[0.0])
-    logprobs, _ = module(pack([sample], 2)[0].to(accelerator.device))
-    accelerator.backward(logprobs.sum() * 0.0)
+def nothing_to_learn() -> Batch:
+    """One token, whose log-prob is to be multiplied by zero: the micro-batch of a rank that has none left."""
+    return pack([Sample(prompt_ids=[0], ids=[0], loss_mask=[1])], 2)[0]
 
 
 def sum_over_ranks(accelerator: Accelerator, sums: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -21,21 +22,34 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
 class RunLog:
     """A run folder. Only the main rank writes and prints; every rank may call everything."""
 
-    def __init__(self, folder: Path, config: Any, is_main: bool = True):
-        """ValueError if the folder already holds a run: nothing is ever overwritten."""
+    def __init__(self, folder: Path, config: Any, is_main: bool = True, resume_at: tuple[int, int] | None = None):
+        """ValueError if the folder already holds a run: nothing is ever overwritten. A resumed run gives (update,
+        bytes of metrics.jsonl) of its checkpoint: the lines of the updates to be done again are cut off."""
         self.folder, self.is_main = Path(folder), is_main
         self._timings: dict[str, float] = {}
         if not is_main:
+            return
+        if resume_at is not None:
+            self._go_on(config, *resume_at)
             return
         if (self.folder / "metrics.jsonl").exists():
             raise ValueError(f"run {folder} already holds a run: name a new folder with --run")
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(config, self.folder / "config.yaml")
-        self.write_json("versions.json", {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES},
-                                          "git": _git_commit(), "command": sys.argv})  # fmt: skip
-        diff = config_diff(config, type(config)())
-        self.print(f"run {folder}; not default: " + (", ".join(f"{k}={v}" for k, v in diff.items()) or "nothing"))
+        self.write_json("versions.json", _provenance())
+        self.print(f"run {folder}; " + _not_default(config))
         (self.folder / "metrics.jsonl").touch()
+
+    def _go_on(self, config: Any, update: int, num_bytes: int) -> None:
+        """Cut metrics.jsonl back to its first `num_bytes` and note what goes on with what."""
+        file = self.folder / "metrics.jsonl"
+        file.touch()
+        if (found := file.stat().st_size) < num_bytes:
+            raise ValueError(f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}")
+        os.truncate(file, num_bytes)
+        save_config(config, self.folder / f"config-{update:05d}.yaml")
+        self.write_json(f"versions-{update:05d}.json", _provenance())
+        self.print(f"run {self.folder} goes on after {update} updates; " + _not_default(config))
 
     def print(self, text: str) -> None:
         """A line on the screen."""
@@ -100,7 +114,17 @@ class RunLog:
         path.write_text("\n".join(blocks), encoding="utf-8")
 
 
-def _git_commit() -> str:
+def _not_default(config: Any) -> str:
+    diff = config_diff(config, type(config)())
+    return "not default: " + (", ".join(f"{k}={v}" for k, v in diff.items()) or "nothing")
+
+
+def _provenance() -> dict[str, Any]:
+    return {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES}, "git": git_commit(),
+            "command": sys.argv}  # fmt: skip
+
+
+def git_commit() -> str:
     """The commit of the working tree, with a mark if it has changes; "unknown" outside a repository."""
     try:
         run = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.distributed.tensor import DTensor
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -197,7 +198,7 @@ def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
     yet) can be switched off instead: that costs no memory."""
     model = unwrap(model)
     added = [p for name, p in model.named_parameters() if "lora_B" in name]
-    if added and not any([_whole(p).any() for p in added]):
+    if added and not any([whole(p).any() for p in added]):
         return None
     return _full_copy(model)
 
@@ -222,7 +223,7 @@ def save_policy(
     model, folder = unwrap(model), Path(folder)
     state = None
     if _is_sharded(model):
-        state = {name: _whole(value) for name, value in model.state_dict().items()}
+        state = {name: whole(value) for name, value in model.state_dict().items()}
     if not is_main:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +238,31 @@ def save_policy(
         os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def load_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Set the trainable weights from a folder that `save_policy` wrote for this very model. ValueError naming the
+    weight that is missing or has another shape."""
+    tensors = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(file)
+    with torch.no_grad():
+        for name, weight in unwrap(model).named_parameters():
+            if not weight.requires_grad:
+                continue
+            value = tensors.get(name.replace(".default.", "."))
+            if value is None or value.shape != weight.shape:
+                found = "missing" if value is None else f"of shape {tuple(value.shape)}"
+                raise ValueError(f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}")
+            weight.copy_(shard_like(value, weight))
+
+
+def shard_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, on the device of `weight` and cut over the ranks as it is."""
+    tensor = tensor.to(weight.device)
+    if isinstance(weight, DTensor):
+        return distribute_tensor(tensor, weight.device_mesh, weight.placements)
+    return tensor
 
 
 def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -255,9 +281,9 @@ def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreT
             if name == "weight" and path in adapted:
                 delta = adapted[path].get_delta_weight("default").detach()  # (out, in)
                 tensor = tensor.to(delta.dtype) + delta
-            setattr(module, name, torch.nn.Parameter(_whole(tensor.to(to, copy=True)), requires_grad=False))
+            setattr(module, name, torch.nn.Parameter(whole(tensor.to(to, copy=True)), requires_grad=False))
         for name in [name for name, _ in module.named_buffers(recurse=False)]:
-            setattr(module, name, _whole(tensors[f"{path}.{name}"]).clone())
+            setattr(module, name, whole(tensors[f"{path}.{name}"]).clone())
     return copy.eval()
 
 
@@ -354,5 +380,6 @@ def _is_sharded(model: torch.nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with all its shards (every rank must ask for it)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -50,6 +50,11 @@ class AdvantageConfig:
             raise ValueError("advantage.eps must not be negative")
 
     @property
+    def compares(self) -> bool:
+        """Whether a group needs at least two samples."""
+        return self.baseline in ("mean", "leave_one_out") or self.scale == "group"
+
+    @property
     def needs_batch(self) -> bool:
         """Whether an advantage depends on other groups: then the groups of all ranks belong into one call."""
         return "batch" in (self.baseline, self.scale)
@@ -71,7 +76,7 @@ def batch_advantages(
     `is_cut` marks the trajectories that `config.cut` speaks of. A group that dropping leaves with fewer than two has
     nothing to compare: all None. ValueError for a group of fewer than two given to a baseline or scale of groups.
     """
-    compares = config.baseline in ("mean", "leave_one_out") or config.scale == "group"
+    compares = config.compares
     small = min((len(rewards) for rewards in groups), default=2)
     if compares and small < 2:
         raise ValueError(f"a group of {small} cannot be compared with itself: group_size must be at least 2")

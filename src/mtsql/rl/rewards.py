@@ -56,6 +56,12 @@ class RewardConfig:
     """Pay an answer only for what cannot be had by accident (sql/guard.py): an execution match must hold on altered
     copies of the database too, an empty gold result needs a match in structure as well, and an earlier turn's query
     given again earns nothing unless it is the gold. The official metrics have no such guard."""
+    overlong_buffer: int = 0
+    """DAPO's soft punishment of length: over its last so many tokens, the trajectory budget costs up to 1. 0: off."""
+
+    def __post_init__(self):
+        if self.overlong_buffer < 0:
+            raise ValueError("reward.overlong_buffer must not be negative")
 
 
 def reward_components(

@@ -2,11 +2,14 @@
 
 A row that stops goes to its environment in a thread pool while the other rows decode; its observation joins a later
 scheduling step. Tokens depend on (seed, update, turn, sample, position) alone, so it does not matter when SQL returns.
+Their log-probs do, in the last bits: sums round by which rows are computed together. Hence observations join a fixed
+number of steps after their reply, and two rollouts of the same weights are equal bit for bit.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from mtsql.agent.env import Outcome, SqlEnv
 from mtsql.llm.engine import Completion, Engine, StopReason
@@ -18,6 +21,10 @@ CUT = {
     StopReason.STEP_TOKENS: Outcome.STEP_TOKENS,
     StopReason.TRAJECTORY_TOKENS: Outcome.TRAJECTORY_TOKENS,
 }
+
+
+SQL_STEPS = 2
+"""Engine steps from a reply to its observation. Only SQL that takes longer than they do makes the other rows wait."""
 
 
 def turn_key(turn_id: str) -> int:
@@ -64,28 +71,30 @@ def rollout(
         if on_done is not None:
             on_done(trajectory)
 
-    running: dict[Future, int] = {}
+    running: deque[tuple[int, Future, int]] = deque()  # (step it is due at, answer, handle), in that order
     with ThreadPoolExecutor(max_workers=sql_workers) as pool:
+        step = 0
         while live:
+            step += 1
             for completion in engine.step() if engine.has_work else []:
-                _take(completion, live[completion.handle], renderer, pool, running, finish)
-            ready = [f for f in running if f.done()]
-            if running and not ready and not engine.has_work:
-                ready = wait(running, return_when=FIRST_COMPLETED).done
-            for future in ready:
-                handle = running.pop(future)
+                if future := _take(completion, live[completion.handle], renderer, pool, finish):
+                    running.append((step + SQL_STEPS, future, completion.handle))
+            if running and not engine.has_work:
+                step = max(step, running[0][0])  # no row decodes: the next observation is due at once
+            while running and running[0][0] <= step:
+                _, future, handle = running.popleft()
                 _observe(future.result(), handle, live[handle], renderer, engine, finish)
     return trajectories
 
 
-def _take(completion: Completion, trajectory: Trajectory, renderer, pool, running, finish) -> None:
-    """A reply is complete: keep its tokens and hand its text to the environment."""
+def _take(completion: Completion, trajectory: Trajectory, renderer, pool, finish) -> Future | None:
+    """A reply is complete: keep its tokens and hand its text to the environment, unless a budget cut it."""
     trajectory.add_sampled(completion.ids, completion.logprobs)
     if completion.reason in CUT:
         trajectory.env.end(CUT[completion.reason])
         finish(completion.handle)
-    else:
-        running[pool.submit(trajectory.env.step, renderer.decode(completion.ids))] = completion.handle
+        return None
+    return pool.submit(trajectory.env.step, renderer.decode(completion.ids))
 
 
 def _observe(observed: str | Outcome, handle: int, trajectory: Trajectory, renderer, engine: Engine, finish) -> None:

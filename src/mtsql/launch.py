@@ -1,0 +1,113 @@
+"""How a script starts and ends: the ranks that were asked for, one-line errors, Ctrl-C, and a clean last breath.
+
+`accelerate launch --num_processes N` without a GPU starts one process whatever N is (Accelerate 1.15; only its GPU
+launchers and mpirun start more). Our scripts notice, and launch the N ranks themselves.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from mtsql.config import parse_config
+
+RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
+ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
+INTERRUPTED = 130
+
+
+def run_script(main: Callable, kind: type, description: str, presets: dict[str, dict] | None = None) -> None:
+    """Parse the flags and call `main(config)`. The user's mistakes (ValueError) end in one line; so does Ctrl-C."""
+    try:
+        start_missing_ranks()
+        main(parse_config(kind, sys.argv[1:], description, presets))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher passes the same Ctrl-C on once more
+        if os.environ.get("RANK", "0") == "0":
+            print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if torch.distributed.is_initialized():
+            os._exit(INTERRUPTED)  # another rank may be waiting in a collective: no clean-up can be agreed on
+        raise SystemExit(INTERRUPTED) from None
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """The Accelerator of a script, on the GPU if there is one. ValueError if the launcher asks for another precision."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", mixed_precision):
+        raise ValueError(
+            f"accelerate's --mixed_precision is {asked}, but model.dtype means {mixed_precision}: set model.dtype only"
+        )
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed_precision)
+
+
+def start_missing_ranks() -> None:
+    """Launch the ranks `accelerate launch` was asked for where it started only this process, and exit when they have.
+
+    It leaves a meeting point (MASTER_ADDR) and no rank in the environment then; the number stands on its command line
+    or in its config file. ValueError, saying what to do instead, if they cannot be read. A failed rank has shown its
+    traceback by then, and has ended the others.
+    """
+    env = os.environ
+    if "ACCELERATE_MIXED_PRECISION" not in env or "MASTER_ADDR" not in env or any(n in env for n in RANK_VARIABLES):
+        return
+    if torch.cuda.is_available():
+        raise ValueError(f"accelerate was asked for several processes and found one GPU; if you mean it, {ADVICE}")
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error as error:
+        raise ValueError(f"accelerate started one process only; {ADVICE}") from error
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser  # slow to import, and only this case needs them
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    launcher = [i for i, word in enumerate(words) if Path(word).name in LAUNCHERS]
+    if not launcher:
+        raise ValueError(f"accelerate started one process only; {ADVICE}")
+    asked = launch_command_parser().parse_args(words[launcher[0] + 1 :])
+    file = asked.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
+    saved = load_config_from_file(file) if file else None
+    num_machines = asked.num_machines or getattr(saved, "num_machines", None) or 1
+    num_processes = asked.num_processes or getattr(saved, "num_processes", None) or num_machines
+    flags = ["--nproc_per_node", str(num_processes // num_machines)]
+    if num_machines > 1:
+        rank = asked.machine_rank if asked.machine_rank is not None else getattr(saved, "machine_rank", 0)
+        flags += ["--nnodes", str(num_machines), "--node_rank", str(rank),
+                  "--master_addr", env["MASTER_ADDR"], "--master_port", env["MASTER_PORT"]]  # fmt: skip
+    else:
+        flags.append("--standalone")
+    ranks = torchrun.get_args_parser().parse_args([*flags, sys.argv[0]])
+    ranks.training_script_args = sys.argv[1:]
+    try:
+        torchrun.run(ranks)
+    except ChildFailedError as error:
+        raise SystemExit(max(failure.exitcode for failure in error.failures.values())) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    raise SystemExit(0)
+
+
+@contextmanager
+def no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits until the end of the `with`: what stands inside happens as a whole or not at all."""
+    waiting = []
+    before = signal.signal(signal.SIGINT, lambda *_: waiting.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
