@@ -39,7 +39,7 @@ from mtsql.llm.model import ModelConfig, load_trained, make_reference, save_poli
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
-from mtsql.rl.rewards import RewardConfig
+from mtsql.rl.rewards import RewardConfig, RewardWeights
 from mtsql.runlog import RunLog
 from mtsql.sql.datasets import DataConfig, toy_files
 from mtsql.workbench import set_up
@@ -82,8 +82,11 @@ class Config:
     """Wording of the prompts (default: brief for the embedded model, full for others)."""
     engine: EngineLimits = EngineLimits()
     sampling: Sampling = Sampling(max_step_tokens=96, max_trajectory_tokens=640)
-    curriculum: CurriculumConfig = CurriculumConfig(probe_samples=4, max_probe_turns=256)
-    reward: RewardConfig = RewardConfig()
+    curriculum: CurriculumConfig = CurriculumConfig(
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.2, 0.3, 0.5)
+    )
+    reward: RewardConfig = RewardConfig(weights=RewardWeights(propose=0.2))
+    """The paper's 0.8 for `propose` would punish looking up values: a look is a tool call unlike the gold SQL."""
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
     optim: OptimConfig = OptimConfig(lr=3e-4)

@@ -24,7 +24,7 @@ def parse_config(kind: type, argv: list[str], description: str, presets: dict[st
     parsed = parser.parse_args(argv)
     if first := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
         parsed = parser.parse_args([*first, *argv])
-    values = parser.instantiate_classes(parsed).as_dict()
+    values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     return kind(**values)
 
