@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 MAX_ROWS = 25
-HASTY = 0.55
+HASTY = 0.5
 """Share of demonstrations that answer at once. They are right, but only because they were chosen in hindsight, as rejection
 sampling chooses: a policy that copies them guesses spellings it could have looked up. Reinforcement has to find that."""
 
@@ -257,14 +257,15 @@ def demonstrate(state: State, before: State | None, domain: Domain, rng: random.
     if rng.random() < HASTY:
         return _steps([("answer", gold)], [], {})
     draw = rng.random()
-    if fresh and draw < 0.8:
+    if fresh:
         column, value = fresh[-1].column, fresh[-1].value
         look = ("exec_sql", f"SELECT DISTINCT {column} FROM {fresh[-1].table}")
         # After a look a later turn goes straight to the memory, which runs the query too: four steps are all there is.
         rest = close if later else [("exec_sql", gold), *close]
-        if draw < 0.4 and naive != gold and not run(naive):
-            return _steps([("exec_sql", naive), look, *rest], [1], {1: "no rows , look", 2: f"{column} is {value}"})
-        if draw >= 0.4 or naive != gold:
+        rows = run(naive)
+        if draw < 0.85 and naive != gold and (not rows or rows in ([(0,)], [(None,)])):
+            return _steps([("exec_sql", naive), look, *rest], [1], {1: "nothing , look", 2: f"{column} is {value}"})
+        if draw >= 0.85 or naive != gold:  # a wrong spelling that would not show, or an agent that looks first
             return _steps([look, *rest], [], {0: f"look at {column}", 1: f"{column} is {value}"})
     if later and before.filters and draw > 0.93:
         kept = set(before.filters) & set(state.filters)
