@@ -99,6 +99,8 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
+    if not config.model.path and not config.data.is_toy:
+        raise ValueError("model.path is not set: the embedded model only knows the toy world, name a model folder")
     if config.sampling.temperature <= 0:
         raise ValueError("sampling.temperature must be above 0: greedy samples of one turn would all be equal")
     if config.sampling.top_p < 1 or config.sampling.top_k:

@@ -34,7 +34,10 @@ class RunLog:
             return
         if (self.folder / "metrics.jsonl").exists():
             raise ValueError(f"run {folder} already holds a run: name a new folder with --run")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run {folder}: cannot be made a folder: {error.strerror}") from error
         save_config(config, self.folder / "config.yaml")
         self.write_json("versions.json", _provenance())
         self.print(f"run {folder}; " + _not_default(config))
