@@ -40,7 +40,7 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import RunLog
+from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig, toy_files
 from mtsql.workbench import set_up
 
@@ -156,6 +156,8 @@ def main(config: Config) -> None:
     check(config)
     config, state, averages = resumed(config)
     accelerator = make_accelerator(config.model.mixed_precision)
+    if accelerator.is_main_process and not config.resume:
+        check_free(Path(config.run))  # before the warm start spends its minutes
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():

@@ -15,11 +15,12 @@ MAX_MESSAGE = 400  # of the parser's complaints, which list every type a value c
 
 
 def parse_config(kind: type, argv: list[str], description: str, presets: dict[str, dict] | None = None) -> Any:
-    """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`). ValueError, in a line that names
-    it, for an unknown key, an ill-typed value or a recipe that cannot be read.
+    """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
-    `--preset NAME` stands for the flags of `presets[NAME]`, `--resume RUN` for `--config RUN/config.yaml`; in both cases
-    whatever else is given wins."""
+    `--preset NAME` stands for the flags of `presets[NAME]`, `--resume RUN` for `--config RUN/config.yaml`; in both
+    whatever else is given wins. ValueError, in a line that names it, for an unknown key, an ill-typed value or a
+    recipe that cannot be read.
+    """
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
     parser.add_class_arguments(kind, fail_untyped=True)
