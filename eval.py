@@ -22,6 +22,8 @@ from mtsql.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
 
+SPLITS = ("dev", "dev_seen", "train")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -52,6 +54,10 @@ def main(config: Config) -> None:
         raise ValueError("model.path is not set: name the model folder to score")
     if config.history not in HISTORIES:
         raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {config.history!r}")
+    if config.split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {config.split!r}")
+    if not config.data.is_toy and getattr(config.data, config.split) is None:
+        raise ValueError(f"split is {config.split}, but data.{config.split} is not set")
     accelerator = make_accelerator(config.model.mixed_precision)
     style = config.style or (PromptStyle.BRIEF if config.data.is_toy else PromptStyle.FULL)
     with accelerator.main_process_first():

@@ -40,7 +40,7 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.rewards import RewardConfig, RewardWeights
-from mtsql.runlog import RunLog
+from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig, toy_files
 from mtsql.workbench import set_up
 
@@ -102,6 +102,8 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
+    if not config.model.path and not config.data.is_toy:
+        raise ValueError("model.path is not set: the embedded model only knows the toy world, name a model folder")
     if config.sampling.temperature <= 0:
         raise ValueError("sampling.temperature must be above 0: greedy samples of one turn would all be equal")
     if config.sampling.top_p < 1 or config.sampling.top_k:
@@ -157,6 +159,8 @@ def main(config: Config) -> None:
     check(config)
     config, state, averages = resumed(config)
     accelerator = make_accelerator(config.model.mixed_precision)
+    if accelerator.is_main_process and not config.resume:
+        check_free(Path(config.run))  # before the warm start spends its minutes
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():

@@ -101,6 +101,8 @@ def demonstration_samples(bench: Workbench, file: Path, config: SftConfig, max_p
         trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), bench.renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
+    if not samples:
+        raise ValueError(f"{file}: no demonstration whose prompt has at most max_prompt_tokens={max_prompt_tokens}")
     return samples
 
 
@@ -155,6 +157,8 @@ def check(config: Config) -> None:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
+    if config.source == "demonstrations" and config.demonstrations:
+        read_demonstrations(Path(config.demonstrations))
 
 
 def main(config: Config) -> None:

@@ -49,13 +49,9 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        ("train_rl.py", "--group_size 1", "group_size"),
-        ("train_rl.py", "--loss.kl_coef 0.1", "loss.kl_coef"),
         ("train_rl.py", "--nonsense 3", "nonsense"),
-        ("train_sft.py", "--source both", "source"),
         ("train_sft.py", "--data.dev x.json", "data.dev"),
         ("eval.py", "--model.path nowhere", "nowhere"),
-        ("eval.py", "", "model.path"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_key(script, flags, words, tmp_path):

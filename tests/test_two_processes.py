@@ -29,7 +29,7 @@ accelerator.end_training()
 def launch(flags, script, *args, cwd):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
     return subprocess.run([*ACCELERATE, *flags, str(script), *args], cwd=cwd, env={**clean, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=240)  # fmt: skip
+                          capture_output=True, text=True, timeout=900)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+MAX_MESSAGE = 400  # of the parser's complaints, which list every type a value could have had
+
 
 def parse_config(kind: type, argv: list[str], description: str, presets: dict[str, dict] | None = None) -> Any:
-    """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`). An unknown key or an
-    ill-typed value ends the program with status 2 and a line that names it.
+    """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
-    `--preset NAME` stands for the flags of `presets[NAME]`, `--resume RUN` for `--config RUN/config.yaml`; in both cases
-    whatever else is given wins."""
-    parser = ArgumentParser(description=description, exit_on_error=True)
+    `--preset NAME` stands for the flags of `presets[NAME]`, `--resume RUN` for `--config RUN/config.yaml`; in both
+    whatever else is given wins. ValueError, in a line that names it, for an unknown key, an ill-typed value or a
+    recipe that cannot be read.
+    """
+    parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
     parser.add_class_arguments(kind, fail_untyped=True)
-    parsed = parser.parse_args(argv)
-    if first := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
-        parsed = parser.parse_args([*first, *argv])
+    try:
+        parsed = parser.parse_args(argv)
+        if first := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
+            parsed = parser.parse_args([*first, *argv])
+    except ArgumentError as error:
+        recipes = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--config"]
+        where = f" (recipe {', '.join(recipes)})" if recipes else ""
+        raise ValueError(" ".join(str(error).split())[:MAX_MESSAGE] + where) from error
     values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     return kind(**values)

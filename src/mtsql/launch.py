@@ -43,7 +43,7 @@ def run_script(main: Callable, kind: type, description: str, presets: dict[str, 
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """The Accelerator of a script, on the GPU if there is one. ValueError if the launcher asks for another precision."""
+    """The Accelerator of a script, on the GPU if there is one. ValueError if the launcher wants another precision."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", mixed_precision):
         raise ValueError(

@@ -108,7 +108,8 @@ def load_optimizer(module: torch.nn.Module, optimizer: torch.optim.Optimizer, te
             if value is None:
                 continue
             if kind != "step" and value.shape != p.shape:
-                raise ValueError(f"optimizer.safetensors: {kind}/{name} has shape {tuple(value.shape)}, not {tuple(p.shape)}")
+                found = tuple(value.shape)
+                raise ValueError(f"optimizer.safetensors: {kind}/{name} has shape {found}, not {tuple(p.shape)}")
             states[p][kind] = value if kind == "step" else shard_like(value, p)
     if left:
         raise ValueError(f"optimizer.safetensors holds {next(iter(left))}, which this model does not have")

@@ -32,9 +32,7 @@ class RunLog:
         if resume_at is not None:
             self._go_on(config, *resume_at)
             return
-        if (self.folder / "metrics.jsonl").exists():
-            raise ValueError(f"run {folder} already holds a run: name a new folder with --run")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_free(self.folder)
         save_config(config, self.folder / "config.yaml")
         self.write_json("versions.json", _provenance())
         self.print(f"run {folder}; " + _not_default(config))
@@ -112,6 +110,16 @@ class RunLog:
             blocks.append(f"=== {name}: turn {r['turn_id']} reward {r['reward']:.3f} ({parts}) {r['outcome']}\n"
                           f"gold: {r['gold_sql']}\n{r['transcript']}\n")  # fmt: skip
         path.write_text("\n".join(blocks), encoding="utf-8")
+
+
+def check_free(folder: Path) -> None:
+    """Make the folder of a new run. ValueError if it holds a run already, or cannot be made."""
+    if (folder / "metrics.jsonl").exists():
+        raise ValueError(f"run {folder} already holds a run: name a new folder with --run, or --resume {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run {folder}: cannot be made a folder: {error.strerror}") from error
 
 
 def _not_default(config: Any) -> str:

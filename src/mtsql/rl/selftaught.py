@@ -87,7 +87,11 @@ def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) ->
 def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
     """Turn id -> replies, from a demonstrations.jsonl. ValueError naming file and line for a malformed one."""
     demonstrations = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"demonstrations {file}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             demonstrations[record["turn_id"]] = [_reply(step) for step in record["steps"]]
