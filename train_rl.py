@@ -57,7 +57,7 @@ class Config:
     """A published algorithm by name: sets the keys listed for it in rl/advantages.py, other flags still win."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    num_updates: int = 40
+    num_updates: int = 36
     """Optimizer steps."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256)."""
@@ -67,7 +67,7 @@ class Config:
     """Tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
     """Turns with a longer prompt end at once and are counted."""
-    eval_every: int = 20
+    eval_every: int = 18
     """Evaluate every so many updates (0: only before and after)."""
     eval_turns: int = 300
     """Held-out turns per split and evaluation (0 = all)."""
@@ -80,10 +80,10 @@ class Config:
     env: EnvLimits = EnvLimits()
     style: PromptStyle | None = None
     """Wording of the prompts (default: brief for the embedded model, full for others)."""
-    engine: EngineLimits = EngineLimits()
+    engine: EngineLimits = EngineLimits(max_rows=128)
     sampling: Sampling = Sampling(max_step_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
-        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.2, 0.3, 0.5)
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.35, 0.4, 0.25)
     )
     reward: RewardConfig = RewardConfig(weights=RewardWeights(propose=0.2))
     """The paper's 0.8 for `propose` would punish looking up values: a look is a tool call unlike the gold SQL."""

@@ -49,7 +49,11 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         raise ValueError(
             f"accelerate's --mixed_precision is {asked}, but model.dtype means {mixed_precision}: set model.dtype only"
         )
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed_precision)
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        # What `accelerate launch` sets unasked; a CPU run wants every core. --num_cpu_threads_per_process says otherwise.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return Accelerator(cpu=not has_gpu, mixed_precision=mixed_precision)
 
 
 def start_missing_ranks() -> None:

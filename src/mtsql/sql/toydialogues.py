@@ -5,8 +5,11 @@ one canonical form. A follow-up says only what changes, so it silently keeps wha
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from mtsql.sql.toydomains import CATEGORIES, NUMBERS
 
 MAX_ROWS = 25
 HASTY = 0.5
@@ -273,10 +276,33 @@ def demonstrate(state: State, before: State | None, domain: Domain, rng: random.
         if kept and forgot != gold and run(forgot):
             plan = [("exec_sql", forgot), ("memory_retrieve", forgot), ("exec_sql", gold), ("answer", gold)]
             return _steps(plan, [2], {2: f"keep {say(sorted(kept, key=say)[0])}"})
+    if not fresh and draw < 0.3:
+        wrong, name = _misread(gold, domain, rng)
+        if wrong != gold and run(wrong) is None:
+            return _steps([("exec_sql", wrong), ("exec_sql", gold), *close], [1], {1: f"{name} is not there"})
     bare = gold.replace("T1.name", "name", 1)
     if bare != gold and run(bare) is None and draw > 0.85:
         return _steps([("exec_sql", bare), ("exec_sql", gold), *close], [1], {1: "name is in both tables"})
     return _steps([("exec_sql", gold), *close], [], {})
+
+
+def _misread(gold: str, domain: Domain, rng: random.Random) -> tuple[str, str]:
+    """The query as a careless reader of the schema writes it, and the name that is wrong in it: the other table, the
+    other table's alias, or a column that no table has."""
+    if " JOIN " in gold:
+        places = [m for m in re.finditer(r"T[12]\.(\w+)", gold) if m[1] not in ("id", "name")]
+        place = rng.choice(places) if places else None
+        if place is None:
+            return gold, ""
+        other = {"T1": "T2", "T2": "T1"}[place[0][:2]]
+        return f"{gold[: place.start()]}{other}{gold[place.start() + 2 :]}", place[1]
+    table = domain.child if f" FROM {domain.child}" in gold else domain.parent
+    other = domain.parent if table == domain.child else domain.child
+    used = [c for c in (*domain.categories(table), *domain.numbers(table)) if re.search(rf"\b{c}\b", gold)]
+    if used and rng.random() < 0.6:
+        return re.sub(rf"\b{table}\b", other, gold), used[0]
+    wrong = rng.choice(sorted({*CATEGORIES, *NUMBERS} - {*domain.child_categories, *domain.child_numbers}))
+    return (re.sub(rf"\b{used[0]}\b", wrong, gold), wrong) if used else (gold, "")
 
 
 def _steps(plan: list[tuple[str, str]], refused: list[int], thoughts: dict[int, str]) -> list[dict]:

@@ -1,0 +1,34 @@
+"""Every command the README shows names scripts, recipes and flags that exist."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mtsql.config import parse_config
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+LINES = sorted({line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()})
+SCRIPTS = [line for line in LINES if re.match(r"(accelerate launch|python) .*\.py", line)]
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_a_shown_command_parses(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)
+    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    script = importlib.import_module(words[place].removesuffix(".py"))
+    flags = words[place + 1 :]
+    if "--resume" not in flags:
+        parse_config(script.Config, flags, "", getattr(script, "PRESETS", None))
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line not in SCRIPTS])
+def test_any_other_shown_command_is_known(line):
+    if module := re.match(r"python -m ([\w.]+)", line):
+        assert importlib.util.find_spec(module[1]), line
+    else:
+        assert line.startswith(("python3 -m venv .venv", "pip install -r requirements.txt", "pytest -m"))
