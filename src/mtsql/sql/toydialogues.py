@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from mtsql.sql.toydomains import CATEGORIES, NUMBERS
 
 MAX_ROWS = 25
-HASTY = 0.5
+HASTY = 0.55
 """Share of demonstrations that answer at once. They are right, but only because they were chosen in hindsight, as rejection
 sampling chooses: a policy that copies them guesses spellings it could have looked up. Reinforcement has to find that."""
 

@@ -116,7 +116,7 @@ def _make_domain(folder: Path, pair: tuple[str, str], copy: int, seed: int) -> D
             said = rng.sample(CATEGORIES[column], min(4, len(CATEGORIES[column])))
             drawn = said + rng.choices(said, k=num_rows - len(said))
             values[table, column] = tuple(sorted(set(drawn)))
-            styles = rng.choices((str.lower, str.title, str.upper), (1, 2, 2), k=len(said))
+            styles = rng.choices((str.lower, str.title, str.upper), k=len(said))
             spelled = {value: style(value) for value, style in zip(said, styles, strict=True)}
             spelling[table, column] = spelled
             columns.append([spelled[value] for value in drawn])
