@@ -57,7 +57,7 @@ class Config:
     """A published algorithm by name: sets the keys listed for it in rl/advantages.py, other flags still win."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    num_updates: int = 44
+    num_updates: int = 40
     """Optimizer steps."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256)."""
@@ -67,7 +67,7 @@ class Config:
     """Tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
     """Turns with a longer prompt end at once and are counted."""
-    eval_every: int = 22
+    eval_every: int = 20
     """Evaluate every so many updates (0: only before and after)."""
     eval_turns: int = 300
     """Held-out turns per split and evaluation (0 = all)."""
@@ -89,7 +89,7 @@ class Config:
     """The paper's 0.8 for `propose` would punish looking up values: a look is a tool call unlike the gold SQL."""
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
-    optim: OptimConfig = OptimConfig(lr=4e-4)
+    optim: OptimConfig = OptimConfig(lr=3e-4)
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 

@@ -42,7 +42,7 @@ SOURCES = ("demonstrations", "self")
 class SftConfig:
     """Supervised passes over trajectories; loss on the policy's own tokens only."""
 
-    epochs: float = 1.0
+    epochs: float = 1.2
     """Passes over the samples."""
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper reading: 16). A model that starts from nothing learns to
