@@ -187,8 +187,8 @@ def follow_up(state: State, domain: Domain, rng: random.Random) -> tuple[str, St
         return None
     table, plain = state.table, not (state.aggregate or state.group)
     kind = rng.choice(
-        ("text", "text", "text", "number", "what about", "what about", "what about", "count", "sort", "add", "best", "parent", "not",
-         "average", "group", "except", "nested", "join")
+        ("text", "text", "text", "number", "what about", "what about", "what about", "count", "sort", "add", "best",
+         "parent", "not", "average", "group", "except", "nested", "join")
     )  # fmt: skip
     texts = [f for f in state.filters if f.said]
     used = {(f.table, f.column) for f in state.filters}
