@@ -1,0 +1,41 @@
+"""A self-taught round: what was right is kept by difficulty and trained on, solved turns leave, the pool stays."""
+
+import json
+from pathlib import Path
+
+import train_sft
+from mtsql.agent.parser import Reply
+from mtsql.llm.model import EmbeddedSize, ModelConfig
+from mtsql.rl.selftaught import SelfTaughtConfig, read_demonstrations, replay
+
+WRONG = [Reply(answer="SELECT 1")]
+
+
+def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def play(engine, renderer, turns, make_env, *, num_samples, **_):
+        """Every second turn of the first round is answered as demonstrated by its first sample, all else wrongly."""
+        demonstrations = read_demonstrations(Path("data/toyworld/demonstrations.jsonl"))
+        asked.append([turn.turn_id for turn in turns])
+        good = set(asked[0][::2])
+        return [
+            replay(t, demonstrations[t.turn_id] if t.turn_id in good and not i else WRONG, make_env(t), renderer)
+            for t in turns
+            for i in range(num_samples)
+        ]
+
+    monkeypatch.setattr(train_sft, "rollout", play)
+    tiny = EmbeddedSize(hidden_size=32, num_layers=1, intermediate_size=32)
+    train_sft.main(train_sft.Config(
+        source="self", run="runs/self", max_turns=6, model=ModelConfig(embedded=tiny),
+        selftaught=SelfTaughtConfig(rounds=2, samples_per_turn=2), sft=train_sft.SftConfig(epochs=1, samples_per_update=2),
+    ))  # fmt: skip
+    out = capsys.readouterr().out
+    assert "round 0: solved 3 of 6 turns, pool 3 trajectories" in out
+    assert "round 1: solved 0 of 3 turns, pool 3 trajectories" in out
+    assert asked[1] == asked[0][1::2]
+    stages = [json.loads(line)["stage"] for line in Path("runs/self/metrics.jsonl").read_text().splitlines()]
+    assert stages == ["round0"] * 2 + ["round1"] * 2
+    assert Path("runs/self/model/model.safetensors").is_file()
