@@ -51,7 +51,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         )
     has_gpu = torch.cuda.is_available()
     if not has_gpu and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
-        # What `accelerate launch` sets unasked; a CPU run wants every core. --num_cpu_threads_per_process says otherwise.
+        # What `accelerate launch` sets unasked; a CPU run wants every core.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return Accelerator(cpu=not has_gpu, mixed_precision=mixed_precision)
 
