@@ -1,18 +1,18 @@
 """Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints
 JSON.
 
-    python benchmarks/rollout.py                                        # SmolLM2-135M's shape, 8 prompts x 4
-    samples python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16
-    --num_replies 8 python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8,
-    16]"
+    python benchmarks/rollout.py  # SmolLM2-135M's shape, 8 prompts, 4 samples of each
+    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16 --num_replies 8
+    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
 
 Both play the same dialogues on the same random weights: prompts of about 600 tokens, replies of 20 to 120
 tokens whose lengths are forced (weights and text do not matter for speed), observations of about 80 tokens
 between them. No SQL. The loop is what tool-calling trainers without an inference server do: at each reply the
 whole conversation again, in a left-padded batch, until its longest reply is done. Useful tokens are the
-sampled ones. Also printed: our time divided by the time that the model's matrix products alone take on this
-machine at the batch sizes of our steps; the step of a single row against reading the weights once; the engine
-with a model that costs nothing.
+sampled ones. Also printed: the share of our time that the matrix products alone would take on this machine at
+the batch sizes of our steps (the weights', and with those of attention: keys and values are read once per row,
+a prompt's once per group); the step of a single row against reading the weights once; the engine with a model
+that costs nothing.
 """
 
 import json
@@ -57,7 +57,11 @@ def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: i
 
 
 class ForcedLengths(Engine):
-    """Ends replies where the workload says, and keeps the number of tokens of each step."""
+    """Ends replies where the workload says, and counts what attention has to look at."""
+
+    own_tokens = shared_tokens = pairs = 0
+    """Cached tokens read while decoding, of the rows' own and of prompts (once per group and step); pairs of a
+    query and a key in chunks."""
 
     def play(self, work: Workload) -> Counter:
         """Play the whole workload; how often a step computed so many tokens."""
@@ -77,6 +81,13 @@ class ForcedLengths(Engine):
                     self.close(handle)
             steps[self.tokens_computed - before] += 1
         return steps
+
+    def _compute(self, plan):
+        prompts = {id(row.prompt): len(row.prompt.ids) for row in plan.decoding}
+        self.own_tokens += sum(len(row.ids) for row in plan.decoding)
+        self.shared_tokens += sum(prompts.values())
+        self.pairs += sum(num * owner.cached + num * (num + 1) // 2 for owner, num in plan.chunks)
+        return super()._compute(plan)
 
     def _stop_reason(self, row):
         is_done = len(row.logprobs) == self.lengths[row.handle, self.done[row.handle]]
@@ -111,24 +122,48 @@ def generate_loop(model: nn.Module, work: Workload) -> None:
                 context += work.observations[row][reply]
 
 
-def product_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
-    """Seconds of the model's matrix products alone in these steps; powers of two are measured."""
+def fastest(run, times: int = 3) -> float:
+    """Seconds of the fastest of some runs."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def linear_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
+    """Seconds of the products with the model's weights alone in these steps; powers of two are measured."""
     layers = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
 
     def measure(num_tokens: int, modules: list[nn.Module]) -> float:
         inputs = {m.in_features: torch.randn(num_tokens, m.in_features) for m in modules}
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            for module in modules:
-                module(inputs[module.in_features])
-            best = min(best, time.perf_counter() - start)
-        return best
+        return fastest(lambda: [module(inputs[module.in_features]) for module in modules])
 
     grid = [1 << i for i in range(max(steps).bit_length() + 1)]
     body, head = [measure(n, layers) for n in grid], [measure(n, [model.lm_head]) for n in grid]
     secs = lambda n: np.interp(n, grid, body) + np.interp(min(n, max_rows), grid, head)  # noqa: E731
     return sum(times * secs(n) for n, times in steps.items())
+
+
+def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int) -> float:
+    """Seconds of attention's products alone: those of decoding at the speed of a batched product over 400 MB of keys
+    and values, those of chunks at the speed of a large one."""
+    heads, num_kv, size = config.num_attention_heads, config.num_key_value_heads, engine.pool.block_size
+    blocks = (400 << 20) // (size * HEAD_DIM * 4)
+    keys, values = torch.randn(blocks, HEAD_DIM, size), torch.randn(blocks, size, HEAD_DIM)
+
+    def per_token(queries: int) -> float:
+        query, weight = torch.randn(blocks, queries, HEAD_DIM), torch.randn(blocks, queries, size)
+        out = torch.empty_like(weight), torch.empty_like(query)
+        both = fastest(lambda: (torch.bmm(query, keys, out=out[0]), torch.bmm(weight, values, out=out[1])))
+        return both * num_kv / (blocks * size)
+
+    square = torch.randn(2048, 2048)
+    per_flop = fastest(lambda: square @ square) / (2 * 2048**3)
+    group = heads // num_kv
+    secs = engine.own_tokens * per_token(group) + engine.shared_tokens * per_token(group * num_samples)
+    return config.num_hidden_layers * (secs + engine.pairs * 4 * heads * HEAD_DIM * per_flop)
 
 
 def main(
@@ -163,7 +198,7 @@ def main(
         limits = EngineLimits(max_rows, block_size, cache_bytes, max(1024, 4 * rows))
         return ForcedLengths(model, (), sampling, limits)
 
-    def ours(replies: int) -> tuple[dict, Counter]:
+    def ours(replies: int) -> tuple[dict, Counter, ForcedLengths]:
         work, played = make_workload(num_prompts, num_samples, replies, vocab), engine()
         start = time.perf_counter()
         steps = played.play(work)
@@ -175,21 +210,23 @@ def main(
             "useful_tokens_per_sec": work.useful / secs,
             "computed_over_distinct": played.tokens_computed / played.tokens_distinct,
             "tokens_computed_per_sec": played.tokens_computed / secs,
-        }, steps
+        }, steps, played
 
     with torch.inference_mode():
         ours(1)  # warm up
         if curve:
             print(json.dumps({"curve": [ours(replies)[0] for replies in curve]}, indent=1))
             return
-        result, steps = ours(num_replies)
+        result, steps, played = ours(num_replies)
         result["peak_bytes_over_weights_and_cache"] = (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - weight_bytes - cache_bytes
         )
-        result["product_secs"] = product_secs(model, steps, rows)
-        result["product_frac"] = result["product_secs"] / result["secs"]
+        result["linear_secs"] = linear_secs(model, steps, rows)
+        result["attention_product_secs"] = attention_secs(played, config, num_samples)
+        result["linear_frac"] = result["linear_secs"] / result["secs"]
+        result["product_frac"] = (result["linear_secs"] + result["attention_product_secs"]) / result["secs"]
         out = {"engine": result, "single_row": single_row(engine(1), model)}
-        out["model_free"] = model_free(engine(256), width)
+        out["model_free"] = model_free(config, sampling)
         if with_generate:
             work = make_workload(num_prompts, num_samples, num_replies, vocab)
             model.set_attn_implementation("sdpa")
@@ -224,10 +261,12 @@ def single_row(engine: ForcedLengths, model: nn.Module) -> dict:
     return {"step_secs": float(np.median(secs[2:])), "read_weights_secs": min(reads)}
 
 
-def model_free(engine: ForcedLengths, width: int) -> dict:
-    """256 rows decode 64 tokens each with a decoder and a head that cost nothing."""
-    engine.decoder = FreeDecoder(width)
-    engine.head = nn.Linear(width, 8, bias=False)
+def model_free(config: LlamaConfig, sampling: Sampling) -> dict:
+    """256 rows decode 64 tokens each with a decoder, a head and a cache of one layer: they cost next to nothing."""
+    config = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="mtsql")
+    engine = ForcedLengths(LlamaForCausalLM(config).eval(), (), sampling, EngineLimits(256, 64, 256 << 20))
+    engine.decoder = FreeDecoder(config.hidden_size)
+    engine.head = nn.Linear(config.hidden_size, 8, bias=False)
     work = Workload([[1] * 100] * 32, np.full((256, 1), 64), [[] for _ in range(256)])
     start = time.perf_counter()
     engine.play(work)

@@ -29,7 +29,7 @@ def test_blocks_come_from_both_ends_and_go_when_nobody_holds_them():
 
 def test_copy_takes_every_layer():
     ours = pool(3)
-    ours.data[:, :, 0] = torch.randn(2, 2, KV_HEADS, SIZE, HEAD_DIM, dtype=torch.float64)
+    ours.data[:, :, 0] = torch.randn(2, 2, KV_HEADS * SIZE * HEAD_DIM, dtype=torch.float64)
     ours.copy(0, 2)
     assert torch.equal(ours.keys[1][2], ours.keys[1][0]) and torch.equal(ours.values[0][2], ours.values[0][0])
     assert ours.data.data_ptr() % 64 == 0

@@ -11,6 +11,8 @@ is read once per step. On a GPU flash-attn does the same work from the block tab
 """
 
 import bisect
+import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +26,8 @@ except ImportError:  # CPUs have no flash-attn; requirements-gpu.txt brings it
     flash_attn_varlen_func = flash_attn_with_kvcache = None
 
 FLASH_BLOCK = 256  # flash-attn's paged cache wants a block size that is a multiple of this
-SPARSE = 6  # copying a block costs about as much as visiting this many that lie in between (measured)
+SPARSE = 3  # copying a block costs about as much as visiting this many that lie in between (measured)
+GAPS = 1.5  # blocks are moved together when more than this many are visited for each that is in use
 
 
 def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
@@ -36,7 +39,7 @@ class BlockPool:
     """`num_blocks` blocks of `block_size` tokens for all layers, counted by reference; never grows.
 
     Blocks are handed out from the bottom (a trajectory's own) or from the top (shared prompts), lowest or
-    highest free one first, so that what is read together lies together.
+    highest free one first, and moved together when rows have left gaps: what is read together lies together.
     """
 
     def __init__(
@@ -51,11 +54,21 @@ class BlockPool:
     ):
         self.block_size = block_size
         self.num_blocks = num_blocks
-        shape = (2, num_layers, num_blocks, num_kv_heads, block_size, head_dim)
-        self.data = _zeros(shape, dtype, device)
-        self.keys, self.values = list(self.data[0]), list(self.data[1])  # per layer (num_blocks, K, S, D)
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.data = _zeros((2, num_layers, num_blocks, num_kv_heads * block_size * head_dim), dtype, device)
+        as_flash = (num_blocks, block_size, num_kv_heads, head_dim)
+        as_keys = (num_blocks, num_kv_heads, head_dim, block_size)  # what q @ k wants: twice as fast as k by rows
+        as_values = (num_blocks, num_kv_heads, block_size, head_dim)
+        # per layer (num_blocks, K, S, D), however it lies in memory
+        if uses_flash(device, dtype):
+            self.keys, self.values = ([x.view(as_flash).transpose(1, 2) for x in part] for part in self.data)
+        else:
+            self.keys = [x.view(as_keys).transpose(2, 3) for x in self.data[0]]
+            self.values = [x.view(as_values) for x in self.data[1]]
         self.free = list(range(num_blocks))  # always sorted
-        self.refs = [0] * num_blocks
+        self.refs = np.zeros(num_blocks, dtype=np.int64)
+        self.is_top = np.zeros(num_blocks, dtype=bool)  # handed out from the top
 
     def take(self, num: int, *, from_top: bool = False) -> list[int]:
         """`num` free blocks, each with one reference. The caller has made sure that so many are free."""
@@ -64,13 +77,12 @@ class BlockPool:
         split = len(self.free) - num if from_top else num
         low, high = self.free[:split], self.free[split:]
         taken, self.free = (high, low) if from_top else (low, high)
-        for block in taken:
-            self.refs[block] = 1
+        self.refs[taken] = 1
+        self.is_top[taken] = from_top
         return taken
 
     def share(self, blocks: list[int]) -> None:
-        for block in blocks:
-            self.refs[block] += 1
+        self.refs[blocks] += 1
 
     def release(self, blocks: list[int]) -> None:
         for block in blocks:
@@ -80,6 +92,32 @@ class BlockPool:
 
     def copy(self, source: int, target: int) -> None:
         self.data[:, :, target] = self.data[:, :, source]
+
+    def compact(self) -> np.ndarray | None:
+        """Close the gaps that freed blocks have left at the bottom and at the top, if they are worth it.
+
+        Returns the new place of each block (num_blocks,), or None where nothing was moved.
+        """
+        place = None
+        for is_top in (False, True):
+            blocks = np.flatnonzero((self.refs > 0) & (self.is_top == is_top))
+            dense = np.arange(len(blocks))
+            if is_top:
+                blocks, dense = blocks[::-1], self.num_blocks - 1 - dense
+            if not len(blocks) or abs(blocks[-1] - dense[0]) + 1 <= GAPS * len(blocks):
+                continue
+            targets = dense[self.refs[dense] == 0]
+            if not len(targets):
+                continue
+            sources = blocks[len(blocks) - len(targets) :].copy()
+            self.data[:, :, targets] = self.data[:, :, sources]
+            self.refs[targets], self.refs[sources] = self.refs[sources], 0
+            self.is_top[targets] = is_top
+            place = np.arange(self.num_blocks) if place is None else place
+            place[sources] = targets
+        if place is not None:
+            self.free = np.flatnonzero(self.refs == 0).tolist()
+        return place
 
 
 @dataclass(frozen=True)
@@ -116,10 +154,10 @@ class PagedContext:
             position = np.arange(chunk.length - (chunk.stop - chunk.start), chunk.length)
             blocks.append(chunk.blocks[position // size])
             offsets.append(position % size)
-        num_heads = pool.data.shape[3]
-        first = np.concatenate(blocks).astype(np.int64) * num_heads  # (T,)
-        cells = (first[:, None] + np.arange(num_heads)) * size + np.concatenate(offsets)[:, None]
-        self.cells = self._tensor(cells.reshape(-1))  # (T*K,) place of each new key among blocks*K*S
+        heads = np.arange(pool.num_kv_heads)[:, None]
+        places = np.concatenate(blocks), heads, np.concatenate(offsets)
+        self.places = [self._tensor(place) for place in places]  # of new keys: (T,) block, (K, 1) head, (T,) offset
+        self.gather: Tensor | None = None
         self.use_flash = uses_flash(self.device, pool.data.dtype)
         if self.use_flash:
             self._plan_flash(tables, lengths)
@@ -128,32 +166,25 @@ class PagedContext:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
-        head_dim, dtype = query.shape[-1], self.pool.data.dtype
+        dtype = self.pool.data.dtype
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # autocast leaves some in float32
-        for cache, new in ((self.pool.keys[layer], key), (self.pool.values[layer], value)):
-            flat = new[0].transpose(0, 1).reshape(-1, head_dim)  # (T*K, D)
-            cache.view(-1, head_dim).index_copy_(0, self.cells, flat)
-        query = query[0].transpose(0, 1)  # (T, H, D)
+        self.pool.keys[layer].index_put_(self.places, key[0])
+        self.pool.values[layer].index_put_(self.places, value[0])
         if self.use_flash:
-            return self._attend_flash(layer, query, scaling)[None]
-        if not self.chunks:
-            return self._decode(layer, query, scaling)[None]
-        out = query.new_empty(query.shape)
-        if self.num_rows:
-            out[: self.num_rows] = self._decode(layer, query[: self.num_rows], scaling)
-        for chunk in self.chunks:
-            out[chunk.start : chunk.stop] = self._prefill(layer, query, key, value, chunk, scaling)
-        return out[None]
+            return self._attend_flash(layer, query[0].transpose(0, 1), scaling)[None]
+        parts = [self._decode(layer, query, scaling)] if self.num_rows else []
+        parts += [self._prefill(layer, query, key, value, chunk, scaling) for chunk in self.chunks]
+        return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
 
     # CPU: several tokens of one trajectory
 
     def _prefill(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scaling: float
     ) -> Tensor:
-        """(T, H, D) of the step -> (stop - start, H, D) of the chunk."""
+        """(1, H, T, D) of the step -> (stop - start, H, D) of the chunk."""
         inside = slice(chunk.start, chunk.stop)
         new = chunk.stop - chunk.start
-        q = query[inside].transpose(0, 1)[None]  # (1, H, new, D)
+        q = query[:, :, inside]
         if new == chunk.length:  # nothing before it: the step's own keys are all there is
             k, v, mask = key[:, :, inside], value[:, :, inside], None
         else:
@@ -174,55 +205,76 @@ class PagedContext:
         """Which blocks are visited with which rows, and where a row finds its partial results afterwards."""
         size = self.pool.block_size
         num_blocks = -(-lengths // size)  # (R,)
-        row, column = np.nonzero(np.arange(tables.shape[1]) < num_blocks[:, None])  # row by row
+        is_used = np.arange(tables.shape[1]) < num_blocks[:, None]  # (R, B)
+        row, column = np.nonzero(is_used)  # row by row
         block = tables[row, column]
-        is_shared = np.bincount(block, minlength=self.pool.num_blocks)[block] > 1
-        found = np.empty(len(block), dtype=np.int64)
+        # Prompts lie at the top, what is a row's own at the bottom: apart, each is dense.
+        is_shared = (np.bincount(block)[block] > 1) | self.pool.is_top[block]
+        begin, stride = np.zeros((2, *is_used.shape), dtype=np.int64)  # of a pair's parts: one for each key head
         self.visits = []
+        num_heads = self.pool.num_kv_heads
         num_parts = 0
         for pick in (~is_shared, is_shared):
             if pick.any():
-                where, rows, place = _visit(block[pick], row[pick])
-                found[pick] = num_parts + place
-                num_parts += rows.size
+                where, rows, index, rank = _visit(block[pick], row[pick])
+                begin[row[pick], column[pick]] = num_parts + index * num_heads * rows.shape[1] + rank
+                stride[row[pick], column[pick]] = rows.shape[1]
+                num_parts += rows.size * num_heads
                 where = where if isinstance(where, slice) else self._tensor(where)
                 self.visits.append((where, self._tensor(rows)))
-        begins = np.cumsum(num_blocks) - num_blocks
-        self.found = self._tensor(found)
-        self.begins = self._tensor(begins)  # (R,) where each row's part of `found` begins
-        # Only a row's last block can be partly filled. It is the row's own, so it is among the first visit's.
-        is_empty = np.arange(size) > ((lengths - 1) % size)[:, None]  # (R, S)
-        bias = np.zeros((len(self.visits[0][1]), size), dtype=np.float32)
-        bias[found[begins + num_blocks - 1]] = np.where(is_empty, -np.inf, 0)
-        self.bias = self._tensor(bias)[:, None, None]  # (N, 1, 1, S)
+        self.begin, self.stride = self._tensor(begin), self._tensor(stride)  # (R, B)
+        self.num_blocks = self._tensor(num_blocks)
+        precise = np.float64 if self.pool.data.dtype == torch.float64 else np.float32
+        self.pad = self._tensor(np.where(is_used, 0, -np.inf).astype(precise))[:, None]  # (R, 1, B)
+        is_empty = np.arange(size) > ((lengths - 1) % size)[:, None]  # (R, S): only a last block can be partly filled
+        self.bias = self._tensor(np.where(is_empty, -np.inf, 0)).to(self.pool.data.dtype)
+
+    def _plan_heads(self, num_heads: int, num_tokens: int) -> None:
+        """The same for the number of query heads, known when the first layer asks. A part is a query head of a row at a
+        block, and parts stand in the order (block, key head, row, query head of that key head)."""
+        num_kv_heads = self.pool.num_kv_heads
+        per_head = num_heads // num_kv_heads  # H/K
+        kv_head, head = (torch.arange(n, device=self.device) for n in (num_kv_heads, per_head))
+        token = (kv_head[:, None, None] * per_head + head) * num_tokens  # (K, 1, H/K) of a head's first token
+        gather = [(token + rows[:, None, :, None]).flatten() for _, rows in self.visits]
+        self.gather = torch.cat(gather)  # (M,) a part's query among H*T
+        found = self.begin[:, None, None] + kv_head[:, None, None] * self.stride[:, None, None]  # (R, K, 1, B)
+        found = (found * per_head + head[:, None]).flatten(1, 2)  # (R, H, B)
+        rows = torch.arange(self.num_rows, device=self.device)
+        self.found, self.last = found, found[rows, :, self.num_blocks - 1].flatten()  # (R*H,)
+        self.bias = self.bias[:, None].expand(-1, num_heads, -1).flatten(0, 1)  # (R*H, S)
+        make = self.pool.data.new_empty
+        self.scores, self.outs = make(len(self.gather), self.pool.block_size), make(len(self.gather), self.pool.head_dim)
+        shapes = [(rows.shape[0] * num_kv_heads, rows.shape[1] * per_head) for _, rows in self.visits]  # N*K, C*H/K
+        self.spans = np.cumsum([0, *(n * c for n, c in shapes)])
+        self.parts = []
+        for (where, _), (n, c), start in zip(self.visits, shapes, self.spans[:-1].tolist(), strict=True):
+            own = slice(start, start + n * c)
+            self.parts.append((where, own, self.scores[own].view(n, c, -1), self.outs[own].view(n, c, -1)))
 
     def _decode(self, layer: int, query: Tensor, scaling: float) -> Tensor:
-        """query (R, H, D) -> (R, H, D). Unused blocks in between are visited too and never found."""
+        """query (1, H, T, D) -> (R, H, D). A part has a softmax of its own; a row's is the mean of its parts', weighted
+        by the exponentials of their log-sum-exps. Unused blocks in between are visited too and never found."""
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        num_rows, num_heads, head_dim = query.shape
-        split = (keys.shape[1], num_heads // keys.shape[1])  # K, H/K
-        query = (query * scaling).view(num_rows, *split, head_dim)
-        scores, tops = [], []
-        for where, rows in self.visits:
-            score = _by_block(query, rows) @ keys[where].transpose(2, 3)  # (N, K, C*H/K, S)
-            score = score.to(_precise(keys.dtype))
-            if not scores:
-                score += self.bias
-            scores.append(score)
-            tops.append(_by_row(score.amax(-1, keepdim=True), rows, split))
-        top = self._merge(tops, "max").view(num_rows, *split, 1)
-        outs, totals = [], []
-        for score, (where, rows) in zip(scores, self.visits, strict=True):
-            weight = score.sub_(_by_block(top, rows)).exp_()
-            outs.append(_by_row(weight.to(values.dtype) @ values[where], rows, split))
-            totals.append(_by_row(weight.sum(-1, keepdim=True), rows, split))
-        out, total = self._merge(outs, "sum"), self._merge(totals, "sum")
-        return out.view(num_rows, num_heads, head_dim) / total[..., None].to(out.dtype)
-
-    def _merge(self, parts: list[Tensor], mode: str) -> Tensor:
-        """Partial results of each visit (N*C, X) -> (R, X), each row's over its blocks."""
-        parts = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return F.embedding_bag(self.found, parts, self.begins, mode=mode)
+        num_heads, num_tokens, head_dim = query.shape[1:]
+        if self.gather is None:
+            self._plan_heads(num_heads, num_tokens)
+        query = query.reshape(-1, head_dim).index_select(0, self.gather)  # (M, D)
+        for where, own, scores, _ in self.parts:
+            k = keys[where].flatten(0, 1).transpose(1, 2)  # (N*K, D, S)
+            torch.baddbmm(scores, query[own].view(*scores.shape[:2], head_dim), k, beta=0, alpha=scaling, out=scores)
+        self.scores.index_add_(0, self.last, self.bias)
+        scores = self.scores.to(_precise(keys.dtype))
+        probs = scores.softmax(-1)  # (M, S)
+        lse = scores.amax(-1) - probs.amax(-1).log_()  # (M,)
+        probs = probs.to(values.dtype)
+        for where, own, scores, outs in self.parts:
+            torch.bmm(probs[own].view(scores.shape), values[where].flatten(0, 1), out=outs)
+        share = lse.take(self.found).add_(self.pad).softmax(-1).to(values.dtype)  # (R, H, B)
+        out = F.embedding_bag(
+            self.found.flatten(0, 1), self.outs, per_sample_weights=share.flatten(0, 1), mode="sum"
+        )
+        return out.view(self.num_rows, num_heads, head_dim)
 
     # GPU
 
@@ -278,7 +330,9 @@ class PagedContext:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 
-def _visit(block: np.ndarray, row: np.ndarray) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray]:
+def _visit(
+    block: np.ndarray, row: np.ndarray
+) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """How to meet the pairs (block, row) in one batched product.
 
     Returns the N blocks to visit, a range of the pool (no copy) or, where used blocks are rare, a list; the C
@@ -294,18 +348,7 @@ def _visit(block: np.ndarray, row: np.ndarray) -> tuple[slice | np.ndarray, np.n
     index = block - first if is_range else np.searchsorted(unique, block)
     rows = np.zeros((end - first if is_range else len(unique), int(count.max())), dtype=np.int64)
     rows[index, rank] = row
-    return slice(first, end) if is_range else unique, rows, index * rows.shape[1] + rank
-
-
-def _by_block(part: Tensor, rows: Tensor) -> Tensor:
-    """(R, K, H/K, X) -> (N, K, C*H/K, X)."""
-    return part[rows].transpose(1, 2).reshape(len(rows), part.shape[1], -1, part.shape[-1])
-
-
-def _by_row(part: Tensor, rows: Tensor, split: tuple[int, int]) -> Tensor:
-    """(N, K, C*H/K, X) -> (N*C, H*X)."""
-    part = part.view(len(rows), split[0], -1, split[1] * part.shape[-1])  # (N, K, C, H/K*X)
-    return part.transpose(1, 2).reshape(rows.numel(), -1)
+    return slice(first, end) if is_range else unique, rows, index, rank
 
 
 def _unroll(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
@@ -317,15 +360,14 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros: a slot not yet written is masked, but a NaN in it would survive the mask.
 
     On a CPU, pages that become memory when they are first written: a large budget costs nothing until it is
-    used.
+    used. Large pages where the system has them, as a step walks over most of the cache.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    line = 64  # bytes of a cache line, to which vector loads like to be aligned
-    num_bytes = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(num_bytes + line, dtype=np.uint8)
-    start = -memory.ctypes.data % line
-    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 NoiseKey = tuple[int, int, int, int]  # seed, update, turn, sample
 
+CPU_ELEMENTS = 1 << 18
+"""Logits looked at together on a CPU: what is made of them then stays in its cache (twice as fast)."""
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -78,6 +81,11 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, T
     The log-probs are those of the distribution the ids come from: tempered, truncated and renormalised.
     Greedy ids, whose distribution is a single point, get the untempered model's.
     """
+    at_once = max(1, CPU_ELEMENTS // logits.shape[-1])
+    if logits.device.type == "cpu" and len(logits) > at_once:
+        parts = zip(logits.split(at_once), noise.split(at_once), strict=True)
+        ids, logprobs = zip(*[sample(rows, sampling, u) for rows, u in parts], strict=True)
+        return torch.cat(ids), torch.cat(logprobs)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.temperature == 0:
         best, ids = logits.max(-1)

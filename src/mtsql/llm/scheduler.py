@@ -150,6 +150,7 @@ class Scheduler:
     def plan(self) -> Plan:
         """Admit what fits; each running row gets its next token, chunks get the rest of the budget."""
         self._admit()
+        self._compact()
         decoding: list[Row] = []
         others: list[Row] = []
         for row in self.running():
@@ -172,6 +173,13 @@ class Scheduler:
         # A row may have put off a younger one that had its place in the plan already.
         decoding = [row for row in decoding if row.slot is not None]
         return Plan(decoding, [(owner, num) for owner, num in chunks.items() if _is_cached(owner)])
+
+    def _compact(self) -> None:
+        place = self.pool.compact()
+        if place is not None:
+            self.tables = place[self.tables]
+            for prompt in {id(row.prompt): row.prompt for row in self.cached}.values():
+                prompt.blocks = place[prompt.blocks].tolist()
 
     def _grow(self, row: Row, length: int) -> bool:
         """Give a row blocks for `length` tokens, its own where it writes; False if it was put off."""
