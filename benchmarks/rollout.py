@@ -203,14 +203,15 @@ def main(
         start = time.perf_counter()
         steps = played.play(work)
         secs = time.perf_counter() - start
-        return {
+        result = {
             "num_replies": replies,
             "secs": secs,
             "useful_tokens": work.useful,
             "useful_tokens_per_sec": work.useful / secs,
             "computed_over_distinct": played.tokens_computed / played.tokens_distinct,
             "tokens_computed_per_sec": played.tokens_computed / secs,
-        }, steps, played
+        }
+        return result, steps, played
 
     with torch.inference_mode():
         ours(1)  # warm up

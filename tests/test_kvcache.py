@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flash_double import attend_causally, stand_in
 
 from mtsql.llm import kvcache
 from mtsql.llm.kvcache import BlockPool, Chunk, PagedContext
@@ -27,6 +28,22 @@ def test_blocks_come_from_both_ends_and_go_when_nobody_holds_them():
         ours.take(7)
 
 
+def test_gaps_are_closed_from_both_ends():
+    ours = pool(40)
+    own, shared = ours.take(9), ours.take(6, from_top=True)
+    ours.data[:] = torch.arange(40, dtype=torch.float64)[:, None]  # a block holds its number
+    assert ours.compact() is None
+    ours.release(own[1:7] + shared[2:5])
+    place = ours.compact()
+    assert place[[0, 7, 8]].tolist() == [0, 1, 2] and place[[34, 35, 39]].tolist() == [37, 38, 39]
+    left = place[[0, 7, 8, 34, 35, 39]]
+    assert ours.data[1, 1, left, 0].tolist() == [0, 7, 8, 34, 35, 39]
+    assert sorted({*range(40)} - {*left.tolist()}) == ours.free
+    assert (ours.refs[left] == 1).all() and ours.refs.sum() == 6 and ours.compact() is None
+    ours.release(left.tolist())
+    assert ours.free == list(range(40))
+
+
 def test_copy_takes_every_layer():
     ours = pool(3)
     ours.data[:, :, 0] = torch.randn(2, 2, KV_HEADS * SIZE * HEAD_DIM, dtype=torch.float64)
@@ -35,52 +52,9 @@ def test_copy_takes_every_layer():
     assert ours.data.data_ptr() % 64 == 0
 
 
-def dense(query, keys, values, scaling):
-    """query (n, H, D), the last n of keys and values (L, K, D) -> (n, H, D), causal, one by one."""
-    n, length = len(query), len(keys)
-    out = torch.empty_like(query)
-    for i in range(n):
-        for head in range(HEADS):
-            kv_head = head // (HEADS // KV_HEADS)
-            seen = length - n + i + 1
-            weight = (keys[:seen, kv_head] @ query[i, head] * scaling).softmax(0)
-            out[i, head] = weight @ values[:seen, kv_head]
-    return out
-
-
-def flash_attn_with_kvcache(
-    q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None, causal=False
-):
-    """What flash-attn documents, slowly: q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *)."""
-    assert causal and block_table.dtype == cache_seqlens.dtype == torch.int32
-    out = torch.empty_like(q)
-    for row, length in enumerate(cache_seqlens.tolist()):
-        keys, values = (cache[block_table[row].long()].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
-        out[row] = dense(q[row], keys, values, softmax_scale)
-    return out
-
-
-def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-    softmax_scale=None, causal=False, block_table=None,
-):
-    """What flash-attn documents, slowly: q (T, H, D), k (blocks, S, K, D), last queries meet last keys."""
-    assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == block_table.dtype == torch.int32
-    out = torch.empty_like(q)
-    ends, lengths = cu_seqlens_q.tolist(), cu_seqlens_k.diff().tolist()
-    assert max_seqlen_k == max(lengths) and max_seqlen_q == max(np.diff(ends))
-    for i, length in enumerate(lengths):
-        keys, values = (cache[block_table[i].long()].flatten(0, 1)[:length] for cache in (k, v))
-        out[ends[i] : ends[i + 1]] = dense(q[ends[i] : ends[i + 1]], keys, values, softmax_scale)
-    return out
-
-
 @pytest.fixture
 def flash_double(monkeypatch):
-    """Stand in for flash-attn, on the CPU and in any dtype."""
-    monkeypatch.setattr(kvcache, "flash_attn_with_kvcache", flash_attn_with_kvcache)
-    monkeypatch.setattr(kvcache, "flash_attn_varlen_func", flash_attn_varlen_func)
-    monkeypatch.setattr(kvcache, "uses_flash", lambda device, dtype: True)
+    stand_in(monkeypatch, kvcache)
 
 
 def check_step(num_blocks, tables, lengths, chunks, seed=0):
@@ -103,7 +77,7 @@ def check_step(num_blocks, tables, lengths, chunks, seed=0):
         new = slice(length - (stop - start), length)
         torch.testing.assert_close(keys[new], key[0, :, start:stop].transpose(0, 1))  # it was written there
         torch.testing.assert_close(values[new], value[0, :, start:stop].transpose(0, 1))
-        expected = dense(query[0, :, start:stop].transpose(0, 1), keys, values, 0.3)
+        expected = attend_causally(query[0, :, start:stop].transpose(0, 1), keys, values, 0.3)
         torch.testing.assert_close(got[0, start:stop], expected, atol=1e-12, rtol=0)
 
 

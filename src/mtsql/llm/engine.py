@@ -8,7 +8,7 @@ the youngest row loses its blocks and is computed again later; since noise belon
 tokens come out the same.
 
 The engine sees ids only. It uses the model's weights as they are at each step: close all rows before changing
-them. CUDA graphs are not used yet.
+them. On a GPU with flash-attn, steps that only decode run as CUDA graphs.
 
 R rows that draw a token in a step, T tokens computed in it.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mtsql.llm.attention import ATTENTION_NAME
+from mtsql.llm.graphs import DecodeGraphs, can_capture
 from mtsql.llm.kvcache import FLASH_BLOCK, BlockPool, Chunk, PagedContext, uses_flash
 from mtsql.llm.sampling import NoiseKey, Sampling, hash_key, sample, uniform
 from mtsql.llm.scheduler import Plan, Prompt, Row, Scheduler
@@ -61,6 +62,8 @@ class EngineLimits:
     """Memory for keys and values, never exceeded."""
     max_step_batch_tokens: int = 1024
     """Tokens computed in a step: one for each decoding row, the rest for prompts and observations."""
+    cuda_graphs: bool = True
+    """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16); elsewhere there are none."""
 
     def __post_init__(self):
         if self.max_rows < 1 or self.block_size < 1:
@@ -113,6 +116,8 @@ class Engine:
             raise ValueError(f"cache_bytes {limits.cache_bytes} is less than a block of {block_bytes} bytes")
         shape = (num_layers, num_blocks, limits.block_size, num_heads, head_dim)
         self.pool = BlockPool(*shape, dtype, self.device)
+        by_graphs = limits.cuda_graphs and uses_flash(self.device, dtype) and can_capture(config)
+        self.graphs = DecodeGraphs(self.decoder, self.pool) if by_graphs else None
         self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_step_batch_tokens)
         self.tokens_computed = 0
         """Tokens run through the model."""
@@ -227,18 +232,21 @@ class Engine:
             positions.append(np.arange(owner.cached, end))
         slots = [row.slot for row in plan.decoding]
         width = num_blocks(int(lengths.max())) if plan.decoding else 0
-        output = self.decoder(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.from_numpy(np.concatenate(positions))[None].to(self.device),
-            use_cache=False,
-            attention_context=PagedContext(self.pool, tables[slots, :width], lengths, chunks),
-        )
+        if self.graphs is not None and not chunks:
+            hidden = self.graphs.run(ids, tables[slots, :width], lengths)
+        else:
+            hidden = self.decoder(
+                input_ids=torch.tensor([ids], device=self.device),
+                position_ids=torch.from_numpy(np.concatenate(positions))[None].to(self.device),
+                use_cache=False,
+                attention_context=PagedContext(self.pool, tables[slots, :width], lengths, chunks),
+            ).last_hidden_state[0]
         for owner, num in [*((row, 1) for row in plan.decoding), *plan.chunks]:
             owner.cached += num
             self.tokens_computed += num
             self.tokens_distinct += min(num, max(0, owner.cached - owner.seen))
             owner.seen = max(owner.seen, owner.cached)
-        return output.last_hidden_state[0]
+        return hidden
 
     def _draw(self, rows: list[Row], hidden: Tensor) -> list[Completion]:
         """Sample the next token of each row from its hidden state (R, width); returns the ended replies."""

@@ -58,7 +58,7 @@ class BlockPool:
         self.head_dim = head_dim
         self.data = _zeros((2, num_layers, num_blocks, num_kv_heads * block_size * head_dim), dtype, device)
         as_flash = (num_blocks, block_size, num_kv_heads, head_dim)
-        as_keys = (num_blocks, num_kv_heads, head_dim, block_size)  # what q @ k wants: twice as fast as k by rows
+        as_keys = (num_blocks, num_kv_heads, head_dim, block_size)  # q @ k: twice as fast as over rows of k
         as_values = (num_blocks, num_kv_heads, block_size, head_dim)
         # per layer (num_blocks, K, S, D), however it lies in memory
         if uses_flash(device, dtype):
@@ -155,8 +155,8 @@ class PagedContext:
             blocks.append(chunk.blocks[position // size])
             offsets.append(position % size)
         heads = np.arange(pool.num_kv_heads)[:, None]
-        places = np.concatenate(blocks), heads, np.concatenate(offsets)
-        self.places = [self._tensor(place) for place in places]  # of new keys: (T,) block, (K, 1) head, (T,) offset
+        places = np.concatenate(blocks), heads, np.concatenate(offsets)  # (T,), (K, 1), (T,): of the new keys
+        self.places = [self._tensor(place) for place in places]
         self.gather: Tensor | None = None
         self.use_flash = uses_flash(self.device, pool.data.dtype)
         if self.use_flash:
@@ -210,7 +210,7 @@ class PagedContext:
         block = tables[row, column]
         # Prompts lie at the top, what is a row's own at the bottom: apart, each is dense.
         is_shared = (np.bincount(block)[block] > 1) | self.pool.is_top[block]
-        begin, stride = np.zeros((2, *is_used.shape), dtype=np.int64)  # of a pair's parts: one for each key head
+        begin, stride = np.zeros((2, *is_used.shape), dtype=np.int64)  # of the pair's parts
         self.visits = []
         num_heads = self.pool.num_kv_heads
         num_parts = 0
@@ -226,43 +226,50 @@ class PagedContext:
         self.num_blocks = self._tensor(num_blocks)
         precise = np.float64 if self.pool.data.dtype == torch.float64 else np.float32
         self.pad = self._tensor(np.where(is_used, 0, -np.inf).astype(precise))[:, None]  # (R, 1, B)
-        is_empty = np.arange(size) > ((lengths - 1) % size)[:, None]  # (R, S): only a last block can be partly filled
+        is_empty = (
+            np.arange(size) > ((lengths - 1) % size)[:, None]
+        )  # (R, S) in the last block; others are full
         self.bias = self._tensor(np.where(is_empty, -np.inf, 0)).to(self.pool.data.dtype)
 
     def _plan_heads(self, num_heads: int, num_tokens: int) -> None:
-        """The same for the number of query heads, known when the first layer asks. A part is a query head of a row at a
-        block, and parts stand in the order (block, key head, row, query head of that key head)."""
+        """The same for the number of query heads, known when the first layer asks. A part is a query head of a
+        row at a block; parts stand in the order (block, key head, row, query head of that key head)."""
         num_kv_heads = self.pool.num_kv_heads
         per_head = num_heads // num_kv_heads  # H/K
         kv_head, head = (torch.arange(n, device=self.device) for n in (num_kv_heads, per_head))
         token = (kv_head[:, None, None] * per_head + head) * num_tokens  # (K, 1, H/K) of a head's first token
         gather = [(token + rows[:, None, :, None]).flatten() for _, rows in self.visits]
         self.gather = torch.cat(gather)  # (M,) a part's query among H*T
-        found = self.begin[:, None, None] + kv_head[:, None, None] * self.stride[:, None, None]  # (R, K, 1, B)
+        found = (
+            self.begin[:, None, None] + kv_head[:, None, None] * self.stride[:, None, None]
+        )  # (R, K, 1, B)
         found = (found * per_head + head[:, None]).flatten(1, 2)  # (R, H, B)
         rows = torch.arange(self.num_rows, device=self.device)
         self.found, self.last = found, found[rows, :, self.num_blocks - 1].flatten()  # (R*H,)
         self.bias = self.bias[:, None].expand(-1, num_heads, -1).flatten(0, 1)  # (R*H, S)
-        make = self.pool.data.new_empty
-        self.scores, self.outs = make(len(self.gather), self.pool.block_size), make(len(self.gather), self.pool.head_dim)
-        shapes = [(rows.shape[0] * num_kv_heads, rows.shape[1] * per_head) for _, rows in self.visits]  # N*K, C*H/K
-        self.spans = np.cumsum([0, *(n * c for n, c in shapes)])
+        num_parts, make = len(self.gather), self.pool.data.new_empty
+        self.scores, self.outs = make(num_parts, self.pool.block_size), make(num_parts, self.pool.head_dim)
+        shapes = [
+            (rows.shape[0] * num_kv_heads, rows.shape[1] * per_head) for _, rows in self.visits
+        ]  # N*K, C*H/K
+        ends = np.cumsum([n * c for n, c in shapes]).tolist()
         self.parts = []
-        for (where, _), (n, c), start in zip(self.visits, shapes, self.spans[:-1].tolist(), strict=True):
-            own = slice(start, start + n * c)
+        for (where, _), (n, c), end in zip(self.visits, shapes, ends, strict=True):
+            own = slice(end - n * c, end)
             self.parts.append((where, own, self.scores[own].view(n, c, -1), self.outs[own].view(n, c, -1)))
 
     def _decode(self, layer: int, query: Tensor, scaling: float) -> Tensor:
-        """query (1, H, T, D) -> (R, H, D). A part has a softmax of its own; a row's is the mean of its parts', weighted
-        by the exponentials of their log-sum-exps. Unused blocks in between are visited too and never found."""
+        """query (1, H, T, D) -> (R, H, D). A part has a softmax of its own; a row's is the mean of its parts',
+        weighted by the exponentials of their log-sum-exps. Unused blocks in between are visited too and never
+        found."""
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         num_heads, num_tokens, head_dim = query.shape[1:]
         if self.gather is None:
             self._plan_heads(num_heads, num_tokens)
         query = query.reshape(-1, head_dim).index_select(0, self.gather)  # (M, D)
         for where, own, scores, _ in self.parts:
-            k = keys[where].flatten(0, 1).transpose(1, 2)  # (N*K, D, S)
-            torch.baddbmm(scores, query[own].view(*scores.shape[:2], head_dim), k, beta=0, alpha=scaling, out=scores)
+            q, k = query[own].view(*scores.shape[:2], head_dim), keys[where].flatten(0, 1).transpose(1, 2)
+            torch.baddbmm(scores, q, k, beta=0, alpha=scaling, out=scores)  # (N*K, C*H/K, S)
         self.scores.index_add_(0, self.last, self.bias)
         scores = self.scores.to(_precise(keys.dtype))
         probs = scores.softmax(-1)  # (M, S)
