@@ -83,8 +83,9 @@ class LargestTensor(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                # an expanded view of one number takes no room: count what is stored
-                stored = tensor.numel() if 0 not in tensor.stride() else tensor.untyped_storage().nbytes() // tensor.itemsize
+                stored = tensor.numel()
+                if 0 in tensor.stride():  # expanded: fewer numbers are stored than seen
+                    stored = tensor.untyped_storage().nbytes() // tensor.itemsize
                 self.elements = max(self.elements, stored)
                 if tuple(tensor.shape) not in self._weights:
                     self.activation = max(self.activation, stored)
@@ -100,6 +101,6 @@ def run_contestant(python: str, script: str, flags: list[str]) -> dict:
         [python, script, *flags], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **offline}
     )
     if done.returncode:
-        words = done.stderr.strip().splitlines()
-        raise ValueError(f"{Path(script).name} {' '.join(flags)}: {words[-1] if words else 'no message'}")
+        words = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+        raise ValueError(f"{Path(script).name} {' '.join(flags)}: {words}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -79,10 +79,12 @@ class Words(PreTrainedTokenizerFast):
     script: Script
 
     def parse_response(self, response, schema=None, *, prefix=None, tools=None) -> dict:
-        """A call to `look`, or at the end of the row's replies a plain answer."""
+        """A call to `look`, or at the end of the row's replies (and for given trajectories) a plain answer."""
+        message = {"role": "assistant", "content": ""}
+        if not self.script.lengths:
+            return message
         reply, row = divmod(self.script.num_parsed, len(self.script.lengths))
         self.script.num_parsed += 1
-        message = {"role": "assistant", "content": ""}
         if reply + 1 < len(self.script.lengths[row]):
             call = {"name": "look", "arguments": {"row": row, "reply": reply}}
             message["tool_calls"] = [{"type": "function", "function": call}]
