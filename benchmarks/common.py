@@ -67,6 +67,16 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+class Stopwatch:
+    """Wall and processor time of this process since it was made."""
+
+    def __init__(self):
+        self.start, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {"secs": time.perf_counter() - self.start, "cpu_secs": time.process_time() - self.cpu}
+
+
 class LargestTensor(TorchDispatchMode):
     """Inside it, the results of all operators, backward's included, are looked at; the largest are remembered.
 
@@ -90,6 +100,21 @@ class LargestTensor(TorchDispatchMode):
                 if tuple(tensor.shape) not in self._weights:
                     self.activation = max(self.activation, stored)
         return result
+
+
+def trl_version(python: str) -> str:
+    """The version of TRL that interpreter `python` has, without importing it. ValueError, naming the flag, if it has
+    none: asked before anything slow runs."""
+    question = "import importlib.metadata; print(importlib.metadata.version('trl'))"
+    try:
+        return subprocess.run([python, "-c", question], check=True, capture_output=True, text=True).stdout.strip()
+    except OSError as error:
+        raise ValueError(f"--trl_python {python}: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"TRL is not installed for {python}: install it there (pip install trl), or name an interpreter that has "
+            "it with --trl_python"
+        ) from error
 
 
 def run_contestant(python: str, script: str, flags: list[str]) -> dict:

@@ -6,9 +6,9 @@ How it is driven, and what that costs it:
 - **Ids.** The tokenizer is a double that maps the word `t17` to the id 17, and its chat template writes contents as
   they are, so prompts and observations have exactly the workload's ids. TRL's rendering, tokenizing, suffix and
   mask code all run.
-- **Lengths of replies.** `model.generate` gets one logits processor that forbids the end-of-turn id until a row has its
-  length and allows only that id then: one column written a step. Rows that are done stay in the batch until the longest is, as
-  always in `generate`; no token beyond the longest row's is made.
+- **Lengths of replies.** `model.generate` gets a logits processor that forbids the end-of-turn id until a row has its
+  length and allows only that id then: one column written a step. Rows that are done stay in the batch until the longest
+  is, as always in `generate`; no token beyond the longest row's is made.
 - **Tool calls.** The double's `parse_response` answers with a call to `look` for every reply but the last instead of
   reading text, which is cheaper than the parser it replaces. `look` returns the observation at once (no SQL).
 - **Given trajectories** (for the update alone) enter by `rollout_func`, TRL's own hook for custom rollouts.
@@ -21,7 +21,6 @@ the vocabulary, which TRL leaves out on a GPU only.
 B rows of a generation batch, V vocabulary.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,18 +38,6 @@ TEMPLATE = (
 """Contents and nothing else: an observation is its own words, after the reply's end-of-turn id."""
 
 
-def version() -> str:
-    """TRL's version. ValueError, naming the flag, where it is not installed."""
-    try:
-        import trl
-    except ImportError as error:
-        raise ValueError(
-            f"--with_trl: {sys.executable} cannot import trl ({error}); install it there (pip install trl), or name "
-            "an interpreter that has it with --trl_python"
-        ) from error
-    return trl.__version__
-
-
 def to_text(ids: list[int]) -> str:
     """Words the double's tokenizer reads as exactly these ids."""
     return " ".join(f"t{i}" for i in ids)
@@ -58,7 +45,7 @@ def to_text(ids: list[int]) -> str:
 
 @dataclass
 class Script:
-    """What is to happen next: `lengths[row][reply]` and `observations[row][reply]` of one rollout, and how far it is."""
+    """What is to happen: `lengths[row][reply]` and `observations[row][reply]` of one rollout, and how far it is."""
 
     lengths: list[list[int]] = field(default_factory=list)
     observations: list[list[list[int]]] = field(default_factory=list)
@@ -117,19 +104,17 @@ class ForcedLengths(LogitsProcessor):
         return scores
 
 
-class Clock(TrainerCallback):
-    """Tells each optimizer step's beginning and end, warm-up included: `before(n)` and `after(n, secs)`."""
+class Steps(TrainerCallback):
+    """Calls `before(n)` and `after(n)` around each optimizer step: generation, micro-batches and AdamW lie between."""
 
-    def __init__(self, before: Callable[[int], None], after: Callable[[int, float], None]):
-        self.before, self.after, self.start = before, after, 0.0
+    def __init__(self, before: Callable[[int], None], after: Callable[[int], None]):
+        self.before, self.after = before, after
 
     def on_step_begin(self, args, state, control, **_):
         self.before(state.global_step)
-        self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
-        secs = time.perf_counter() - self.start
-        self.after(state.global_step - 1, secs)
+        self.after(state.global_step - 1)
 
 
 class Slots:
@@ -156,7 +141,7 @@ class Peer:
     script: Script
     slots: Slots
     rollout: dict = field(default_factory=dict)
-    """Of the last rollout: secs, token_slots."""
+    """Of the last rollout: secs, cpu_secs, token_slots, model_calls."""
 
 
 def make_peer(
@@ -178,7 +163,6 @@ def make_peer(
     `batch`: its per_device_train_batch_size. `rewards`: one for each row of a step. `given`: trajectories instead of
     generation, as `rollout_func` returns them; otherwise it generates and calls the tool.
     """
-    version()
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
     from trl.trainer import utils
@@ -236,10 +220,11 @@ def _meter_rollout(peer: Peer, check: bool) -> None:
 
     def generate(prompts):
         peer.slots.clear()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         output = inner(prompts)
-        secs = time.perf_counter() - start
-        peer.rollout = {"secs": secs, "token_slots": peer.slots.count, "model_calls": peer.slots.calls}
+        secs, cpu_secs = time.perf_counter() - start, time.process_time() - cpu
+        peer.rollout = {"secs": secs, "cpu_secs": cpu_secs, "token_slots": peer.slots.count,
+                        "model_calls": peer.slots.calls}  # fmt: skip
         if check:
             script = peer.script
             for row, (ids, mask) in enumerate(zip(output[1], output[2], strict=True)):

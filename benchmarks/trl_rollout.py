@@ -9,13 +9,14 @@ on short prompts. Not counted: its rewards and padding, which follow. How it is 
 """
 
 import json
+import sys
 
 import torch
 from jsonargparse import auto_cli
 
 import rollout
 import trl_peer
-from common import make_model, vocab_of
+from common import make_model, trl_version, vocab_of
 
 
 def main(
@@ -29,6 +30,7 @@ def main(
     threads: int = 2,
 ) -> None:
     """Measure one rollout."""
+    version = trl_version(sys.executable)
     torch.set_num_threads(threads)
     vocab = vocab_of(model, vocab)
     work = rollout.make_workload(num_prompts, num_samples, num_replies, vocab)
@@ -44,7 +46,7 @@ def main(
     secs, slots = peer.rollout["secs"], peer.rollout["token_slots"]
     distinct = sum(map(len, work.prompts)) + work.useful + sum(len(o) for row in work.observations for o in row) - rows
     print(json.dumps({
-        "trl": trl_peer.version(), "secs": secs, "useful_tokens": work.useful,
+        "trl": version, "secs": secs, "cpu_secs": peer.rollout["cpu_secs"], "useful_tokens": work.useful,
         "useful_tokens_per_sec": work.useful / secs, "token_slots": slots, "computed_over_distinct": slots / distinct,
         "model_calls": peer.rollout["model_calls"],
     }))  # fmt: skip

@@ -3,35 +3,36 @@
     python benchmarks/update.py                       # a model of SmolLM2-135M's shape with random weights
     python benchmarks/update.py --layers 4 --groups 1 # a quick look
     python benchmarks/update.py --layers 4 --with_trl # TRL's GRPOTrainer too, with its defaults and tuned
-    python benchmarks/update.py --layers 2 --width 192 --vocab 151936 --allocations  # is a tensor ever P x V large?
+    python benchmarks/update.py --layers 2 --vocab 151936 --allocations  # is a tensor ever as large as P x V?
 
 All contestants get the same weights, trajectories and loss (GRPO on fresh samples: the ratio is 1, k3 KL off) and each
-runs in a process of its own, after one small update that allocates optimizer state; their `loss` and `grad_norm` have to
-agree. `padded` is what small trainers do: every sample repeats its prompt, rows are padded to the longest, logits exist
+runs in a process of its own, after one small update that allocates optimizer state; their `loss` and `grad_norm` have
+to agree. `padded` is what small trainers do: every sample repeats its prompt, rows are padded to the longest, logits exist
 at every position. `trl` is GRPOTrainer from the given trajectories to the end of its optimizer step (padding, rewards,
 advantages, `_compute_loss`, backward, clipping, AdamW); `trl_tuned` is the same without what slows it down: see
 benchmarks/trl_peer.py. `trl_batch` rows at a time (TRL's default 8).
 
 Memory is the peak resident size during the update above what is resident before it, gradients left out for all: ours
-and padded hold theirs already, and TRL's, freed between steps, are subtracted. `matmul_frac` is the speed at which the
-counted multiplications are done, as a share of a large matrix product's speed in the same process. `--allocations`
-repeats the update, untimed, and reports the largest tensors made; `largest_activation_elements` leaves out tensors of
-a weight's shape (gradients).
+and padded hold theirs already, and TRL's, freed between steps, are subtracted. `cpu_secs` is processor time: where it
+is far below `secs` times the threads, others were using the machine. `matmul_frac` is the speed at which the counted
+multiplications are done, as a share of a large matrix product's speed in the same process. `--allocations` repeats the
+update, untimed, and reports the largest tensors made; `largest_activation_elements` leaves out tensors of a weight's
+shape (gradients).
 """
 
 import argparse
 import json
 import random
 import sys
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from statistics import mean, stdev
 
 import torch
 
-from common import LargestTensor, make_model, matmul_speed, reset_peak, resident, run_contestant, vocab_of
+from common import (
+    LargestTensor, Stopwatch, make_model, matmul_speed, reset_peak, resident, run_contestant, trl_version, vocab_of,
+)  # fmt: skip
 from mtsql.llm.attention import ATTENTION_NAME
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import LossConfig, denominator, policy_loss
@@ -139,11 +140,11 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
     optimizer.zero_grad(set_to_none=False)
     speed = matmul_speed()
     reset_peak()
-    before, start = resident("VmRSS"), time.perf_counter()
+    before, watch = resident("VmRSS"), Stopwatch()
     loss, norm = update(samples)
-    secs, peak = time.perf_counter() - start, resident("VmHWM") - before
-    result = {"secs": secs, "peak_extra_mb": peak / 2**20, "loss": loss, "grad_norm": norm,
-              "matmul_gflops": speed / 1e9, **slots(args, samples, model, secs, speed)}  # fmt: skip
+    times, peak = watch.read(), resident("VmHWM") - before
+    result = {**times, "peak_extra_mb": peak / 2**20, "loss": loss, "grad_norm": norm,
+              "matmul_gflops": speed / 1e9, **slots(args, samples, model, times["secs"], speed)}  # fmt: skip
     if args.allocations:
         with LargestTensor(model) as largest:
             update(samples)
@@ -173,13 +174,12 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
     """TRL's update in this process: optimizer step 0 warms up on two tokens a row, 1 is timed, 2 is looked at."""
     import trl_peer
 
-    trl_peer.version()
     model = make_model(args.model, args.layers, args.width, vocab, "sdpa")
     samples = make_samples(args.groups, args.group_size, args.prompt, vocab)
     tiny = [Sample([1, 2], [3, 4], [1, 1]) for _ in samples]
     gradient_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    result, looking = {}, nullcontext()
-    step = 0
+    result: dict = {}
+    step, watch, resident_before, looking = 0, Stopwatch(), 0, LargestTensor(model)
 
     def given() -> dict:
         rows = samples if step else tiny
@@ -187,20 +187,19 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
                 "logprobs": None, "env_mask": [s.loss_mask for s in rows]}  # fmt: skip
 
     def before(n: int) -> None:
-        nonlocal step, looking
+        nonlocal step, watch, resident_before
         step = n
         if n == 1:
             result["matmul_gflops"] = matmul_speed() / 1e9
             reset_peak()
-            result["before"] = resident("VmRSS")
+            resident_before, watch = resident("VmRSS"), Stopwatch()
         if n == 2:
-            looking = LargestTensor(model)
             looking.__enter__()
 
-    def after(n: int, secs: float) -> None:
+    def after(n: int) -> None:
         if n == 1:
-            peak = resident("VmHWM") - result.pop("before") - gradient_bytes
-            result.update(secs=secs, peak_extra_mb=peak / 2**20, tokens_computed=peer.slots.count,
+            times, peak = watch.read(), resident("VmHWM") - resident_before - gradient_bytes
+            result.update(times, peak_extra_mb=peak / 2**20, tokens_computed=peer.slots.count,
                           model_calls=peer.slots.calls)  # fmt: skip
         if n == 2:
             looking.__exit__(None, None, None)
@@ -210,11 +209,11 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
         model, [s.prompt_ids for s in samples[:: args.group_size]] * 3, num_samples=args.group_size,
         batch=args.trl_batch, max_completion=max(len(s.ids) for s in samples), num_steps=3 if args.allocations else 2,
         rewards=rewards_of(args.group_size) * args.groups, prompts_per_step=args.groups,
-        tuned=args.who == "trl_tuned", given=given, callbacks=[trl_peer.Clock(before, after)],
+        tuned=args.who == "trl_tuned", given=given, callbacks=[trl_peer.Steps(before, after)],
     )  # fmt: skip
     peer.trainer.train()
     logged = peer.trainer.state.log_history[1]
-    return {**result, "loss": logged["loss"], "grad_norm": logged["grad_norm"], "trl": trl_peer.version()}
+    return {**result, "loss": logged["loss"], "grad_norm": logged["grad_norm"], "trl": trl_version(sys.executable)}
 
 
 def contest(args: argparse.Namespace) -> dict:
@@ -231,8 +230,8 @@ def contest(args: argparse.Namespace) -> dict:
     return result
 
 
-def main() -> None:
-    """Run every contestant in a process of its own and print one JSON object."""
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"layers": 30, "width": 576, "vocab": 49152, "groups": 1, "group_size": 8, "prompt": 600,
                           "max_tokens": 8192, "threads": 2, "trl_batch": 8}.items():  # fmt: skip
@@ -242,6 +241,12 @@ def main() -> None:
     parser.add_argument("--with_trl", action="store_true", help="TRL's GRPOTrainer too")
     parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
     parser.add_argument("--allocations", action="store_true", help="also report the largest tensors made")
+    return parser
+
+
+def main() -> None:
+    """Run every contestant in a process of its own and print one JSON object."""
+    parser = make_parser()
     args = parser.parse_args()
     try:
         print(json.dumps(contest(args) if args.who else compared(args), indent=None if args.who else 2))
@@ -252,6 +257,8 @@ def main() -> None:
 def compared(args: argparse.Namespace) -> dict:
     """All contestants, and how ours stands to the others."""
     results = {}
+    if args.with_trl:
+        trl_version(args.trl_python)
     for who in CONTESTANTS if args.with_trl else CONTESTANTS[:2]:
         python = args.trl_python if who.startswith("trl") else sys.executable
         results[who] = run_contestant(python, __file__, [*sys.argv[1:], "--who", who])
