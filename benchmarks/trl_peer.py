@@ -169,8 +169,10 @@ def make_peer(
 
     rows = prompts_per_step * num_samples
     if rows % batch:
-        raise ValueError(f"--trl_batch is {batch}: it must divide the {rows} trajectories of an update")
-    if tuned and hasattr(utils, "_use_triton"):
+        raise ValueError(f"--trl_batch(es) {batch}: it must divide the {rows} trajectories of an update")
+    if tuned:
+        if not hasattr(utils, "_use_triton"):
+            raise ValueError("--who trl_tuned: this TRL decides in another way what it projects; compare with trl only")
         utils._use_triton = lambda device: True  # score the completions' positions only, as on a GPU
     script, slots = Script(), Slots(model)
     folder = tempfile.TemporaryDirectory()

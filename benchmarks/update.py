@@ -7,10 +7,11 @@
 
 All contestants get the same weights, trajectories and loss (GRPO on fresh samples: the ratio is 1, k3 KL off) and each
 runs in a process of its own, after one small update that allocates optimizer state; their `loss` and `grad_norm` have
-to agree. `padded` is what small trainers do: every sample repeats its prompt, rows are padded to the longest, logits exist
-at every position. `trl` is GRPOTrainer from the given trajectories to the end of its optimizer step (padding, rewards,
-advantages, `_compute_loss`, backward, clipping, AdamW); `trl_tuned` is the same without what slows it down: see
-benchmarks/trl_peer.py. `trl_batch` rows at a time (TRL's default 8).
+to agree. `padded` is what small trainers do: every sample repeats its prompt, rows are padded to the longest, logits
+exist at every position. `trl` is GRPOTrainer from the given trajectories to the end of its optimizer step (padding,
+rewards, advantages, `_compute_loss`, backward, clipping, AdamW), 8 rows at a time as by its default; `trl_tuned` is the
+same without what slows it down (benchmarks/trl_peer.py), with the fastest of `trl_batches` rows at a time. On fresh
+samples TRL computes no old log-probs, and neither does anybody else here.
 
 Memory is the peak resident size during the update above what is resident before it, gradients left out for all: ours
 and padded hold theirs already, and TRL's, freed between steps, are subtracted. `cpu_secs` is processor time: where it
@@ -207,13 +208,14 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
 
     peer = trl_peer.make_peer(
         model, [s.prompt_ids for s in samples[:: args.group_size]] * 3, num_samples=args.group_size,
-        batch=args.trl_batch, max_completion=max(len(s.ids) for s in samples), num_steps=3 if args.allocations else 2,
-        rewards=rewards_of(args.group_size) * args.groups, prompts_per_step=args.groups,
+        batch=args.trl_batches[0], max_completion=max(len(s.ids) for s in samples),
+        num_steps=3 if args.allocations else 2, rewards=rewards_of(args.group_size) * args.groups, prompts_per_step=args.groups,
         tuned=args.who == "trl_tuned", given=given, callbacks=[trl_peer.Steps(before, after)],
     )  # fmt: skip
     peer.trainer.train()
     logged = peer.trainer.state.log_history[1]
-    return {**result, "loss": logged["loss"], "grad_norm": logged["grad_norm"], "trl": trl_version(sys.executable)}
+    return {**result, "loss": logged["loss"], "grad_norm": logged["grad_norm"], "batch": args.trl_batches[0],
+            "trl": trl_version(sys.executable)}  # fmt: skip
 
 
 def contest(args: argparse.Namespace) -> dict:
@@ -234,12 +236,13 @@ def make_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"layers": 30, "width": 576, "vocab": 49152, "groups": 1, "group_size": 8, "prompt": 600,
-                          "max_tokens": 8192, "threads": 2, "trl_batch": 8}.items():  # fmt: skip
+                          "max_tokens": 8192, "threads": 2}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
     parser.add_argument("--who", choices=CONTESTANTS, help="run this one only, in this process")
     parser.add_argument("--with_trl", action="store_true", help="TRL's GRPOTrainer too")
     parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
+    parser.add_argument("--trl_batches", type=int, nargs="+", default=[8, 2], help="rows TRL learns from at a time")
     parser.add_argument("--allocations", action="store_true", help="also report the largest tensors made")
     return parser
 
@@ -260,8 +263,14 @@ def compared(args: argparse.Namespace) -> dict:
     if args.with_trl:
         trl_version(args.trl_python)
     for who in CONTESTANTS if args.with_trl else CONTESTANTS[:2]:
-        python = args.trl_python if who.startswith("trl") else sys.executable
-        results[who] = run_contestant(python, __file__, [*sys.argv[1:], "--who", who])
+        flags = [*sys.argv[1:], "--who", who]
+        if who == "trl_tuned":
+            tries = [[*flags, "--trl_batches", str(batch)] for batch in args.trl_batches]
+            runs = [run_contestant(args.trl_python, __file__, flags) for flags in tries]
+            by_batch = {run["batch"]: run["secs"] for run in runs}
+            results[who] = {**min(runs, key=lambda run: run["secs"]), "secs_by_batch": by_batch}
+        else:
+            results[who] = run_contestant(args.trl_python if who == "trl" else sys.executable, __file__, flags)
     mine = results["ours"]
     others = {who: result for who, result in results.items() if who != "ours"}
     results["speed_up"] = {who: r["secs"] / mine["secs"] for who, r in others.items()}

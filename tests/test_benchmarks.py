@@ -13,7 +13,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ("--width", "64", "--threads", str(torch.get_num_threads()))
-UPDATE = (*TINY, "--layers", "1", "--group_size", "2", "--prompt", "20", "--trl_batch", "2")
+UPDATE = (*TINY, "--layers", "1", "--group_size", "2", "--prompt", "20", "--trl_batches", "2")
 STEP = (*TINY, "--num_layers", "1", "--vocab", "1000", "--num_prompts", "2", "--num_samples", "2", "--num_replies", "2",
         "--trl_batch", "2", "--cache_bytes", "30000000")  # fmt: skip
 NEEDS_TRL = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed")
