@@ -20,11 +20,9 @@ SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 def make_model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
     """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30 layers of width 576 and a
-    vocabulary of 49,152 are SmolLM2-135M); fp32. ValueError for a folder that is not there."""
+    vocabulary of 49,152 are SmolLM2-135M); fp32."""
     register_attention()
     if path:
-        if not (Path(path) / "config.json").is_file():
-            raise ValueError(f"--model {path}: no config.json in this folder")
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     if width < HEAD_DIM or width % HEAD_DIM:
         raise ValueError(f"--width is {width}: it must be a multiple of {HEAD_DIM}, the width of a head")
@@ -39,7 +37,9 @@ def make_model(path: str | None, num_layers: int, width: int, vocab: int, attent
 
 
 def vocab_of(path: str | None, vocab: int) -> int:
-    """The vocabulary of the model in the folder `path`; `vocab` without one."""
+    """The vocabulary of the model in the folder `path`; `vocab` without one. ValueError for a folder that holds none."""
+    if path and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"--model {path}: no config.json in this folder")
     return AutoConfig.from_pretrained(path).vocab_size if path else vocab
 
 

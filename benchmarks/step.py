@@ -234,7 +234,8 @@ def compared(args: argparse.Namespace) -> dict:
         mine, parts = results["ours"], ("rollout_secs", "learn_secs", "secs")
         others = [who for who in args.contestants if who != "ours"]
         results["times_ours"] = {who: {part: results[who][part] / mine[part] for part in parts} for who in others}
-    results["setting"] = vars(args)
+    unused = ("num_layers", "width", "vocab") if args.model else ()
+    results["setting"] = {name: value for name, value in vars(args).items() if name not in unused}
     return results
 
 

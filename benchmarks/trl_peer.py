@@ -204,6 +204,7 @@ def make_peer(
         return generate(*args, logits_processor=forcing, **kwargs)
 
     model.generate = forced
+    model.generation_config.eos_token_id = None  # only the double's id ends a reply
     trainer = GRPOTrainer(
         model=model, reward_funcs=reward, args=config, processing_class=make_words(model.config.vocab_size, script),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": to_text(p)}]} for p in prompts]),

@@ -29,7 +29,7 @@ def main(
     model: str | None = None,
     threads: int = 2,
 ) -> None:
-    """Measure one rollout."""
+    """Measure one rollout; `model` is a Hugging Face folder instead of random weights."""
     version = trl_version(sys.executable)
     torch.set_num_threads(threads)
     vocab = vocab_of(model, vocab)

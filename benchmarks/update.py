@@ -7,11 +7,12 @@
 
 All contestants get the same weights, trajectories and loss (GRPO on fresh samples: the ratio is 1, k3 KL off) and each
 runs in a process of its own, after one small update that allocates optimizer state; their `loss` and `grad_norm` have
-to agree. `padded` is what small trainers do: every sample repeats its prompt, rows are padded to the longest, logits
-exist at every position. `trl` is GRPOTrainer from the given trajectories to the end of its optimizer step (padding,
-rewards, advantages, `_compute_loss`, backward, clipping, AdamW), 8 rows at a time as by its default; `trl_tuned` is the
-same without what slows it down (benchmarks/trl_peer.py), with the fastest of `trl_batches` rows at a time. On fresh
-samples TRL computes no old log-probs, and neither does anybody else here.
+to agree (TRL's in four digits: its warm-up moves the weights by a rate of 1e-6). `padded` is what small trainers do:
+every sample repeats its prompt, rows are padded to the longest, logits exist at every position. `trl` is GRPOTrainer
+from the given trajectories to the end of its optimizer step (padding, rewards, advantages, `_compute_loss`, backward,
+clipping, AdamW), 8 rows at a time as by its default; `trl_tuned` is the same without what slows it down
+(benchmarks/trl_peer.py), with the fastest of `trl_batches` rows at a time. On fresh samples TRL computes no old
+log-probs, and neither does anybody else here.
 
 Memory is the peak resident size during the update above what is resident before it, gradients left out for all: ours
 and padded hold theirs already, and TRL's, freed between steps, are subtracted. `cpu_secs` is processor time: where it
@@ -209,8 +210,9 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
     peer = trl_peer.make_peer(
         model, [s.prompt_ids for s in samples[:: args.group_size]] * 3, num_samples=args.group_size,
         batch=args.trl_batches[0], max_completion=max(len(s.ids) for s in samples),
-        num_steps=3 if args.allocations else 2, rewards=rewards_of(args.group_size) * args.groups, prompts_per_step=args.groups,
-        tuned=args.who == "trl_tuned", given=given, callbacks=[trl_peer.Steps(before, after)],
+        num_steps=3 if args.allocations else 2, prompts_per_step=args.groups,
+        rewards=rewards_of(args.group_size) * args.groups, tuned=args.who == "trl_tuned", given=given,
+        callbacks=[trl_peer.Steps(before, after)],
     )  # fmt: skip
     peer.trainer.train()
     logged = peer.trainer.state.log_history[1]
@@ -275,7 +277,8 @@ def compared(args: argparse.Namespace) -> dict:
     others = {who: result for who, result in results.items() if who != "ours"}
     results["speed_up"] = {who: r["secs"] / mine["secs"] for who, r in others.items()}
     results["memory_share"] = {who: mine["peak_extra_mb"] / r["peak_extra_mb"] for who, r in others.items()}
-    results["setting"] = vars(args)
+    unused = ("layers", "width", "vocab") if args.model else ()
+    results["setting"] = {name: value for name, value in vars(args).items() if name not in unused}
     return results
 
 
