@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from mtsql.llm.attention import register_attention
 
 HEAD_DIM = 64
+DTYPES = {"float32": "no", "bfloat16": "bf16"}
+"""What is computed with (weights stay fp32), and Accelerate's name for it."""
 SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 
@@ -37,10 +39,15 @@ def make_model(path: str | None, num_layers: int, width: int, vocab: int, attent
 
 
 def vocab_of(path: str | None, vocab: int) -> int:
-    """The vocabulary of the model in the folder `path`; `vocab` without one. ValueError for a folder that holds none."""
+    """The vocabulary of the model in the folder `path`, else `vocab`. ValueError for a folder that holds no model."""
     if path and not (Path(path) / "config.json").is_file():
         raise ValueError(f"--model {path}: no config.json in this folder")
     return AutoConfig.from_pretrained(path).vocab_size if path else vocab
+
+
+def autocast(dtype: str) -> torch.autocast:
+    """Computes in `dtype` inside."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def matmul_speed() -> float:

@@ -2,15 +2,16 @@
 
     python benchmarks/step.py --trl_python /path/to/python                 # SmolLM2-135M's shape, 8 prompts x 4 samples
     python benchmarks/step.py --num_layers 6 --trl_python /path/to/python  # the same workload, a fifth of the depth
+    python benchmarks/step.py --dtype bfloat16 --trl_python /path/to/python  # worth it on a CPU with AMX
     python benchmarks/step.py --who ours                                   # one contestant, in this process
 
 The workload is that of benchmarks/rollout.py: prompts of about 600 tokens, replies of forced lengths, observations of
 about 80 tokens between them, no SQL. Ours runs what train_rl.py runs: `generation_weights`, an Engine, `rollout` with
 its threads and delayed observations, `batch_advantages`, `policy_loss`, `take_step`; only the environment and the
 renderer are doubles, and a subclass of the engine ends replies where the workload says. TRL runs `trainer.train()`:
-benchmarks/trl_peer.py says how and with which settings. `trl` has its defaults (but fp32), `trl_tuned` no gradient
+benchmarks/trl_peer.py says how and with which settings. `trl` has its defaults, `trl_tuned` no gradient
 checkpointing and completions projected only; `trl_batch` rows learn at a time, its generation takes all rows at once.
-Rewards are the sample's number, so no group is dropped. fp32 on the CPU.
+Rewards are the sample's number, so no group is dropped. On the CPU, all in `dtype`.
 
 Each contestant has a process of its own and one small update to warm up; then `num_updates` are timed and averaged.
 `cpu_secs` is processor time: where it is far below `secs` times the threads, others were using the machine.
@@ -28,7 +29,7 @@ from statistics import mean
 import torch
 from accelerate import Accelerator
 
-from common import Stopwatch, make_model, reset_peak, resident, run_contestant, trl_version, vocab_of
+from common import DTYPES, Stopwatch, make_model, reset_peak, resident, run_contestant, trl_version, vocab_of
 from mtsql.agent.env import Outcome
 from mtsql.learner import OptimConfig, make_optimizer, take_step
 from mtsql.llm.attention import ATTENTION_NAME
@@ -40,7 +41,7 @@ from mtsql.rl.advantages import batch_advantages
 from mtsql.rl.rollout import rollout
 from mtsql.sql.dialogues import Turn
 from rollout import ForcedLengths, Workload, make_workload
-from trl_rollout import longest
+from trl_rollout import longest, warm
 
 CONTESTANTS = ("ours", "trl", "trl_tuned")
 LOSS = LossConfig(kl_coef=0.0)
@@ -94,15 +95,9 @@ def rewards_of(num_samples: int) -> list[float]:
     return [float(i) for i in range(num_samples)]
 
 
-def warm(work: Workload) -> Workload:
-    """The same shape, short."""
-    short = [[o[:4] for o in row] for row in work.observations]
-    return Workload([p[:8] for p in work.prompts], work.lengths * 0 + 4, short)
-
-
 def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
     """Every workload is an update; their seconds."""
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator = Accelerator(cpu=True, mixed_precision=DTYPES[args.dtype])
     torch.set_num_threads(args.threads)
     policy = make_model(args.model, args.num_layers, args.width, args.vocab, ATTENTION_NAME)
     module = PolicyModule(policy)
@@ -115,7 +110,7 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
         budget = Sampling(max_step_tokens=1 << 10, max_trajectory_tokens=longest(work) + 8)
         turns = [Turn(str(i), 0, "", "", "") for i in range(args.num_prompts)]
         numbers = iter(range(rows))  # environments are made in the order of the rows
-        with generation_weights(policy) as model:
+        with generation_weights(policy, getattr(torch, args.dtype)) as model:
             engine = Ended(model, (), budget, limits)
             engine.lengths, engine.done = work.lengths, work.lengths[:, 0] * 0
             trajectories = rollout(
@@ -158,7 +153,7 @@ def with_trl(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
         policy, [p for work in works for p in work.prompts], num_samples=args.num_samples, batch=args.trl_batch,
         max_completion=max(map(longest, works)), num_steps=len(works),
         rewards=rewards_of(args.num_samples) * args.num_prompts, prompts_per_step=args.num_prompts,
-        tuned=args.who == "trl_tuned", callbacks=[trl_peer.Steps(before, after)],
+        tuned=args.who == "trl_tuned", dtype=args.dtype, callbacks=[trl_peer.Steps(before, after)],
     )  # fmt: skip
     torch.set_num_threads(args.threads)
     peer.trainer.train()
@@ -206,6 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
                           "cache_bytes": 1536 << 20, "threads": 2}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what is computed with; weights stay fp32")
     parser.add_argument("--who", choices=CONTESTANTS, help="run this one only, in this process")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=["ours", "trl_tuned"])
     parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")

@@ -33,7 +33,8 @@ from statistics import mean, stdev
 import torch
 
 from common import (
-    LargestTensor, Stopwatch, make_model, matmul_speed, reset_peak, resident, run_contestant, trl_version, vocab_of,
+    DTYPES, LargestTensor, Stopwatch, autocast, make_model, matmul_speed, reset_peak, resident, run_contestant,
+    trl_version, vocab_of,
 )  # fmt: skip
 from mtsql.llm.attention import ATTENTION_NAME
 from mtsql.llm.logprobs import PolicyModule
@@ -66,12 +67,13 @@ def rewards_of(group_size: int) -> list[float]:
     return [float(i % 3) for i in range(group_size)]
 
 
-def ours(model, samples: list[Sample], max_tokens: int) -> float:
+def ours(model, samples: list[Sample], max_tokens: int, dtype: str) -> float:
     """Forward and backward of this repository; the loss."""
     module, total = PolicyModule(model), denominator(samples, LOSS)
     loss = 0.0
     for batch in pack(samples, max_tokens):
-        logprobs, entropy = module(batch)
+        with autocast(dtype):
+            logprobs, entropy = module(batch)
         batch = replace(batch, old_logprobs=logprobs.detach())  # sampled just now
         part, _ = policy_loss(logprobs, entropy, batch, LOSS)
         (part / total).backward()
@@ -79,7 +81,7 @@ def ours(model, samples: list[Sample], max_tokens: int) -> float:
     return loss
 
 
-def padded(model, samples: list[Sample], max_tokens: int) -> float:
+def padded(model, samples: list[Sample], max_tokens: int, dtype: str) -> float:
     """The same loss with right padding, prompts repeated, full logits and entropy; as many rows at a time as fit."""
     total, loss = denominator(samples, LOSS), 0.0
     rows = [s.prompt_ids + s.ids for s in samples]
@@ -94,7 +96,9 @@ def padded(model, samples: list[Sample], max_tokens: int) -> float:
             mask[row, own] = torch.tensor(samples[i].loss_mask).float()
             advantages[row, own] = torch.tensor(samples[i].advantages)
         ids = ids.long()
-        logp = model(input_ids=ids, attention_mask=seen.long(), use_cache=False).logits[:, :-1].log_softmax(-1)
+        with autocast(dtype):
+            logits = model(input_ids=ids, attention_mask=seen.long(), use_cache=False).logits[:, :-1]
+        logp = logits.float().log_softmax(-1)
         logprobs = logp.gather(2, ids[:, 1:, None])[..., 0]
         with torch.no_grad():
             -(logp.exp() * logp).sum(-1)  # entropy, logged by both
@@ -133,7 +137,7 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
     samples = make_samples(args.groups, args.group_size, args.prompt, vocab)
 
     def update(samples: list[Sample]) -> tuple[float, float]:
-        loss = learn(model, samples, args.max_tokens)
+        loss = learn(model, samples, args.max_tokens, args.dtype)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
         optimizer.step()
         return loss, norm
@@ -211,8 +215,8 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
         model, [s.prompt_ids for s in samples[:: args.group_size]] * 3, num_samples=args.group_size,
         batch=args.trl_batches[0], max_completion=max(len(s.ids) for s in samples),
         num_steps=3 if args.allocations else 2, prompts_per_step=args.groups,
-        rewards=rewards_of(args.group_size) * args.groups, tuned=args.who == "trl_tuned", given=given,
-        callbacks=[trl_peer.Steps(before, after)],
+        rewards=rewards_of(args.group_size) * args.groups, tuned=args.who == "trl_tuned", dtype=args.dtype,
+        given=given, callbacks=[trl_peer.Steps(before, after)],
     )  # fmt: skip
     peer.trainer.train()
     logged = peer.trainer.state.log_history[1]
@@ -241,6 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
                           "max_tokens": 8192, "threads": 2}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what is computed with; weights stay fp32")
     parser.add_argument("--who", choices=CONTESTANTS, help="run this one only, in this process")
     parser.add_argument("--with_trl", action="store_true", help="TRL's GRPOTrainer too")
     parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
