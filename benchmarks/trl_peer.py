@@ -179,10 +179,11 @@ def make_peer(
     script, slots = Script(), Slots(model)
     folder = tempfile.TemporaryDirectory()
     config = GRPOConfig(
-        output_dir=folder.name, use_cpu=True, bf16=dtype == "bfloat16", report_to="none", save_strategy="no", disable_tqdm=True,
-        logging_steps=1, max_steps=num_steps, num_generations=num_samples, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=rows // batch, max_completion_length=max_completion, shuffle_dataset=False,
-        gradient_checkpointing=not tuned, dataloader_pin_memory=False,
+        output_dir=folder.name, use_cpu=True, bf16=dtype == "bfloat16", report_to="none", save_strategy="no",
+        disable_tqdm=True, logging_steps=1, max_steps=num_steps, num_generations=num_samples,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
+        max_completion_length=max_completion, shuffle_dataset=False, gradient_checkpointing=not tuned,
+        dataloader_pin_memory=False,
     )  # fmt: skip
 
     def look(row: int, reply: int) -> str:

@@ -63,9 +63,9 @@ def main(
     secs, slots = peer.rollout["secs"], peer.rollout["token_slots"]
     distinct = sum(map(len, work.prompts)) + work.useful + sum(len(o) for row in work.observations for o in row) - rows
     print(json.dumps({
-        "trl": version, "dtype": dtype, "secs": secs, "cpu_secs": peer.rollout["cpu_secs"], "useful_tokens": work.useful,
-        "useful_tokens_per_sec": work.useful / secs, "token_slots": slots, "computed_over_distinct": slots / distinct,
-        "model_calls": peer.rollout["model_calls"],
+        "trl": version, "dtype": dtype, "secs": secs, "cpu_secs": peer.rollout["cpu_secs"],
+        "useful_tokens": work.useful, "useful_tokens_per_sec": work.useful / secs, "token_slots": slots,
+        "computed_over_distinct": slots / distinct, "model_calls": peer.rollout["model_calls"],
     }))  # fmt: skip
 
 
