@@ -1,9 +1,9 @@
-"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints
-JSON.
+"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints JSON.
 
-    python benchmarks/rollout.py  # SmolLM2-135M's shape, 8 prompts, 4 samples of each
+    python benchmarks/rollout.py                     # SmolLM2-135M's shape, 8 prompts x 4 samples
     python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16 --num_replies 8
     python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
+    python benchmarks/rollout.py --num_layers 6 --with_trl true --trl_python /path/to/python
 
 Both play the same dialogues on the same random weights: prompts of about 600 tokens, replies of 20 to 120
 tokens whose lengths are forced (weights and text do not matter for speed), observations of about 80 tokens
@@ -13,13 +13,18 @@ sampled ones. Also printed: the share of our time that the matrix products alone
 the batch sizes of our steps (the weights', and with those of attention: keys and values are read once per row,
 a prompt's once per group); the step of a single row against reading the weights once; the engine with a model
 that costs nothing.
+
+With `--with_trl true` the tool loop of TRL's GRPOTrainer plays them too, in a process of its own run by the
+interpreter `trl_python` (default: this one): see benchmarks/trl_rollout.py.
 """
 
 import json
 import resource
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +33,8 @@ from jsonargparse import auto_cli
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from common import run_contestant, trl_version
+from mtsql.launch import keep_freed_memory
 from mtsql.llm.attention import register_attention
 from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
 
@@ -177,10 +184,15 @@ def main(
     block_size: int = 64,
     with_generate: bool = True,
     curve: list[int] | None = None,
+    with_trl: bool = False,
+    trl_python: str = sys.executable,
     threads: int = 2,
 ) -> None:
     """Measure one point, or with `curve` our time for several numbers of replies."""
+    if with_trl:
+        trl_version(trl_python)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     torch.manual_seed(0)
     register_attention()
     heads = width // HEAD_DIM
@@ -236,6 +248,12 @@ def main(
             secs = time.perf_counter() - start
             out["generate_loop"] = {"secs": secs, "useful_tokens_per_sec": work.useful / secs}
             out["speedup"] = secs / result["secs"]
+    if with_trl:
+        sizes = {"num_prompts": num_prompts, "num_samples": num_samples, "num_replies": num_replies,
+                 "num_layers": num_layers, "width": width, "vocab": vocab, "threads": threads}  # fmt: skip
+        flags = [f"--{name}={value}" for name, value in sizes.items()]
+        out["trl"] = run_contestant(trl_python, str(Path(__file__).with_name("trl_rollout.py")), flags)
+        out["speedup_trl"] = out["trl"]["secs"] / result["secs"]
     out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies}
     out["threads"] = threads
     out["model"] = {"layers": num_layers, "width": width, "vocab": vocab, "weight_bytes": weight_bytes}

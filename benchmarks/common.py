@@ -1,0 +1,138 @@
+"""What several benchmarks share: the model, memory and speed of this process, contestants in processes of their own."""
+
+import ctypes
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from mtsql.llm.attention import register_attention
+
+HEAD_DIM = 64
+DTYPES = {"float32": "no", "bfloat16": "bf16"}
+"""What is computed with (weights stay fp32), and Accelerate's name for it."""
+SOURCES = Path(__file__).resolve().parents[1] / "src"
+
+
+def make_model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
+    """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30 layers of width 576 and a
+    vocabulary of 49,152 are SmolLM2-135M); fp32."""
+    register_attention()
+    if path:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    if width < HEAD_DIM or width % HEAD_DIM:
+        raise ValueError(f"--width is {width}: it must be a multiple of {HEAD_DIM}, the width of a head")
+    heads = width // HEAD_DIM
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=num_layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 3 if heads % 3 == 0 else heads, head_dim=HEAD_DIM,
+        max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)
+
+
+def vocab_of(path: str | None, vocab: int) -> int:
+    """The vocabulary of the model in the folder `path`, else `vocab`. ValueError for a folder that holds no model."""
+    if path and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"--model {path}: no config.json in this folder")
+    return AutoConfig.from_pretrained(path).vocab_size if path else vocab
+
+
+def autocast(dtype: str) -> torch.autocast:
+    """Computes in `dtype` inside."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def matmul_speed() -> float:
+    """Floating-point operations per second of a 2048-cube product, best of five."""
+    a, b, best = torch.randn(2048, 2048), torch.randn(2048, 2048), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM (its peak since `reset_peak`) of this process, in bytes (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status has no {field}")
+
+
+def reset_peak() -> None:
+    """Give freed memory back and start VmHWM at what is resident now."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+class Stopwatch:
+    """Wall and processor time of this process since it was made."""
+
+    def __init__(self):
+        self.start, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {"secs": time.perf_counter() - self.start, "cpu_secs": time.process_time() - self.cpu}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Inside it, the results of all operators, backward's included, are looked at; the largest are remembered.
+
+    `elements`: of the largest tensor. `activation`: of the largest that is neither a weight nor shaped like one (a
+    gradient, an optimizer state). Slow: nothing inside it should be timed.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.elements, self.activation = 0, 0
+        self._weights = {size for p in model.parameters() for size in (tuple(p.shape), tuple(p.shape)[::-1])}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                stored = tensor.numel()
+                if 0 in tensor.stride():  # expanded: fewer numbers are stored than seen
+                    stored = tensor.untyped_storage().nbytes() // tensor.itemsize
+                self.elements = max(self.elements, stored)
+                if tuple(tensor.shape) not in self._weights:
+                    self.activation = max(self.activation, stored)
+        return result
+
+
+def trl_version(python: str) -> str:
+    """The version of TRL that interpreter `python` has, without importing it. ValueError, naming the flag, if it has
+    none: asked before anything slow runs."""
+    question = "import importlib.metadata; print(importlib.metadata.version('trl'))"
+    try:
+        return subprocess.run([python, "-c", question], check=True, capture_output=True, text=True).stdout.strip()
+    except OSError as error:
+        raise ValueError(f"--trl_python {python}: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"TRL is not installed for {python}: install it there (pip install trl), or name an interpreter that has "
+            "it with --trl_python"
+        ) from error
+
+
+def run_contestant(python: str, script: str, flags: list[str]) -> dict:
+    """Run `script` in a process of its own; the JSON object on the last line it prints. ValueError with its last words
+    if it fails."""
+    path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [python, script, *flags], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **offline}
+    )
+    if done.returncode:
+        words = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+        raise ValueError(f"{Path(script).name} {' '.join(flags)}: {words}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
