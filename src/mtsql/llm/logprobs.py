@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 from mtsql.llm.attention import PackedContext
 from mtsql.llm.packing import Batch, Sample, pack
 
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
 """Logits that exist at a time, however many positions there are; a little more where that were too few rows."""
-MIN_CHUNK = 64
+MIN_CHUNK = 128
 """Rows below which a matrix product gets slow."""
 
 
@@ -54,7 +54,9 @@ class _HeadLogprobs(torch.autograd.Function):
                 grad = probs.mul_(pull.neg_())
             if grad_logprobs is not None:
                 grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
-            grad = grad.div_(ctx.temperature).to(hidden.dtype)
+            if ctx.temperature != 1:
+                grad.div_(ctx.temperature)
+            grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
             if grad_weight is not None and grad_weight.dtype == grad.dtype:
@@ -74,7 +76,8 @@ class _HeadLogprobs(torch.autograd.Function):
 def _log_softmax(hidden, weight, bias, temperature):
     """(rows, V) in fp32 or wider, whatever the logits were computed in."""
     logits = nn.functional.linear(hidden, weight, bias)
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.log_softmax(logits if temperature == 1 else logits.div_(temperature), dim=-1)
 
 
 def _entropy(probs, logp):
