@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -66,7 +66,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         if accelerator.num_processes == 1:
             raise ValueError("--use_fsdp shards over several processes: set --num_processes 2 or more, or leave it out")
         # Without a GPU Accelerate forgets the flag and would train whole copies; its own FSDP2 code runs there too.
-        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
     return accelerator
 
 

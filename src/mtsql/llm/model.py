@@ -227,8 +227,12 @@ def save_policy(
     model, folder = unwrap(model), Path(folder)
     state = None
     if is_sharded(model):
-        gathered = ((name, whole(value)) for name, value in model.state_dict().items())
-        state = {name: value.cpu() for name, value in gathered if is_main}
+        sharded, gathered = model.state_dict(keep_vars=True), {}
+        for weight in sharded.values():  # tied ones once: what is one weight here is one in the folder
+            if id(weight) not in gathered:
+                full = whole(weight.detach())
+                gathered[id(weight)] = full.cpu() if is_main else None
+        state = {name: gathered[id(weight)] for name, weight in sharded.items()}
     if not is_main:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
