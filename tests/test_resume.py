@@ -27,9 +27,9 @@ FLAGS = (
 ).split()  # length is punished and nothing subtracted: even a model that earns nothing takes real steps
 
 
-def start(*flags, cwd, launcher=()):
+def start(*flags, cwd, launcher=(), script=ROOT / "train_rl.py"):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
-    return subprocess.Popen([sys.executable, *launcher, str(ROOT / "train_rl.py"), *flags], cwd=cwd, text=True,
+    return subprocess.Popen([sys.executable, *launcher, str(script), *flags], cwd=cwd, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                             env={**clean, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
@@ -57,9 +57,9 @@ def metrics(run):
     return [{k: v for k, v in line.items() if k != "time" and not k.endswith("_secs")} for line in lines]
 
 
-def assert_same_run(one, other):
+def assert_same_run(one, other, weights="model.safetensors"):
     assert metrics(one) == metrics(other)
-    for name in ("model/model.safetensors", "checkpoints/update-00004/optimizer.safetensors"):
+    for name in (f"model/{weights}", "checkpoints/update-00004/optimizer.safetensors"):
         first, second = load_file(one / name), load_file(other / name)
         assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
     texts = [{p.name: p.read_text() for p in (run / "trajectories").iterdir()} for run in (one, other)]
