@@ -34,7 +34,7 @@ from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_tr
 from mtsql.llm.packing import Sample
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
-from mtsql.rl.selftaught import SelfTaughtConfig, read_demonstrations, replay, select
+from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
 from mtsql.runlog import RunLog
 from mtsql.sql.database import QueryLimits
 from mtsql.sql.datasets import DataConfig
@@ -95,25 +95,6 @@ class Config:
     sft: SftConfig = SftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
     """`every` counts optimizer steps over all rounds; 0: none is written, unless at Ctrl-C."""
-
-
-def demonstration_samples(bench: Workbench, file: Path, config: SftConfig, max_prompt_tokens: int, seed: int):
-    """Replay demonstrations through the environment; returns samples in seeded order."""
-    turns = {turn.turn_id: turn for turn in bench.corpora["train"].turns}
-    demonstrations = sorted(read_demonstrations(file).items())
-    random.Random(seed).shuffle(demonstrations)
-    make_env, samples = bench.env_maker("train"), []
-    for turn_id, replies in demonstrations[: config.max_samples or None]:
-        if turn_id in bench.corpora["train"].left_out:
-            continue
-        if turn_id not in turns:
-            raise ValueError(f"{file}: turn {turn_id} is not in the training split")
-        trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), bench.renderer)
-        if len(trajectory.prompt_ids) <= max_prompt_tokens:
-            samples.append(trajectory.to_sample([]))
-    if not samples:
-        raise ValueError(f"{file}: no demonstration whose prompt has at most max_prompt_tokens={max_prompt_tokens}")
-    return samples
 
 
 @dataclass
@@ -245,7 +226,10 @@ def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log:
     """The paper's rounds, or one pass over demonstrations; `save()` writes a checkpoint."""
     if config.source == "demonstrations":
         file = Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
-        samples = demonstration_samples(bench, file, config.sft, config.max_prompt_tokens, config.seed)
+        samples = demonstration_samples(
+            bench.corpora["train"], bench.env_maker("train"), bench.renderer, file, seed=config.seed,
+            max_samples=config.sft.max_samples, max_prompt_tokens=config.max_prompt_tokens,
+        )  # fmt: skip
         return train_on(module, optimizer, samples, config, accelerator, log, place, save)
     turns = list(bench.corpora["train"].turns)
     random.Random(config.seed).shuffle(turns)

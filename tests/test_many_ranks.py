@@ -95,6 +95,15 @@ def test_shards_are_the_run_of_one_process_and_each_goes_on_with_the_other(folde
     assert_same_run(runs / "shards", runs / "shards-again")
 
 
+@pytest.mark.parametrize("launcher", [TWO, FSDP], ids=["copies", "shards"])
+def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
+    run = folder / "runs" / f"bf16-{len(launcher)}"
+    finish(start(*FLAGS, "--model.dtype", "bfloat16", "--run", str(run), cwd=folder, launcher=launcher))
+    lines = [line for line in metrics(run) if line["stage"] == "rl"]
+    assert len(lines) == 4 and all(line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines)
+    assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
+
+
 def test_ctrl_c_ends_a_sharded_run_that_goes_on_from_its_last_checkpoint(folder):
     run = folder / "runs/stopped"
     process = start(*FLAGS, "--run", "runs/stopped", cwd=folder, launcher=FSDP)

@@ -102,6 +102,29 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
 
 
 @pytest.mark.slow
+def test_sft_killed_and_stopped_is_the_straight_run(folder):
+    flags = [*FLAGS[:6], "--sft.max_samples", "32", "--sft.epochs", "3", "--checkpoint.every", "3"]
+    script = ROOT / "train_sft.py"
+    finish(start(*flags, "--run", "runs/sft", cwd=folder, script=script))
+    run = folder / "runs/sft-killed"
+    num_done = lambda: len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0  # noqa: E731
+    process = start(*flags, "--run", "runs/sft-killed", cwd=folder, script=script)
+    stop_when(process, lambda: num_done() == 5, signal.SIGKILL)
+    process.wait()
+    assert newest_checkpoint(run).name == "update-00003"
+    process = start("--resume", "runs/sft-killed", "--checkpoint.every", "0", cwd=folder, script=script)
+    stop_when(process, lambda: num_done() == 8, signal.SIGINT)
+    _, err = finish(process, expected=130)
+    assert "updates are done; go on with --resume runs/sft-killed" in err and newest_checkpoint(run).name >= "update-00008"
+    finish(start("--resume", "runs/sft-killed", cwd=folder, script=script))
+    assert metrics(folder / "runs/sft") == metrics(run) and len(metrics(run)) == 12
+    first, second = load_file(folder / "runs/sft/model/model.safetensors"), load_file(run / "model/model.safetensors")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    _, err = finish(start("--resume", "runs/sft", "--sft.epochs", "1", cwd=folder, script=script), expected=1)
+    assert "sft.epochs is 1.0, but runs/sft was started with 3.0" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_two_processes_are_resumed_exactly_and_one_may_go_on_alone(folder):
     two = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
     finish(start(*FLAGS, "--run", "runs/two", cwd=folder, launcher=two))
