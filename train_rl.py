@@ -24,7 +24,7 @@ from accelerate import Accelerator
 import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig, check_unchanged, newest_checkpoint, read_checkpoint, save_checkpoint
+from mtsql.checkpoint import CheckpointConfig, newest_checkpoint, resumed, save_checkpoint
 from mtsql.config import to_dict
 from mtsql.episodes import Player, compare, update_metrics
 from mtsql.launch import make_accelerator, no_interrupt, run_script
@@ -35,7 +35,7 @@ from mtsql.learner import (
 from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import LossConfig, denominator, policy_loss
-from mtsql.llm.model import ModelConfig, load_trained, make_reference, save_policy
+from mtsql.llm.model import ModelConfig, is_sharded, load_trained, make_reference, save_policy
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
@@ -118,6 +118,7 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     sft = train_sft.Config(
         seed=config.seed, model=config.model, data=config.data, env=config.env, style=config.style,
         engine=config.engine, max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
+        checkpoint=CheckpointConfig(every=0),
     )  # fmt: skip
     with accelerator.main_process_first():
         demonstrations = Path(toy_files(config.data).train).with_name("demonstrations.jsonl")
@@ -147,7 +148,8 @@ def probe(player: Player, config: Config, accelerator: Accelerator, log: RunLog)
     turns = turns[: settings.max_probe_turns or None]
     mine, counts = turns[accelerator.process_index :: accelerator.num_processes], []
     n, at_once = settings.probe_samples, 64
-    for start in log.progress(range(0, len(mine), at_once), "probe"):
+    longest = -(-len(turns) // accelerator.num_processes)  # as many rounds on every rank: each gathers the weights
+    for start in log.progress(range(0, longest, at_once), "probe"):
         part = mine[start : start + at_once]
         groups, _ = player.play(part, "train", num_samples=n, update=2**31)
         counts += [(t.turn_id, (sum(s.is_right for s in g), n)) for t, g in zip(part, groups, strict=True)]
@@ -182,7 +184,7 @@ def main(config: Config) -> None:
 
     if state:
         load_trained(bench.policy, newest_checkpoint(run) / "model")
-        load_optimizer(module, optimizer, averages)
+        load_optimizer(module, optimizer, averages, config.optim.offload)
         before, ex, curriculum = state["before"], state["ex"], Curriculum.from_state(state["curriculum"])
     else:
         before = ex = player.held_out(accelerator, log, 0, config.eval_turns)
@@ -242,7 +244,8 @@ def main(config: Config) -> None:
         after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        save(done)
+        if not is_sharded(bench.policy):  # shards are gathered by all ranks, which may be anywhere now
+            save(done)
         raise KeyboardInterrupt(f"{done} updates are done; go on with --resume {run}") from None
 
     if start < config.num_updates:
@@ -254,17 +257,6 @@ def main(config: Config) -> None:
     for split in after:
         log.print(f"{split}: held-out EX {before[split]:.1f} -> {after[split]:.1f}")
     accelerator.end_training()
-
-
-def resumed(config: Config) -> tuple[Config, dict, dict]:
-    """(config, state, optimizer tensors) of the newest checkpoint of the run to go on with, empty for a new run and for
-    one that was killed before its first checkpoint: it starts over."""
-    if not config.resume:
-        return config, {}, {}
-    check_unchanged(config, Path(config.resume))
-    newest = newest_checkpoint(Path(config.resume))
-    state, averages = read_checkpoint(newest) if newest else ({}, {})
-    return replace(config, run=config.resume), state, averages
 
 
 if __name__ == "__main__":

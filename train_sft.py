@@ -2,33 +2,39 @@
 
     accelerate launch train_sft.py                         # embedded model, toy world, its demonstrations
     accelerate launch train_sft.py --source self ...       # rollouts the model samples itself (paper algorithm 1)
+    accelerate launch train_sft.py --resume runs/sft       # after a kill: goes on bit for bit from its last checkpoint
 
 Where this departs from the paper: (1) a model that knows nothing may start from demonstrations (`source`), since it
 has no correct rollouts to keep; (2) "Easy-SQL" is the official hardness `easy`; (3) unlike rollouts are chosen by token
 counts, not by an embedding model.
 """
 
+import json
 import math
+import os
 import random
 import signal
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.launch import make_accelerator, run_script
-from mtsql.learner import OptimConfig, gather_list, learning_rate, make_optimizer, sum_over_ranks, take_step
+from mtsql.checkpoint import CheckpointConfig, newest_checkpoint, resumed, save_checkpoint
+from mtsql.config import to_dict
+from mtsql.launch import make_accelerator, no_interrupt, run_script
+from mtsql.learner import (
+    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, seed_update, take_step,
+)  # fmt: skip
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
-from mtsql.llm.model import ModelConfig, generation_weights, save_policy
+from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
 from mtsql.llm.packing import Sample
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
-from mtsql.rl.selftaught import SelfTaughtConfig, read_demonstrations, replay, select
+from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
 from mtsql.runlog import RunLog
 from mtsql.sql.database import QueryLimits
 from mtsql.sql.datasets import DataConfig
@@ -65,6 +71,8 @@ class Config:
 
     run: str = "runs/sft"
     """Run folder."""
+    resume: str | None = None
+    """Run folder to go on with, from its newest checkpoint and its own config."""
     seed: int = 0
     """Seed of weights, order and sampling."""
     source: str = "demonstrations"
@@ -85,46 +93,58 @@ class Config:
     max_turns: int = 0
     """Collect on at most this many training turns (0 = all)."""
     sft: SftConfig = SftConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
+    """`every` counts optimizer steps over all rounds; 0: none is written, unless at Ctrl-C."""
 
 
-def demonstration_samples(bench: Workbench, file: Path, config: SftConfig, max_prompt_tokens: int, seed: int):
-    """Replay demonstrations through the environment; returns samples in seeded order."""
-    turns = {turn.turn_id: turn for turn in bench.corpora["train"].turns}
-    demonstrations = sorted(read_demonstrations(file).items())
-    random.Random(seed).shuffle(demonstrations)
-    make_env, samples = bench.env_maker("train"), []
-    for turn_id, replies in demonstrations[: config.max_samples or None]:
-        if turn_id in bench.corpora["train"].left_out:
-            continue
-        if turn_id not in turns:
-            raise ValueError(f"{file}: turn {turn_id} is not in the training split")
-        trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), bench.renderer)
-        if len(trajectory.prompt_ids) <= max_prompt_tokens:
-            samples.append(trajectory.to_sample([]))
-    if not samples:
-        raise ValueError(f"{file}: no demonstration whose prompt has at most max_prompt_tokens={max_prompt_tokens}")
-    return samples
+@dataclass
+class Place:
+    """Where a run stands: optimizer steps done in all, the round, and the steps done in that round."""
+
+    update: int = 0
+    round: int = 0
+    done: int = 0
 
 
-def train_on(module, optimizer, samples: list[Sample], config: SftConfig, accelerator, log: RunLog, seed: int, stage: str):
-    """SFT over `samples`: every rank holds all of them and takes its share of each update."""
-    num_updates = max(1, math.ceil(config.epochs * len(samples) / config.samples_per_update))
+def train_on(module, optimizer, samples: list[Sample], config: Config, accelerator, log: RunLog, place: Place, save):
+    """SFT over `samples`, from `place` on: every rank holds all of them and takes its share of each update."""
+    sft, stage = config.sft, "sft" if config.source == "demonstrations" else f"round{place.round}"
+    num_updates = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order, epoch = [], 0
-    while len(order) < num_updates * config.samples_per_update:
-        order += random.Random(f"{seed}/{epoch}").sample(range(len(samples)), len(samples))
+    while len(order) < num_updates * sft.samples_per_update:
+        order += random.Random(f"{config.seed}/{epoch}").sample(range(len(samples)), len(samples))
         epoch += 1
-    for update in log.progress(range(num_updates), stage):
-        chunk = order[update * config.samples_per_update : (update + 1) * config.samples_per_update]
+    for update in log.progress(range(place.done, num_updates), stage):
+        if place.update and config.checkpoint.every and place.update % config.checkpoint.every == 0:
+            save()
+        chunk = order[update * sft.samples_per_update : (update + 1) * sft.samples_per_update]
         mine = [samples[i] for i in chunk[accelerator.process_index :: accelerator.num_processes]]
         num_tokens = sum(sum(samples[i].loss_mask) for i in chunk)
-        stats = take_step(
-            accelerator, module, optimizer, mine,
-            lambda module, batch: sft_loss(module(batch)[0], batch),
-            num_tokens, max_tokens=config.max_batch_tokens, config=config.optim,
-            lr=learning_rate(config.optim, update, num_updates),
-        )  # fmt: skip
-        log.metrics({"stage": stage, "update": update, "loss": stats["loss"], "grad_norm": stats["grad_norm"],
-                     "num_tokens": num_tokens})  # fmt: skip
+        with no_interrupt():
+            stats = take_step(
+                accelerator, module, optimizer, mine,
+                lambda module, batch: sft_loss(module(batch)[0], batch),
+                num_tokens, max_tokens=sft.max_batch_tokens, config=sft.optim,
+                lr=learning_rate(sft.optim, update, num_updates),
+            )  # fmt: skip
+            log.metrics({"stage": stage, "update": update, "loss": stats["loss"], "grad_norm": stats["grad_norm"],
+                         "num_tokens": num_tokens})  # fmt: skip
+            place.update, place.done = place.update + 1, update + 1
+
+
+def collected(bench: Workbench, turns, config: Config, accelerator, round_index: int):
+    """`collect`, whose result is kept in the run folder: a resumed run reads it there."""
+    file = Path(config.run) / "rounds" / f"round{round_index}.json"
+    if config.resume and file.is_file():
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return [Sample(**sample) for sample in saved["samples"]], set(saved["solved"])
+    samples, solved = collect(bench, turns, config, accelerator, round_index)
+    if accelerator.is_main_process:
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps({"samples": [asdict(s) for s in samples], "solved": sorted(solved)}))
+        os.replace(partial, file)
+    return samples, solved
 
 
 def collect(bench: Workbench, turns, config: Config, accelerator, round_index: int):
@@ -164,48 +184,67 @@ def check(config: Config) -> None:
 def main(config: Config) -> None:
     """Stage 1 as a run of its own."""
     check(config)
+    config, state, averages = resumed(config)
     accelerator = make_accelerator(config.model.mixed_precision)
-    warm_start(config, accelerator)
+    warm_start(config, accelerator, state, averages)
     accelerator.end_training()
 
 
-def warm_start(config: Config, accelerator: Accelerator) -> None:
-    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model."""
-    set_seed(config.seed)
+def warm_start(config: Config, accelerator: Accelerator, state: dict | None = None, averages: dict | None = None) -> None:
+    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model. `state` and
+    `averages` are those of the checkpoint to go on from."""
+    run, is_main, state = Path(config.run), accelerator.is_main_process, state or {}
+    place = Place(**state.get("place", {}))
+    seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
-    log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)
+    log = RunLog(run, config, is_main, (place.update, state.get("metrics_bytes", 0)) if config.resume else None)
     module = PolicyModule(bench.policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.sft.optim))
+    if state:
+        load_trained(bench.policy, newest_checkpoint(run) / "model")
+        load_optimizer(module, optimizer, averages or {}, config.sft.optim.offload)
+
+    def save() -> None:
+        save_checkpoint(run, place.update, lambda folder: save_policy(bench.policy, bench.tokenizer, folder, is_main),
+                        optimizer_tensors(module, optimizer), {"ex": None, "place": asdict(place), "config": to_dict(config)},
+                        config.checkpoint, is_main)  # fmt: skip
+
     try:
-        learn(config, bench, module, optimizer, accelerator, log)
+        learn(config, bench, module, optimizer, accelerator, log, place, save)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        save_policy(bench.policy, bench.tokenizer, Path(config.run) / "model", accelerator.is_main_process)
-        raise KeyboardInterrupt(f"{config.run}/model holds the weights so far") from None
-    save_policy(bench.policy, bench.tokenizer, Path(config.run) / "model", accelerator.is_main_process)
-    log.print(f"saved {config.run}/model")
+        if not is_sharded(bench.policy):  # shards are gathered by all ranks, which may be anywhere now
+            save()
+        raise KeyboardInterrupt(f"{place.update} updates are done; go on with --resume {run}") from None
+    save_policy(bench.policy, bench.tokenizer, run / "model", is_main)
+    log.print(f"saved {run}/model")
     accelerator.wait_for_everyone()
 
 
-def learn(config: Config, bench: Workbench, module, optimizer, accelerator: Accelerator, log: RunLog) -> None:
-    """The paper's rounds, or one pass over demonstrations."""
+def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log: RunLog, place: Place, save) -> None:
+    """The paper's rounds, or one pass over demonstrations; `save()` writes a checkpoint."""
     if config.source == "demonstrations":
         file = Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
-        samples = demonstration_samples(bench, file, config.sft, config.max_prompt_tokens, config.seed)
-        train_on(module, optimizer, samples, config.sft, accelerator, log, config.seed, "sft")
-    else:
-        turns = list(bench.corpora["train"].turns)
-        random.Random(config.seed).shuffle(turns)
-        turns, pool = turns[: config.max_turns or None], []
-        for round_index in range(config.selftaught.rounds):
-            samples, solved = collect(bench, turns, config, accelerator, round_index)
-            pool += samples
-            log.print(f"round {round_index}: solved {len(solved)} of {len(turns)} turns, pool {len(pool)} trajectories")
-            if not pool:
-                raise ValueError("no rollout was right: start from demonstrations (--source demonstrations)")
-            train_on(module, optimizer, pool, config.sft, accelerator, log, config.seed, f"round{round_index}")
-            turns = [turn for turn in turns if turn.turn_id not in solved]
+        samples = demonstration_samples(
+            bench.corpora["train"], bench.env_maker("train"), bench.renderer, file, seed=config.seed,
+            max_samples=config.sft.max_samples, max_prompt_tokens=config.max_prompt_tokens,
+        )  # fmt: skip
+        return train_on(module, optimizer, samples, config, accelerator, log, place, save)
+    turns = list(bench.corpora["train"].turns)
+    random.Random(config.seed).shuffle(turns)
+    turns, pool = turns[: config.max_turns or None], []
+    for round_index in range(config.selftaught.rounds):
+        samples, solved = collected(bench, turns, config, accelerator, round_index)
+        pool += samples
+        log.print(f"round {round_index}: solved {len(solved)} of {len(turns)} turns, pool {len(pool)} trajectories")
+        if not pool:
+            raise ValueError("no rollout was right: start from demonstrations (--source demonstrations)")
+        if round_index > place.round:
+            place.round, place.done = round_index, 0
+        if round_index == place.round:  # earlier rounds of a resumed run are in its weights
+            train_on(module, optimizer, pool, config, accelerator, log, place, save)
+        turns = [turn for turn in turns if turn.turn_id not in solved]
 
 
 if __name__ == "__main__":

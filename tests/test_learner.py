@@ -16,12 +16,12 @@ from mtsql.llm.tokenizer import train_tokenizer
 SIZE = EmbeddedSize(vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, head_dim=8)
 
 
-def one_update(share, accelerator=None) -> list[float]:
+def one_update(share, accelerator=None, offload=False) -> list[float]:
     """Take one GRPO step over `share[rank]` of five samples; the gradient norm, the loss and some updated weights."""
     accelerator = accelerator or Accelerator(cpu=True)
     policy = build_embedded(train_tokenizer(["words"] * 9, SIZE.vocab_size), SIZE, seed=1)
     module = PolicyModule(policy)
-    config = OptimConfig(lr=1e-2)
+    config = OptimConfig(lr=1e-2, offload=offload)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config))
     rng, samples = random.Random(0), []
     for _ in range(5):
@@ -34,6 +34,10 @@ def one_update(share, accelerator=None) -> list[float]:
                       config=config, lr=1e-2)  # fmt: skip
     weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
     return [stats["grad_norm"], stats["loss"], *weights[::500].tolist()]
+
+
+def test_averages_in_host_memory_change_no_bit():
+    assert one_update([range(5)], offload=True) == one_update([range(5)])
 
 
 def test_schedules_at_their_ends():

@@ -27,9 +27,9 @@ FLAGS = (
 ).split()  # length is punished and nothing subtracted: even a model that earns nothing takes real steps
 
 
-def start(*flags, cwd, launcher=()):
+def start(*flags, cwd, launcher=(), script=ROOT / "train_rl.py"):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
-    return subprocess.Popen([sys.executable, *launcher, str(ROOT / "train_rl.py"), *flags], cwd=cwd, text=True,
+    return subprocess.Popen([sys.executable, *launcher, str(script), *flags], cwd=cwd, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                             env={**clean, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
@@ -57,9 +57,9 @@ def metrics(run):
     return [{k: v for k, v in line.items() if k != "time" and not k.endswith("_secs")} for line in lines]
 
 
-def assert_same_run(one, other):
+def assert_same_run(one, other, weights="model.safetensors"):
     assert metrics(one) == metrics(other)
-    for name in ("model/model.safetensors", "checkpoints/update-00004/optimizer.safetensors"):
+    for name in (f"model/{weights}", "checkpoints/update-00004/optimizer.safetensors"):
         first, second = load_file(one / name), load_file(other / name)
         assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
     texts = [{p.name: p.read_text() for p in (run / "trajectories").iterdir()} for run in (one, other)]
@@ -99,6 +99,29 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
     assert newest_checkpoint(run).name >= "update-00003" and (newest_checkpoint(run) / "model/config.json").is_file()
     finish(start("--resume", "runs/killed", cwd=folder))
     assert_same_run(folder / "runs/straight", run)
+
+
+@pytest.mark.slow
+def test_sft_killed_and_stopped_is_the_straight_run(folder):
+    flags = [*FLAGS[:6], "--sft.max_samples", "32", "--sft.epochs", "3", "--checkpoint.every", "3"]
+    script = ROOT / "train_sft.py"
+    finish(start(*flags, "--run", "runs/sft", cwd=folder, script=script))
+    run = folder / "runs/sft-killed"
+    num_done = lambda: len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0  # noqa: E731
+    process = start(*flags, "--run", "runs/sft-killed", cwd=folder, script=script)
+    stop_when(process, lambda: num_done() == 5, signal.SIGKILL)
+    process.wait()
+    assert newest_checkpoint(run).name == "update-00003"
+    process = start("--resume", "runs/sft-killed", "--checkpoint.every", "0", cwd=folder, script=script)
+    stop_when(process, lambda: num_done() == 8, signal.SIGINT)
+    _, err = finish(process, expected=130)
+    assert "updates are done; go on with --resume runs/sft-killed" in err and newest_checkpoint(run).name >= "update-00008"
+    finish(start("--resume", "runs/sft-killed", cwd=folder, script=script))
+    assert metrics(folder / "runs/sft") == metrics(run) and len(metrics(run)) == 12
+    first, second = load_file(folder / "runs/sft/model/model.safetensors"), load_file(run / "model/model.safetensors")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    _, err = finish(start("--resume", "runs/sft", "--sft.epochs", "1", cwd=folder, script=script), expected=1)
+    assert "sft.epochs is 1.0, but runs/sft was started with 3.0" in err.splitlines()[-1]
 
 
 @pytest.mark.slow

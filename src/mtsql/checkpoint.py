@@ -3,7 +3,8 @@
     <run>/checkpoints/update-00020/      after 20 updates
         model/                           an ordinary Hugging Face or peft folder: eval.py loads it
         optimizer.safetensors            Adam's averages by parameter name
-        state.json                       update, curriculum, config, commit, bytes of metrics.jsonl, sizes of all files
+        state.json                       update, curriculum (or the place in train_sft.py's rounds), config, commit, bytes
+                                         of metrics.jsonl, sizes of all files
 
 No generator state is stored: every random number of an update is drawn from (seed, update, rank). A checkpoint is
 written beside its place, synced and renamed, so a folder of that name is whole. Nothing in it is ever unpickled.
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from mtsql.config import flat, to_dict
 from mtsql.runlog import git_commit
 
 FORMAT = "mtsql-checkpoint-1"
-MAY_CHANGE = ("run", "resume", "eval_every", "eval_turns", "max_batch_tokens", "engine.", "checkpoint.")
+MAY_CHANGE = (
+    "run", "resume", "eval_every", "eval_turns", "max_batch_tokens", "sft.max_batch_tokens", "engine.", "checkpoint.",
+    "optim.offload", "sft.optim.offload", "model.gradient_checkpointing",
+)  # fmt: skip
 """Keys that a resumed run may change; all but the batch and engine sizes leave its numbers as they were."""
 
 
@@ -109,6 +113,18 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         return state, load_file(folder / "optimizer.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder / 'optimizer.safetensors'} is damaged ({error}); {advice}") from error
+
+
+def resumed(config: Any) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
+    """(config, state, optimizer tensors) of the newest checkpoint of the run `config.resume` to go on with, empty for a
+    new run and for one that was killed before its first checkpoint: it starts over. Every rank reads the run folder, so
+    all machines must see it."""
+    if not config.resume:
+        return config, {}, {}
+    check_unchanged(config, Path(config.resume))
+    newest = newest_checkpoint(Path(config.resume))
+    state, averages = read_checkpoint(newest) if newest else ({}, {})
+    return replace(config, run=config.resume), state, averages
 
 
 def check_unchanged(config: Any, run: Path) -> None:

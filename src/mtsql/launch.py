@@ -10,11 +10,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from mtsql.config import parse_config
 
@@ -22,6 +25,8 @@ RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WO
 LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
 INTERRUPTED = 130
+PATIENCE = timedelta(hours=3)
+"""How long a rank waits for the others at a meeting point: their rollouts may take far longer than its own."""
 
 
 def run_script(main: Callable, kind: type, description: str, presets: dict[str, dict] | None = None) -> None:
@@ -50,13 +55,50 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         raise ValueError(
             f"accelerate's --mixed_precision is {asked}, but model.dtype means {mixed_precision}: set model.dtype only"
         )
-    has_gpu = torch.cuda.is_available()
+    has_gpu, plugin = torch.cuda.is_available(), _sharding(mixed_precision)
     if not has_gpu:
         keep_freed_memory()
     if not has_gpu and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         # What `accelerate launch` sets unasked; a CPU run wants every core.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    return Accelerator(cpu=not has_gpu, mixed_precision=mixed_precision)
+    accelerator = Accelerator(
+        cpu=not has_gpu, mixed_precision=mixed_precision, fsdp_plugin=plugin,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )  # fmt: skip
+    if plugin and not accelerator.is_fsdp2:
+        if accelerator.num_processes == 1:
+            raise ValueError("--use_fsdp shards over several processes: set --num_processes 2 or more, or leave it out")
+        # Without a GPU Accelerate forgets the flag and would train whole copies; its own FSDP2 code runs there too.
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    return accelerator
+
+
+def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
+    """FSDP2 as `accelerate launch --use_fsdp --fsdp_version 2` asks for it, None without. ValueError naming what we do
+    not support or have a key of our own for.
+
+    Decoder layers are sharded one by one unless another wrap policy is named. Gradients are added up in float32 and
+    log-probs leave the model as they are (Accelerate would round both to bfloat16); every rank reads the weights
+    itself (the launcher's default, loading on rank 0 only, unties tied embeddings).
+    """
+    asks = lambda name: os.environ.get(name, "false").lower() == "true"  # noqa: E731
+    if asks("ACCELERATE_USE_DEEPSPEED") or asks("ACCELERATE_USE_MEGATRON_LM"):
+        raise ValueError("--use_deepspeed and --use_megatron_lm are not supported: shard with --use_fsdp --fsdp_version 2")
+    if not asks("ACCELERATE_USE_FSDP"):
+        return None
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("--use_fsdp needs --fsdp_version 2: FSDP1 is not supported")
+    if asks("FSDP_OFFLOAD_PARAMS"):
+        raise ValueError("--fsdp_offload_params is not supported: set optim.offload, which keeps Adam's averages in host memory")
+    if asks("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise ValueError("--fsdp_activation_checkpointing is not supported: set model.gradient_checkpointing")
+    computed = torch.bfloat16 if mixed_precision == "bf16" else None
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, cpu_ram_efficient_loading=False,
+        auto_wrap_policy=os.environ.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP"),
+        mixed_precision_policy=MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32),
+    )  # fmt: skip
 
 
 def keep_freed_memory() -> None:

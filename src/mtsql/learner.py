@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from mtsql.llm.logprobs import PolicyModule, score
@@ -36,6 +37,9 @@ class OptimConfig:
     """Share of the updates over which the rate rises from 0."""
     schedule: str = "constant"
     """After the warm-up: constant, or cosine (down to a tenth)."""
+    offload: bool = False
+    """Keep Adam's averages (8 bytes a parameter) in host memory; in a step they visit the GPU one parameter at a time.
+    On a CPU it changes nothing."""
 
     def __post_init__(self):
         if self.lr <= 0 or self.max_grad_norm <= 0:
@@ -69,9 +73,15 @@ def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
 
 def seed_update(seed: int, update: int, rank: int) -> None:
     """Set every generator of this process from (seed, update, rank): none has to be saved to repeat an update, and no
-    two ranks or updates draw the same numbers."""
-    digest = hashlib.blake2b(f"{seed}/{update}/{rank}".encode(), digest_size=4).digest()
-    set_seed(int.from_bytes(digest, "big"))
+    two ranks or updates of a run draw the same numbers (up to 4,096 ranks and a million updates)."""
+    set_seed(generator_seed(seed, update, rank))
+
+
+def generator_seed(seed: int, update: int, rank: int) -> int:
+    """32 bits, all that NumPy takes and torch's CPU generator uses. A hash of all three would meet itself among some
+    ten thousand pairs, so only `seed` is hashed."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") ^ ((update << 12 | rank) & 0xFFFFFFFF)
 
 
 def with_reference(
@@ -90,17 +100,22 @@ def with_reference(
 
 
 def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as "<average>/<parameter>" -> whole tensor (every rank must ask where it is sharded)."""
+    """The optimizer's state as "<average>/<parameter>" -> whole tensor, on the main rank; empty on the others, which must
+    ask as well where it is sharded."""
     states = getattr(optimizer, "optimizer", optimizer).state
-    return {
-        f"{kind}/{name}": whole(value).detach().cpu().contiguous()
+    is_main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    gathered = (
+        (f"{kind}/{name}", value if kind == "step" else whole(on_device(value, p)))
         for name, p in unwrap(module).named_parameters()
         for kind, value in states.get(p, {}).items()
-    }
+    )
+    return {name: value.detach().cpu().contiguous() for name, value in gathered if is_main}
 
 
-def load_optimizer(module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`. ValueError for tensors of another model."""
+def load_optimizer(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], offload: bool = False
+) -> None:
+    """The inverse of `optimizer_tensors`, for any number of ranks. ValueError for tensors of another model."""
     states, left = getattr(optimizer, "optimizer", optimizer).state, dict(tensors)
     for name, p in unwrap(module).named_parameters():
         for kind in ("step", "exp_avg", "exp_avg_sq"):
@@ -110,9 +125,47 @@ def load_optimizer(module: torch.nn.Module, optimizer: torch.optim.Optimizer, te
             if kind != "step" and value.shape != p.shape:
                 found = tuple(value.shape)
                 raise ValueError(f"optimizer.safetensors: {kind}/{name} has shape {found}, not {tuple(p.shape)}")
-            states[p][kind] = value if kind == "step" else shard_like(value, p)
+            if kind != "step":
+                value = shard_like(value, p)
+                value = on_host(value) if offload else value
+            states[p][kind] = value
     if left:
         raise ValueError(f"optimizer.safetensors holds {next(iter(left))}, which this model does not have")
+
+
+def on_host(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of an average, in (pinned) host memory."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    return torch.empty_like(local, device="cpu", pin_memory=local.is_cuda).copy_(local, non_blocking=True)
+
+
+def on_device(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """An average where and as its parameter `p` is: on its device, cut over the ranks like it."""
+    if isinstance(value, DTensor) or not isinstance(p, DTensor):
+        return value.to(p.device)
+    local = value.to(p.to_local().device, non_blocking=True)
+    return DTensor.from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+
+
+def step_offloaded(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` with the averages in host memory: one parameter's at a time are on the device. All copies are
+    queued in the device's own order, so none has to be waited for."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    groups = inner.param_groups
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            hosts = {kind: value for kind, value in inner.state[p].items() if kind != "step"}
+            inner.state[p].update({kind: on_device(value, p) for kind, value in hosts.items()})
+            inner.param_groups = [{**group, "params": [p]}]
+            inner.step()
+            for kind in [kind for kind in inner.state[p] if kind != "step"]:
+                value = inner.state[p][kind]
+                local = value.to_local() if isinstance(value, DTensor) else value
+                host = hosts[kind].copy_(local, non_blocking=True) if kind in hosts else on_host(local)
+                inner.state[p][kind] = host
+    inner.param_groups = groups
 
 
 def take_step(
@@ -140,7 +193,8 @@ def take_step(
     num_batches = max(gather_list(accelerator, [len(batches)]))
     sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0}
     for index in range(num_batches):
-        with nullcontext() if index == num_batches - 1 else accelerator.no_sync(module):
+        # Gradients travel once, after the last micro-batch; shards would have to be kept whole until then.
+        with nullcontext() if index == num_batches - 1 or accelerator.is_fsdp2 else accelerator.no_sync(module):
             if index >= len(batches):
                 accelerator.backward(module(nothing_to_learn().to(accelerator.device))[0].sum() * 0.0)
                 continue
@@ -152,9 +206,9 @@ def take_step(
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
-    optimizer.step()
+    step_offloaded(optimizer) if config.offload else optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {**sum_over_ranks(accelerator, sums), "grad_norm": float(grad_norm)}
+    return {**sum_over_ranks(accelerator, sums), "grad_norm": float(whole(grad_norm))}
 
 
 def nothing_to_learn() -> Batch:

@@ -110,6 +110,11 @@ class PolicyModule(nn.Module):
         self.model = model
         self.temperature = temperature
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layer classes Accelerate shards one by one; it asks the module it is given."""
+        return list(getattr(self.model, "_no_split_modules", None) or [])
+
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probs (P,), entropy (P,)) of `batch`."""
         return token_logprobs(self.model, batch, self.temperature)

@@ -184,7 +184,7 @@ def generation_weights(
     """
     model = unwrap(model)
     was_training = model.training
-    plain = not _is_lora(model) and not _is_sharded(model)
+    plain = not _is_lora(model) and not is_sharded(model)
     device = next(model.parameters()).device.type
     with nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype):
         try:
@@ -205,12 +205,16 @@ def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
 
 @contextmanager
 def reference(model: torch.nn.Module, frozen: PreTrainedModel | None) -> Iterator[torch.nn.Module]:
-    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off."""
+    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off (where it is sharded, a plain
+    copy of what the adapters stand on: every rank must enter together)."""
     if frozen is not None:
         yield frozen
-        return
-    with unwrap(model).disable_adapter():
-        yield model
+    elif is_sharded(unwrap(model)):
+        # The layers of a sharded model compute only inside its own forward, and only on all ranks together.
+        yield _full_copy(unwrap(model), merge=False)
+    else:
+        with unwrap(model).disable_adapter():
+            yield model
 
 
 def save_policy(
@@ -222,8 +226,13 @@ def save_policy(
     """
     model, folder = unwrap(model), Path(folder)
     state = None
-    if _is_sharded(model):
-        state = {name: whole(value) for name, value in model.state_dict().items()}
+    if is_sharded(model):
+        sharded, gathered = model.state_dict(keep_vars=True), {}
+        for weight in sharded.values():  # tied ones once: what is one weight here is one in the folder
+            if id(weight) not in gathered:
+                full = whole(weight.detach())
+                gathered[id(weight)] = full.cpu() if is_main else None
+        state = {name: gathered[id(weight)] for name, weight in sharded.items()}
     if not is_main:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -265,8 +274,10 @@ def shard_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A plain, frozen model with the same function: adapters merged, shards gathered. Cast to `dtype`, as
+def _full_copy(
+    model: torch.nn.Module, dtype: torch.dtype | None = None, merge: bool = True
+) -> PreTrainedModel:
+    """A plain, frozen model with the same function: adapters merged (or left out), shards gathered. Cast to `dtype`, as
     FSDP2's mixed precision casts every parameter; under LoRA the frozen weights have that type already."""
     source = model.get_base_model() if _is_lora(model) else model
     tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
@@ -278,7 +289,7 @@ def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> PreT
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
             tensor = tensors[f"{path}.{name}"]
             to = dtype or tensor.dtype
-            if name == "weight" and path in adapted:
+            if merge and name == "weight" and path in adapted:
                 delta = adapted[path].get_delta_weight("default").detach()  # (out, in)
                 tensor = tensor.to(delta.dtype) + delta
             setattr(module, name, torch.nn.Parameter(whole(tensor.to(to, copy=True)), requires_grad=False))
@@ -376,7 +387,8 @@ def _is_lora(model: torch.nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def _is_sharded(model: torch.nn.Module) -> bool:
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 has cut the weights over the ranks."""
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 

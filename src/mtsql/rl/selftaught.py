@@ -7,14 +7,16 @@ short ones are chosen; for any other, three long ones that differ. Solved turns 
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtsql.agent.env import Outcome, SqlEnv
 from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.llm.packing import Sample
 from mtsql.llm.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
-from mtsql.sql.dialogues import Turn
+from mtsql.sql.dialogues import Corpus, Turn
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,34 @@ def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}, line {number}: not a demonstration ({error!r})") from error
     return demonstrations
+
+
+def demonstration_samples(
+    corpus: Corpus,
+    make_env: Callable[[Turn], SqlEnv],
+    renderer: Renderer,
+    file: Path,
+    *,
+    seed: int,
+    max_samples: int,
+    max_prompt_tokens: int,
+) -> list[Sample]:
+    """Replay a file's demonstrations through the environment; the samples stand in an order drawn from `seed`."""
+    turns = {turn.turn_id: turn for turn in corpus.turns}
+    demonstrations = sorted(read_demonstrations(file).items())
+    random.Random(seed).shuffle(demonstrations)
+    samples = []
+    for turn_id, replies in demonstrations[: max_samples or None]:
+        if turn_id in corpus.left_out:
+            continue
+        if turn_id not in turns:
+            raise ValueError(f"{file}: turn {turn_id} is not in the training split")
+        trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), renderer)
+        if len(trajectory.prompt_ids) <= max_prompt_tokens:
+            samples.append(trajectory.to_sample([]))
+    if not samples:
+        raise ValueError(f"{file}: no demonstration whose prompt has at most max_prompt_tokens={max_prompt_tokens}")
+    return samples
 
 
 def _reply(step: dict) -> Reply:

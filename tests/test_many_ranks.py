@@ -1,0 +1,163 @@
+"""train_rl.py on one process, two, shards and two machines: one run, whichever of them goes on with it."""
+
+import json
+import shutil
+import signal
+import socket
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from test_resume import FLAGS, ROOT, assert_same_run, finish, metrics, num_updates_done, start, stop_when
+
+pytestmark = pytest.mark.slow
+TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+FSDP = [*TWO, "--use_fsdp", "--fsdp_version", "2"]
+RECORDED = f"""
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import train_rl
+from mtsql.episodes import Player
+from mtsql.launch import run_script
+
+play, numbers = Player.play, iter(range(10**6))
+def recorded(self, turns, split, *, num_samples, update):
+    groups, engine = play(self, turns, split, num_samples=num_samples, update=update)
+    lines = [json.dumps([update, s.trajectory.turn.turn_id, s.trajectory.ids]) for g in groups for s in g]
+    run = Path(sys.argv[sys.argv.index("--run") + 1 if "--run" in sys.argv else sys.argv.index("--resume") + 1])
+    with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
+        file.writelines(line + chr(10) for line in lines if update < 2**31)
+    return groups, engine
+Player.play = recorded
+run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
+"""
+
+
+def play_and_finish(folder, *flags, launcher=()):
+    """Start train_rl.py with its rollouts written down, and see it end well."""
+    (folder / "recorded.py").write_text(RECORDED)
+    finish(start(*flags, cwd=folder, launcher=launcher, script=folder / "recorded.py"))
+
+
+def played(run, update):
+    """All trajectories of an update, over all ranks."""
+    files = run.parent.glob(f"{run.name}-played-*")
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return sorted(line for line in lines if line[0] == update)
+
+
+def cut_back(run, copy, update):
+    """A copy of a run as it was right after its checkpoint of `update`."""
+    shutil.copytree(run, copy)
+    for place in (copy / "checkpoints").iterdir():
+        if int(place.name[-5:]) > update:
+            shutil.rmtree(place)
+
+
+def assert_close_run(one, other):
+    numbers = [[[line.get(k) for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
+                for line in metrics(run) if line["stage"] == "rl"] for run in (one, other)]  # fmt: skip
+    assert len(numbers[0]) == len(numbers[1]) == 4
+    for a, b in zip(*numbers, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    for name in ("model/model.safetensors", "checkpoints/update-00004/optimizer.safetensors"):
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-4, rtol=1e-2) for k in a)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    play_and_finish(folder, *FLAGS, "--run", "runs/straight")
+    return folder
+
+
+def test_shards_are_the_run_of_one_process_and_each_goes_on_with_the_other(folder):
+    runs = folder / "runs"
+    play_and_finish(folder, *FLAGS, "--run", "runs/shards", launcher=FSDP)
+    assert_close_run(runs / "straight", runs / "shards")
+    for name, source, launcher in (
+        ("one-to-shards", "straight", FSDP), ("shards-to-one", "shards", ()), ("one-to-two", "straight", TWO),
+    ):  # fmt: skip
+        cut_back(runs / source, runs / name, 2)
+        play_and_finish(folder, "--resume", f"runs/{name}", launcher=launcher)
+        assert_close_run(runs / "straight", runs / name)
+        for update in (2, 3):
+            there = played(runs / name, update)
+            assert there == played(runs / "straight", update) and len(there) == 9
+        assert not played(runs / name, 1)
+    cut_back(runs / "shards", runs / "shards-again", 2)
+    play_and_finish(folder, "--resume", "runs/shards-again", launcher=FSDP)
+    shutil.copytree(runs / "shards/trajectories", runs / "shards-again/trajectories", dirs_exist_ok=True)
+    assert_same_run(runs / "shards", runs / "shards-again")
+
+
+@pytest.mark.parametrize("launcher", [TWO, FSDP], ids=["copies", "shards"])
+def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
+    run = folder / "runs" / f"bf16-{len(launcher)}"
+    finish(start(*FLAGS, "--model.dtype", "bfloat16", "--run", str(run), cwd=folder, launcher=launcher))
+    lines = [line for line in metrics(run) if line["stage"] == "rl"]
+    assert len(lines) == 4 and all(line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines)
+    assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
+
+
+def test_ctrl_c_ends_a_sharded_run_that_goes_on_from_its_last_checkpoint(folder):
+    run = folder / "runs/stopped"
+    process = start(*FLAGS, "--run", "runs/stopped", cwd=folder, launcher=FSDP)
+    stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode not in (0, None) and "updates are done; go on with --resume runs/stopped" in err
+    finish(start("--resume", "runs/stopped", cwd=folder, launcher=FSDP))
+    assert_close_run(folder / "runs/straight", run)
+
+
+def test_an_adapter_run_killed_and_resumed_is_the_straight_run(folder):
+    model = next((folder / "runs/warm-start").iterdir()) / "model"
+    flags = [*FLAGS, "--model.path", str(model), "--style", "BRIEF", "--model.lora.rank", "4"]
+    finish(start(*flags, "--run", "runs/lora", cwd=folder))
+    run = folder / "runs/lora-killed"
+    process = start(*flags, "--run", "runs/lora-killed", cwd=folder)
+    stop_when(process, lambda: num_updates_done(run) == 2, signal.SIGKILL)
+    process.wait()
+    finish(start("--resume", "runs/lora-killed", cwd=folder))
+    assert_same_run(folder / "runs/lora", run, "adapter_model.safetensors")
+    averages = load_file(run / "checkpoints/update-00004/optimizer.safetensors")
+    assert averages and all("lora_" in name for name in averages)
+    steps = [line["grad_norm"] for line in metrics(run) if line["stage"] == "rl"]
+    assert len(steps) == 4 and all(steps)
+
+
+def two_machines(folder, script, *flags):
+    """The two launches of a two-machine run, over loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    there = ["--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    launcher = ["-m", "accelerate.commands.launch", *there, "--machine_rank"]
+    return [start(*flags, cwd=folder, launcher=[*launcher, str(rank)], script=script) for rank in range(2)]
+
+
+def test_two_machines_end_with_the_parameters_of_two_processes(folder):
+    finish(start(*FLAGS, "--run", "runs/two", cwd=folder, launcher=TWO))
+    for process in two_machines(folder, ROOT / "train_rl.py", *FLAGS, "--run", "runs/machines"):
+        finish(process)
+    # not bit for bit: alone on its machine, a rank takes all cores, and more threads add up in another order
+    assert_close_run(folder / "runs/two", folder / "runs/machines")
+
+
+def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "from mtsql.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
+        "accelerator = make_accelerator('no')\n"
+        "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of machine 1 is broken')\n"
+        "accelerator.wait_for_everyone()\nimport time; time.sleep(300)\n"
+    )
+    begin = time.monotonic()
+    processes = two_machines(tmp_path, script)
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert all(process.returncode for process in processes) and time.monotonic() - begin < 200
+    assert "RuntimeError: the reward of machine 1 is broken" in errors[1]
