@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from test_episodes import refilled
 from test_learner import one_update, several_steps
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
