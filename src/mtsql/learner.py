@@ -93,9 +93,10 @@ def with_reference(
 
 def with_recomputed(
     accelerator: Accelerator, module: torch.nn.Module, samples: list[Sample], loss: LossConfig, max_tokens: int
-) -> tuple[list[Sample], float]:
+) -> tuple[list[Sample], float | None]:
     """The samples with the learner's own log-probs as the old ones: the first step's ratio is 1 whatever the engine
-    rounded. And the mean gap to the engine's over all ranks. Samples not worth a forward stay as they are."""
+    rounded. And the mean gap to the engine's over the tokens of all ranks. Samples not worth a forward stay as they
+    are; without any other there is no gap."""
     scored = worth_a_forward(samples, loss)
     scores = _score_in_step(accelerator, module, scored, max_tokens)
     gaps = [
@@ -104,15 +105,16 @@ def with_recomputed(
     ]  # fmt: skip
     total = sum_over_ranks(accelerator, {"gap": sum(gaps), "n": float(len(gaps))})
     new = {id(sample): replace(sample, old_logprobs=score) for sample, score in zip(scored, scores, strict=True)}
-    return [new.get(id(sample), sample) for sample in samples], total["gap"] / max(1.0, total["n"])
+    return [new.get(id(sample), sample) for sample in samples], total["gap"] / total["n"] if total["n"] else None
 
 
 def _score_in_step(accelerator: Accelerator, module, samples: list[Sample], max_tokens: int) -> list[list[float]]:
-    """`score` with as many forwards on every rank: sharded weights are gathered by all together."""
-    scores = score(module, samples, max_tokens, accelerator.device)
+    """`score` with as many forwards on every rank: sharded weights are gathered by all together in each."""
     num_mine = len(pack(samples, max_tokens))
+    num_missing = max(gather_list(accelerator, [num_mine])) - num_mine  # known before anyone starts
+    scores = score(module, samples, max_tokens, accelerator.device)
     with torch.no_grad():
-        for _ in range(max(gather_list(accelerator, [num_mine])) - num_mine):
+        for _ in range(num_missing):
             module(nothing_to_learn().to(accelerator.device))
     return scores
 
