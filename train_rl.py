@@ -7,16 +7,16 @@
 The loop below is the algorithm, in the paper's order: pick, roll out, score, compare, learn, record. Where it departs
 from the published system (paper section 4): (1) verdicts are read from their own tags and statuses from the executor;
 (2) clause F1 is the paper's set-based one, `reward.strict_clauses` gives the released code's; (3) an answer that
-agrees by accident is not paid (`reward.guard`); (4) groups whose rewards are all equal are dropped before the forward
-when no KL term needs them; (5) the embedded default is a model of a few million parameters trained from scratch.
+agrees by accident is not paid (`reward.guard`); (4) the embedded default is a model of a few million parameters trained
+from scratch, its loss a mean over groups of unequal rewards only (`advantage.equal_groups`; the recipes count all).
 """
 
 import hashlib
 import json
 import os
-import random
 import signal
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,19 +26,19 @@ from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import CheckpointConfig, newest_checkpoint, resumed, save_checkpoint
 from mtsql.config import to_dict
-from mtsql.episodes import Player, compare, update_metrics
+from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
 from mtsql.launch import make_accelerator, no_interrupt, run_script
 from mtsql.learner import (
-    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, seed_update,
-    sum_over_ranks, take_step, with_reference,
+    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
+    seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
 )  # fmt: skip
 from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import LossConfig, denominator, policy_loss
+from mtsql.llm.losses import LossConfig, denominator, policy_loss, worth_a_forward
 from mtsql.llm.model import ModelConfig, is_sharded, load_trained, make_reference, save_policy
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
-from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
+from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig, RewardWeights
 from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig, toy_files
@@ -58,11 +58,18 @@ class Config:
     seed: int = 0
     """Seed of weights, order and sampling."""
     num_updates: int = 40
-    """Optimizer steps."""
+    """Rollouts to learn from, an optimizer step each unless keys below say more. The learning rate counts these."""
     turns_per_update: int = 16
-    """Turns (groups) per update, over all ranks (paper: 256)."""
+    """Turns (groups) per update, over all ranks (paper: 256). A smaller curriculum stage gives all it has."""
     group_size: int = 8
     """Trajectories per turn (paper: 5)."""
+    num_passes: int = 1
+    """Passes over an update's samples (paper: 1)."""
+    minibatches: int = 1
+    """Optimizer steps per pass, each over its share of the groups with its own denominator (paper: 1)."""
+    old_logprobs: str = "sampled"
+    """What a ratio divides by. sampled: the log-probs the engine drew the tokens at. recomputed: the learner's own
+    before the first step, a forward more; the engine's rounding (logged as engine_gap) is then not corrected."""
     max_batch_tokens: int = 8192
     """Tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
@@ -87,7 +94,8 @@ class Config:
     )
     reward: RewardConfig = RewardConfig(weights=RewardWeights(propose=0.2))
     """The paper's 0.8 for `propose` would punish looking up values: a look is a tool call unlike the gold SQL."""
-    advantage: AdvantageConfig = AdvantageConfig()
+    advantage: AdvantageConfig = AdvantageConfig(equal_groups="drop")
+    """Groups of equal rewards do not count in the embedded default, whose measured results stand in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
     optim: OptimConfig = OptimConfig(lr=3e-4)
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -97,7 +105,8 @@ def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.group_size < 2 and config.advantage.compares:
         raise ValueError(f"group_size is {config.group_size}, but the advantage compares within a group: at least 2")
-    for name in ("group_size", "num_updates", "turns_per_update", "max_batch_tokens", "max_prompt_tokens"):
+    for name in ("group_size", "num_updates", "turns_per_update", "num_passes", "minibatches", "max_batch_tokens",
+                 "max_prompt_tokens"):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.eval_every < 0 or config.eval_turns < 0:
@@ -108,6 +117,20 @@ def check(config: Config) -> None:
         raise ValueError("sampling.temperature must be above 0: greedy samples of one turn would all be equal")
     if config.sampling.top_p < 1 or config.sampling.top_k:
         raise ValueError("sampling.top_p and sampling.top_k must be off: the learner scores the whole distribution")
+    if config.minibatches > config.turns_per_update:
+        raise ValueError(f"minibatches is {config.minibatches}, more than turns_per_update: groups are not cut")
+    if config.old_logprobs not in ("sampled", "recomputed"):
+        raise ValueError(f"old_logprobs must be sampled or recomputed, not {config.old_logprobs!r}")
+    if config.advantage.kl_coef and config.loss.kl_coef:
+        raise ValueError("advantage.kl_coef and loss.kl_coef charge for the same KL twice: set one of them to 0")
+    if config.reward.overlong_buffer > config.sampling.max_trajectory_tokens:
+        raise ValueError("reward.overlong_buffer is more than sampling.max_trajectory_tokens: every token would cost")
+    if config.curriculum.refill_rounds:
+        if config.advantage.equal_groups != "drop":
+            raise ValueError("curriculum.refill_rounds replaces equal groups: set advantage.equal_groups to drop")
+        if config.advantage.baseline in ("batch", "none") or config.advantage.kl_coef:
+            raise ValueError("curriculum.refill_rounds needs advantage.baseline mean or leave_one_out and no "
+                             "advantage.kl_coef: otherwise groups of equal rewards teach too")  # fmt: skip
 
 
 def warm_started(config: Config, accelerator: Accelerator) -> Config:
@@ -138,24 +161,6 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     )
 
 
-def probe(player: Player, config: Config, accelerator: Accelerator, log: RunLog) -> Curriculum:
-    """Count successes (EX and EM) of the warm-started policy on training turns and sort them into stages."""
-    turns = list(player.bench.corpora["train"].turns)
-    random.Random(config.seed).shuffle(turns)
-    settings = config.curriculum
-    if not settings.probe_samples:
-        return build_curriculum({t.turn_id: (0, 0) for t in turns}, settings, config.seed)
-    turns = turns[: settings.max_probe_turns or None]
-    mine, counts = turns[accelerator.process_index :: accelerator.num_processes], []
-    n, at_once = settings.probe_samples, 64
-    longest = -(-len(turns) // accelerator.num_processes)  # as many rounds on every rank: each gathers the weights
-    for start in log.progress(range(0, longest, at_once), "probe"):
-        part = mine[start : start + at_once]
-        groups, _ = player.play(part, "train", num_samples=n, update=2**31)
-        counts += [(t.turn_id, (sum(s.is_right for s in g), n)) for t, g in zip(part, groups, strict=True)]
-    return build_curriculum(dict(gather_list(accelerator, counts)), settings, config.seed)
-
-
 def main(config: Config) -> None:
     """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run folder."""
     check(config)
@@ -171,11 +176,14 @@ def main(config: Config) -> None:
     log = RunLog(run, config, is_main, (start, state.get("metrics_bytes", 0)) if config.resume else None)
     module = PolicyModule(bench.policy, temperature=config.sampling.temperature)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.optim))
-    frozen = make_reference(bench.policy) if config.loss.kl_coef else None
+    frozen = make_reference(bench.policy) if config.loss.kl_coef or config.advantage.kl_coef else None
     player = Player(bench, config.model, config.engine, config.sampling, config.reward, config.max_prompt_tokens,
                     config.seed)  # fmt: skip
     turn_of = {turn.turn_id: turn for turn in bench.corpora["train"].turns}
-    rank, world = accelerator.process_index, accelerator.num_processes
+
+    def score_reference(samples):
+        return with_reference(accelerator, bench.policy, frozen, samples, max_tokens=config.max_batch_tokens,
+                              temperature=config.sampling.temperature)  # fmt: skip
 
     def save(update: int) -> None:
         progress = {"before": before, "ex": ex, "curriculum": curriculum.state(), "config": to_dict(config)}
@@ -188,7 +196,7 @@ def main(config: Config) -> None:
         before, ex, curriculum = state["before"], state["ex"], Curriculum.from_state(state["curriculum"])
     else:
         before = ex = player.held_out(accelerator, log, 0, config.eval_turns)
-        curriculum = probe(player, config, accelerator, log)
+        curriculum = probe(player, config.curriculum, accelerator, log)
         save(0)
     log.print(f"curriculum: {[len(s) for s in curriculum.stages]} turns by stage, {curriculum.num_dropped} dropped")
 
@@ -200,36 +208,46 @@ def main(config: Config) -> None:
                 ex = player.held_out(accelerator, log, update, config.eval_turns)
             if update > start and config.checkpoint.every and update % config.checkpoint.every == 0:
                 save(update)
-            seed_update(config.seed, update + 1, rank)
+            seed_update(config.seed, update + 1, accelerator.process_index)
 
-            # 1. pick turns; every rank takes its own share, whole groups stay together
+            # 1. pick turns; further ones may replace groups of equal rewards
             picked = curriculum.pick(update, config.num_updates, config.turns_per_update)
-            turns = [turn_of[turn_id] for turn_id in picked[rank::world]]
+            refill = partial(curriculum.refill, update, config.num_updates)
 
-            # 2. roll out G trajectories per turn with the current policy, and 3. score them
+            # 2. roll out G trajectories per turn with the current policy, and 3. score them; every rank takes its own
+            # share, whole groups stay together
             with log.timer("rollout"):
-                groups, engine = player.play(turns, "train", num_samples=config.group_size, update=update)
+                groups, rolled = roll_out(
+                    accelerator, picked,
+                    lambda turn_ids: player.play([turn_of[i] for i in turn_ids], "train",
+                                                 num_samples=config.group_size, update=update),  # noqa: B023
+                    config.advantage, refill=refill, refill_rounds=config.curriculum.refill_rounds,
+                )  # fmt: skip
 
             with no_interrupt():
-                # 4. compare within the group; groups that teach nothing are dropped before any forward
-                needs_all = bool(config.loss.kl_coef or config.loss.entropy_coef)
-                samples = compare(accelerator, groups, config.advantage, keep_equal=needs_all)
+                # 4. compare within the group, what a trajectory earned less the price of its KL
+                if config.advantage.kl_coef:
+                    charge_kl(groups, config.advantage, score_reference)
+                samples = compare(accelerator, groups, config.advantage)
 
-                # 5. learn: one denominator for all ranks and micro-batches
+                # 5. learn: in each step one denominator for all ranks and micro-batches, which also counts what
+                # cannot have a gradient and gets no forward
                 with log.timer("learn"):
+                    gap, steps = None, []
                     if config.loss.kl_coef:
-                        samples = with_reference(
-                            accelerator, bench.policy, frozen, samples,
-                            temperature=config.sampling.temperature, max_tokens=config.max_batch_tokens,
-                        )  # fmt: skip
-                    share = {"loss": denominator(samples, config.loss), "tokens": sum(s.num_trained for s in samples)}
-                    total = sum_over_ranks(accelerator, share)
-                    stats = take_step(
-                        accelerator, module, optimizer, samples,
-                        lambda module, batch: policy_loss(*module(batch), batch, config.loss), total["loss"],
-                        max_tokens=config.max_batch_tokens, config=config.optim,
-                        lr=learning_rate(config.optim, update, config.num_updates),
-                    )  # fmt: skip
+                        samples = score_reference(samples)
+                    if config.old_logprobs == "recomputed":
+                        samples, gap = with_recomputed(accelerator, module, samples, config.loss,
+                                                       config.max_batch_tokens)  # fmt: skip
+                    for part in minibatches(accelerator, samples, num_passes=config.num_passes,
+                                            num_parts=config.minibatches, seed=f"{config.seed}/{update}"):  # fmt: skip
+                        total = sum_over_ranks(accelerator, {"loss": denominator(part, config.loss)})
+                        steps.append(take_step(
+                            accelerator, module, optimizer, worth_a_forward(part, config.loss),
+                            lambda module, batch: policy_loss(*module(batch), batch, config.loss), total["loss"],
+                            max_tokens=config.max_batch_tokens, config=config.optim,
+                            lr=learning_rate(config.optim, update, config.num_updates),
+                        ))  # fmt: skip
 
                 # 6. record which turns were easy; write the evidence
                 for turn_id, num_right in gather_list(
@@ -238,7 +256,8 @@ def main(config: Config) -> None:
                     curriculum.record(turn_id, num_right, config.group_size)
                 log.metrics({"stage": "rl", "update": update,
                              "curriculum_stage": curriculum.stage_at(update, config.num_updates),
-                             **update_metrics(accelerator, groups, samples, stats, total["tokens"], engine)})  # fmt: skip
+                             **rolled, **update_metrics(accelerator, groups, worth_a_forward(samples, config.loss),
+                                                        steps, config.advantage, gap)})  # fmt: skip
                 log.trajectories(update, [s.readable() for group in groups for s in group])
                 done, ex = update + 1, None
         after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)

@@ -1,19 +1,22 @@
 """Group advantages by hand and as properties."""
 
 import ast
-from dataclasses import fields, replace
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtsql.llm.losses import LossConfig
+from mtsql.llm.losses import kl_estimate
 from mtsql.rl import advantages
 from mtsql.rl.advantages import (
-    PRESETS,
+    FATES,
     AdvantageConfig,
     batch_advantages,
+    fate,
     group_advantages,
     kl_penalty,
     overlong_penalty,
@@ -42,12 +45,23 @@ def test_over_the_batch_by_hand():
     assert group_advantages([1.0, 2.0], AdvantageConfig(baseline="none", scale="none")) == [1.0, 2.0]
 
 
-def test_cut_trajectories_are_kept_masked_or_dropped():
-    groups, is_cut = [[0.0, 1.0, 5.0], [1.0, 2.0]], [[False, False, True], [True, False]]
-    plain = AdvantageConfig(scale="none")
-    assert batch_advantages(groups, plain, is_cut) == [[-2.0, -1.0, 3.0], [-0.5, 0.5]]
-    assert batch_advantages(groups, replace(plain, cut="mask"), is_cut) == [[-2.0, -1.0, None], [None, 0.5]]
-    assert batch_advantages(groups, replace(plain, cut="drop"), is_cut) == [[-0.5, 0.5, None], [None, None]]
+def test_trajectories_are_kept_masked_or_dropped():
+    groups, plain = [[0.0, 1.0, 5.0], [1.0, 2.0]], AdvantageConfig(scale="none")
+    for name, expected in {
+        "keep": [[-2.0, -1.0, 3.0], [-0.5, 0.5]],
+        "mask": [[-2.0, -1.0, None], [None, 0.5]],
+        "drop": [[-0.5, 0.5, None], [None, None]],
+    }.items():
+        assert batch_advantages(groups, plain, [["keep", "keep", name], [name, "keep"]]) == expected
+    assert batch_advantages([[0.0, 1.0, 5.0]], plain, [["mask", "keep", "drop"]]) == [[None, 0.5, None]]
+
+
+def test_of_two_fates_the_stricter_wins():
+    for cut in FATES:
+        for void in FATES:
+            config = AdvantageConfig(cut=cut, void=void)
+            fates = [fate(is_cut, is_void, config) for is_cut in (False, True) for is_void in (False, True)]
+            assert fates == ["keep", void, cut, FATES[max(FATES.index(cut), FATES.index(void))]]
 
 
 rewards = st.lists(st.floats(-10, 10), min_size=2, max_size=8)
@@ -73,31 +87,30 @@ def test_penalties():
     assert kl_penalty([-1.0, 0.0, -3.0], [-2.0, 9.0, -2.5], [1, 0, 1]) == 0.5
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_in_the_reward_is_that_of_the_loss_summed(estimator):
+    policy, ref, mask = [-1.0, 0.0, -3.0, -40.0], [-2.0, 9.0, -2.5, -1.0], [1, 0, 1, 1]
+    d = [q - p for p, q, m in zip(policy, ref, mask, strict=True) if m]
+    d[-1] = 20.0  # the log ratio is clamped
+    expected = {"k1": [-x for x in d], "k2": [x * x / 2 for x in d], "k3": [math.exp(x) - x - 1 for x in d]}[estimator]
+    assert kl_penalty(policy, ref, mask, estimator) == pytest.approx(sum(expected))
+    of_loss = kl_estimate(torch.tensor(policy).double(), torch.tensor(ref).double(), estimator)
+    assert kl_penalty(policy, ref, mask, estimator) == pytest.approx((of_loss * torch.tensor(mask)).sum().item())
+
+
 def test_what_cannot_be_compared_is_named():
     with pytest.raises(ValueError, match="a group of 1 .* group_size must be at least 2"):
         group_advantages([1.0])
     with pytest.raises(ValueError, match="use batch_advantages"):
         group_advantages([1.0, 2.0], AdvantageConfig(scale="batch"))
-    for changes in ({"baseline": "x"}, {"scale": "x"}, {"cut": "x"}, {"eps": -1.0}):
+    for changes in ({"baseline": "x"}, {"scale": "x"}, {"cut": "x"}, {"void": "x"}, {"equal_groups": "x"},
+                    {"kl_estimator": "k4"}, {"kl_coef": -1.0}, {"eps": -1.0}):  # fmt: skip
         with pytest.raises(ValueError, match=f"advantage.{next(iter(changes))}"):
             AdvantageConfig(**changes)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_sets_of_documented_keys(name):
-    owners = {"advantage": AdvantageConfig, "loss": LossConfig}
-    settings = {owner: {} for owner in owners}
-    for key, value in PRESETS[name].items():
-        owner, field = key.split(".")
-        assert field in {f.name for f in fields(owners[owner])}
-        assert value != getattr(owners[owner](), field), f"{key} is the default"
-        settings[owner][field] = value
-    for owner, kind in owners.items():
-        kind(**settings[owner])
 
 
 def test_imports_no_torch():
     tree = ast.parse(Path(advantages.__file__).read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"dataclasses", "statistics"}
+    assert names == {"dataclasses", "math", "statistics"}

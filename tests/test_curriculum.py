@@ -32,6 +32,33 @@ def test_picks_cover_a_stage_before_repeating_and_depend_on_seed_and_update_only
     assert again.counts["t0"] == [12, 24]
 
 
+def test_no_turn_comes_twice_in_an_update():
+    """The same (seed, update, turn, sample) draws the same tokens: a second time would teach nothing new."""
+    for num_turns in range(1, 12):
+        curriculum = build_curriculum({f"t{i}": (10, 20) for i in range(7)}, CurriculumConfig(), seed=num_turns)
+        picks = [curriculum.pick(u, 30, num_turns) for u in range(30)]
+        assert all(len(set(p)) == len(p) == min(num_turns, 7) for p in picks)
+        whole = sum(picks, [])
+        for start in range(0, len(whole) - 6, 7):  # every turn as often as any other
+            assert len(set(whole[start : start + 7])) == 7
+
+
+def test_a_refill_is_new_turns_of_the_stage_until_it_runs_out():
+    curriculum = build_curriculum({**{f"t{i}": (10, 20) for i in range(9)}, "easy": (19, 20)},
+                                  CurriculumConfig(shares=(0, 1, 0)), seed=3)  # fmt: skip
+    picked = curriculum.pick(2, 5, 4)
+    first = curriculum.refill(2, 5, 2, picked)
+    second = curriculum.refill(2, 5, 9, picked + first)
+    assert len(first) == 2 and sorted(picked + first + second) == [f"t{i}" for i in range(9)]
+    assert curriculum.refill(2, 5, 1, picked + first + second) == []
+    assert curriculum.refill(2, 5, 0, picked) == []
+    again = Curriculum.from_state(json.loads(json.dumps(curriculum.state())))
+    again.record("t0", 2, 4)
+    assert again.refill(2, 5, 2, picked) == first  # whatever was learned in between
+    orders = {tuple(curriculum.refill(u, 50, 9, [])) for u in range(50)}
+    assert len(orders) > 40  # another order each update
+
+
 def test_nothing_left_and_bad_settings_are_named():
     with pytest.raises(ValueError, match="drop_solved"):
         build_curriculum({"a": (4, 4)}, CurriculumConfig(), seed=0)

@@ -2,13 +2,14 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from test_attention import tiny_model
 
 from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import LossConfig, denominator, kl_estimate, policy_loss, sft_loss
+from mtsql.llm.losses import LossConfig, denominator, kl_estimate, policy_loss, sft_loss, worth_a_forward
 from mtsql.llm.packing import Sample, pack
 
 CONFIGS = {
@@ -161,6 +162,25 @@ def test_any_split_and_any_order_give_the_same_gradient(name):
     assert results[0].norm() > 1e-3
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["no kl", "dr_grpo", "gspo", "cispo", "trajectory", "entropy"])
+def test_dropping_before_the_forward_changes_no_gradient(name):
+    """Samples without an advantage count in the denominator whether they are computed or not; where the KL or the
+    entropy gives them a gradient, they are computed."""
+    module, config, samples = PolicyModule(tiny_model("qwen3")), CONFIGS[name], make_samples(max_logprob_move=0.5)
+    config = config if name in ("trajectory", "entropy") else replace(config, kl_coef=0.0)
+    samples = [replace(s, advantages=[0.0] * len(s.ids)) if i in (0, 2, 3) else s for i, s in enumerate(samples)]
+    chosen = worth_a_forward(samples, config)
+    assert len(chosen) == (6 if name in ("trajectory", "entropy") else 3)
+    total, results = denominator(samples, config), []
+    for part in (samples, chosen):
+        module.zero_grad()
+        for batch in pack(part, 20):
+            (policy_loss(*module(batch), batch, config)[0] / total).backward()
+        results.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+    assert results[0].norm() > 1e-4
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Every recipe in configs/ is read by the script its comment names, and by no other key than documented ones."""
 
+import ast
+import inspect
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,62 @@ def test_a_preset_sets_what_it_lists_and_flags_win(name):
     changed = config_diff(config, train_rl.Config())
     assert changed.pop("preset") == name and changed.pop("seed") == 5
     assert changed.keys() <= PRESETS[name].keys()
+    for key, value in PRESETS[name].items():
+        assert changed.get(key, value) == value
+    train_rl.check(config)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_made_of_documented_keys(name):
+    """And says for itself what an algorithm must say: a KL, and whether equal groups count."""
+    assert {"advantage.equal_groups", "loss.kl_coef"} <= PRESETS[name].keys()
+    for key in PRESETS[name]:
+        owner, *path = train_rl.Config(), *key.split(".")
+        while len(path) > 1:
+            owner = getattr(owner, path.pop(0))
+        assert is_dataclass(owner) and path[0] in {f.name for f in fields(owner)}, key
+        body = ast.parse(inspect.getsource(type(owner))).body[0].body
+        place = next(i for i, n in enumerate(body) if isinstance(n, ast.AnnAssign) and n.target.id == path[0])
+        assert isinstance(body[place + 1], ast.Expr) and isinstance(body[place + 1].value.value, str), key
+
+
+def test_the_presets_by_hand():
+    """What each paper changes, against what its preset resolves to from the embedded defaults."""
+    resolved = {name: parse_config(train_rl.Config, ["--preset", name], "", PRESETS) for name in PRESETS}
+    rows = {
+        name: (c.advantage.baseline, c.advantage.scale, c.loss.aggregate, c.loss.clip_low, c.loss.clip_high,
+               c.loss.kl_coef, c.advantage.kl_coef, c.advantage.equal_groups)
+        for name, c in resolved.items()
+    }  # fmt: skip
+    assert rows == {
+        "grpo": ("mean", "group", "token", 0.2, 0.2, 0.001, 0.0, "count"),
+        "dr_grpo": ("mean", "none", "constant", 0.2, 0.2, 0.0, 0.0, "count"),
+        "dapo": ("mean", "group", "token", 0.2, 0.28, 0.0, 0.0, "drop"),
+        "gspo": ("mean", "group", "trajectory", 3e-4, 4e-4, 0.0, 0.0, "count"),
+        "cispo": ("mean", "group", "token", 1.0, 4.0, 0.0, 0.0, "count"),
+        "rloo": ("leave_one_out", "none", "constant", 0.2, 0.2, 0.0, 0.03, "count"),
+        "reinforce_pp": ("batch", "batch", "token", 0.2, 0.2, 0.0, 0.01, "count"),
+    }
+    dapo = resolved["dapo"]
+    assert dapo.curriculum.refill_rounds and dapo.reward.overlong_buffer and dapo.advantage.cut == "mask"
+    assert resolved["gspo"].old_logprobs == "recomputed" and resolved["gspo"].loss.ratio == "sequence"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--curriculum.refill_rounds 1 --advantage.equal_groups count", "set advantage.equal_groups to drop"),
+        ("--curriculum.refill_rounds 1 --advantage.baseline batch", "refill_rounds needs advantage.baseline"),
+        ("--curriculum.refill_rounds 1 --advantage.kl_coef 0.1", "no advantage.kl_coef"),
+        ("--advantage.kl_coef 0.1 --loss.kl_coef 0.1", "advantage.kl_coef and loss.kl_coef charge for the same"),
+        ("--minibatches 17", "minibatches is 17, more than turns_per_update"),
+        ("--minibatches 0", "minibatches is 0: it must be at least 1"),
+        ("--num_passes 0", "num_passes is 0: it must be at least 1"),
+        ("--old_logprobs engine", "old_logprobs must be sampled or recomputed, not 'engine'"),
+        ("--reward.overlong_buffer 641", "reward.overlong_buffer is more than sampling.max_trajectory_tokens"),
+        ("--curriculum.refill_rounds=-1", "curriculum.refill_rounds must not be negative"),
+    ],
+)
+def test_impossible_objectives_are_named(flags, words):
+    with pytest.raises(ValueError, match=words):
+        train_rl.check(parse_config(train_rl.Config, flags.split(), ""))

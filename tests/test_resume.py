@@ -26,6 +26,12 @@ FLAGS = (
     " --checkpoint.every 1 --checkpoint.keep_last 9"
 ).split()  # length is punished and nothing subtracted: even a model that earns nothing takes real steps
 
+OBJECTIVES = (
+    "--advantage.baseline mean --advantage.scale group --num_passes 2"
+    " --minibatches 2 --old_logprobs recomputed --curriculum.refill_rounds 1"
+    " --group_size 8 --sampling.max_step_tokens 64"
+).split()  # lengths differ, and so rewards, in about every third group
+
 
 def start(*flags, cwd, launcher=(), script=ROOT / "train_rl.py"):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
@@ -101,6 +107,23 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
     assert_same_run(folder / "runs/straight", run)
 
 
+def test_refills_and_several_steps_are_resumed_exactly(folder):
+    finish(start(*FLAGS, *OBJECTIVES, "--run", "runs/steps", cwd=folder))
+    run = folder / "runs/steps-killed"
+    process = start(*FLAGS, *OBJECTIVES, "--run", "runs/steps-killed", cwd=folder)
+    stop_when(process, lambda: num_updates_done(run) == 2, signal.SIGKILL)
+    process.wait()
+    finish(start("--resume", "runs/steps-killed", cwd=folder))
+    assert_same_run(folder / "runs/steps", run)
+    lines = [line for line in metrics(run) if line["stage"] == "rl"]
+    assert any(line["refill/rounds"] for line in lines)
+    assert any(0 < line["refill/groups_kept"] < line["refill/groups_sampled"] for line in lines)
+    for line in lines:
+        assert line["refill/groups_sampled"] <= 2 * 3 and line["refill/groups_kept"] <= 3
+        assert line["num_steps"] <= 4 and (line["engine_gap"] or 0) < 1e-4
+    assert any(line["num_steps"] > 1 and line["loss/ratio"] != 1 for line in lines)
+
+
 @pytest.mark.slow
 def test_sft_killed_and_stopped_is_the_straight_run(folder):
     flags = [*FLAGS[:6], "--sft.max_samples", "32", "--sft.epochs", "3", "--checkpoint.every", "3"]
@@ -139,6 +162,20 @@ def test_two_processes_are_resumed_exactly_and_one_may_go_on_alone(folder):
     rewards = [[line["reward"] for line in metrics(folder / "runs" / name) if line["stage"] == "rl"]
                for name in ("straight", "two", "alone")]  # fmt: skip
     assert rewards[0] == pytest.approx(rewards[1], abs=1e-5) and rewards[0] == pytest.approx(rewards[2], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_refill_and_step_as_one(folder):
+    two = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+    flags = [*FLAGS, *OBJECTIVES, "--num_updates", "2"]
+    for name, launcher in (("steps-one", []), ("steps-two", two)):
+        finish(start(*flags, "--run", f"runs/{name}", cwd=folder, launcher=launcher))
+    one, other = [[line for line in metrics(folder / "runs" / name) if line["stage"] == "rl"]
+                  for name in ("steps-one", "steps-two")]  # fmt: skip
+    for mine, theirs in zip(one, other, strict=True):
+        for key in ("reward", "refill/rounds", "refill/groups_sampled", "refill/groups_kept", "num_steps", "loss",
+                    "grad_norm"):  # fmt: skip
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Play episodes and score them, compare siblings, describe both: what train_rl.py does besides learning."""
 
 import math
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from mtsql.learner import gather_list, sum_over_ranks
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.model import ModelConfig, generation_weights
 from mtsql.llm.packing import Sample
-from mtsql.rl.advantages import AdvantageConfig, batch_advantages, overlong_penalty
+from mtsql.rl.advantages import AdvantageConfig, batch_advantages, fate, kl_penalty, overlong_penalty
+from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.rewards import RewardConfig, reward_components, total_reward
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
@@ -34,6 +37,18 @@ class Scored:
     trajectory: Trajectory
     components: dict[str, float]
     reward: float
+    kl: float = 0.0
+    """KL to the reference as sampled, where `advantage.kl_coef` charges for it."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Ended on a budget instead of an answer."""
+        return self.trajectory.outcome in BUDGETS
+
+    @property
+    def is_void(self) -> bool:
+        """Never a well-formed tool call or answer."""
+        return not any(step.reply.tool_call or step.reply.answer for step in self.trajectory.env.steps)
 
     @property
     def is_right(self) -> bool:
@@ -110,55 +125,135 @@ class Player:
         return {split: value["all"]["ex"] for split, value in summary.items()}
 
 
-def compare(
-    accelerator: Accelerator, groups: list[list[Scored]], config: AdvantageConfig, keep_equal: bool
-) -> list[Sample]:
-    """This rank's samples with their advantages among the groups of all ranks.
+def probe(player: Player, settings: CurriculumConfig, accelerator: Accelerator, log: RunLog) -> Curriculum:
+    """Count successes (EX and EM) of the warm-started policy on training turns and sort them into stages."""
+    turns = list(player.bench.corpora["train"].turns)
+    random.Random(player.seed).shuffle(turns)
+    if not settings.probe_samples:
+        return build_curriculum({t.turn_id: (0, 0) for t in turns}, settings, player.seed)
+    turns = turns[: settings.max_probe_turns or None]
+    mine, counts = turns[accelerator.process_index :: accelerator.num_processes], []
+    n, at_once = settings.probe_samples, 64
+    longest = -(-len(turns) // accelerator.num_processes)  # as many rounds on every rank: each gathers the weights
+    for start in log.progress(range(0, longest, at_once), "probe"):
+        part = mine[start : start + at_once]
+        groups, _ = player.play(part, "train", num_samples=n, update=2**31)
+        counts += [(t.turn_id, (sum(s.is_right for s in g), n)) for t, g in zip(part, groups, strict=True)]
+    return build_curriculum(dict(gather_list(accelerator, counts)), settings, player.seed)
 
-    Left out: what `config.cut` masks or drops, trajectories without a sampled token and, unless `keep_equal` (a KL or
-    entropy term learns from them too), those without an advantage, as all have in a group of equal rewards.
+
+def roll_out(
+    accelerator: Accelerator,
+    picked: list[str],
+    play: Callable[[list[str]], tuple[list[list[Scored]], Engine]],
+    config: AdvantageConfig,
+    *,
+    refill: Callable[[int, list[str]], list[str]],
+    refill_rounds: int,
+) -> tuple[list[list[Scored]], dict[str, float]]:
+    """This rank's groups of an update (whole ones, its share of the turns), and what all ranks did for them.
+
+    `play(turn ids)` rolls out and scores. As often as `refill_rounds` allows, `refill(number, turns tried)` names as
+    many others as there are too few groups in which anybody has an advantage. The ranks count those together between
+    two rollouts, then all play, a rank without a turn too: none waits for another inside generation.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    groups, tried, now, sums = [], [], picked, {"computed": 0.0, "distinct": 0.0, "found": 0.0}
+    for number in range(refill_rounds + 1):
+        new, engine = play(now[rank::world])
+        groups, tried = groups + new, tried + now
+        sums["computed"] += engine.tokens_computed
+        sums["distinct"] += engine.tokens_distinct
+        sums["found"] += sum(teaches(group, config) for group in new)
+        total = sum_over_ranks(accelerator, sums)
+        now = refill(len(picked) - int(total["found"]), tried) if number < refill_rounds else []
+        if not now:
+            break
+    metrics = {"rollout_computed_per_distinct": total["computed"] / max(1.0, total["distinct"]),
+               "equal_groups_frac": 1 - total["found"] / len(tried)}  # fmt: skip
+    if refill_rounds:
+        metrics |= {"refill/rounds": number, "refill/groups_sampled": len(tried),
+                    "refill/groups_kept": int(total["found"])}  # fmt: skip
+    return groups, metrics
+
+
+def charge_kl(
+    groups: list[list[Scored]], config: AdvantageConfig, with_reference: Callable[[list[Sample]], list[Sample]]
+) -> None:
+    """Measure each trajectory's KL to the reference, from the log-probs it was sampled at, for `compare` to charge."""
+    scored = [s for group in groups for s in group]
+    for s, sample in zip(scored, with_reference([s.trajectory.to_sample([]) for s in scored]), strict=True):
+        s.kl = kl_penalty(sample.old_logprobs, sample.ref_logprobs, sample.loss_mask, config.kl_estimator)
+
+
+def compare(accelerator: Accelerator, groups: list[list[Scored]], config: AdvantageConfig) -> list[Sample]:
+    """This rank's samples with their advantages among the groups of all ranks; all of them count in the denominator.
+
+    Left out: what `config` masks or drops, trajectories without a sampled token and, if `config.equal_groups` is drop,
+    groups in which nobody has an advantage.
     """
     rank = accelerator.process_index
-    mine = [(rank, [s.reward for s in g], [s.trajectory.outcome in BUDGETS for s in g]) for g in groups]
-    everyone = gather_list(accelerator, mine)
-    advantages = batch_advantages([rewards for _, rewards, _ in everyone], config, [cuts for _, _, cuts in everyone])
+    everyone = gather_list(accelerator, [(rank, *_earned(group, config)) for group in groups])
+    advantages = batch_advantages([rewards for _, rewards, _ in everyone], config, [fates for *_, fates in everyone])
     mine = [values for (r, *_), values in zip(everyone, advantages, strict=True) if r == rank]
-    kept = []
-    for group, values in zip(groups, mine, strict=True):
-        for s, a in zip(group, values, strict=True):
-            if a is not None and s.trajectory.num_sampled and (keep_equal or any(values)):
-                kept.append(s.trajectory.to_sample([a] * len(s.trajectory.ids)))
-    return kept
+    return [
+        s.trajectory.to_sample([a] * len(s.trajectory.ids))
+        for group, values in zip(groups, mine, strict=True)
+        for s, a in zip(group, values, strict=True)
+        if a is not None and s.trajectory.num_sampled and (any(values) or config.equal_groups == "count")
+    ]
+
+
+def teaches(group: list[Scored], config: AdvantageConfig) -> bool:
+    """Whether anybody in the group has an advantage."""
+    rewards, fates = _earned(group, config)
+    return any(batch_advantages([rewards], config, [fates])[0])
+
+
+def _earned(group: list[Scored], config: AdvantageConfig) -> tuple[list[float], list[str]]:
+    """(reward less the price of its KL, keep / mask / drop) of each trajectory."""
+    return [s.reward - config.kl_coef * s.kl for s in group], [fate(s.is_cut, s.is_void, config) for s in group]
 
 
 def update_metrics(
     accelerator: Accelerator,
     groups: list[list[Scored]],
     samples: list[Sample],
-    stats: dict[str, float],
-    num_tokens: float,
-    engine: Engine,
+    steps: list[dict[str, float]],
+    config: AdvantageConfig,
+    engine_gap: float | None = None,
 ) -> dict[str, float | None]:
-    """Means over all ranks of what an update saw; every reward component and outcome by name."""
+    """Means over all ranks of what an update saw and did; every reward component, outcome and way to be left out by
+    name. `samples` are those that were worth a forward. Of `steps`, what the optimizer steps returned, token means and
+    the mean loss and norm; `engine_gap` is the log-prob gap of the first unless it was measured before."""
     scored = [s for group in groups for s in group]
     sums = {"n": float(len(scored)), "num_samples": float(len(samples)), "reward": sum(s.reward for s in scored),
-            "reward_sq": sum(s.reward**2 for s in scored),
+            "reward_sq": sum(s.reward**2 for s in scored), "reward_kl": sum(s.kl for s in scored),
             "sampled": float(sum(s.trajectory.num_sampled for s in scored)),
-            "tokens_computed": float(engine.tokens_computed), "tokens_distinct": float(engine.tokens_distinct)}  # fmt: skip
+            "trained": float(sum(s.num_trained for s in samples)),
+            "cut": sum(s.is_cut for s in scored), "void": sum(s.is_void for s in scored)}  # fmt: skip
     for s in scored:
         for name, value in s.components.items():
             sums[f"reward/{name}"] = sums.get(f"reward/{name}", 0.0) + value
-        key = f"outcome/{s.trajectory.outcome.value}"
-        sums[key] = sums.get(key, 0.0) + 1
+        for key in (f"outcome/{s.trajectory.outcome.value}", fate(s.is_cut, s.is_void, config)):
+            sums[key] = sums.get(key, 0.0) + 1
     sums = sum_over_ranks(accelerator, sums)
     n = sums["n"]
     metrics = {k: v / n for k, v in sums.items() if k == "reward" or "/" in k}
     metrics["reward_std"] = math.sqrt(max(0.0, sums["reward_sq"] / n - metrics["reward"] ** 2))
-    whole = ("loss", "grad_norm", "num_computed", "num_distinct")
+    if config.kl_coef:
+        metrics["reward_kl"] = sums["reward_kl"] / n
+    taken = [stats for stats in steps if stats]
+    total = {name: sum(stats[name] for stats in taken) for name in (taken[0] if taken else ())}
+    if engine_gap is None and taken:
+        engine_gap = taken[0]["logprob_gap"] / taken[0]["num_tokens"]
+    whole = ("loss", "grad_norm", "num_computed", "num_distinct", "num_tokens")
     return {
-        **metrics, **{f"loss/{k}": v / num_tokens for k, v in stats.items() if k not in whole},
-        "loss": stats.get("loss"), "grad_norm": stats.get("grad_norm"), "num_tokens": num_tokens,
-        "kept_frac": sums["num_samples"] / n, "response_tokens": sums["sampled"] / n,
-        "rollout_computed_per_distinct": sums["tokens_computed"] / max(1.0, sums["tokens_distinct"]),
-        "learn_computed_per_distinct": stats["num_computed"] / stats["num_distinct"] if stats else None,
+        **metrics, **{f"loss/{k}": v / total["num_tokens"] for k, v in total.items() if k not in whole},
+        **{k: total[k] / len(taken) if taken else None for k in ("loss", "grad_norm")}, "num_steps": len(taken),
+        "engine_gap": engine_gap,
+        "num_tokens": sums["trained"], "kept_frac": sums["num_samples"] / n, "response_tokens": sums["sampled"] / n,
+        **{f"{k}_frac": sums[k] / n for k in ("cut", "void")},
+        "masked_frac": sums.get("mask", 0.0) / n, "dropped_frac": sums.get("drop", 0.0) / n,
+        "learn_computed_per_distinct": total["num_computed"] / total["num_distinct"] if taken else None,
     }  # fmt: skip

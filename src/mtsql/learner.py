@@ -1,4 +1,4 @@
-"""One optimizer step over many micro-batches: the same gradient however the work is cut (design rule 6).
+"""Optimizer steps over many micro-batches: the same gradient however the work is cut (design rule 6).
 
 Losses are sums. They are divided once, by a denominator summed over all ranks before the first backward, so any split
 over micro-batches, packs or ranks gives the gradient of the whole. Every rank runs the same number of micro-batches, a
@@ -6,7 +6,8 @@ rank with fewer (or none) some that teach nothing: sharded weights are gathered 
 """
 
 import hashlib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from mtsql.llm.logprobs import PolicyModule, score
+from mtsql.llm.losses import LossConfig, worth_a_forward
 from mtsql.llm.model import reference, shard_like, unwrap, whole
 from mtsql.llm.packing import Batch, Sample, pack
 
@@ -95,8 +97,54 @@ def with_reference(
 ) -> list[Sample]:
     """The samples with the log-probs of the reference policy: `frozen`, or `policy` without its adapters."""
     with reference(policy, frozen) as model, accelerator.autocast():
-        scores = score(PolicyModule(model, temperature), samples, max_tokens, accelerator.device)
+        scores = _score_in_step(accelerator, PolicyModule(model, temperature), samples, max_tokens)
     return [replace(sample, ref_logprobs=s) for sample, s in zip(samples, scores, strict=True)]
+
+
+def with_recomputed(
+    accelerator: Accelerator, module: torch.nn.Module, samples: list[Sample], loss: LossConfig, max_tokens: int
+) -> tuple[list[Sample], float | None]:
+    """The samples with the learner's own log-probs as the old ones: the first step's ratio is 1 whatever the engine
+    rounded. And the mean gap to the engine's over the tokens of all ranks. Samples not worth a forward stay as they
+    are; without any other there is no gap."""
+    scored = worth_a_forward(samples, loss)
+    scores = _score_in_step(accelerator, module, scored, max_tokens)
+    gaps = [
+        abs(new - old) for sample, score in zip(scored, scores, strict=True)
+        for new, old, m in zip(score, sample.old_logprobs, sample.loss_mask, strict=True) if m
+    ]  # fmt: skip
+    total = sum_over_ranks(accelerator, {"gap": sum(gaps), "n": float(len(gaps))})
+    new = {id(sample): replace(sample, old_logprobs=score) for sample, score in zip(scored, scores, strict=True)}
+    return [new.get(id(sample), sample) for sample in samples], total["gap"] / total["n"] if total["n"] else None
+
+
+def _score_in_step(accelerator: Accelerator, module, samples: list[Sample], max_tokens: int) -> list[list[float]]:
+    """`score` with as many forwards on every rank: sharded weights are gathered by all together in each."""
+    num_mine = len(pack(samples, max_tokens))
+    num_missing = max(gather_list(accelerator, [num_mine])) - num_mine  # known before anyone starts
+    scores = score(module, samples, max_tokens, accelerator.device)
+    with torch.no_grad():
+        for _ in range(num_missing):
+            module(nothing_to_learn().to(accelerator.device))
+    return scores
+
+
+def minibatches(
+    accelerator: Accelerator, samples: list[Sample], *, num_passes: int, num_parts: int, seed: str
+) -> Iterator[list[Sample]]:
+    """This rank's samples of each optimizer step: `num_passes` times all of them, each time cut into `num_parts`.
+
+    The groups of all ranks (samples that share a prompt, which is computed once) are dealt out whole, shuffled by
+    (seed, pass), so a step holds the same groups however many ranks there are. With fewer groups than parts, the last
+    parts are empty.
+    """
+    group_of = [hashlib.blake2b(repr(sample.prompt_ids).encode(), digest_size=8).digest() for sample in samples]
+    groups = sorted(set(gather_list(accelerator, group_of)))
+    for number in range(num_passes):
+        order = random.Random(f"{seed}/{number}").sample(groups, len(groups))
+        for part in range(num_parts):
+            chosen = set(order[part::num_parts])
+            yield [sample for sample, group in zip(samples, group_of, strict=True) if group in chosen]
 
 
 def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -183,15 +231,15 @@ def take_step(
     """One optimizer step over this rank's `samples`; returns sums over all ranks, plus grad_norm.
 
     `loss_of(module, batch)` gives a loss sum and a dict of sums; `denominator` is already summed over ranks. If no rank
-    has anything to learn, nothing happens and the result is empty.
+    has anything to learn, nothing happens (no step by momentum or weight decay alone) and the result is empty.
     """
-    if denominator == 0:
+    batches = pack(samples, max_tokens)
+    num_batches = max(gather_list(accelerator, [len(batches)]))
+    if not num_batches:
         return {}
     for group in optimizer.param_groups:
         group["lr"] = lr
-    batches = pack(samples, max_tokens)
-    num_batches = max(gather_list(accelerator, [len(batches)]))
-    sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0}
+    sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0, "num_tokens": 0.0}
     for index in range(num_batches):
         # Gradients travel once, after the last micro-batch; shards would have to be kept whole until then.
         with nullcontext() if index == num_batches - 1 or accelerator.is_fsdp2 else accelerator.no_sync(module):
@@ -205,6 +253,7 @@ def take_step(
             sums[name] = sums.get(name, 0.0) + float(value)
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
+        sums["num_tokens"] += len(batch.targets)
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     step_offloaded(optimizer) if config.offload else optimizer.step()
     optimizer.zero_grad(set_to_none=True)

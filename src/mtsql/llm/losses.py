@@ -33,7 +33,8 @@ class LossConfig:
     kl_coef: float = 0.001
     """Weight of the KL to the reference policy in the loss; 0 needs no reference."""
     kl_estimator: str = "k3"
-    """k1: log ratio; k2: half its square; k3: exp(d) - d - 1 with d = reference - policy (paper)."""
+    """k1: log ratio; k2: half its square; k3: exp(d) - d - 1 with d = reference - policy (paper). As a loss, on the
+    first step: k2 has the gradient of the KL itself, k3 that of the KL the other way round, k1 none on average."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     aggregate: str = "token"
@@ -63,13 +64,21 @@ class LossConfig:
 
 
 def denominator(samples: list[Sample], config: LossConfig) -> float:
-    """What this rank's `samples` add to the one denominator of an update; sum it over ranks, then divide by it.
+    """What this rank's `samples` add to the one denominator of an optimizer step; sum it over ranks, then divide by it.
 
-    Samples without a trained token count for nothing.
+    It takes every sample of the step, those without an advantage too (`worth_a_forward` leaves them out to save work,
+    not to change the mean). Samples without a trained token count for nothing.
     """
     if config.aggregate == "token":
         return float(sum(sample.num_trained for sample in samples))
     return float(sum(sample.num_trained > 0 for sample in samples) * (config.constant_length or 1))
+
+
+def worth_a_forward(samples: list[Sample], config: LossConfig) -> list[Sample]:
+    """The samples that can have a gradient: all if a KL or entropy term learns from them, else those with an
+    advantage."""
+    needs_all = bool(config.kl_coef or config.entropy_coef)
+    return [sample for sample in samples if needs_all or any(sample.advantages)]
 
 
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

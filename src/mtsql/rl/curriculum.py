@@ -23,6 +23,9 @@ class CurriculumConfig:
     """Share of the updates each stage gets (paper: 60, 60 and 30 of 150 steps)."""
     drop_solved: bool = True
     """Leave out turns that every probe rollout solved."""
+    refill_rounds: int = 0
+    """At most so many times an update, roll out as many other turns of the stage as groups came out with equal rewards
+    (DAPO's dynamic sampling). Needs advantage.equal_groups=drop. 0: off."""
 
     def __post_init__(self):
         if len(self.bounds) != len(self.shares):
@@ -31,8 +34,9 @@ class CurriculumConfig:
             raise ValueError("curriculum.bounds must fall, down to 0: every success fraction needs a stage")
         if any(share < 0 for share in self.shares) or sum(self.shares) <= 0:
             raise ValueError("curriculum.shares must not be negative, nor all zero")
-        if self.probe_samples < 0 or self.max_probe_turns < 0:
-            raise ValueError("curriculum.probe_samples and curriculum.max_probe_turns must not be negative")
+        for name in ("probe_samples", "max_probe_turns", "refill_rounds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"curriculum.{name} must not be negative")
 
 
 @dataclass
@@ -57,19 +61,31 @@ class Curriculum:
         return max(i for i, share in enumerate(shares) if share)
 
     def pick(self, update: int, num_updates: int, num_turns: int) -> list[str]:
-        """`num_turns` turn ids for an update. A stage is walked in seeded shuffled order, again and again; the answer
-        depends on (seed, update) only, so a resumed run picks what the straight run picked."""
+        """`num_turns` different turn ids for an update; a smaller stage gives every turn it has, once.
+
+        A stage is walked in seeded shuffled order, again and again. The answer depends on (seed, update) only, so a
+        resumed run picks what the straight run picked. No turn comes twice in an update: its samples' noise would too.
+        """
         stage = self.stage_at(update, num_updates)
         turns = self.stages[stage]
+        if len(turns) <= num_turns:
+            return random.Random(f"{self.seed}/{stage}/{update}").sample(turns, len(turns))
         first = next(u for u in range(update + 1) if self.stage_at(u, num_updates) == stage)
-        start = (update - first) * num_turns
-        picked, orders = [], {}
-        for position in range(start, start + num_turns):
-            epoch, index = divmod(position, len(turns))
-            if epoch not in orders:
-                orders[epoch] = random.Random(f"{self.seed}/{stage}/{epoch}").sample(turns, len(turns))
-            picked.append(orders[epoch][index])
-        return picked
+        start, walk, epoch = (update - first) * num_turns, [], 0
+        while len(walk) < start + num_turns:
+            order = random.Random(f"{self.seed}/{stage}/{epoch}").sample(turns, len(turns))
+            begun = set(walk[len(walk) // num_turns * num_turns :])  # already in the update that this order completes
+            walk += sorted(order, key=begun.__contains__)  # stable: those come last
+            epoch += 1
+        return walk[start : start + num_turns]
+
+    def refill(self, update: int, num_updates: int, num_turns: int, tried: list[str]) -> list[str]:
+        """Up to `num_turns` further turn ids of the update's stage, none of them in `tried`, in an order that depends
+        on (seed, update) only; fewer when the stage runs out."""
+        stage = self.stage_at(update, num_updates)
+        turns = self.stages[stage]
+        order, seen = random.Random(f"{self.seed}/{stage}/{update}/refill").sample(turns, len(turns)), set(tried)
+        return [turn_id for turn_id in order if turn_id not in seen][:num_turns]
 
     def record(self, turn_id: str, num_correct: int, num_attempts: int) -> None:
         """Add the outcome of a group to the turn's counts."""
