@@ -187,12 +187,19 @@ def main(
     with_trl: bool = False,
     trl_python: str = sys.executable,
     threads: int = 2,
+    only_generate: bool = False,
+    keep_memory: bool = True,
 ) -> None:
-    """Measure one point, or with `curve` our time for several numbers of replies."""
+    """Measure one point, or with `curve` our time for several numbers of replies.
+
+    `keep_memory`: malloc keeps what is freed, as in our scripts. The loop around generate runs without, as its
+    users have it, unless it is asked for alone (`only_generate`).
+    """
     if with_trl:
         trl_version(trl_python)
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
     torch.manual_seed(0)
     register_attention()
     heads = width // HEAD_DIM
@@ -225,7 +232,22 @@ def main(
         }
         return result, steps, played
 
+    sizes = {"num_prompts": num_prompts, "num_samples": num_samples, "num_replies": num_replies,
+             "num_layers": num_layers, "width": width, "vocab": vocab, "threads": threads}  # fmt: skip
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
     with torch.inference_mode():
+        if only_generate:
+            work = make_workload(num_prompts, num_samples, num_replies, vocab)
+            model.set_attn_implementation("sdpa")
+            start = time.perf_counter()
+            generate_loop(model, work)
+            secs = time.perf_counter() - start
+            print(
+                json.dumps(
+                    {"secs": secs, "useful_tokens_per_sec": work.useful / secs, "keep_memory": keep_memory}
+                )
+            )
+            return
         ours(1)  # warm up
         if curve:
             print(json.dumps({"curve": [ours(replies)[0] for replies in curve]}, indent=1))
@@ -240,18 +262,11 @@ def main(
         result["product_frac"] = (result["linear_secs"] + result["attention_product_secs"]) / result["secs"]
         out = {"engine": result, "single_row": single_row(engine(1), model)}
         out["model_free"] = model_free(config, sampling)
-        if with_generate:
-            work = make_workload(num_prompts, num_samples, num_replies, vocab)
-            model.set_attn_implementation("sdpa")
-            start = time.perf_counter()
-            generate_loop(model, work)
-            secs = time.perf_counter() - start
-            out["generate_loop"] = {"secs": secs, "useful_tokens_per_sec": work.useful / secs}
-            out["speedup"] = secs / result["secs"]
+    if with_generate:
+        alone = ["--only_generate=true", "--keep_memory=false"]
+        out["generate_loop"] = run_contestant(sys.executable, __file__, flags + alone)
+        out["speedup"] = out["generate_loop"]["secs"] / result["secs"]
     if with_trl:
-        sizes = {"num_prompts": num_prompts, "num_samples": num_samples, "num_replies": num_replies,
-                 "num_layers": num_layers, "width": width, "vocab": vocab, "threads": threads}  # fmt: skip
-        flags = [f"--{name}={value}" for name, value in sizes.items()]
         out["trl"] = run_contestant(trl_python, str(Path(__file__).with_name("trl_rollout.py")), flags)
         out["speedup_trl"] = out["trl"]["secs"] / result["secs"]
     out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies}
