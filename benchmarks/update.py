@@ -141,10 +141,10 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
         loss = learn(model, samples, args.max_tokens, args.dtype)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
         optimizer.step()
+        optimizer.zero_grad(set_to_none=False)  # they stay where they are: their memory is not the update's
         return loss, norm
 
     update([Sample([1, 2], [3, 4], [1, 1], [1.0, 1.0], [0.0, 0.0])])
-    optimizer.zero_grad(set_to_none=False)
     speed = matmul_speed()
     reset_peak()
     before = resident("VmRSS")
