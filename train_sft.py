@@ -115,8 +115,6 @@ def train_on(module, optimizer, samples: list[Sample], config: Config, accelerat
         order += random.Random(f"{config.seed}/{epoch}").sample(range(len(samples)), len(samples))
         epoch += 1
     for update in log.progress(range(place.done, num_updates), stage):
-        if place.update and config.checkpoint.every and place.update % config.checkpoint.every == 0:
-            save()
         chunk = order[update * sft.samples_per_update : (update + 1) * sft.samples_per_update]
         mine = [samples[i] for i in chunk[accelerator.process_index :: accelerator.num_processes]]
         num_tokens = sum(sum(samples[i].loss_mask) for i in chunk)
@@ -130,6 +128,8 @@ def train_on(module, optimizer, samples: list[Sample], config: Config, accelerat
             log.metrics({"stage": stage, "update": update, "loss": stats["loss"], "grad_norm": stats["grad_norm"],
                          "num_tokens": num_tokens})  # fmt: skip
             place.update, place.done = place.update + 1, update + 1
+        if config.checkpoint.every and place.update % config.checkpoint.every == 0:
+            save()
 
 
 def collected(bench: Workbench, turns, config: Config, accelerator, round_index: int):
@@ -190,7 +190,9 @@ def main(config: Config) -> None:
     accelerator.end_training()
 
 
-def warm_start(config: Config, accelerator: Accelerator, state: dict | None = None, averages: dict | None = None) -> None:
+def warm_start(
+    config: Config, accelerator: Accelerator, state: dict | None = None, averages: dict | None = None
+) -> None:
     """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model. `state` and
     `averages` are those of the checkpoint to go on from."""
     run, is_main, state = Path(config.run), accelerator.is_main_process, state or {}
@@ -206,9 +208,9 @@ def warm_start(config: Config, accelerator: Accelerator, state: dict | None = No
         load_optimizer(module, optimizer, averages or {}, config.sft.optim.offload)
 
     def save() -> None:
+        progress = {"ex": None, "place": asdict(place), "config": to_dict(config)}
         save_checkpoint(run, place.update, lambda folder: save_policy(bench.policy, bench.tokenizer, folder, is_main),
-                        optimizer_tensors(module, optimizer), {"ex": None, "place": asdict(place), "config": to_dict(config)},
-                        config.checkpoint, is_main)  # fmt: skip
+                        optimizer_tensors(module, optimizer), progress, config.checkpoint, is_main)  # fmt: skip
 
     try:
         learn(config, bench, module, optimizer, accelerator, log, place, save)
