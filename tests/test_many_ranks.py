@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import socket
-import time
 
 import pytest
 import torch
@@ -154,10 +153,9 @@ def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
         "from mtsql.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
         "accelerator = make_accelerator('no')\n"
         "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of machine 1 is broken')\n"
-        "accelerator.wait_for_everyone()\nimport time; time.sleep(300)\n"
+        "accelerator.wait_for_everyone()\nimport time; time.sleep(3000)\n"
     )
-    begin = time.monotonic()
     processes = two_machines(tmp_path, script)
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert all(process.returncode for process in processes) and time.monotonic() - begin < 200
+    errors = [process.communicate(timeout=900)[1] for process in processes]
+    assert all(process.returncode for process in processes)  # neither slept
     assert "RuntimeError: the reward of machine 1 is broken" in errors[1]
