@@ -41,7 +41,7 @@ def start(*flags, cwd, launcher=(), script=ROOT / "train_rl.py"):
 
 
 def finish(process, expected=0):
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == expected, err
     return out, err
 
