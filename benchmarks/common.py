@@ -1,10 +1,13 @@
 """What several benchmarks share: the model, memory and speed of this process, contestants in processes of their own."""
 
+import argparse
 import ctypes
 import json
 import os
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -107,6 +110,33 @@ class LargestTensor(TorchDispatchMode):
                 if tuple(tensor.shape) not in self._weights:
                     self.activation = max(self.activation, stored)
         return result
+
+
+def make_parser(description: str, sizes: dict[str, int], contestants: tuple[str, ...]) -> argparse.ArgumentParser:
+    """The flags that benchmarks with contestants share; `sizes` are its own whole numbers with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {**sizes, "threads": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what is computed with; weights stay fp32")
+    parser.add_argument("--who", choices=contestants, help="run this one only, in this process")
+    parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
+    return parser
+
+
+def print_result(parser: argparse.ArgumentParser, contest: Callable, compared: Callable) -> None:
+    """Parse the flags and print one JSON object: of `contest(args)` with --who, else of `compared(args)`, which starts
+    this file again for each contestant. The user's mistakes (ValueError) end in one line."""
+    args = parser.parse_args()
+    try:
+        print(json.dumps(contest(args) if args.who else compared(args), indent=None if args.who else 2))
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def used_settings(args: argparse.Namespace, shape: tuple[str, ...]) -> dict:
+    """All flags; those of the random model's `shape` are left out where a folder was given."""
+    return {name: value for name, value in vars(args).items() if not (args.model and name in shape)}
 
 
 def trl_version(python: str) -> str:

@@ -33,12 +33,10 @@ from jsonargparse import auto_cli
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import run_contestant, trl_version
+from common import HEAD_DIM, make_model, matmul_speed, run_contestant, trl_version
 from mtsql.launch import keep_freed_memory
-from mtsql.llm.attention import register_attention
+from mtsql.llm.attention import ATTENTION_NAME
 from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
-
-HEAD_DIM = 64
 
 
 @dataclass(frozen=True)
@@ -166,11 +164,9 @@ def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int)
         both = fastest(lambda: (torch.bmm(query, keys, out=out[0]), torch.bmm(weight, values, out=out[1])))
         return both * num_kv / (blocks * size)
 
-    square = torch.randn(2048, 2048)
-    per_flop = fastest(lambda: square @ square) / (2 * 2048**3)
     group = heads // num_kv
     secs = engine.own_tokens * per_token(group) + engine.shared_tokens * per_token(group * num_samples)
-    return config.num_hidden_layers * (secs + engine.pairs * 4 * heads * HEAD_DIM * per_flop)
+    return config.num_hidden_layers * (secs + engine.pairs * 4 * heads * HEAD_DIM / matmul_speed())
 
 
 def main(
@@ -200,15 +196,8 @@ def main(
     torch.set_num_threads(threads)
     if keep_memory:
         keep_freed_memory()
-    torch.manual_seed(0)
-    register_attention()
-    heads = width // HEAD_DIM
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=num_layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 3, tie_word_embeddings=True,
-        eos_token_id=None, max_position_embeddings=8192, attn_implementation="mtsql",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
+    config = model.config
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = num_prompts * num_samples
     sampling = Sampling(max_step_tokens=1 << 10, max_trajectory_tokens=220 * max(curve or [num_replies]))

@@ -21,7 +21,6 @@ Not compared: sampled ids (different generators) and hence losses; both sample f
 """
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from statistics import mean
@@ -29,6 +28,7 @@ from statistics import mean
 import torch
 from accelerate import Accelerator
 
+import common
 from common import DTYPES, Stopwatch, make_model, reset_peak, resident, run_contestant, trl_version, vocab_of
 from mtsql.agent.env import Outcome
 from mtsql.launch import keep_freed_memory
@@ -199,27 +199,11 @@ def contest(args: argparse.Namespace) -> dict:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"num_prompts": 8, "num_samples": 4, "num_replies": 4, "num_layers": 30, "width": 576,
-                          "vocab": 49152, "num_updates": 1, "max_batch_tokens": 8192, "trl_batch": 8,
-                          "cache_bytes": 1536 << 20, "threads": 2}.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what is computed with; weights stay fp32")
-    parser.add_argument("--who", choices=CONTESTANTS, help="run this one only, in this process")
+    sizes = {"num_prompts": 8, "num_samples": 4, "num_replies": 4, "num_layers": 30, "width": 576, "vocab": 49152,
+             "num_updates": 1, "max_batch_tokens": 8192, "trl_batch": 8, "cache_bytes": 1536 << 20}  # fmt: skip
+    parser = common.make_parser(__doc__, sizes, CONTESTANTS)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=["ours", "trl_tuned"])
-    parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
     return parser
-
-
-def main() -> None:
-    """Run the contestants one after the other, each in a process of its own, and print one JSON object."""
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        print(json.dumps(contest(args) if args.who else compared(args), indent=None if args.who else 2))
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
 
 
 def compared(args: argparse.Namespace) -> dict:
@@ -234,10 +218,9 @@ def compared(args: argparse.Namespace) -> dict:
         mine, parts = results["ours"], ("rollout_secs", "learn_secs", "secs")
         others = [who for who in args.contestants if who != "ours"]
         results["times_ours"] = {who: {part: results[who][part] / mine[part] for part in parts} for who in others}
-    unused = ("num_layers", "width", "vocab") if args.model else ()
-    results["setting"] = {name: value for name, value in vars(args).items() if name not in unused}
+    results["setting"] = common.used_settings(args, ("num_layers", "width", "vocab"))
     return results
 
 
 if __name__ == "__main__":
-    main()
+    common.print_result(make_parser(), contest, compared)

@@ -6,8 +6,8 @@
     python benchmarks/update.py --layers 2 --vocab 151936 --allocations  # is a tensor ever as large as P x V?
 
 All contestants get the same weights, trajectories and loss (GRPO on fresh samples: the ratio is 1, k3 KL off) and each
-runs in a process of its own, after one small update that allocates optimizer state; their `loss` and `grad_norm` have
-to agree (TRL's in four digits: its warm-up moves the weights by a rate of 1e-6). `padded` is what small trainers do:
+runs in a process of its own: one small update that allocates optimizer state, a whole one that shows its memory, a
+second one that is timed. Their `loss` and `grad_norm` have to agree (TRL's in four digits: its warm-up moves the weights by a rate of 1e-6). `padded` is what small trainers do:
 every sample repeats its prompt, rows are padded to the longest, logits exist at every position. `trl` is GRPOTrainer
 from the given trajectories to the end of its optimizer step (padding, rewards, advantages, `_compute_loss`, backward,
 clipping, AdamW), 8 rows at a time as by its default; `trl_tuned` is the same without what slows it down
@@ -23,7 +23,6 @@ shape (gradients).
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable
@@ -32,8 +31,9 @@ from statistics import mean, stdev
 
 import torch
 
+import common
 from common import (
-    DTYPES, LargestTensor, Stopwatch, autocast, make_model, matmul_speed, reset_peak, resident, run_contestant,
+    LargestTensor, Stopwatch, autocast, make_model, matmul_speed, reset_peak, resident, run_contestant,
     trl_version, vocab_of,
 )  # fmt: skip
 from mtsql.launch import keep_freed_memory
@@ -249,28 +249,13 @@ def contest(args: argparse.Namespace) -> dict:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"layers": 30, "width": 576, "vocab": 49152, "groups": 1, "group_size": 8, "prompt": 600,
-                          "max_tokens": 8192, "threads": 2}.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what is computed with; weights stay fp32")
-    parser.add_argument("--who", choices=CONTESTANTS, help="run this one only, in this process")
+    sizes = {"layers": 30, "width": 576, "vocab": 49152, "groups": 1, "group_size": 8, "prompt": 600,
+             "max_tokens": 8192}  # fmt: skip
+    parser = common.make_parser(__doc__, sizes, CONTESTANTS)
     parser.add_argument("--with_trl", action="store_true", help="TRL's GRPOTrainer too")
-    parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
     parser.add_argument("--trl_batches", type=int, nargs="+", default=[8, 2], help="rows TRL learns from at a time")
     parser.add_argument("--allocations", action="store_true", help="also report the largest tensors made")
     return parser
-
-
-def main() -> None:
-    """Run every contestant in a process of its own and print one JSON object."""
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        print(json.dumps(contest(args) if args.who else compared(args), indent=None if args.who else 2))
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
 
 
 def compared(args: argparse.Namespace) -> dict:
@@ -291,10 +276,9 @@ def compared(args: argparse.Namespace) -> dict:
     others = {who: result for who, result in results.items() if who != "ours"}
     results["speed_up"] = {who: r["secs"] / mine["secs"] for who, r in others.items()}
     results["memory_share"] = {who: mine["peak_extra_mb"] / r["peak_extra_mb"] for who, r in others.items()}
-    unused = ("layers", "width", "vocab") if args.model else ()
-    results["setting"] = {name: value for name, value in vars(args).items() if name not in unused}
+    results["setting"] = common.used_settings(args, ("layers", "width", "vocab"))
     return results
 
 
 if __name__ == "__main__":
-    main()
+    common.print_result(make_parser(), contest, compared)

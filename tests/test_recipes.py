@@ -9,7 +9,7 @@ import pytest
 
 import train_rl
 import train_sft
-from mtsql.config import config_diff, parse_config
+from mtsql.config import config_diff, flat, parse_config, to_dict
 from mtsql.rl.advantages import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +33,23 @@ def test_a_preset_sets_what_it_lists_and_flags_win(name):
     for key, value in PRESETS[name].items():
         assert changed.get(key, value) == value
     train_rl.check(config)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_wins_over_a_recipe_and_flags_over_both(name):
+    recipe = str(ROOT / "configs/rl_sparc_qwen3_1.7b.yaml")
+    for argv in (["--preset", name, "--config", recipe], [f"--config={recipe}", f"--preset={name}"]):
+        config = parse_config(train_rl.Config, [*argv, "--loss.clip_high", "0.7"], "", PRESETS)
+        values = flat(to_dict(config))
+        train_rl.check(config)
+        assert values["turns_per_update"] == 256 and values["loss.clip_high"] == 0.7
+        assert all(values[key] == value for key, value in PRESETS[name].items() if key != "loss.clip_high")
+
+
+def test_a_recipe_that_names_a_preset_wins_over_it(tmp_path):
+    (tmp_path / "own.yaml").write_text("preset: dapo\ncurriculum: {refill_rounds: 7}\n")
+    config = parse_config(train_rl.Config, ["--config", str(tmp_path / "own.yaml")], "", PRESETS)
+    assert config.curriculum.refill_rounds == 7 and config.loss.clip_high == PRESETS["dapo"]["loss.clip_high"]
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -41,7 +41,7 @@ def start(*flags, cwd, launcher=(), script=ROOT / "train_rl.py"):
 
 
 def finish(process, expected=0):
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == expected, err
     return out, err
 
@@ -165,13 +165,14 @@ def test_two_processes_are_resumed_exactly_and_one_may_go_on_alone(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_refill_and_step_as_one(folder):
-    two = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+@pytest.mark.parametrize("shards", [[], ["--use_fsdp", "--fsdp_version", "2"]], ids=["copies", "shards"])
+def test_two_processes_refill_and_step_as_one(shards, folder):
+    two = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", *shards]
     flags = [*FLAGS, *OBJECTIVES, "--num_updates", "2"]
-    for name, launcher in (("steps-one", []), ("steps-two", two)):
+    for name, launcher in ((f"steps-one{len(shards)}", []), (f"steps-two{len(shards)}", two)):
         finish(start(*flags, "--run", f"runs/{name}", cwd=folder, launcher=launcher))
     one, other = [[line for line in metrics(folder / "runs" / name) if line["stage"] == "rl"]
-                  for name in ("steps-one", "steps-two")]  # fmt: skip
+                  for name in (f"steps-one{len(shards)}", f"steps-two{len(shards)}")]  # fmt: skip
     for mine, theirs in zip(one, other, strict=True):
         for key in ("reward", "refill/rounds", "refill/groups_sampled", "refill/groups_kept", "num_steps", "loss",
                     "grad_norm"):  # fmt: skip

@@ -17,17 +17,22 @@ MAX_MESSAGE = 400  # of the parser's complaints, which list every type a value c
 def parse_config(kind: type, argv: list[str], description: str, presets: dict[str, dict] | None = None) -> Any:
     """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
-    `--preset NAME` stands for the flags of `presets[NAME]`, `--resume RUN` for `--config RUN/config.yaml`; in both
-    whatever else is given wins. ValueError, in a line that names it, for an unknown key, an ill-typed value or a
-    recipe that cannot be read.
+    `--preset NAME` stands for the flags of `presets[NAME]`: it wins over recipes, and flags after it win over it; named
+    in a recipe, it gives way to the recipe's own keys. `--resume RUN` stands for `--config RUN/config.yaml`, and
+    whatever else is given wins. ValueError, in a line that names it, for an unknown key, an ill-typed value or a recipe
+    that cannot be read.
     """
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
     parser.add_class_arguments(kind, fail_untyped=True)
     try:
         parsed = parser.parse_args(argv)
-        if first := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
-            parsed = parser.parse_args([*first, *argv])
+        if implied := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
+            at = 0
+            if parsed.get("resume") is None and any(word.split("=")[0] == "--preset" for word in argv):
+                ends = [i + 2 - ("=" in word) for i, word in enumerate(argv) if word.split("=")[0] == "--config"]
+                at = max(ends, default=0)  # behind the last recipe
+            parsed = parser.parse_args([*argv[:at], *implied, *argv[at:]])
     except ArgumentError as error:
         recipes = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--config"]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""

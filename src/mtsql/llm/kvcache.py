@@ -60,8 +60,9 @@ class BlockPool:
         as_flash = (num_blocks, block_size, num_kv_heads, head_dim)
         as_keys = (num_blocks, num_kv_heads, head_dim, block_size)  # q @ k: twice as fast as over rows of k
         as_values = (num_blocks, num_kv_heads, block_size, head_dim)
+        self.use_flash = uses_flash(device, dtype)
         # per layer (num_blocks, K, S, D), however it lies in memory
-        if uses_flash(device, dtype):
+        if self.use_flash:
             self.keys, self.values = ([x.view(as_flash).transpose(1, 2) for x in part] for part in self.data)
         else:
             self.keys = [x.view(as_keys).transpose(2, 3) for x in self.data[0]]
@@ -94,10 +95,13 @@ class BlockPool:
         self.data[:, :, target] = self.data[:, :, source]
 
     def compact(self) -> np.ndarray | None:
-        """Close the gaps that freed blocks have left at the bottom and at the top, if they are worth it.
+        """Close the gaps that freed blocks have left at the bottom and at the top, if they are worth it: flash-attn
+        reads only what a row's table names, so with it they cost nothing.
 
         Returns the new place of each block (num_blocks,), or None where nothing was moved.
         """
+        if self.use_flash:
+            return None
         place = None
         for is_top in (False, True):
             blocks = np.flatnonzero((self.refs > 0) & (self.is_top == is_top))
@@ -109,8 +113,9 @@ class BlockPool:
             targets = dense[self.refs[dense] == 0]
             if not len(targets):
                 continue
-            sources = blocks[len(blocks) - len(targets) :].copy()
-            self.data[:, :, targets] = self.data[:, :, sources]
+            sources = blocks[len(blocks) - len(targets) :]
+            for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+                self.copy(source, target)
             self.refs[targets], self.refs[sources] = self.refs[sources], 0
             self.is_top[targets] = is_top
             place = np.arange(self.num_blocks) if place is None else place
@@ -158,7 +163,7 @@ class PagedContext:
         places = np.concatenate(blocks), heads, np.concatenate(offsets)  # (T,), (K, 1), (T,): of the new keys
         self.places = [self._tensor(place) for place in places]
         self.gather: Tensor | None = None
-        self.use_flash = uses_flash(self.device, pool.data.dtype)
+        self.use_flash = pool.use_flash
         if self.use_flash:
             self._plan_flash(tables, lengths)
         elif self.num_rows:
