@@ -275,7 +275,6 @@ def main(config: Config) -> None:
         plot_training(run / "metrics.jsonl", run / "training.png")
     for split in after:
         log.print(f"{split}: held-out EX {before[split]:.1f} -> {after[split]:.1f}")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -187,7 +187,6 @@ def main(config: Config) -> None:
     config, state, averages = resumed(config)
     accelerator = make_accelerator(config.model.mixed_precision)
     warm_start(config, accelerator, state, averages)
-    accelerator.end_training()
 
 
 def warm_start(

@@ -159,3 +159,28 @@ def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
     errors = [process.communicate(timeout=900)[1] for process in processes]
     assert all(process.returncode for process in processes)  # neither slept
     assert "RuntimeError: the reward of machine 1 is broken" in errors[1]
+
+
+WATCHED = f"""
+import sys, weakref
+sys.path.insert(0, {str(ROOT)!r})
+import torch, train_rl
+from accelerate import Accelerator
+from mtsql.launch import run_script
+
+def prepare(self, *things, plain=Accelerator.prepare):
+    prepared = plain(self, *things)
+    weakref.finalize(prepared[0], lambda: print("freed inside the group:", torch.distributed.is_initialized(), flush=True))
+    return prepared
+
+Accelerator.prepare = prepare
+run_script(train_rl.main, train_rl.Config, "")
+"""
+
+
+def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
+    """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the interpreter's lock."""
+    (tmp_path / "watched.py").write_text(WATCHED)
+    out, _ = finish(start(*FLAGS, "--run", "runs/two", cwd=tmp_path, launcher=TWO, script=tmp_path / "watched.py"))
+    said = [line for line in out.splitlines() if "freed inside the group" in line]
+    assert [line.split()[-1] for line in said] == ["True"] * 4  # a warm start and a run, on two ranks

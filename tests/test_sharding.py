@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtsql.launch import make_accelerator, start_missing_ranks
+from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
 from mtsql.learner import (
     OptimConfig, load_optimizer, make_optimizer, optimizer_tensors, seed_update, take_step, with_reference,
 )  # fmt: skip
@@ -88,7 +88,7 @@ def main(plans: str, folder: str, precision: str) -> None:
     accelerator = make_accelerator(precision)
     results = [play(accelerator, **plan) for plan in json.loads(plans)]
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(results))
-    accelerator.end_training()
+    leave_group()  # `play` has freed what it prepared
 
 
 def play_two(flags, plans, folder, precision="no"):

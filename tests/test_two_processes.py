@@ -17,13 +17,14 @@ RANK = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from mtsql.launch import make_accelerator, start_missing_ranks
+from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
 start_missing_ranks()
 from test_learner import one_update, several_steps
 accelerator = make_accelerator("no")
 result = (several_steps if len(sys.argv) > 3 else one_update)(json.loads(sys.argv[1]), accelerator)
 Path(sys.argv[2], f"{{accelerator.process_index}}.json").write_text(json.dumps(result))
-accelerator.end_training()
+accelerator.free_memory()
+leave_group()
 """
 
 
@@ -65,13 +66,14 @@ REFILL = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from mtsql.launch import make_accelerator, start_missing_ranks
+from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
 start_missing_ranks()
 from test_episodes import refilled
 accelerator = make_accelerator("no")
 mine, noted = refilled(9, ["t1", "t2", "t4", "t5", "t7"], accelerator=accelerator)
 Path(sys.argv[1], f"{{accelerator.process_index}}.json").write_text(json.dumps([mine, noted]))
-accelerator.end_training()
+accelerator.free_memory()
+leave_group()
 """
 
 

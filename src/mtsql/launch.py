@@ -5,6 +5,7 @@ launchers and mpirun start more). Our scripts notice, and launch the N ranks the
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -44,6 +45,16 @@ def run_script(main: Callable, kind: type, description: str, presets: dict[str, 
         if torch.distributed.is_initialized():
             os._exit(INTERRUPTED)  # another rank may be waiting in a collective: no clean-up can be agreed on
         raise SystemExit(INTERRUPTED) from None
+    leave_group()
+
+
+def leave_group() -> None:
+    """Leave the ranks' process group; to be called when nothing holds the wrapped policy any more.
+
+    A DDP reducer that outlives the group takes its threads down with it while it holds the interpreter's lock, which
+    one of them may be waiting for: the rank would hang at its very end, or abort (seen with torch 2.13 and gloo).
+    """
+    gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
