@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mtsql.llm.attention import register_attention
+from mtsql.llm.attention import ATTENTION_NAME, register_attention
+from mtsql.llm.layers import use_our_layers
 
 HEAD_DIM = 64
 DTYPES = {"float32": "no", "bfloat16": "bf16"}
@@ -25,8 +26,15 @@ SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 def make_model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
     """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30 layers of width 576 and a
-    vocabulary of 49,152 are SmolLM2-135M); fp32."""
+    vocabulary of 49,152 are SmolLM2-135M); fp32. With our attention it computes its layers our way."""
     register_attention()
+    model = _model(path, num_layers, width, vocab, attention)
+    if attention == ATTENTION_NAME:
+        use_our_layers(model)
+    return model
+
+
+def _model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
     if path:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     if width < HEAD_DIM or width % HEAD_DIM:

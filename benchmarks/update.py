@@ -134,7 +134,7 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
     learn = {"ours": ours, "padded": padded}[args.who]
     attention = ATTENTION_NAME if args.who == "ours" else "sdpa"
     model = make_model(args.model, args.layers, args.width, vocab, attention)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     samples = make_samples(args.groups, args.group_size, args.prompt, vocab)
 
     def update(samples: list[Sample]) -> tuple[float, float]:

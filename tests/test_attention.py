@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from mtsql.llm import attention
 from mtsql.llm.attention import ATTENTION_NAME, PackedContext, register_attention
+from mtsql.llm.layers import use_our_layers
 from mtsql.llm.logprobs import token_logprobs
 from mtsql.llm.packing import Sample, pack
 
@@ -29,7 +30,7 @@ def tiny_model(family: str):
     config, model, is_tied = FAMILIES[family]
     torch.manual_seed(0)
     settings = config(**SHAPE, tie_word_embeddings=is_tied)
-    return in_float64(model._from_config(settings, attn_implementation=ATTENTION_NAME, dtype=torch.float64))
+    return model._from_config(settings, attn_implementation=ATTENTION_NAME, dtype=torch.float64)
 
 
 def in_float64(model):
@@ -85,8 +86,9 @@ def test_shared_prompts_equal_one_at_a_time(family, is_lora, is_checkpointed, ma
     calls, attend = [], PackedContext.attend
     monkeypatch.setattr(PackedContext, "attend", lambda self, layer, *x: calls.append(layer) or attend(self, layer, *x))
     ours = tiny_model(family)
-    plain = copy.deepcopy(ours)
+    plain = in_float64(copy.deepcopy(ours))
     plain.set_attn_implementation("sdpa")
+    use_our_layers(ours)
     if is_checkpointed:
         ours.activation_checkpointing_enable()
     ours.train()
@@ -152,11 +154,13 @@ lengths = st.integers(1, 9)
 @given(
     st.lists(st.tuples(lengths, st.lists(lengths, min_size=1, max_size=4)), min_size=1, max_size=4),
     st.sampled_from([(2, 2), (4, 2), (3, 1)]),
+    st.sampled_from([1, 2, 4, 256]),
 )
-def test_the_three_paths_agree(groups, heads):
+def test_the_three_paths_agree(groups, heads, causal_tokens):
     spans, num_tokens = spans_of(groups)
-    context = PackedContext(spans, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "CAUSAL_TOKENS", causal_tokens)
+        context = PackedContext(spans, torch.device("cpu"))
         patch.setattr(attention, "flash_attn_varlen_func", flash_attn_varlen_double)
         results = []
         for path in (context.attend_rows, context.attend_varlen, lambda *x: context.attend(0, *x)):

@@ -59,7 +59,7 @@ def make_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim.
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
@@ -173,7 +173,9 @@ def load_optimizer(
             if kind != "step" and value.shape != p.shape:
                 found = tuple(value.shape)
                 raise ValueError(f"optimizer.safetensors: {kind}/{name} has shape {found}, not {tuple(p.shape)}")
-            if kind != "step":
+            if kind == "step":
+                value = value.to(p.device)
+            else:
                 value = shard_like(value, p)
                 value = on_host(value) if offload else value
             states[p][kind] = value

@@ -18,6 +18,8 @@ except ImportError:
     flash_attn_varlen_func = None
 
 ATTENTION_NAME = "mtsql"
+CAUSAL_TOKENS = 256
+"""The CPU's kernel computes whole blocks of 512 keys, those a causal mask hides too: a longer span is cut up."""
 Span = tuple[int, int]
 
 
@@ -58,11 +60,11 @@ class PackedContext:
         for prompt, samples in groups.items():
             if len(samples) == 1:  # one sequence
                 whole = (prompt[0], samples[0][1])
-                self.parts.append((whole, whole, True))
+                self.parts += _causal(whole)
                 self.rows.append((whole, (0, 0)))
                 continue
-            self.parts += [(prompt, prompt, True), ((samples[0][0], samples[-1][1]), prompt, False)]
-            self.parts += [(sample, sample, True) for sample in samples]
+            self.parts += [*_causal(prompt), ((samples[0][0], samples[-1][1]), prompt, False)]
+            self.parts += [part for sample in samples for part in _causal(sample)]
             self.rows += [(prompt, (0, 0)), *((sample, prompt) for sample in samples)]
         self._varlen = None
 
@@ -102,6 +104,19 @@ class PackedContext:
                 )
             )  # fmt: skip
         return torch.cat(out, dim=2).transpose(1, 2)
+
+
+def _causal(span: Span) -> list[tuple[Span, Span, bool]]:
+    """A span that sees itself causally, as parts of at most CAUSAL_TOKENS causal queries and what lies before each."""
+    parts: list[tuple[Span, Span, bool]] = []
+    first, last = span
+    num = max(1, -(-(last - first) // CAUSAL_TOKENS))
+    edges = [first + (last - first) * i // num for i in range(num + 1)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        if start > first:
+            parts.append(((start, end), (first, start), False))
+        parts.append(((start, end), (start, end), True))
+    return parts
 
 
 class _TwoPart(torch.autograd.Function):

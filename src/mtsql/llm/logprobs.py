@@ -14,6 +14,8 @@ CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
 """Logits that exist at a time, however many positions there are; a little more where that were too few rows."""
 MIN_CHUNK = 128
 """Rows below which a matrix product gets slow."""
+PIECE_LOGITS = {"cpu": 2**19, "cuda": 2**26}
+"""Logits that are worked on at a time between the products: on a CPU as many as its cache holds."""
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -23,10 +25,13 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
         logprobs, entropy = [], []
-        for rows, goal in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logp = _log_softmax(rows, weight, bias, temperature)
-            logprobs.append(logp.gather(1, goal[:, None])[:, 0])
-            entropy.append(_entropy(logp.exp(), logp))
+        for rows, goals in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            logits = _scaled_logits(rows, weight, bias, temperature)
+            num = _piece(logits)
+            for z, goal in zip(logits.split(num), goals.split(num), strict=True):
+                logp = z.log_softmax(-1)
+                logprobs.append(logp.gather(1, goal[:, None])[:, 0])
+                entropy.append(_entropy(logp.exp(), logp))
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
@@ -42,21 +47,14 @@ class _HeadLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logp = _log_softmax(hidden[part], weight, bias, ctx.temperature)  # (chunk, V)
-            probs = logp.exp()
-            # With z the scaled logits: d logp[target] / dz = onehot - p,  d entropy / dz = -p (logp + entropy).
-            if grad_entropy is None:
-                grad = probs.mul_(-grad_logprobs[part, None])
-            else:
-                pull = logp.add_(_entropy(probs, logp)[:, None]).mul_(grad_entropy[part, None])
-                if grad_logprobs is not None:
-                    pull += grad_logprobs[part, None]
-                grad = probs.mul_(pull.neg_())
-            if grad_logprobs is not None:
-                grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
+            logits = _scaled_logits(hidden[part], weight, bias, ctx.temperature)  # (chunk, V)
+            num = _piece(logits)
+            pulls = [None if g is None else g[part].split(num) for g in (grad_logprobs, grad_entropy)]
+            for i, (z, goal) in enumerate(zip(logits.split(num), targets[part].split(num), strict=True)):
+                _replace_by_gradient(z, goal, *(None if pull is None else pull[i][:, None] for pull in pulls))
             if ctx.temperature != 1:
-                grad.div_(ctx.temperature)
-            grad = grad.to(hidden.dtype)
+                logits.div_(ctx.temperature)
+            grad = logits.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
             if grad_weight is not None and grad_weight.dtype == grad.dtype:
@@ -73,11 +71,31 @@ class _HeadLogprobs(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _log_softmax(hidden, weight, bias, temperature):
-    """(rows, V) in fp32 or wider, whatever the logits were computed in."""
+def _scaled_logits(hidden, weight, bias, temperature):
+    """(rows, V) in fp32 or wider, whatever the product was computed in."""
     logits = nn.functional.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.log_softmax(logits if temperature == 1 else logits.div_(temperature), dim=-1)
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _piece(logits):
+    """Rows worked on at a time."""
+    return max(1, PIECE_LOGITS.get(logits.device.type, PIECE_LOGITS["cpu"]) // logits.shape[1])
+
+
+def _replace_by_gradient(z, goal, grad_logprobs, grad_entropy):
+    """Write the loss's gradient over the scaled logits z (rows, V). goal (rows,); the others (rows, 1) or None.
+
+    d logp[goal] / dz = onehot - p,  d entropy / dz = -p (logp + entropy)."""
+    if grad_entropy is None:
+        z.copy_(z.softmax(-1)).mul_(-grad_logprobs)
+    else:
+        logp = z.log_softmax(-1)
+        torch.exp(logp, out=z)
+        pull = logp.add_(_entropy(z, logp)[:, None]).mul_(grad_entropy)
+        z.mul_((pull if grad_logprobs is None else pull.add_(grad_logprobs)).neg_())
+    if grad_logprobs is not None:
+        z.scatter_add_(1, goal[:, None], grad_logprobs)
 
 
 def _entropy(probs, logp):

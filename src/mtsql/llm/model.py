@@ -31,6 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mtsql.llm.attention import ATTENTION_NAME, register_attention
+from mtsql.llm.layers import use_our_layers
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,12 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
             folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **gguf, **kind
         )
     _require_our_attention(model, config.path)
+    use_our_layers(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    _set_checkpointing(model, config)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return _with_lora(model, config) if config.lora.rank else model
 
 
@@ -159,9 +162,11 @@ def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed:
     )
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             settings, attn_implementation=ATTENTION_NAME, dtype=torch.float32
         )
+    use_our_layers(model)
+    return model
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -285,6 +290,7 @@ def _full_copy(
     adapted = {_plain_name(n): m for n, m in source.named_modules() if hasattr(m, "get_delta_weight")}
     with torch.device("meta"):
         copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
+    use_our_layers(copy)
     for path, module in copy.named_modules():
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
             tensor = tensors[f"{path}.{name}"]
@@ -330,11 +336,6 @@ def _load_adapter(config: ModelConfig, adapter: Path) -> PreTrainedModel:
     return PeftModel.from_pretrained(
         load_policy(whole).to(config.compute_dtype), adapter.parent, is_trainable=True
     )
-
-
-def _set_checkpointing(model: PreTrainedModel, config: ModelConfig) -> None:
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _locate(path: str | None) -> tuple[Path, dict[str, str]]:

@@ -1,0 +1,97 @@
+"""Norm, rotation and gate against plain statements of them, in values, gradients and types."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mtsql.llm.layers import rms_norm, rotate, silu_gate, use_our_layers
+from test_attention import FAMILIES, SHAPE, tiny_model
+
+
+def plain_norm(x, weight, eps=1e-5):
+    return weight * (x * (x.square().mean(-1, keepdim=True) + eps).rsqrt())
+
+
+def plain_turn(x, angles):
+    """As complex numbers: (x[d] + i x[d + D/2]) e^(i angle)."""
+    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def rotated(query, key, angles):
+    wide = torch.cat((angles, angles), dim=-1)[None]  # (1, T, D)
+    return rotate(query, key, wide.cos(), wide.sin())
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def same_with_gradients(ours, plain, inputs):
+    torch.manual_seed(1)
+    out, expected = ours(*inputs), plain(*inputs)
+    pull = torch.randn_like(expected)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for got, wanted in zip(*(torch.autograd.grad(y, inputs, pull) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        assert torch.equal(ours(*inputs), out)  # what generation computes
+
+
+def test_values_and_gradients():
+    torch.manual_seed(0)
+    same_with_gradients(lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 5, 6), draw(6)))
+    same_with_gradients(lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 2, 5, 6), draw(6)))  # of heads
+    same_with_gradients(silu_gate, lambda gate, up: F.silu(gate) * up, (draw(1, 5, 6), draw(1, 5, 6)))
+    angles = torch.randn(5, 4, dtype=torch.float64)
+    query, key = draw(1, 3, 5, 8), draw(1, 1, 5, 8)
+    for which, x in enumerate((query, key)):
+        same_with_gradients(
+            lambda y, which=which: rotated(*((y, key) if which == 0 else (query, y)), angles)[which],
+            lambda y: plain_turn(y, angles), (x,),
+        )  # fmt: skip
+
+
+def test_frozen_weights_get_no_gradient():
+    """Adapters freeze the norms: only the input's gradient is computed, and it is the same."""
+    x, weight = draw(1, 3, 4), torch.randn(4, dtype=torch.float64)
+    same_with_gradients(lambda y: rms_norm(y, weight, 1e-5), lambda y: plain_norm(y, weight), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounds_as_transformers_does(family, dtype, weight_dtype):
+    """Also where autocast mixes types: fp32 statistics, then the input's type, then the weight's."""
+    theirs = tiny_model(family).model.norm.to(weight_dtype)
+    torch.nn.init.normal_(theirs.weight)
+    x = torch.randn(1, 7, SHAPE["hidden_size"]).to(dtype)
+    got, expected = rms_norm(x, theirs.weight, theirs.variance_epsilon), theirs(x)
+    assert got.dtype == expected.dtype
+    is_exact = dtype is weight_dtype is torch.float32
+    close = dict(rtol=1e-5 if is_exact else 2**-7, atol=1e-6)
+    torch.testing.assert_close(got, expected, **close)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_uses_them_and_so_does_its_copy(family):
+    model = tiny_model(family)
+    use_our_layers(model)
+    for ours in (model, copy.deepcopy(model)):
+        norms = [m for m in ours.modules() if type(m).__name__.endswith("RMSNorm")]
+        mlps = [m for m in ours.modules() if type(m).__name__.endswith("MLP")]
+        assert len(norms) == (9 if family == "qwen3" else 5) and len(mlps) == 2
+        x = torch.randn(1, 3, SHAPE["hidden_size"], dtype=torch.float64, requires_grad=True)
+        assert type(ours.model.norm(x).grad_fn).__name__ == "_RmsNormBackward"
+        mlps[0](x).sum().backward()
+        assert mlps[0].up_proj.weight.grad is not None  # of this copy
+    assert all(p.grad is not None for p in model.model.layers[0].mlp.parameters())
+
+
+def test_another_architecture_stays_as_it_is():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+    use_our_layers(model)
+    assert not any("forward" in vars(module) for module in model.modules())
