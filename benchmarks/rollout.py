@@ -196,7 +196,8 @@ def main(
     torch.set_num_threads(threads)
     if keep_memory:
         keep_freed_memory()
-    model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
+    attention = "sdpa" if only_generate else ATTENTION_NAME
+    model = make_model(None, num_layers, width, vocab, attention).eval()
     config = model.config
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = num_prompts * num_samples
@@ -227,7 +228,6 @@ def main(
     with torch.inference_mode():
         if only_generate:
             work = make_workload(num_prompts, num_samples, num_replies, vocab)
-            model.set_attn_implementation("sdpa")
             start = time.perf_counter()
             generate_loop(model, work)
             secs = time.perf_counter() - start
