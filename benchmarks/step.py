@@ -11,7 +11,8 @@ its threads and delayed observations, `batch_advantages`, `policy_loss`, `take_s
 renderer are doubles, and a subclass of the engine ends replies where the workload says. TRL runs `trainer.train()`:
 benchmarks/trl_peer.py says how and with which settings. `trl` has its defaults, `trl_tuned` no gradient
 checkpointing and completions projected only; `trl_batch` rows learn at a time, its generation takes all rows at once.
-Rewards are the sample's number, so no group is dropped. On the CPU, all in `dtype`.
+Rewards are the sample's number, so no group is dropped. On the CPU, all in `dtype`. Ours learns from 4,096 tokens at a
+time, as configs/rl_sparc_smollm2.yaml does.
 
 Each contestant has a process of its own and one small update to warm up; then `num_updates` are timed and averaged.
 `cpu_secs` is processor time: where it is far below `secs` times the threads, others were using the machine.
@@ -200,7 +201,7 @@ def contest(args: argparse.Namespace) -> dict:
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
     sizes = {"num_prompts": 8, "num_samples": 4, "num_replies": 4, "num_layers": 30, "width": 576, "vocab": 49152,
-             "num_updates": 1, "max_batch_tokens": 8192, "trl_batch": 8, "cache_bytes": 1536 << 20}  # fmt: skip
+             "num_updates": 1, "max_batch_tokens": 4096, "trl_batch": 8, "cache_bytes": 1536 << 20}  # fmt: skip
     parser = common.make_parser(__doc__, sizes, CONTESTANTS)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=["ours", "trl_tuned"])
     return parser

@@ -1,7 +1,5 @@
 """Packed attention against Hugging Face's own, one sequence at a time; its three paths against each other."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +24,13 @@ SHAPE = dict(
 
 
 def tiny_model(family: str):
+    """As the product computes it."""
+    model = stock_model(family)
+    use_our_layers(model)
+    return model
+
+
+def stock_model(family: str):
     register_attention()
     config, model, is_tied = FAMILIES[family]
     torch.manual_seed(0)
@@ -86,9 +91,8 @@ def test_shared_prompts_equal_one_at_a_time(family, is_lora, is_checkpointed, ma
     calls, attend = [], PackedContext.attend
     monkeypatch.setattr(PackedContext, "attend", lambda self, layer, *x: calls.append(layer) or attend(self, layer, *x))
     ours = tiny_model(family)
-    plain = in_float64(copy.deepcopy(ours))
+    plain = in_float64(stock_model(family))
     plain.set_attn_implementation("sdpa")
-    use_our_layers(ours)
     if is_checkpointed:
         ours.activation_checkpointing_enable()
     ours.train()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mtsql.llm.layers import rms_norm, rotate, silu_gate, use_our_layers
-from test_attention import FAMILIES, SHAPE, tiny_model
+from test_attention import FAMILIES, SHAPE, stock_model, tiny_model
 
 
 def plain_norm(x, weight, eps=1e-5):
@@ -66,7 +66,7 @@ def test_frozen_weights_get_no_gradient():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounds_as_transformers_does(family, dtype, weight_dtype):
     """Also where autocast mixes types: fp32 statistics, then the input's type, then the weight's."""
-    theirs = tiny_model(family).model.norm.to(weight_dtype)
+    theirs = stock_model(family).model.norm.to(weight_dtype)
     torch.nn.init.normal_(theirs.weight)
     x = torch.randn(1, 7, SHAPE["hidden_size"]).to(dtype)
     got, expected = rms_norm(x, theirs.weight, theirs.variance_epsilon), theirs(x)
@@ -79,7 +79,6 @@ def test_rounds_as_transformers_does(family, dtype, weight_dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_uses_them_and_so_does_its_copy(family):
     model = tiny_model(family)
-    use_our_layers(model)
     for ours in (model, copy.deepcopy(model)):
         norms = [m for m in ours.modules() if type(m).__name__.endswith("RMSNorm")]
         mlps = [m for m in ours.modules() if type(m).__name__.endswith("MLP")]
