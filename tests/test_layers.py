@@ -68,12 +68,29 @@ def test_rounds_as_transformers_does(family, dtype, weight_dtype):
     """Also where autocast mixes types: fp32 statistics, then the input's type, then the weight's."""
     theirs = stock_model(family).model.norm.to(weight_dtype)
     torch.nn.init.normal_(theirs.weight)
-    x = torch.randn(1, 7, SHAPE["hidden_size"]).to(dtype)
+    x = torch.randn(1, 7, SHAPE["hidden_size"]).to(dtype).requires_grad_()
     got, expected = rms_norm(x, theirs.weight, theirs.variance_epsilon), theirs(x)
     assert got.dtype == expected.dtype
     is_exact = dtype is weight_dtype is torch.float32
-    close = dict(rtol=1e-5 if is_exact else 2**-7, atol=1e-6)
-    torch.testing.assert_close(got, expected, **close)
+    torch.testing.assert_close(got, expected, rtol=1e-5 if is_exact else 2**-7, atol=1e-6)
+    pull = torch.randn_like(expected)
+    grads = [torch.autograd.grad(y, (x, theirs.weight), pull) for y in (got, expected)]
+    for mine, wanted in zip(*grads, strict=True):  # sums of seven or sixteen rounded terms
+        torch.testing.assert_close(mine, wanted, rtol=1e-5 if is_exact else 2**-5, atol=1e-5 if is_exact else 2**-5)
+
+
+def test_rotation_of_rounded_heads_by_precise_angles():
+    """What autocast gives it: bfloat16 heads, float32 angles; the gradient comes back in the heads' type."""
+    torch.manual_seed(0)
+    angles = torch.randn(5, 4)
+    heads = torch.randn(1, 3, 5, 8, dtype=torch.bfloat16, requires_grad=True)
+    turned, _ = rotated(heads, heads, angles)
+    expected = plain_turn(heads.float(), angles)
+    torch.testing.assert_close(turned, expected)
+    pull = torch.randn_like(expected)
+    mine, wanted = (torch.autograd.grad(y, heads, pull)[0] for y in (turned, expected))
+    assert mine.dtype == torch.bfloat16
+    torch.testing.assert_close(mine, wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
