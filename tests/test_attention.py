@@ -154,16 +154,20 @@ def spans_of(groups):
 lengths = st.integers(1, 9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(lengths, st.lists(lengths, min_size=1, max_size=4)), min_size=1, max_size=4),
     st.sampled_from([(2, 2), (4, 2), (3, 1)]),
     st.sampled_from([1, 2, 4, 256]),
+    st.sampled_from([1, 3, 96]),
+    st.sampled_from([1, 2, 5]),
 )
-def test_the_three_paths_agree(groups, heads, causal_tokens):
+def test_the_three_paths_agree(groups, heads, causal_tokens, piece_tokens, num_threads):
     spans, num_tokens = spans_of(groups)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "CAUSAL_TOKENS", causal_tokens)
+        patch.setattr(attention, "PIECE_TOKENS", piece_tokens)
+        patch.setattr(torch, "get_num_threads", lambda: num_threads)
         context = PackedContext(spans, torch.device("cpu"))
         patch.setattr(attention, "flash_attn_varlen_func", flash_attn_varlen_double)
         results = []

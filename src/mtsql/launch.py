@@ -116,12 +116,12 @@ def keep_freed_memory() -> None:
     """Have malloc keep what is freed for the next tensor of that size (glibc only; elsewhere nothing happens).
 
     It gives large pieces back to the system at once, and each page that comes again has to be cleared: a tenth of the
-    time of an update of a 10-layer model of width 576 (LOG.md), less for smaller ones.
+    time of an update (LOG.md). The process keeps the memory of its greatest need from then on.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no piece is mapped on its own
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: 2 GiB may lie free at the end of the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: what lies free at the end of the heap is kept, however much it is
 
 
 def start_missing_ranks() -> None:

@@ -8,6 +8,8 @@ projected and rotated queries, keys and values to a *context*: an object passed 
 Legend: T tokens of the flat batch, H query heads, Hkv key heads, D head width.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
@@ -20,7 +22,21 @@ except ImportError:
 ATTENTION_NAME = "mtsql"
 CAUSAL_TOKENS = 256
 """The CPU's kernel computes whole blocks of 512 keys, those a causal mask hides too: a longer span is cut up."""
+PIECE_TOKENS = 96
+"""Fewest queries worth a thread of their own."""
 Span = tuple[int, int]
+
+
+class Part(NamedTuple):
+    """Queries that see keys. `num` pieces of equal length are computed as a batch, over which and over key heads the
+    CPU's kernel spreads its threads: each piece of the queries sees all of `keys` or, if causal, itself."""
+
+    queries: Span
+    keys: Span
+    is_causal: bool
+    num: int
+    is_first: bool
+    """Nothing has been computed for these queries before."""
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, attention_context=None, **kwargs):
@@ -55,16 +71,16 @@ class PackedContext:
         for prompt_start, prompt_end, start, end in spans:
             groups.setdefault((prompt_start, prompt_end), []).append((start, end))
         self.device = device
-        self.parts: list[tuple[Span, Span, bool]] = []  # queries, keys, is_causal: what `_TwoPart` computes
+        self.parts: list[Part] = []  # what `_TwoPart` computes
         self.rows: list[tuple[Span, Span]] = []  # queries, keys before them: a row is causal, aligned at its end
         for prompt, samples in groups.items():
             if len(samples) == 1:  # one sequence
                 whole = (prompt[0], samples[0][1])
-                self.parts += _causal(whole)
+                self.parts += _causal(whole, True)
                 self.rows.append((whole, (0, 0)))
                 continue
-            self.parts += [*_causal(prompt), ((samples[0][0], samples[-1][1]), prompt, False)]
-            self.parts += [part for sample in samples for part in _causal(sample)]
+            self.parts += [*_causal(prompt, True), *_dense((samples[0][0], samples[-1][1]), prompt, True)]
+            self.parts += [part for sample in samples for part in _causal(sample, False)]
             self.rows += [(prompt, (0, 0)), *((sample, prompt) for sample in samples)]
         self._varlen = None
 
@@ -106,40 +122,64 @@ class PackedContext:
         return torch.cat(out, dim=2).transpose(1, 2)
 
 
-def _causal(span: Span) -> list[tuple[Span, Span, bool]]:
-    """A span that sees itself causally, as parts of at most CAUSAL_TOKENS causal queries and what lies before each."""
-    parts: list[tuple[Span, Span, bool]] = []
+def _causal(span: Span, is_first: bool) -> list[Part]:
+    """A span that sees itself causally: equal pieces of at most CAUSAL_TOKENS that see themselves, what does not divide
+    evenly, and then what lies before each."""
     first, last = span
-    num = max(1, -(-(last - first) // CAUSAL_TOKENS))
-    edges = [first + (last - first) * i // num for i in range(num + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
-        if start > first:
-            parts.append(((start, end), (first, start), False))
-        parts.append(((start, end), (start, end), True))
+    by_thread = min(torch.get_num_threads(), (last - first) // PIECE_TOKENS)
+    num = max(1, -(-(last - first) // CAUSAL_TOKENS), by_thread)
+    length = (last - first) // num
+    edges = [first + i * length for i in range(num + 1)]
+    whole = (first, edges[-1])
+    parts = [Part(whole, whole, True, num, is_first)] if length else []
+    if edges[-1] < last:
+        edges.append(last)
+        parts.append(Part((edges[-2], last), (edges[-2], last), True, 1, is_first))
+    for start, end in zip(edges[1:], edges[2:], strict=False):
+        parts += _dense((start, end), (first, start), False)
     return parts
 
 
+def _dense(queries: Span, keys: Span, is_first: bool) -> list[Part]:
+    """Queries that all see all of the keys, in a piece for each thread and what does not divide evenly."""
+    start, end = queries
+    num = max(1, min(torch.get_num_threads(), (end - start) // PIECE_TOKENS))
+    middle = end - (end - start) % num
+    parts = [Part((start, middle), keys, False, num, is_first)]
+    return parts if middle == end else [*parts, Part((middle, end), keys, False, 1, is_first)]
+
+
+def _cut(x: torch.Tensor, span: Span, num: int) -> torch.Tensor:
+    """(1, heads, T, D) -> (num, heads, length of the span / num, D): a view of equal pieces, side by side."""
+    return x[0, :, span[0] : span[1]].unflatten(1, (num, -1)).transpose(0, 1)
+
+
 class _TwoPart(torch.autograd.Function):
-    """Attention as a list of dense or causal blocks (queries, keys, is_causal), joined by their log-sum-exps.
+    """Attention as a list of dense or causal parts, joined by their log-sum-exps.
 
     Softmax over two sets of keys is the mean of the softmaxes over each, weighted by exp(log-sum-exp). For the gradient
-    nothing needs to be taken apart again: a block's own backward, given the joined output and the joined log-sum-exp,
-    gives exactly that block's share. These two operators are the ones behind torch's SDPA on a CPU; SDPA itself does
+    nothing needs to be taken apart again: a part's own backward, given the joined output and the joined log-sum-exp,
+    gives exactly that part's share. These two operators are the ones behind torch's SDPA on a CPU; SDPA itself does
     not hand out the log-sum-exp. Nothing is padded, and the prompt's keys are read in place by all its samples.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, parts, scaling):
-        out = query.new_zeros(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)  # (1, H, T, D)
+        out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)  # (1, H, T, D)
         wide = torch.promote_types(query.dtype, torch.float32)
-        lse = query.new_full(query.shape[:3], -torch.inf, dtype=wide)  # (1, H, T)
-        for (start, end), (a, b), is_causal in parts:
-            part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, start:end], key[:, :, a:b], value[:, :, a:b], 0.0, is_causal, scale=scaling
+        lse = query.new_empty(*query.shape[:3], 1, dtype=wide)  # (1, H, T, 1)
+        for part in parts:
+            new, new_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                _cut(query, part.queries, part.num), *_seen(key, value, part), 0.0, part.is_causal, scale=scaling
             )
-            so_far = lse[:, :, start:end]
-            out[:, :, start:end].lerp_(part, torch.sigmoid(part_lse - so_far).to(part.dtype)[..., None])
-            lse[:, :, start:end] = torch.logaddexp(so_far, part_lse)
+            new_lse = new_lse[..., None]
+            so_far, lse_so_far = _cut(out, part.queries, part.num), _cut(lse, part.queries, part.num)
+            if part.is_first:
+                so_far.copy_(new)
+                lse_so_far.copy_(new_lse)
+            else:
+                so_far.lerp_(new, torch.sigmoid(new_lse - lse_so_far).to(new.dtype))
+                lse_so_far.copy_(torch.logaddexp(lse_so_far, new_lse))
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.parts, ctx.scaling = parts, scaling
         return out
@@ -148,13 +188,25 @@ class _TwoPart(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out):
         query, key, value, out, lse = ctx.saved_tensors
-        grads = [torch.zeros_like(x) for x in (query, key, value)]
-        for (start, end), (a, b), is_causal in ctx.parts:
-            own, seen = (slice(None), slice(None), slice(start, end)), (slice(None), slice(None), slice(a, b))
+        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+        for part in ctx.parts:
+            grad_new, q, new, new_lse = (_cut(x, part.queries, part.num) for x in (grad_out, query, out, lse))
             shares = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad_out[own], query[own], key[seen], value[seen], out[own], lse[own].contiguous(), 0.0, is_causal,
+                grad_new, q, *_seen(key, value, part), new, new_lse[..., 0].contiguous(), 0.0, part.is_causal,
                 scale=ctx.scaling,
             )  # fmt: skip
-            for grad, where, share in zip(grads, (own, seen, seen), shares, strict=True):
-                grad[where] += share
-        return *grads, None, None
+            own = _cut(grad_query, part.queries, part.num)
+            own.copy_(shares[0]) if part.is_first else own.add_(shares[0])
+            for grad, share in zip((grad_key, grad_value), shares[1:], strict=True):
+                if part.is_causal:  # always the first to see these keys
+                    _cut(grad, part.keys, part.num).copy_(share)
+                else:
+                    _cut(grad, part.keys, 1).add_(share.sum(0))
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _seen(key: torch.Tensor, value: torch.Tensor, part: Part) -> list[torch.Tensor]:
+    """The part's keys and values, each (num, Hkv, keys, D)."""
+    if part.is_causal:
+        return [_cut(x, part.keys, part.num) for x in (key, value)]
+    return [_cut(x, part.keys, 1).expand(part.num, -1, -1, -1) for x in (key, value)]
