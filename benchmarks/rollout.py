@@ -177,7 +177,7 @@ def main(
     width: int = 576,
     vocab: int = 49152,
     cache_bytes: int = 1536 << 20,
-    block_size: int = 64,
+    block_size: int = 32,
     with_generate: bool = True,
     curve: list[int] | None = None,
     with_trl: bool = False,

@@ -14,7 +14,8 @@ checkpointing and completions projected only; `trl_batch` rows learn at a time, 
 Rewards are the sample's number, so no group is dropped. On the CPU, all in `dtype`. Ours learns from 4,096 tokens at a
 time, as configs/rl_sparc_smollm2.yaml does.
 
-Each contestant has a process of its own and one small update to warm up; then `num_updates` are timed and averaged.
+Each contestant has a process of its own: one small update to warm up, a whole one that shows its memory, then
+`num_updates` that are timed and averaged, in memory the process already has, as the updates of a long run are.
 `cpu_secs` is processor time: where it is far below `secs` times the threads, others were using the machine.
 `*_tokens` count token slots run through the model, padding included.
 
@@ -106,10 +107,10 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
     module = PolicyModule(policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, OPTIM))
     rows = args.num_prompts * args.num_samples
-    limits = EngineLimits(rows, 64, args.cache_bytes, max(1024, 4 * rows))
+    limits = EngineLimits(rows, 32, args.cache_bytes, max(1024, 4 * rows))
     updates = []
     for update, work in enumerate(works):
-        watch = clear_meters()
+        watch = start(update)
         budget = Sampling(max_step_tokens=1 << 10, max_trajectory_tokens=longest(work) + 8)
         turns = [Turn(str(i), 0, "", "", "") for i in range(args.num_prompts)]
         numbers = iter(range(rows))  # environments are made in the order of the rows
@@ -146,7 +147,7 @@ def with_trl(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
 
     def before(n: int) -> None:
         peer.script.begin(works[n].lengths, works[n].observations)
-        watches.append(clear_meters())
+        watches.append(start(n))
 
     def after(n: int) -> None:
         measured = meters(watches[-1], peer.rollout["secs"])
@@ -164,9 +165,10 @@ def with_trl(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
     return updates
 
 
-def clear_meters() -> Stopwatch:
-    """Start the peak of memory anew, and the time."""
-    reset_peak()
+def start(update: int) -> Stopwatch:
+    """Start an update's time; update 1 starts the peak of memory anew, from what is in use."""
+    if update == 1:
+        reset_peak()
     return Stopwatch()
 
 
@@ -190,11 +192,11 @@ def contest(args: argparse.Namespace) -> dict:
     keep_freed_memory()
     args.vocab = vocab_of(args.model, args.vocab)
     work = make_workload(args.num_prompts, args.num_samples, args.num_replies, args.vocab)
-    works = [warm(work)] + [work] * args.num_updates
+    works = [warm(work)] + [work] * (1 + args.num_updates)
     run = ours if args.who == "ours" else with_trl
-    updates = run(args, works)[1:]
-    result = {name: mean(u[name] for u in updates) for name in updates[0]}
-    return {**result, "all_secs": [u["secs"] for u in updates], "threads": torch.get_num_threads(),
+    _, first, *updates = run(args, works)
+    result = {name: mean(u[name] for u in updates) for name in first}
+    return {**result, "peak_mb": first["peak_mb"], "all_secs": [u["secs"] for u in updates], "threads": torch.get_num_threads(),
             "useful_tokens": work.useful}  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mtsql.llm.layers import rms_norm, rotate, silu_gate, use_our_layers
+from mtsql.llm.layers import gated_down, rms_norm, rotate, use_our_layers
 from test_attention import FAMILIES, SHAPE, stock_model, tiny_model
 
 
@@ -45,7 +45,6 @@ def test_values_and_gradients():
     torch.manual_seed(0)
     same_with_gradients(lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 5, 6), draw(6)))
     same_with_gradients(lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 2, 5, 6), draw(6)))  # of heads
-    same_with_gradients(silu_gate, lambda gate, up: F.silu(gate) * up, (draw(1, 5, 6), draw(1, 5, 6)))
     angles = torch.randn(5, 4, dtype=torch.float64)
     query, key = draw(1, 3, 5, 8), draw(1, 1, 5, 8)
     for which, x in enumerate((query, key)):
@@ -53,6 +52,41 @@ def test_values_and_gradients():
             lambda y, which=which: rotated(*((y, key) if which == 0 else (query, y)), angles)[which],
             lambda y: plain_turn(y, angles), (x,),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_the_gate_before_a_plain_linear_layer_and_before_any_other_module(is_plain):
+    """An adapter around the layer is such another module."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    down = linear if is_plain else torch.nn.Sequential(linear, torch.nn.Tanh())
+    inputs = draw(1, 5, 6), draw(1, 5, 6), linear.weight
+    same_with_gradients(lambda g, u, _: gated_down(g, u, down), lambda g, u, _: down(F.silu(g) * u), inputs)
+    linear.requires_grad_(False)
+    same_with_gradients(lambda g, u: gated_down(g, u, down), lambda g, u: down(F.silu(g) * u), inputs[:2])
+
+
+def test_the_gated_product_is_not_kept_for_backward():
+    kept = []
+    down = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        gated_down(draw(1, 5, 6), draw(1, 5, 6), down)
+    assert kept == [(1, 5, 6), (1, 5, 6), down.weight.shape]
+
+
+@pytest.mark.parametrize("gate_dtype", [torch.float32, torch.bfloat16])
+def test_the_gate_under_autocast(gate_dtype):
+    """Computed in the type autocast gives the projections, gradients in the weight's own."""
+    torch.manual_seed(0)
+    down = torch.nn.Linear(6, 4, bias=False)
+    gate, up = (torch.randn(1, 5, 6).to(gate_dtype).requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = gated_down(gate, up, down), down(F.silu(gate) * up)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    inputs, pull = (gate, up, down.weight), torch.randn_like(expected)
+    for mine, wanted in zip(*(torch.autograd.grad(y, inputs, pull) for y in (got, expected)), strict=True):
+        assert mine.dtype == wanted.dtype
+        torch.testing.assert_close(mine, wanted, rtol=2**-5, atol=2**-5)
 
 
 def test_frozen_weights_get_no_gradient():

@@ -27,7 +27,7 @@ except ImportError:  # CPUs have no flash-attn; requirements-gpu.txt brings it
 
 FLASH_BLOCK = 256  # flash-attn's paged cache wants a block size that is a multiple of this
 SPARSE = 3  # copying a block costs about as much as visiting this many that lie in between (measured)
-GAPS = 1.5  # blocks are moved together when more than this many are visited for each that is in use
+GAPS = 1.1  # blocks are moved together when more than this many are visited for each that is in use
 
 
 def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
