@@ -90,14 +90,15 @@ class Config:
     engine: EngineLimits = EngineLimits(max_rows=128)
     sampling: Sampling = Sampling(max_step_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
-        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.35, 0.4, 0.25)
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.4, 0.5, 0.1)
     )
     reward: RewardConfig = RewardConfig(weights=RewardWeights(propose=0.2))
     """The paper's 0.8 for `propose` would punish looking up values: a look is a tool call unlike the gold SQL."""
     advantage: AdvantageConfig = AdvantageConfig(equal_groups="drop")
     """Groups of equal rewards do not count in the embedded default, whose measured results stand in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
-    optim: OptimConfig = OptimConfig(lr=3e-4)
+    optim: OptimConfig = OptimConfig(lr=3e-4, schedule="cosine")
+    """Constant in the paper, and so in the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
