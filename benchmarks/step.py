@@ -196,8 +196,8 @@ def contest(args: argparse.Namespace) -> dict:
     run = ours if args.who == "ours" else with_trl
     _, first, *updates = run(args, works)
     result = {name: mean(u[name] for u in updates) for name in first}
-    return {**result, "peak_mb": first["peak_mb"], "all_secs": [u["secs"] for u in updates], "threads": torch.get_num_threads(),
-            "useful_tokens": work.useful}  # fmt: skip
+    return {**result, "peak_mb": first["peak_mb"], "all_secs": [u["secs"] for u in updates],
+            "threads": torch.get_num_threads(), "useful_tokens": work.useful}  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -18,8 +18,8 @@ log-probs, and neither does anybody else here.
 Memory is the peak resident size during the update above what is resident before it, gradients left out for all: ours
 and padded hold theirs already, and TRL's, freed between steps, are subtracted. `cpu_secs` is processor time: where it
 is far below `secs` times the threads, others were using the machine. `matmul_frac` is the speed at which the counted
-multiplications are done, as a share of a large matrix product's speed in the same process, before or after. `--allocations` repeats the
-update, untimed, and reports the largest tensors made; `largest_activation_elements` leaves out tensors of a weight's
+multiplications are done, as a share of a large matrix product's speed in the same process, before or
+after. `--allocations` repeats the update, untimed, and reports the largest tensors made; `largest_activation_elements` leaves out tensors of a weight's
 shape (gradients).
 """
 

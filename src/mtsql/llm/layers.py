@@ -59,7 +59,8 @@ def rotate(query, key, cos, sin, unsqueeze_dim=1):
 
 def gated_down(gate: torch.Tensor, up: torch.Tensor, down: nn.Module) -> torch.Tensor:
     """down(silu(gate) * up), gate and up of one shape. Before a plain linear layer the product is not kept for backward
-    but computed again there: a fifth of what a layer keeps, for a hundredth of its time (LOG.md)."""
+    but computed again there: a fifth of what a layer keeps, for a hundredth of its time (LOG.md). Its weight is
+    used then without calling it: a forward hook on it would not run."""
     if not torch.is_grad_enabled():
         return down(F.silu(gate).mul_(up))
     if type(down) is nn.Linear and down.bias is None:
