@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +34,7 @@ from jsonargparse import auto_cli
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import HEAD_DIM, make_model, matmul_speed, run_contestant, trl_version
+from common import HEAD_DIM, make_model, matmul_speeds, run_contestant, trl_version
 from mtsql.launch import keep_freed_memory
 from mtsql.llm.attention import ATTENTION_NAME
 from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
@@ -166,7 +167,7 @@ def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int)
 
     group = heads // num_kv
     secs = engine.own_tokens * per_token(group) + engine.shared_tokens * per_token(group * num_samples)
-    return config.num_hidden_layers * (secs + engine.pairs * 4 * heads * HEAD_DIM / matmul_speed())
+    return config.num_hidden_layers * (secs + engine.pairs * 4 * heads * HEAD_DIM / median(matmul_speeds()))
 
 
 def main(

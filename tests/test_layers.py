@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mtsql.llm.layers import gated_down, rms_norm, rotate, use_our_layers
-from test_attention import FAMILIES, SHAPE, stock_model, tiny_model
+from mtsql.llm.attention import PackedContext
+from mtsql.llm.layers import last_hidden, normed_mlp, rms_norm, rotate, use_our_layers
+from test_attention import FAMILIES, SHAPE, gradients, in_float64, stock_model, tiny_model
 
 
 def plain_norm(x, weight, eps=1e-5):
@@ -54,37 +55,64 @@ def test_values_and_gradients():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("is_plain", [True, False])
-def test_the_gate_before_a_plain_linear_layer_and_before_any_other_module(is_plain):
-    """An adapter around the layer is such another module."""
+class Mlp(torch.nn.Module):
+    """A gated MLP; one of its layers may be `adapted`, a module that is no plain linear layer."""
+
+    def __init__(self, dtype, adapted=None, bias=False):
+        super().__init__()
+        for name, shape in (("gate_proj", (6, 8)), ("up_proj", (6, 8)), ("down_proj", (8, 6))):
+            linear = torch.nn.Linear(*shape, bias=bias, dtype=dtype)
+            setattr(self, name, torch.nn.Sequential(linear, torch.nn.Tanh()) if name == adapted else linear)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def drawn_mlp(dtype, **kind):
+    """A norm, an MLP and the parameters of both."""
     torch.manual_seed(0)
-    linear = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
-    down = linear if is_plain else torch.nn.Sequential(linear, torch.nn.Tanh())
-    inputs = draw(1, 5, 6), draw(1, 5, 6), linear.weight
-    same_with_gradients(lambda g, u, _: gated_down(g, u, down), lambda g, u, _: down(F.silu(g) * u), inputs)
-    linear.requires_grad_(False)
-    same_with_gradients(lambda g, u: gated_down(g, u, down), lambda g, u: down(F.silu(g) * u), inputs[:2])
+    norm, mlp = torch.nn.RMSNorm(6, eps=1e-5, dtype=dtype), Mlp(dtype, **kind)
+    torch.nn.init.normal_(norm.weight)
+    norm.variance_epsilon = norm.eps
+    return norm, mlp, [*norm.parameters(), *mlp.parameters()]
 
 
-def test_the_gated_product_is_not_kept_for_backward():
+@pytest.mark.parametrize("adapted", [None, "gate_proj", "up_proj", "down_proj"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_mlp_of_plain_layers_and_with_any_other_module(adapted, bias):
+    norm, mlp, weights = drawn_mlp(torch.float64, adapted=adapted, bias=bias)
+    inputs = (draw(1, 5, 6), *weights)
+    same_with_gradients(lambda x, *_: normed_mlp(x, norm, mlp), lambda x, *_: mlp(norm(x)), inputs)
+
+
+@pytest.mark.parametrize("frozen", ["norm", "gate_proj", "up_proj", "down_proj", "all"])
+def test_frozen_weights_of_the_mlp_get_no_gradient(frozen):
+    norm, mlp, weights = drawn_mlp(torch.float64)
+    still = {"norm": norm, "all": torch.nn.ModuleList((norm, mlp))}.get(frozen) or getattr(mlp, frozen)
+    still.requires_grad_(False)
+    inputs = (draw(1, 5, 6), *(w for w in weights if w.requires_grad))
+    same_with_gradients(lambda x, *_: normed_mlp(x, norm, mlp), lambda x, *_: mlp(norm(x)), inputs)
+
+
+def test_neither_the_norm_nor_the_product_is_kept_for_backward():
     kept = []
-    down = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    norm, mlp, weights = drawn_mlp(torch.float64)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        gated_down(draw(1, 5, 6), draw(1, 5, 6), down)
-    assert kept == [(1, 5, 6), (1, 5, 6), down.weight.shape]
+        normed_mlp(draw(1, 5, 6), norm, mlp)
+    assert kept == [(1, 5, 6), (6,), (1, 5, 1), (1, 5, 8), (1, 5, 8), *(w.shape for w in weights[1:])]
 
 
-@pytest.mark.parametrize("gate_dtype", [torch.float32, torch.bfloat16])
-def test_the_gate_under_autocast(gate_dtype):
-    """Computed in the type autocast gives the projections, gradients in the weight's own."""
-    torch.manual_seed(0)
-    down = torch.nn.Linear(6, 4, bias=False)
-    gate, up = (torch.randn(1, 5, 6).to(gate_dtype).requires_grad_() for _ in range(2))
+@pytest.mark.parametrize("adapted", [None, "down_proj"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mlp_under_autocast(dtype, adapted):
+    """Computed in the type autocast gives the projections, gradients in each tensor's own."""
+    norm, mlp, weights = drawn_mlp(torch.float32, adapted=adapted)
+    x = torch.randn(1, 5, 6).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        got, expected = gated_down(gate, up, down), down(F.silu(gate) * up)
+        got, expected = normed_mlp(x, norm, mlp), mlp(plain_norm(x.float(), norm.weight))
     assert got.dtype == expected.dtype == torch.bfloat16
-    inputs, pull = (gate, up, down.weight), torch.randn_like(expected)
-    for mine, wanted in zip(*(torch.autograd.grad(y, inputs, pull) for y in (got, expected)), strict=True):
+    pull = torch.randn_like(expected)
+    for mine, wanted in zip(*(torch.autograd.grad(y, (x, *weights), pull) for y in (got, expected)), strict=True):
         assert mine.dtype == wanted.dtype
         torch.testing.assert_close(mine, wanted, rtol=2**-5, atol=2**-5)
 
@@ -132,16 +160,59 @@ def test_a_model_uses_them_and_so_does_its_copy(family):
     model = tiny_model(family)
     for ours in (model, copy.deepcopy(model)):
         norms = [m for m in ours.modules() if type(m).__name__.endswith("RMSNorm")]
-        mlps = [m for m in ours.modules() if type(m).__name__.endswith("MLP")]
-        assert len(norms) == (9 if family == "qwen3" else 5) and len(mlps) == 2
+        assert len(norms) == (9 if family == "qwen3" else 5)
         x = torch.randn(1, 3, SHAPE["hidden_size"], dtype=torch.float64, requires_grad=True)
         assert type(ours.model.norm(x).grad_fn).__name__ == "_RmsNormBackward"
-        mlps[0](x).sum().backward()
-        assert mlps[0].up_proj.weight.grad is not None  # of this copy
-    assert all(p.grad is not None for p in model.model.layers[0].mlp.parameters())
+        for layer in ours.model.layers:
+            assert type(layer).__name__ in ours._no_split_modules  # sharding finds it
+            assert isinstance(layer, type(stock_model(family).model.layers[0]))
+        out = run_layers(ours, torch.arange(5))
+        assert type(out.grad_fn.next_functions[0][0]).__name__ == "_RmsNormBackward"
+        out.sum().backward()
+        assert ours.model.layers[0].mlp.up_proj.weight.grad is not None  # of this copy
+        ours.zero_grad()
+
+
+def run_layers(model, wanted):
+    """Of one sequence of five tokens."""
+    ids = torch.arange(5)[None]
+    context = PackedContext(((0, 2, 2, 5),), torch.device("cpu"))
+    return last_hidden(
+        model.model, wanted, input_ids=ids, position_ids=ids, use_cache=False, attention_context=context
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_stops_where_nobody_asks_for_more(family, checkpointing):
+    """In order, also twice the same; with the values and gradients of transformers' layers, which compute all."""
+    wanted, seen = torch.tensor([3, 1, 3]), []
+    results = []
+    for model in (tiny_model(family), in_float64(stock_model(family))):
+        if checkpointing:
+            model.train().activation_checkpointing_enable({"use_reentrant": False})
+        seen.clear()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.register_forward_hook(lambda *_: seen.append("attention"))
+            layer.post_attention_layernorm.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+        model.model.norm.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+        hidden = run_layers(model, wanted)
+        forward = list(seen)
+        hidden.square().sum().backward()
+        results.append((hidden, gradients(model), forward, len(seen) - len(forward)))
+    (ours, mine, by_ours, again), (plain, theirs, by_plain, _) = results
+    assert by_ours == ["attention", "attention", 3]
+    assert by_plain == ["attention", 5, "attention", 5, 5]
+    assert again == (2 if checkpointing else 0)  # computed again in backward
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+    for name, gradient in mine.items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-10, atol=1e-12)
+    assert sum(g is None for g in mine.values()) == sum(g is None for g in theirs.values())
 
 
 def test_another_architecture_stays_as_it_is():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
     use_our_layers(model)
     assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(hasattr(module, "narrows") for module in model.modules())

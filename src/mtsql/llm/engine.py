@@ -24,6 +24,7 @@ from torch import Tensor
 from mtsql.llm.attention import ATTENTION_NAME
 from mtsql.llm.graphs import DecodeGraphs, can_capture
 from mtsql.llm.kvcache import FLASH_BLOCK, BlockPool, Chunk, PagedContext, uses_flash
+from mtsql.llm.layers import last_hidden
 from mtsql.llm.sampling import NoiseKey, Sampling, hash_key, sample, uniform
 from mtsql.llm.scheduler import Plan, Prompt, Row, Scheduler
 
@@ -193,17 +194,15 @@ class Engine:
         states = []
         if plan.decoding or plan.chunks:
             hidden = self._compute(plan)
-            last = list(range(len(drawing)))
-            end = len(drawing)
-            for owner, num in plan.chunks:
-                end += num
+            chosen = list(range(len(drawing)))
+            for i, (owner, _) in enumerate(plan.chunks, len(drawing)):
                 if isinstance(owner, Prompt):
                     if owner.is_ready:
-                        owner.hidden = hidden[end - 1].clone()
+                        owner.hidden = hidden[i].clone()
                 elif owner.cached == owner.length:
                     drawing.append(owner)
-                    last.append(end - 1)
-            states.append(hidden[last])
+                    chosen.append(i)
+            states.append(hidden[chosen])
         for row in self.scheduler.running():
             if not row.ids and row.prompt.is_ready:
                 drawing.append(row)
@@ -216,7 +215,8 @@ class Engine:
         return self._rows[handle]
 
     def _compute(self, plan: Plan) -> Tensor:
-        """Run the decoder over the tokens of a step: (T, width) last hidden states."""
+        """Run the decoder over the tokens of a step: last hidden states (rows + chunks, width), of the decoding rows
+        and at the last token of each chunk."""
         tables, num_blocks = self.scheduler.tables, self.scheduler.num_blocks
         ids = [row.ids[-1] for row in plan.decoding]
         lengths = np.array([row.length for row in plan.decoding], dtype=np.int64)
@@ -235,12 +235,14 @@ class Engine:
         if self.graphs is not None and not chunks:
             hidden = self.graphs.run(ids, tables[slots, :width], lengths)
         else:
-            hidden = self.decoder(
+            hidden = last_hidden(
+                self.decoder,
+                torch.tensor([*range(len(slots)), *(chunk.stop - 1 for chunk in chunks)], device=self.device),
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=torch.from_numpy(np.concatenate(positions))[None].to(self.device),
                 use_cache=False,
                 attention_context=PagedContext(self.pool, tables[slots, :width], lengths, chunks),
-            ).last_hidden_state[0]
+            )
         for owner, num in [*((row, 1) for row in plan.decoding), *plan.chunks]:
             owner.cached += num
             self.tokens_computed += num

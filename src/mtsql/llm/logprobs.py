@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mtsql.llm.attention import PackedContext
+from mtsql.llm.layers import last_hidden
 from mtsql.llm.packing import Batch, Sample, pack
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
@@ -150,13 +151,15 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> 
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
             raise ValueError(f"this model's logits are changed by {name}, which mtsql does not compute")
-    hidden = causal_lm.get_decoder()(
+    hidden = last_hidden(
+        causal_lm.get_decoder(),
+        batch.sources,
         input_ids=batch.ids[None],
         position_ids=batch.position_ids[None],
         use_cache=False,
         attention_context=PackedContext(batch.spans, batch.ids.device),
-    ).last_hidden_state[0]  # (T, W)
-    return head_logprobs(hidden[batch.sources], head.weight, head.bias, batch.targets, temperature)
+    )
+    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
 
 
 @torch.no_grad()
