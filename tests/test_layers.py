@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mtsql.llm.attention import PackedContext
+from mtsql.llm import layers
 from mtsql.llm.layers import last_hidden, normed_mlp, rms_norm, rotate, use_our_layers
 from test_attention import FAMILIES, SHAPE, gradients, in_float64, stock_model, tiny_model
 
@@ -209,6 +210,29 @@ def test_the_last_layer_stops_where_nobody_asks_for_more(family, checkpointing):
         if gradient is not None:
             torch.testing.assert_close(gradient, theirs[name], rtol=1e-10, atol=1e-12)
     assert sum(g is None for g in mine.values()) == sum(g is None for g in theirs.values())
+
+
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (7,), (1, 64), (65,)])
+@pytest.mark.parametrize("outputs", [4096, 4099])
+def test_few_rows_without_gradients_are_multiplied_from_the_other_side(monkeypatch, rows, outputs):
+    """Also where the outputs cannot be shared evenly among threads; more rows, gradients and other types as ever."""
+    model, weight_first = stock_model("qwen2"), []
+    monkeypatch.setattr(layers, "TURNS_FEW_ROWS", True)
+    model.lm_head = torch.nn.Linear(512, outputs)
+    use_our_layers(model)
+    plain, product = copy.deepcopy(model.lm_head), torch.bmm
+    del plain.forward
+    monkeypatch.setattr(torch, "bmm", lambda a, b: weight_first.append(len(a)) or product(a, b))
+    x = torch.randn(*rows, 512)
+    with torch.no_grad():
+        torch.testing.assert_close(model.lm_head(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert model.lm_head(x).is_contiguous()
+        threads = torch.get_num_threads() if outputs == 4096 else 1
+        assert weight_first == ([] if rows == (65,) else [threads] * 2)
+        weight_first.clear()
+        assert torch.equal(model.double().lm_head(x.double()), plain.double()(x.double()))
+    model.float().lm_head(x).sum().backward()
+    assert model.lm_head.weight.grad is not None and not weight_first
 
 
 def test_another_architecture_stays_as_it_is():
