@@ -19,13 +19,16 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
 start_missing_ranks()
+from test_episodes import refilled
 from test_learner import one_update, several_steps
-accelerator = make_accelerator("no")
-result = (several_steps if len(sys.argv) > 3 else one_update)(json.loads(sys.argv[1]), accelerator)
-Path(sys.argv[2], f"{{accelerator.process_index}}.json").write_text(json.dumps(result))
-accelerator.free_memory()
+accelerator, results = make_accelerator("no"), {{}}
+for name, (what, *inputs) in json.loads(sys.argv[1]).items():
+    results[name] = globals()[what](*inputs, accelerator=accelerator)
+    accelerator.free_memory()
+Path(sys.argv[2], f"{{accelerator.process_index}}.json").write_text(json.dumps(results))
 leave_group()
 """
+TURNS = ["t1", "t2", "t4", "t5", "t7"]
 
 
 def launch(flags, script, *args, cwd):
@@ -34,56 +37,53 @@ def launch(flags, script, *args, cwd):
                           capture_output=True, text=True, timeout=900)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("flags", "share"),
-    [("--num_processes 2", [[0], [1, 2, 3, 4]]), ("--num_processes 2 --cpu", [[0, 1, 2, 3, 4], []])],
-    ids=("uneven", "one rank idle"),
-)
-def test_two_processes_take_the_step_of_one(flags, share, tmp_path):
-    alone = one_update([range(5)])
-    script = tmp_path / "rank.py"
+def ranks(flags, work, folder):
+    """What each of two ranks returns for the named calls in `work`, made one after another; of five samples a step takes,
+    the inner lists say which each rank has."""
+    script = folder / "rank.py"
     script.write_text(RANK)
-    done = launch(flags.split(), script, json.dumps(share), str(tmp_path), cwd=tmp_path)
+    done = launch(["--num_processes", "2", *flags], script, json.dumps(work), str(folder), cwd=folder)
     assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("share", [[[4], [0, 1, 2, 3]], [[], [0, 1, 2, 3, 4]]], ids=("uneven", "one rank idle"))
-def test_two_processes_take_the_several_steps_of_one(share, tmp_path):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """One launch for all, because starting takes longer than the work."""
+    work = {
+        "uneven step": ("one_update", [[0], [1, 2, 3, 4]]),
+        "uneven steps": ("several_steps", [[4], [0, 1, 2, 3]]),
+        "idle steps": ("several_steps", [[], [0, 1, 2, 3, 4]]),
+        "refilled": ("refilled", 9, TURNS),
+    }
+    return ranks([], work, tmp_path_factory.mktemp("together"))
+
+
+def test_two_processes_take_the_step_of_one(together):
+    alone = one_update([range(5)])
+    for rank in together:
+        assert rank["uneven step"] == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_two_processes_of_which_one_is_idle_take_the_step_of_one(tmp_path):
+    alone = one_update([range(5)])
+    for rank in ranks(["--cpu"], {"step": ("one_update", [[0, 1, 2, 3, 4], []])}, tmp_path):
+        assert rank["step"] == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("share", ["uneven", "idle"])
+def test_two_processes_take_the_several_steps_of_one(share, together):
     """Whole groups in the same steps, each with its own denominator, however they lie on the ranks; in some steps one
     rank has nothing, in one nobody."""
     alone = several_steps([range(5)])
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    done = launch(["--num_processes", "2"], script, json.dumps(share), str(tmp_path), "several", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    for rank in together:
+        assert rank[f"{share} steps"] == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
-REFILL = f"""
-import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
-start_missing_ranks()
-from test_episodes import refilled
-accelerator = make_accelerator("no")
-mine, noted = refilled(9, ["t1", "t2", "t4", "t5", "t7"], accelerator=accelerator)
-Path(sys.argv[1], f"{{accelerator.process_index}}.json").write_text(json.dumps([mine, noted]))
-accelerator.free_memory()
-leave_group()
-"""
-
-
-def test_two_processes_refill_as_one(tmp_path):
+def test_two_processes_refill_as_one(together):
     """The same turns, each on one rank; both play every round, the one without a turn too."""
-    (tmp_path / "rank.py").write_text(REFILL)
-    done = launch(["--num_processes", "2"], tmp_path / "rank.py", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    alone, noted = refilled(9, ["t1", "t2", "t4", "t5", "t7"])
-    (one, noted_one), (two, noted_two) = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    alone, noted = refilled(9, TURNS)
+    (one, noted_one), (two, noted_two) = [rank["refilled"] for rank in together]
     assert len(one) == len(two) == len(alone) > 1 and noted_one == noted_two == noted
     for turns, mine, theirs in zip(alone, one, two, strict=True):
         assert mine == turns[::2] and theirs == turns[1::2]
