@@ -15,7 +15,7 @@ from mtsql.sql.database import QueryLimits, QueryResult, QueryStatus, run_query
 OK, ERROR, TIMEOUT = QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT
 TOO_LARGE, DENIED = QueryStatus.TOO_LARGE, QueryStatus.DENIED
 SHORT = QueryLimits(timeout_secs=0.2)
-STATEMENT_MARGIN_SECS = 6.0  # of the thread itself: others may keep the processor busy; 3.4 on a slow machine
+STATEMENT_MARGIN_SECS = 2.0  # seconds of the thread itself: others may keep the processor busy
 COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
 CTE_BOMB = (
     "WITH c0 AS (SELECT 1 AS x)"

@@ -54,8 +54,8 @@ def last_hidden(decoder: nn.Module, wanted: torch.Tensor, **inputs) -> torch.Ten
 
 @cache
 def _our_kind_of(layer: type) -> type:
-    """The same layer with our `forward`. It is a class, not a patched object, because gradient checkpointing and
-    sharding wrap classes; they also find it by its name."""
+    """The same layer with our `forward`. A patched object would not be checkpointed, and sharding finds layers by
+    the name of their class."""
     ours = {"forward": _layer, "narrows": True, "__module__": layer.__module__}
     return type(layer.__name__, (layer,), ours)
 
@@ -101,8 +101,8 @@ def rotate(query, key, cos, sin, unsqueeze_dim=1):
 
 def normed_mlp(x: torch.Tensor, norm: nn.Module, mlp: nn.Module) -> torch.Tensor:
     """mlp(norm(x)) of a gated MLP with SiLU, x (..., W). For backward plain linear layers keep x, the gate and what is
-    gated; norm and product are computed again there: a quarter of what a layer would keep, for a hundredth of its time
-    (LOG.md). The weights are used then without calling their modules: a forward hook on one would not run."""
+    gated; norm and product are computed again there: a quarter of what a layer would keep, for less time than can be
+    measured (LOG.md). The weights are used then without calling their modules: a forward hook on one would not run."""
     linears = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     if torch.is_grad_enabled() and all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
         return _NormedMlp.apply(x, norm.weight, norm.variance_epsilon, *(linear.weight for linear in linears))

@@ -14,7 +14,7 @@ Covered; an attack for each line is in tests/test_database.py and test_database_
 - Values: randomblob, zeroblob, replace, hex, quote and group_concat that grow without end.
 - Compile time: deep nesting, hundreds of UNION arms, CTEs that double each other.
 - Single calls no clock can stop: instr, replace, trim, LIKE and GLOB are quadratic, so value length,
-  pattern length (100) and the number of such calls in a statement (50; trim 5) are bounded.
+  pattern length (100) and the number of such calls in a statement (50; trim 2) are bounded.
 - Text: NUL bytes, lone surrogates, invalid UTF-8 in the file (dropped, as the official evaluator
   does), several statements in one string, none at all, unbound parameters.
 - Files: missing, empty, corrupt, a folder, a pipe: an ERROR. A database another process has locked
@@ -59,9 +59,10 @@ _ALLOWED = frozenset(
 )
 # printf('%.2147483647c', 'x') holds SQLite 3.40 for 7 s whatever the length limit; format is its other name.
 _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "printf", "format"))
-# Functions whose one call may cost the product of two value lengths, in units of about 5 to 20 ms at the
-# default max_value_bytes. Nothing stops a statement without a loop, so it may hold this many units in all.
-_CALL_UNITS = {"instr": 1, "replace": 1, "like": 1, "glob": 1, "trim": 10, "ltrim": 10, "rtrim": 10}
+# Functions whose one call may cost the product of two value lengths, in units of 5 to 30 ms at the default
+# max_value_bytes (one trim 0.4 to 0.7 s). Nothing stops a statement without a loop, so it may hold this many
+# units in all.
+_CALL_UNITS = {"instr": 1, "replace": 1, "like": 1, "glob": 1, "trim": 25, "ltrim": 25, "rtrim": 25}
 _MAX_CALL_UNITS = 50
 _FIXED_LIMITS = (
     (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
