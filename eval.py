@@ -71,8 +71,8 @@ def main(config: Config) -> None:
     with generation_weights(bench.policy, config.model.compute_dtype) as model:
         engine = Engine(model, bench.renderer.stop_ids, config.sampling, config.engine)
         scores, _ = evaluate(
-            engine, bench.renderer, corpus, turns, bench.env_maker(config.split), history=config.history,
-            max_prompt_tokens=config.max_prompt_tokens, limits=config.env.query,
+            engine, bench.renderer, turns, bench.env_maker(config.split), history=config.history,
+            max_prompt_tokens=config.max_prompt_tokens,
         )  # fmt: skip
     place = {turn.turn_id: i for i, turn in enumerate(t for d in dialogues for t in d.turns)}
     scores = sorted(gather_list(accelerator, scores), key=lambda s: place[s.turn_id])

@@ -36,7 +36,6 @@ from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
 from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
 from mtsql.runlog import RunLog
-from mtsql.sql.database import QueryLimits
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.metrics import hardness
 from mtsql.workbench import Workbench, set_up
@@ -149,22 +148,20 @@ def collected(bench: Workbench, turns, config: Config, accelerator, round_index:
 
 def collect(bench: Workbench, turns, config: Config, accelerator, round_index: int):
     """One round's rollouts of this rank's turns; returns (chosen samples of all ranks, ids of solved turns)."""
-    corpus, limits = bench.corpora["train"], QueryLimits()
     sampling = Sampling(**{**config.sampling.__dict__, "temperature": config.selftaught.temperature})
     mine = turns[accelerator.process_index :: accelerator.num_processes]
     n, chosen, solved = config.selftaught.samples_per_turn, [], []
     with generation_weights(bench.policy, config.model.compute_dtype) as model:
         engine = Engine(model, bench.renderer.stop_ids, sampling, config.engine)
-        trajectories = rollout(
+        played = rollout(
             engine, bench.renderer, mine, bench.env_maker("train"), num_samples=n, seed=config.seed,
             update=round_index, max_prompt_tokens=config.max_prompt_tokens,
+            judge=lambda trajectory: (trajectory, reward_components(trajectory.env, RewardConfig())),
         )  # fmt: skip
     for index, turn in enumerate(mine):
-        group = trajectories[index * n : (index + 1) * n]
-        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
-        parts = [reward_components(t.env, turn, schema, db_path, RewardConfig(), limits) for t in group]
+        group, parts = zip(*played[index * n : (index + 1) * n], strict=True)
         is_valid = [bool(p["ex"] and p["em"]) for p in parts]
-        is_easy = hardness(turn.sql, schema) == "easy"
+        is_easy = hardness(turn.sql, bench.corpora["train"].schemas[turn.db_id]) == "easy"
         kept = select(group, is_valid, is_easy, config.selftaught, seed=turn_key(turn.turn_id) ^ config.seed)
         chosen += [t.to_sample([]) for t in kept]
         solved += [turn.turn_id] if any(is_valid) else []

@@ -73,7 +73,7 @@ class Double:
     def reset(self) -> tuple[list, list]:
         return self.work.prompts[self.row * len(self.work.prompts) // len(self.work.lengths)], []
 
-    def step(self, reply: str) -> str | Outcome:
+    def step(self, reply: str, meter: object = None) -> str | Outcome:
         self.reply += 1
         if self.reply == self.work.lengths.shape[1]:
             self.outcome = Outcome.ANSWERED

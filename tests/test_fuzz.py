@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtsql.sql.database import QueryLimits, QueryResult, run_query
 from mtsql.sql.guard import Evidence, evidence
 from mtsql.sql.metrics import clause_f1, exact_match, execution_match, hardness
 from mtsql.sql.parse import parse_sql
+from mtsql.sql.sandbox import QueryConfig, QueryResult, run_query
 from mtsql.sql.schema import schema_from_sqlite
 
-LIMITS = QueryLimits(timeout_secs=0.3, max_rows=2000)
+LIMITS = QueryConfig(timeout_secs=0.3, max_rows=2000)
 GOLDS = [  # within the official grammar
     "SELECT count(*) FROM singer",
     "SELECT name, age FROM singer WHERE age > 20 ORDER BY age DESC LIMIT 3",

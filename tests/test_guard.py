@@ -1,7 +1,7 @@
 """What a policy could be paid for without having answered; each rule with the honest answers it must not hurt."""
 
-import gc
 import json
+import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -9,13 +9,15 @@ from contextlib import closing
 import pytest
 
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql.database import QueryLimits, run_query
+from mtsql.sql import variants
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.guard import Evidence, evidence, is_copied, stable_order, trial_of
+from mtsql.sql.sandbox import Mirror, QueryConfig, forget_results, run_query
 from mtsql.sql.schema import load_schemas, schema_from_sqlite
-from mtsql.sql.variants import TableRows, altered, read_tables, reversed_rows, write_tables
+from mtsql.sql.variants import TableRows, altered, memory_copy, reversed_rows, tables_of
+from mtsql.sql.workers import stop_queries
 
-LIMITS = QueryLimits()
+LIMITS = QueryConfig()
 USA = "SELECT name FROM singer WHERE country = 'USA'"
 
 
@@ -229,13 +231,17 @@ def test_big_tables_are_sampled_with_the_rows_they_refer_to(tmp_path):
     assert any(row[0] == 1234 for table in copies for row in table.rows)
 
 
-def test_tables_are_written_as_they_were_read(db, tmp_path):
-    tables = read_tables(db)
-    odd = TableRows('a "b', (("c d", ""), ("order", "varchar(3)")), ((b"\0", None), (2**60, "é")))
-    write_tables([*tables, odd], tmp_path / "copy.sqlite")
-    assert read_tables(tmp_path / "copy.sqlite") == [*tables, odd]
-    write_tables(reversed_rows(tables), tmp_path / "back.sqlite")
-    assert [t.rows for t in read_tables(tmp_path / "back.sqlite")] == [t.rows[::-1] for t in tables]
+def test_copies_are_the_tables_they_are_made_of(db):
+    tables = tables_of(db)
+    assert [t.name for t in tables] == ["singer", "song"] and len(tables[1].rows) == 5
+    odd = TableRows('a "b', (("c d", ""), ("order", "varchar(3)"), ("e", "int ) ; --")), ((b"\0", None, 1), (2**60, "é", 2)))
+    copy, mirror = memory_copy([*tables, odd]), memory_copy(reversed_rows([*tables, odd]))
+    for table in (*tables, odd):
+        quoted = table.name.replace('"', '""')
+        assert run_query(copy, f'SELECT * FROM "{quoted}"').rows == table.rows
+        assert run_query(mirror, f'SELECT * FROM "{quoted}"').rows == table.rows[::-1]
+    assert run_query(Mirror(db), "SELECT * FROM song").rows == tables[1].rows[::-1]
+    assert memory_copy([*tables, odd]) == copy != mirror
 
 
 def test_order_that_the_gold_fixes():
@@ -250,15 +256,66 @@ def test_order_that_the_gold_fixes():
 def test_copies_on_which_the_gold_itself_varies_are_not_used(db, schema):
     trial = trial_of("SELECT title FROM song LIMIT 1", schema, db, LIMITS)
     for copy in trial.copies:
-        assert run_query(copy.path, "SELECT count(DISTINCT title) FROM song").rows == ((1,),)
+        assert run_query(copy.database, "SELECT count(DISTINCT title) FROM song").rows == ((1,),)
 
 
-def test_forgotten_copies_leave_no_files(db, schema):
-    folder = trial_of(USA, schema, db, LIMITS).folder.name
-    trial_of.cache_clear()
-    gc.collect()
-    with pytest.raises(FileNotFoundError):
-        open(folder)
+def test_copies_need_no_files(db, schema, tmp_path, monkeypatch):
+    """Nothing can be cleaned away, and no disk can be full; a fork and a new worker know them, too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    answer = "SELECT singer.name FROM singer WHERE country IN ('USA')"
+    assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
+    stop_queries()
+    forget_results()
+    assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
+    child = os.fork()
+    if child == 0:
+        os._exit(evidence(answer, USA, schema, db, LIMITS) is not Evidence.AGREES)
+    assert os.waitpid(child, 0)[1] == 0
+    assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
+
+
+def test_what_cannot_be_read_is_left_out_of_the_copies(tmp_path):
+    """A module that is not loaded, names that are not UTF-8, a damaged page, an odd type: the answer is judged."""
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) SELECT hex(randomblob(99)) FROM n"
+    for name, script, patch in (
+        ("module", "CREATE VIRTUAL TABLE notes USING fts5(body)", (b"USING fts5", b"USING fxx9")),
+        ("column", 'CREATE TABLE t ("cafA" TEXT); INSERT INTO t VALUES (1)', (b"cafA", b"caf\xe9")),
+        ("table", 'CREATE TABLE "cafA" (a TEXT)', (b"cafA", b"caf\xe9")),
+        ("type", "CREATE TABLE t (a [int ) ; --], b INT); INSERT INTO t VALUES (1, 2)", (b"", b"")),
+        ("page", f"CREATE TABLE z (a); INSERT INTO z {rows}", None),
+        ("wide", f"CREATE TABLE w ({', '.join(f'c{i}' for i in range(1200))})", (b"", b"")),
+    ):
+        path = tmp_path / f"{name}.sqlite"
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(
+                "CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, age INT);"
+                f"INSERT INTO singer VALUES (1, 'Ann', 30), (2, 'Bob', 41), (3, 'Cid', 25); {script};"
+            )
+        content = path.read_bytes()
+        if patch is None:
+            content = content[: 4096 * 20] + b"\xa5" * 4096 + content[4096 * 21 :]
+        else:
+            content = content.replace(*patch) if patch[0] else content
+        path.write_bytes(content)
+        gold, answer = "SELECT count(*) FROM singer WHERE age > 26", "SELECT count(id) FROM singer WHERE age > 26"
+        found = schema_from_sqlite(path)
+        assert "singer" in {table.name for table in found.tables}
+        assert evidence(answer, gold, found, path, LIMITS) is Evidence.AGREES, name
+        assert evidence("SELECT 2", gold, found, path, LIMITS) is Evidence.DIFFERS, name
+
+
+def test_no_database_gives_no_evidence(schema, tmp_path):
+    assert evidence("SELECT 1", USA, schema, tmp_path / "gone.sqlite", LIMITS) is Evidence.NONE
+
+
+def test_large_values_are_cut_where_copies_are_made(tmp_path):
+    path = tmp_path / "photos.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE p (id INTEGER PRIMARY KEY, photo)")
+        connection.executemany("INSERT INTO p VALUES (?, zeroblob(3000000))", [(i,) for i in range(20)])
+    [table] = tables_of(path)
+    assert len(table.rows) == 20 and {len(photo) for _, photo in table.rows} == {variants.MAX_CELL_BYTES}
 
 
 def test_published_predictions(shared):

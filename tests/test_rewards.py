@@ -17,8 +17,8 @@ from mtsql.rl.rewards import (
     reward_components,
     total_reward,
 )
-from mtsql.sql.database import QueryLimits, QueryStatus
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.sandbox import QueryStatus
 from mtsql.sql.schema import schema_from_sqlite
 
 PASS, NO_PASS = Verdict.PASS, Verdict.NO_PASS
@@ -83,7 +83,7 @@ def play(tmp_path_factory):
         env = SqlEnv(turn, schema, path, EnvLimits(), PromptStyle.BRIEF)
         for reply in replies:
             env.step(format_reply(reply))
-        return reward_components(env, turn, schema, path, config, QueryLimits())
+        return reward_components(env, config)
 
     return play
 

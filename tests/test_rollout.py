@@ -14,7 +14,6 @@ from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, RewardWeights, reward_components, total_reward
 from mtsql.rl.rollout import rollout
 from mtsql.rl.selftaught import replay
-from mtsql.sql.database import QueryLimits
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import schema_from_sqlite
 
@@ -143,8 +142,7 @@ def test_later_turns_are_sent_to_the_memory_and_first_turns_are_not(db_path):
 
 def components(db_path, renderer, replies, config=RewardConfig(), t=None):
     _, trajectory = play(renderer, db_path, replies, t)
-    schema = schema_from_sqlite(db_path)
-    return reward_components(trajectory.env, trajectory.turn, schema, db_path, config, QueryLimits())
+    return reward_components(trajectory.env, config)
 
 
 def test_a_perfect_episode_earns_everything(renderer, db_path):

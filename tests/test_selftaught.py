@@ -25,13 +25,13 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def play(engine, renderer, turns, make_env, *, num_samples, **_):
+    def play(engine, renderer, turns, make_env, *, num_samples, judge, **_):
         """Every second turn of the first round is answered as demonstrated by its first sample, all else wrongly."""
         demonstrations = read_demonstrations(Path("data/toyworld/demonstrations.jsonl"))
         asked.append([turn.turn_id for turn in turns])
         good = set(asked[0][::2])
         return [
-            replay(t, demonstrations[t.turn_id] if t.turn_id in good and not i else WRONG, make_env(t), renderer)
+            judge(replay(t, demonstrations[t.turn_id] if t.turn_id in good and not i else WRONG, make_env(t), renderer))
             for t in turns
             for i in range(num_samples)
         ]

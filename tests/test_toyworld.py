@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from mtsql.sql.database import run_query
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.metrics import hardness
+from mtsql.sql.sandbox import run_query
 from mtsql.sql.toyworld import ToySize, write_toy_world
 
 SIZE = ToySize(num_train_databases=5, num_dev_databases=2, train_dialogues=40, seen_dialogues=6, dev_dialogues=20)

@@ -11,11 +11,9 @@ gold uses the reward's own rules and the limits of `env.query`; what an attack e
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import sqlparse
@@ -27,12 +25,12 @@ from mtsql.agent.env import EnvLimits, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.config import parse_config, to_dict
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql.database import QueryResult, run_query
 from mtsql.sql.datasets import DataConfig, describe_losses, load_split
 from mtsql.sql.dialogues import Corpus, Turn
-from mtsql.sql.execution import executed_text, gold_result
+from mtsql.sql.execution import executed_text
 from mtsql.sql.guard import is_same_query, stable_order, trial_of
-from mtsql.sql.variants import read_tables, reversed_rows, write_tables
+from mtsql.sql.sandbox import Mirror, QueryResult, run_query
+from mtsql.sql.workers import set_num_workers
 
 CHECKS = {
     "gold fails": "the gold does not run within the limits",
@@ -121,46 +119,38 @@ def audit(corpus: Corpus, config: Config) -> Report:
     count_tokens, how = _token_counter(config.tokenizer)
     style = config.style or (PromptStyle.BRIEF if config.data.is_toy else PromptStyle.FULL)
     report, seen, limits = Report(prompt_tokens=how), {}, config.env.query
-    with tempfile.TemporaryDirectory(prefix="mtsql-audit-") as folder:
+    for turn in track(corpus.turns, "audit", console=Console(stderr=True), transient=True):
+        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
 
-        @cache
-        def mirror(db_id: str) -> Path:
-            path = Path(folder, f"{db_id}.sqlite")
-            write_tables(reversed_rows(read_tables(corpus.db_paths[db_id])), path)
-            return path
+        def found(check: str, detail: str, badness: float = 0.0, turn: Turn = turn) -> None:
+            report.cases[check].append(Case(turn.turn_id, turn.db_id, detail, turn.sql, badness))
 
-        for turn in track(corpus.turns, "audit", console=Console(stderr=True), transient=True):
-            schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
-
-            def found(check: str, detail: str, badness: float = 0.0, turn: Turn = turn) -> None:
-                report.cases[check].append(Case(turn.turn_id, turn.db_id, detail, turn.sql, badness))
-
-            text = executed_text(turn.sql)
-            gold = gold_result(text, db_path, limits)
-            if not gold.is_ok:
-                found("gold fails", f"{gold.status.value}: {gold.message}", gold.secs)
-            elif gold.is_empty:
-                found("gold empty", f"{len(gold.rows)} rows, all NULL" if gold.rows else "no rows")
-            if gold.is_ok:
-                doubt = _undetermined(text, gold, lambda sql: (run_query(db_path, sql, limits),
-                                                               run_query(mirror(turn.db_id), sql, limits)))  # fmt: skip
-                if doubt:
-                    found(doubt, f"{len(gold.rows)} rows", len(gold.rows))
-                if not gold.is_empty and not trial_of(turn.sql, schema, db_path, limits).is_telling:
-                    found("gold untellable", f"{len(gold.rows)} rows", -len(gold.rows))
-            paid = _attack(turn, gold, corpus, config, report.attacks)
-            if paid:
-                found("farmable", "; ".join(f"{name}: {sql}" for name, sql in paid.items()), len(paid))
-            questions = (*(question for question, _ in turn.history), turn.question)
-            key = (turn.db_id, questions, " ".join(turn.sql.split()))
-            if key in seen:
-                found("duplicate", f"of {seen[key]}")
-            seen.setdefault(key, turn.turn_id)
-            num_tokens = count_tokens(*SqlEnv(turn, schema, db_path, config.env, style).reset())
-            report.longest_prompt = max(report.longest_prompt, (num_tokens, turn.turn_id))
-            if num_tokens > config.max_prompt_tokens:
-                found("prompt over budget", f"{num_tokens} tokens", num_tokens)
-            report.num_turns += 1
+        text = executed_text(turn.sql)
+        gold = run_query(db_path, text, limits)
+        if not gold.is_ok:
+            found("gold fails", f"{gold.status.value}: {gold.message}", gold.secs)
+        elif gold.is_empty:
+            found("gold empty", f"{len(gold.rows)} rows, all NULL" if gold.rows else "no rows")
+        if gold.is_ok:
+            doubt = _undetermined(text, gold, lambda sql: (run_query(db_path, sql + " ", limits),
+                                                           run_query(Mirror(db_path), sql, limits)))  # fmt: skip
+            if doubt:
+                found(doubt, f"{len(gold.rows)} rows", len(gold.rows))
+            if not gold.is_empty and not trial_of(turn.sql, schema, db_path, limits).is_telling:
+                found("gold untellable", f"{len(gold.rows)} rows", -len(gold.rows))
+        paid = _attack(turn, gold, corpus, config, report.attacks)
+        if paid:
+            found("farmable", "; ".join(f"{name}: {sql}" for name, sql in paid.items()), len(paid))
+        questions = (*(question for question, _ in turn.history), turn.question)
+        key = (turn.db_id, questions, " ".join(turn.sql.split()))
+        if key in seen:
+            found("duplicate", f"of {seen[key]}")
+        seen.setdefault(key, turn.turn_id)
+        num_tokens = count_tokens(*SqlEnv(turn, schema, db_path, config.env, style).reset())
+        report.longest_prompt = max(report.longest_prompt, (num_tokens, turn.turn_id))
+        if num_tokens > config.max_prompt_tokens:
+            found("prompt over budget", f"{num_tokens} tokens", num_tokens)
+        report.num_turns += 1
     for cases in report.cases.values():
         cases.sort(key=lambda case: -case.badness)
     report.secs = time.monotonic() - start
@@ -168,7 +158,8 @@ def audit(corpus: Corpus, config: Config) -> Report:
 
 
 def _undetermined(text: str, gold: QueryResult, run: Callable[[str], tuple[QueryResult, QueryResult]]) -> str | None:
-    """The check a gold fails when run once more, and on the same rows stored in the opposite order."""
+    """The check a gold fails when run once more, with other random numbers, and on the same rows stored in the opposite
+    order."""
     again, mirrored = run(text)
     if not again.is_ok or not mirrored.is_ok:
         return None  # the mirror has no index: too slow to tell
@@ -270,6 +261,7 @@ def main(config: Config) -> None:
     folder = Path(config.run)
     if (folder / "audit.json").exists():
         raise ValueError(f"run {folder} already holds an audit: name another folder or remove it")
+    set_num_workers(config.env.num_sql_workers)
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
     console = Console()

@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -20,7 +19,6 @@ from mtsql.rl.rewards import RewardConfig, reward_components, total_reward
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.runlog import RunLog
-from mtsql.sql.database import QueryLimits
 from mtsql.sql.dialogues import Turn
 from mtsql.workbench import Workbench
 
@@ -82,18 +80,17 @@ class Player:
     ) -> tuple[list[list[Scored]], Engine]:
         """Roll out a group of `num_samples` episodes for each turn with the current policy and score every one. No
         collective inside, but with sharded weights every rank must come."""
-        bench, corpus = self.bench, self.bench.corpora[split]
+        bench = self.bench
         with generation_weights(bench.policy, self.model.compute_dtype) as model:
             engine = Engine(model, bench.renderer.stop_ids, self.sampling, self.engine)
-            trajectories = rollout(
+            scored = rollout(
                 engine, bench.renderer, turns, bench.env_maker(split), num_samples=num_samples, seed=self.seed,
-                update=update, max_prompt_tokens=self.max_prompt_tokens,
+                update=update, max_prompt_tokens=self.max_prompt_tokens, judge=self._score,
             )  # fmt: skip
-        scored = [self._score(t, corpus.schemas[t.turn.db_id], corpus.db_paths[t.turn.db_id]) for t in trajectories]
         return [scored[i : i + num_samples] for i in range(0, len(scored), num_samples)], engine
 
-    def _score(self, trajectory: Trajectory, schema, db_path: Path) -> Scored:
-        parts = reward_components(trajectory.env, trajectory.turn, schema, db_path, self.reward, QueryLimits())
+    def _score(self, trajectory: Trajectory) -> Scored:
+        parts = reward_components(trajectory.env, self.reward)
         reward = total_reward(parts, self.reward.weights)
         if self.reward.overlong_buffer:
             reward += overlong_penalty(
@@ -110,9 +107,8 @@ class Player:
                 turns = bench.corpora[split].turns[: max_turns or None]
                 engine = Engine(model, bench.renderer.stop_ids, greedy, self.engine)
                 scores, _ = evaluate(
-                    engine, bench.renderer, bench.corpora[split],
-                    turns[accelerator.process_index :: accelerator.num_processes], bench.env_maker(split),
-                    max_prompt_tokens=self.max_prompt_tokens, limits=QueryLimits(),
+                    engine, bench.renderer, turns[accelerator.process_index :: accelerator.num_processes],
+                    bench.env_maker(split), max_prompt_tokens=self.max_prompt_tokens,
                 )  # fmt: skip
                 scores = gather_list(accelerator, scores)
                 summary[split] = summarize(scores)

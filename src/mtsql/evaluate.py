@@ -14,8 +14,7 @@ from mtsql.llm.rendering import Renderer
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
-from mtsql.sql.database import QueryLimits
-from mtsql.sql.dialogues import Corpus, Turn
+from mtsql.sql.dialogues import Turn
 from mtsql.sql.metrics import HARDNESS, hardness
 from mtsql.sql.scoring import TURNS, Figures, Score, aggregate
 
@@ -42,13 +41,11 @@ class TurnScore:
 def evaluate(
     engine: Engine,
     renderer: Renderer,
-    corpus: Corpus,
     turns: list[Turn],
     make_env: Callable[[Turn], SqlEnv],
     *,
     history: str = "gold",
     max_prompt_tokens: int,
-    limits: QueryLimits,
     seed: int = 0,
 ) -> tuple[list[TurnScore], list[Trajectory]]:
     """Play one episode of each turn with the engine's sampling (greedy at temperature 0) and score it.
@@ -59,31 +56,30 @@ def evaluate(
     if history not in HISTORIES:
         raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {history!r}")
     played: dict[str, Trajectory] = {}
+    scores: dict[str, TurnScore] = {}
     waves = [turns] if history == "gold" else _waves(turns)
     for wave in waves:
         if history == "predicted":
             wave = [_with_predicted_history(turn, played) for turn in wave]
-        for trajectory in rollout(
+        for trajectory, score in rollout(
             engine, renderer, wave, make_env,
             num_samples=1, seed=seed, update=-1 if seed else 0, max_prompt_tokens=max_prompt_tokens,
+            judge=lambda trajectory: (trajectory, score_turn(trajectory)),
         ):  # fmt: skip
-            played[trajectory.turn.turn_id] = trajectory
-    trajectories = [played[turn.turn_id] for turn in turns]
-    scores = [score_turn(t, corpus, limits) for t in trajectories]
-    return scores, trajectories
+            played[trajectory.turn.turn_id], scores[trajectory.turn.turn_id] = trajectory, score
+    return [scores[turn.turn_id] for turn in turns], [played[turn.turn_id] for turn in turns]
 
 
-def score_turn(trajectory: Trajectory, corpus: Corpus, limits: QueryLimits) -> TurnScore:
+def score_turn(trajectory: Trajectory) -> TurnScore:
     """Official verdicts and abilities (paper section 5.4, our definitions) of one finished episode."""
     turn, env = trajectory.turn, trajectory.env
-    schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
-    parts = reward_components(env, turn, schema, db_path, OFFICIAL, limits)
+    parts = reward_components(env, OFFICIAL)
     used = {record.reply.tool_call.name for record in env.steps if record.reply.tool_call is not None}
     return TurnScore(
         turn_id=turn.turn_id,
         dialogue_id=turn.turn_id.rsplit(":", 1)[0],
         turn=TURNS[min(turn.index, 4)],
-        hardness=hardness(turn.sql, schema) or "unparsed",
+        hardness=hardness(turn.sql, env.schema) or "unparsed",
         ex=bool(parts["ex"]),
         em=bool(parts["em"]),
         prediction=" ".join((env.final_sql or "").split()),

@@ -17,6 +17,7 @@ from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.datasets import DataConfig, describe_losses, load_split
 from mtsql.sql.dialogues import Corpus, Turn
+from mtsql.sql.workers import set_num_workers
 
 NUM_TOKENIZER_TURNS = 3000
 
@@ -56,6 +57,7 @@ def set_up(
 ) -> Workbench:
     """Load or build everything. With no `model.path` the small embedded model is built from `seed`, and its tokenizer
     is trained on the toy world's own text; it reads the brief prompts unless `style` says otherwise."""
+    set_num_workers(env.num_sql_workers)
     corpora = load_corpora(data, splits)
     style = style or (PromptStyle.FULL if model.path else PromptStyle.BRIEF)
     if model.path:

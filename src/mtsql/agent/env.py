@@ -13,8 +13,9 @@ from mtsql.agent.memory import recall
 from mtsql.agent.parser import Reply, parse_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
-from mtsql.sql.database import QueryLimits, QueryStatus, run_query
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.kept import Meter
+from mtsql.sql.sandbox import QueryConfig, QueryStatus, run_query
 from mtsql.sql.schema import Schema
 
 
@@ -59,12 +60,16 @@ class EnvLimits:
     """Offer memory_retrieve (paper ablation T3)."""
     answer_fallback: bool = False
     """Take the last tool call's SQL when an episode ends without an answer, as the released code does."""
-    query: QueryLimits = field(default_factory=QueryLimits)
-    """Limits on each query."""
+    query: QueryConfig = field(default_factory=QueryConfig)
+    """Limits on each query, whoever runs it: tools, memory, rewards, guard, evaluation."""
+    num_sql_workers: int = 0
+    """Processes that run queries, for each rank (0: as many as it has processors)."""
 
     def __post_init__(self):
         if self.max_steps < 1:
             raise ValueError("env.max_steps must be at least 1")
+        if self.num_sql_workers < 0:
+            raise ValueError("env.num_sql_workers must not be negative")
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,11 @@ class SqlEnv:
         tools = [] if self.style is PromptStyle.BRIEF else tool_schemas(limits.use_exec, limits.use_memory)
         return [{"role": "user", "content": text}], tools
 
-    def step(self, reply_text: str) -> str | Outcome:
-        """Act on a reply: the observation to show next, or how the episode ended. RuntimeError after the end."""
+    def step(self, reply_text: str, meter: Meter | None = None) -> str | Outcome:
+        """Act on a reply: the observation to show next, or how the episode ended. RuntimeError after the end.
+
+        `meter` is told what the queries cost while they run.
+        """
         if self.outcome is not None:
             raise RuntimeError(f"the episode of turn {self.turn.turn_id} has ended: {self.outcome.value}")
         reply = parse_reply(reply_text)
@@ -111,7 +119,7 @@ class SqlEnv:
         elif reply.error is not None:
             ended = ENDS_WITH.get(reply.error.value, Outcome.BAD_CALL)
         else:
-            record = self._call(reply)
+            record = self._call(reply, meter)
             ended = Outcome.MAX_STEPS if len(self.steps) + 1 >= self.limits.max_steps else None
         self.steps.append(record)
         return self.end(ended) if ended is not None else record.observation
@@ -135,18 +143,18 @@ class SqlEnv:
                 parts.append(f"[observation] {record.observation}")
         return "\n".join([*parts, f"[{self.outcome.value if self.outcome else 'running'}] {self.final_sql}"])
 
-    def _call(self, reply: Reply) -> StepRecord:
+    def _call(self, reply: Reply, meter: Meter | None) -> StepRecord:
         """Run the one tool a reply calls. Calling a tool that is not offered is answered, not punished by an end."""
         call, limits = reply.tool_call, self.limits
         known = [EXEC_SQL] * limits.use_exec + [MEMORY_RETRIEVE] * limits.use_memory
         if call.name not in known:
             return StepRecord(reply, observation=prompts.unknown_tool(call.name, known))
-        result = run_query(self.db_path, call.code, limits.query)
+        result = run_query(self.db_path, call.code, limits.query, meter)
         shown = prompts.show_result(result, limits.max_observation_rows, limits.max_observation_chars, self.style)
         if call.name == EXEC_SQL:
             text = prompts.exec_observation(self.turn, call.code, shown, self.style, limits.use_memory)
         else:
             with_results = self.style is PromptStyle.FULL
-            memory = recall(self.turn, self.db_path, limits.query, with_results)
+            memory = recall(self.turn, self.db_path, limits.query, with_results, meter)
             text = prompts.memory_observation(self.turn, call.code, shown, memory, self.style, limits.preview_chars)
         return StepRecord(reply, result.status, result.is_empty, text)

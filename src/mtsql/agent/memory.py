@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtsql.sql.database import QueryLimits, run_query
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.kept import Meter
+from mtsql.sql.sandbox import QueryConfig, run_query
 
 CLAUSES = ("select", "from", "where", "group by", "having", "order by", "limit", "intersect", "union", "except")
 
@@ -19,12 +20,14 @@ class MemoryEntry:
     result: tuple[tuple, ...] | None
 
 
-def recall(turn: Turn, db_path: Path, limits: QueryLimits, with_results: bool) -> list[MemoryEntry]:
+def recall(
+    turn: Turn, db_path: Path, config: QueryConfig, with_results: bool, meter: Meter | None = None
+) -> list[MemoryEntry]:
     """The turn's history, oldest first: gold SQL in training, the agent's own under predicted history. The current
     turn's gold SQL is never read."""
     entries = []
     for question, sql in turn.history:
-        result = run_query(db_path, sql, limits) if with_results else None
+        result = run_query(db_path, sql, config, meter) if with_results else None
         rows = result.rows if result is not None and result.is_ok else None
         entries.append(MemoryEntry(question, sql, clauses_of(sql), rows))
     return entries

@@ -4,11 +4,12 @@ FULL is the paper's protocol in our own words, for models that know language. BR
 steps in as few tokens as possible, for the small embedded model that has to learn every word.
 """
 
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from mtsql.agent.memory import MemoryEntry
-from mtsql.sql.database import QueryResult, QueryStatus
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.sandbox import QueryResult, QueryStatus
 from mtsql.sql.schema import Schema, quoted, schema_text
 
 
@@ -81,7 +82,7 @@ def memory_observation(
         return f"{last}{turn.question}"
     turns = []
     for number, entry in enumerate(memory, 1):
-        rows = "not shown" if entry.result is None else _cut("; ".join(map(_row, entry.result)), preview_chars)
+        rows = "not shown" if entry.result is None else _joined(entry.result, preview_chars)
         turns.append(
             f"[turn {number}]\nQuestion: {entry.question}\nSQL: {entry.sql}\nClauses: {', '.join(entry.clauses)}\n"
             f"Result: {rows}"
@@ -106,7 +107,7 @@ def show_result(result: QueryResult, max_rows: int, max_chars: int, style: Promp
         return "no rows"
     lines, used = [], 0
     for row in result.rows[:max_rows]:
-        line = _row(row) if style is PromptStyle.FULL else " | ".join(map(_cell, row))
+        line = _row(row, max_chars) if style is PromptStyle.FULL else _cells(row, " | ", str, max_chars)
         if lines and used + len(line) > max_chars:
             break
         lines.append(_cut(line, max_chars))
@@ -115,14 +116,30 @@ def show_result(result: QueryResult, max_rows: int, max_chars: int, style: Promp
     return "\n".join(lines + ([f"... {left} more rows"] if left else []))
 
 
-def _row(row: tuple) -> str:
-    return f"({', '.join(repr(cell) for cell in row)})"
+def _row(row: tuple, max_chars: int) -> str:
+    return f"({_cells(row, ', ', repr, max_chars)})"
 
 
-def _cell(cell) -> str:
-    return "NULL" if cell is None else str(cell)
+def _joined(rows: Sequence[tuple], max_chars: int) -> str:
+    """The rows side by side, cut; no more of them is turned into text than is shown."""
+    text = ""
+    for number, row in enumerate(rows):
+        if len(text) > max_chars:
+            break
+        text += ("; " if number else "") + _row(row, max_chars)
+    return _cut(text, max_chars)
+
+
+def _cells(row: tuple, between: str, as_text: Callable[[object], str], max_chars: int) -> str:
+    """The row's cells as text; those that begin beyond `max_chars` are left out."""
+    text = ""
+    for number, cell in enumerate(row):
+        if len(text) > max_chars:
+            break
+        text += (between if number else "") + ("NULL" if cell is None and as_text is str else as_text(cell))
+    return text
 
 
 def _cut(text: str, max_chars: int) -> str:
-    """The text, or its beginning and how many characters are missing."""
-    return text if len(text) <= max_chars else f"{text[:max_chars]}... {len(text) - max_chars} more characters"
+    """The text, or its beginning and a mark that it goes on."""
+    return text if len(text) <= max_chars else f"{text[:max_chars]}... cut here"

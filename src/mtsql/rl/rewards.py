@@ -13,10 +13,10 @@ from pathlib import Path
 
 from mtsql.agent.env import SqlEnv, StepRecord
 from mtsql.agent.parser import Verdict
-from mtsql.sql.database import QueryLimits
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.guard import Evidence, evidence, is_copied
 from mtsql.sql.metrics import clause_f1, exact_match, execution_match
+from mtsql.sql.sandbox import QueryConfig
 from mtsql.sql.schema import Schema
 
 
@@ -64,12 +64,15 @@ class RewardConfig:
             raise ValueError("reward.overlong_buffer must not be negative")
 
 
-def reward_components(
-    env: SqlEnv, turn: Turn, schema: Schema, db_path: Path, config: RewardConfig, limits: QueryLimits
-) -> dict[str, float]:
-    """The five components of a finished episode, each in [0, 1]. Keys are the fields of `RewardWeights`."""
-    sql = env.final_sql
-    ex, em = (0.0, 0.0) if sql is None else answer_scores(sql, turn, schema, db_path, config, limits)
+def reward_components(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
+    """The five components of a finished episode, each in [0, 1]. Keys are the fields of `RewardWeights`.
+
+    Queries run within the limits of the episode's own tools (`env.limits.query`).
+    """
+    sql, turn, schema = env.final_sql, env.turn, env.schema
+    ex, em = 0.0, 0.0
+    if sql is not None:
+        ex, em = answer_scores(sql, turn, schema, env.db_path, config, env.limits.query)
     calls = [
         (record, clause_f1(record.reply.tool_call.code, turn.sql, schema, strict=config.strict_clauses))
         for record in env.steps
@@ -94,7 +97,7 @@ def reward_components(
 
 
 def answer_scores(
-    sql: str, turn: Turn, schema: Schema, db_path: Path, config: RewardConfig, limits: QueryLimits
+    sql: str, turn: Turn, schema: Schema, db_path: Path, config: RewardConfig, limits: QueryConfig
 ) -> tuple[float, float]:
     """(ex, em) of an answer, each 0 or 1. The guard takes back what proves nothing; it never gives."""
     em = exact_match(sql, turn.sql, schema)

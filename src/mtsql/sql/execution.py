@@ -1,14 +1,11 @@
 """Execution match, the official way: run both queries, compare what comes back.
 
 The rules are those of taoyds/test-suite-sql-eval, quirks included. One thing is mended: predictions run in
-the sandbox (database.py), so that a predicted DROP TABLE, PRAGMA or ATTACH is a wrong answer and not a
-damaged database, and a query that would hang the official program ends at its time limit as wrong.
+the sandbox (sandbox.py), so that a predicted DROP TABLE, PRAGMA or ATTACH is a wrong answer and not a
+damaged database, and a query that would hang the official program ends at its limit as wrong.
 """
 
-import hashlib
-import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,21 +14,23 @@ from pathlib import Path
 
 from sqlparse.engine import FilterStack
 
-from mtsql.sql.database import QueryLimits, QueryResult, QueryStatus, run_query
+from mtsql.sql.sandbox import QueryConfig, run_query
 
-OFFICIAL_LIMITS = QueryLimits(
-    timeout_secs=60.0,
-    max_rows=1_000_000,
-    max_cells=10_000_000,
-    max_bytes=2_000_000_000,
-    max_value_bytes=1_000_000,
+OFFICIAL_LIMITS = QueryConfig(
+    max_vm_steps=20_000_000_000,
+    timeout_secs=600.0,
+    max_rows=10_000_000,
+    max_cells=50_000_000,
+    max_bytes=1_000_000_000,
+    max_value_bytes=1_000_000_000,
     max_sql_bytes=1_000_000,
     max_expr_depth=1000,
     max_compound_selects=500,
+    max_memory_bytes=4 * 2**30,
 )
 """The official program has no limits; these are SQLite's own, and wide enough for every known gold."""
 
-_MAX_GOLD_RESULTS = 2048
+_MAX_PRED_ROWS = 100_000
 _MAX_TEXTS = 16384
 _YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)", re.IGNORECASE)
 _NEEDS_SCAN = re.compile(r"distinct|;\s*\S|\bgo\b", re.IGNORECASE)  # `go` ends a statement for sqlparse
@@ -51,7 +50,7 @@ def execution_match(
     db_path: Path | Sequence[Path],
     *,
     keep_distinct: bool = False,
-    limits: QueryLimits = OFFICIAL_LIMITS,
+    limits: QueryConfig = OFFICIAL_LIMITS,
 ) -> bool:
     """Whether both queries run on the database, or on every one of several, and their results agree.
 
@@ -62,11 +61,11 @@ def execution_match(
     return texts_match(pred_text, executed_text(gold_sql, keep_distinct), paths, limits)
 
 
-def texts_match(pred_text: str, gold_text: str, db_paths: Sequence[Path], limits: QueryLimits) -> bool:
+def texts_match(pred_text: str, gold_text: str, db_paths: Sequence[Path], limits: QueryConfig) -> bool:
     """The verdict on texts that are run as they are."""
     is_ordered = "order by" in gold_text.lower()  # quirk: wherever it stands, and only with one blank
     for path in db_paths:
-        gold = gold_result(gold_text, path, limits)
+        gold = run_query(path, gold_text, limits)
         if not gold.is_ok:
             return False
         pred = run_query(path, pred_text, _pred_limits(limits, len(gold.rows)))
@@ -75,12 +74,11 @@ def texts_match(pred_text: str, gold_text: str, db_paths: Sequence[Path], limits
     return True
 
 
-def _pred_limits(limits: QueryLimits, num_gold_rows: int) -> QueryLimits:
-    """More rows than the gold has are wrong already. In steps: each setting needs connections of its own."""
-    max_rows = 64
-    while max_rows < num_gold_rows:
-        max_rows *= 64
-    return replace(limits, max_rows=min(max_rows, limits.max_rows))
+@lru_cache(maxsize=64)
+def _pred_limits(limits: QueryConfig, num_gold_rows: int) -> QueryConfig:
+    """More rows than the gold has are wrong already: where very many are allowed, they are not fetched."""
+    max_rows = max(_MAX_PRED_ROWS, num_gold_rows)
+    return limits if limits.max_rows <= max_rows else replace(limits, max_rows=max_rows)
 
 
 @lru_cache(maxsize=_MAX_TEXTS)
@@ -93,34 +91,6 @@ def executed_text(sql: str, keep_distinct: bool = False) -> str:
         values = [token.value for token in statement.flatten()] if statement else []
         sql = "".join(value for value in values if value.lower() != "distinct")
     return _YEAR.sub("2020", sql)
-
-
-_gold_results: dict[tuple, QueryResult] = {}
-_gold_lock = threading.Lock()
-
-
-def gold_result(gold_text: str, db_path: Path, limits: QueryLimits = OFFICIAL_LIMITS) -> QueryResult:
-    """The result of a gold's `executed_text`, kept by the content of the database file."""
-    try:
-        info = os.stat(db_path)
-    except OSError:
-        return run_query(db_path, gold_text, limits)  # says what is wrong with the file
-    key = _content_hash(os.fspath(db_path), info.st_size, info.st_mtime_ns), gold_text, limits
-    result = _gold_results.get(key)
-    if result is None:
-        result = run_query(db_path, gold_text, limits)
-        if result.status is not QueryStatus.TIMEOUT:  # that may be the machine's fault
-            with _gold_lock:
-                if len(_gold_results) >= _MAX_GOLD_RESULTS:
-                    del _gold_results[next(iter(_gold_results))]
-                _gold_results[key] = result
-    return result
-
-
-@lru_cache(maxsize=4096)
-def _content_hash(db_path: str, size: int, mtime_ns: int) -> bytes:
-    with open(db_path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def results_agree(pred: Sequence[tuple], gold: Sequence[tuple], is_ordered: bool) -> bool:

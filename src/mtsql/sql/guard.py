@@ -7,24 +7,30 @@ query that means the same keeps agreeing. The official metrics have no such guar
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 
-from mtsql.sql.database import QueryLimits, run_query
-from mtsql.sql.execution import executed_text, gold_result, official_prediction, results_agree
+from mtsql.sql.execution import executed_text, official_prediction, results_agree
+from mtsql.sql.kept import Kept
 from mtsql.sql.parse import parse_sql
+from mtsql.sql.sandbox import (
+    DatabaseFileError,
+    MemoryCopy,
+    QueryConfig,
+    content_hash,
+    file_version,
+    run_query,
+)
 from mtsql.sql.schema import Schema
-from mtsql.sql.variants import altered, reversed_rows, write_tables
+from mtsql.sql.variants import altered, memory_copy, reversed_rows
 
 NUM_COPIES = 5
 MAX_COPIES = 12
 """Copies of a gold; more, while none of them tells it from a constant."""
-MAX_TRIALS = 32
-"""Golds whose copies are kept."""
+MAX_KEPT_BYTES = 128 * 2**20
+"""Of the golds' copies and results that are kept."""
 NUM_DIGITS = 9
 """Of a float that are compared."""
 
@@ -39,7 +45,7 @@ class Evidence(Enum):
 
 @dataclass(frozen=True)
 class _Copy:
-    path: Path
+    database: MemoryCopy
     gold_rows: tuple[tuple, ...]
     is_ordered: bool
 
@@ -47,11 +53,11 @@ class _Copy:
 @dataclass(frozen=True)
 class Trial:
     """The copies a gold is tried on. `is_telling`: on one of them at least its result is neither empty nor the one it
-    has on the database, so that no constant can agree with both. The folder goes when the trial is forgotten."""
+    has on the database, so that no constant can agree with both."""
 
     copies: tuple[_Copy, ...]
     is_telling: bool
-    folder: tempfile.TemporaryDirectory
+    num_bytes: int
 
 
 def is_same_query(sql: str, other_sql: str, schema: Schema) -> bool:
@@ -68,47 +74,55 @@ def is_copied(sql: str, history: Sequence[tuple[str, str]], gold_sql: str, schem
     return copied and not is_same_query(sql, gold_sql, schema)
 
 
-def evidence(sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: QueryLimits) -> Evidence:
+def evidence(sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Evidence:
     """Try an answer on the gold's copies. NONE where the gold has no rows on the database, or no copy can tell."""
     if is_same_query(sql, gold_sql, schema):
         return Evidence.AGREES
     trial = trial_of(gold_sql, schema, db_path, limits)
     text = executed_text(official_prediction(sql))
     for copy in trial.copies:
-        result = run_query(copy.path, text, limits)
+        result = run_query(copy.database, text, limits)
         if not result.is_ok or not results_agree(_distinct(result.rows), copy.gold_rows, copy.is_ordered):
             return Evidence.DIFFERS
     return Evidence.AGREES if trial.is_telling else Evidence.NONE
 
 
-@lru_cache(maxsize=MAX_TRIALS)
-def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryLimits) -> Trial:
+def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
     """Make the copies and run the gold on each, once for all answers to a turn.
 
     A copy on which the gold's own rows depend on the order of the stored ones (a tie at LIMIT, a bare column beside
-    an aggregate) is not used; where only the order of its rows does, they count as a multiset.
+    an aggregate) is not used; where only the order of its rows does, they count as a multiset. A database that cannot
+    be read gives no copies.
     """
+    try:
+        key = gold_sql, schema, content_hash(*file_version(db_path)), limits
+        return _TRIALS.get(key, lambda _: _make_trial(gold_sql, schema, db_path, limits))
+    except DatabaseFileError:
+        return Trial((), False, 0)
+
+
+def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
     text = executed_text(gold_sql)
-    original = gold_result(text, db_path, limits)
-    folder = tempfile.TemporaryDirectory(prefix="mtsql-guard-")
-    copies, is_telling = [], False
+    original = run_query(db_path, text, limits)
+    copies, is_telling, num_bytes = [], False, 0
     for seed in range(MAX_COPIES if original.is_ok else 0):
         if seed >= NUM_COPIES and (is_telling or original.is_empty):
             break
         tables = altered(db_path, gold_sql, schema, seed)
-        path, mirror = (Path(folder.name, f"{seed}{name}.sqlite") for name in ("", "-reversed"))
-        write_tables(tables, path)
-        write_tables(reversed_rows(tables), mirror)
-        result, mirrored = run_query(path, text, limits), run_query(mirror, text, limits)
-        mirror.unlink()
+        copy = memory_copy(tables)
+        result, mirrored = (run_query(memory, text, limits) for memory in (copy, memory_copy(reversed_rows(tables))))
         order = stable_order(result.rows, mirrored.rows, text) if result.is_ok and mirrored.is_ok else None
         if order is None:
             continue
         rows = _distinct(result.rows)
-        copies.append(_Copy(path, rows, order))
+        copies.append(_Copy(copy, rows, order))
+        num_bytes += len(copy.packed) + result.num_bytes
         is_same = results_agree(rows, _distinct(original.rows), False)
         is_telling |= not (original.is_empty or result.is_empty or is_same)
-    return Trial(tuple(copies), is_telling, folder)
+    return Trial(tuple(copies), is_telling, num_bytes)
+
+
+_TRIALS: Kept[Trial] = Kept(MAX_KEPT_BYTES, lambda trial: trial.num_bytes + 1000)
 
 
 def stable_order(rows: Sequence[tuple], mirrored: Sequence[tuple], gold_text: str) -> bool | None:

@@ -2,21 +2,14 @@
 
 import json
 import re
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtsql.sql.database import DatabaseFileError, open_read_only
+from mtsql.sql.sandbox import DatabaseFileError, read_schema
 
 ColumnRef = tuple[str, str]
 """(table name, column name)."""
 
-# p.hidden 1 marks columns of virtual tables that `SELECT *` does not show.
-_COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
-# SQLite numbers foreign keys from the last one declared.
-_FOREIGN_KEYS = 'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq'
-_TABLE_NAMES = """SELECT name FROM sqlite_master WHERE type IN ('table', 'view')
-                  AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid"""
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -143,40 +136,21 @@ def schema_from_sqlite(db_path: Path) -> Schema:
     no query can read it. Raises ValueError naming the file if it is missing or no database.
     """
     try:
-        connection = open_read_only(db_path)
+        found = read_schema(db_path)
     except DatabaseFileError as error:
         raise ValueError(str(error)) from error
-    try:
-        names = [name for (name,) in connection.execute(_TABLE_NAMES)]
-        tables: dict[str, Table] = {}  # by lower-cased name: SQLite compares names without case
-        for name in names:
-            tables[name.lower()] = _read_table(connection, name)
-        tables = {name: table for name, table in tables.items() if table.columns}
-        foreign_keys = [
-            key for table in tables.values() for key in _read_foreign_keys(connection, table, tables)
-        ]
-    except sqlite3.Error as error:
-        raise ValueError(f"{db_path}: not a readable SQLite database: {error}") from error
-    finally:
-        connection.close()
-    return Schema(Path(db_path).stem, tuple(tables.values()), tuple(foreign_keys))
+    tables: dict[str, Table] = {}  # by lower-cased name: SQLite compares names without case
+    for name, rows, _ in found:
+        columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
+        key = sorted((position, column) for column, _, position in rows if position)
+        tables[name.lower()] = Table(name, columns, tuple(column for _, column in key))
+    links = [link for name, _, keys in found for link in _foreign_keys(tables[name.lower()], keys, tables)]
+    return Schema(Path(db_path).stem, tuple(tables.values()), tuple(links))
 
 
-def _read_table(connection: sqlite3.Connection, name: str) -> Table:
-    try:
-        rows = connection.execute(_COLUMNS, (name,)).fetchall()
-    except sqlite3.OperationalError:  # a view over tables that are gone
-        rows = []
-    columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
-    key = sorted((position, column) for column, _, position in rows if position)
-    return Table(name, columns, tuple(column for _, column in key))
-
-
-def _read_foreign_keys(
-    connection: sqlite3.Connection, table: Table, tables: dict[str, Table]
-) -> list[tuple[ColumnRef, ColumnRef]]:
+def _foreign_keys(table: Table, rows: list[tuple], tables: dict[str, Table]) -> list[tuple[ColumnRef, ColumnRef]]:
     found = []
-    for other_name, column, other_column, position in connection.execute(_FOREIGN_KEYS, (table.name,)):
+    for other_name, column, other_column, position in rows:
         other = tables.get(other_name.lower())
         if other is None:
             continue

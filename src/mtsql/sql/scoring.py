@@ -17,16 +17,11 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 
-from mtsql.sql.database import QueryLimits
-from mtsql.sql.execution import (
-    OFFICIAL_LIMITS,
-    executed_text,
-    gold_result,
-    official_prediction,
-    texts_match,
-)
+from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_prediction, texts_match
 from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
+from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema, load_schemas
+from mtsql.sql.workers import set_num_workers
 
 LEVELS = (*HARDNESS, "all")
 TURNS = ("1", "2", "3", "4", "> 4")
@@ -150,7 +145,7 @@ class ScoringOptions:
     compare_distinct: bool = False
     is_official_zip: bool = False
     num_threads: int = os.cpu_count() or 1
-    limits: QueryLimits = OFFICIAL_LIMITS
+    limits: QueryConfig = OFFICIAL_LIMITS
 
     def __post_init__(self) -> None:
         if self.etype not in ("match", "exec", "all"):
@@ -256,6 +251,7 @@ def score_files(
         interaction, turn, gold, pred = pair
         return _score(interaction, turn, gold, pred, schemas[gold.db_id], files[gold.db_id], options)
 
+    set_num_workers(options.num_threads)
     with ThreadPoolExecutor(options.num_threads) as pool:
         gold_errors = tuple(error for error in pool.map(check, chain.from_iterable(golds)) if error)
         scores = tuple(pool.map(score, pairs))
@@ -287,7 +283,7 @@ def _gold_fault(gold: GoldLine, schema: Schema, db_paths: Sequence[Path], option
         return "does not parse"
     text = executed_text(gold.sql, options.keep_distinct)
     for path in db_paths:
-        result = gold_result(text, path, options.limits)
+        result = run_query(path, text, options.limits)
         if not result.is_ok:
             return f"does not run on {path.name}: {result.message}"
     if official_prediction(gold.sql) == gold.sql:

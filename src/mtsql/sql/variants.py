@@ -7,26 +7,31 @@ their values and unique columns stay unique, so a query that is equivalent to th
 A copy has no index and no key of its own, so that the order of its rows is ours to choose.
 """
 
-import os
+import hashlib
+import marshal
 import random
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from sys import getsizeof
 
-from mtsql.sql.database import open_read_only
+from mtsql.sql.kept import Kept
 from mtsql.sql.parse import ColumnName, ColumnUse, Condition, Query, parse_sql
+from mtsql.sql.sandbox import MemoryCopy, content_hash, file_version, read_tables
 from mtsql.sql.schema import Schema
+from mtsql.sql.tables import written
+from mtsql.sql.worker import MARSHAL_VERSION
 
 MAX_READ_ROWS = 5000
 MAX_ROWS = 200
 BLOCK_ROWS = 25
 """Rows of a table that are looked at; that are sampled, before the rows they refer to join them; side by side."""
+MAX_CELL_BYTES = 2000
+MAX_READ_BYTES = 64 * 2**20
+MAX_KEPT_BYTES = 128 * 2**20
+"""Of a value, after which it is cut; of all that is looked at in one database; of databases kept for later copies."""
 SHARES = (0.15, 0.4, 0.6)
 """Of the rows that are dropped, in turn."""
-_COLUMNS = "SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"  # those of SELECT *
 
 
 @dataclass(frozen=True)
@@ -38,32 +43,22 @@ class TableRows:
     rows: tuple[tuple, ...]
 
 
-def read_tables(db_path: Path, max_rows: int = -1) -> list[TableRows]:
-    """Every table of a database file, or its first `max_rows` rows."""
-    with closing(open_read_only(db_path)) as connection:
-        names = [n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")]
-        tables = []
-        for name in names:
-            if name.lower().startswith("sqlite_"):
-                continue
-            columns = connection.execute(_COLUMNS, (name,)).fetchall()
-            rows = connection.execute(f"SELECT * FROM {_quoted(name)} LIMIT ?", (max_rows,)).fetchall()
-            tables.append(TableRows(name, tuple(columns), tuple(rows)))
-    return tables
+def tables_of(db_path: Path) -> tuple[TableRows, ...]:
+    """Every ordinary table of a database file: at most `MAX_READ_ROWS` rows of it and its share of `MAX_READ_BYTES`,
+    longer values cut, and without the tables that cannot be read. Raises DatabaseFileError."""
+    path, version = file_version(db_path)
+    return _TABLES.get(content_hash(path, version), lambda _: _read(db_path))
 
 
-def write_tables(tables: Sequence[TableRows], path: Path) -> None:
-    """Write them to a new database file, in this order of rows; no keys, no indexes."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("BEGIN")
-        for table in tables:
-            columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in table.columns)
-            connection.execute(f"CREATE TABLE {_quoted(table.name)} ({columns})")
-            marks = ", ".join("?" * len(table.columns))
-            connection.executemany(f"INSERT INTO {_quoted(table.name)} VALUES ({marks})", table.rows)
-        connection.execute("COMMIT")
+def _read(db_path: Path) -> tuple[TableRows, ...]:
+    found = read_tables(db_path, MAX_READ_ROWS, MAX_CELL_BYTES, MAX_READ_BYTES)
+    return tuple(TableRows(name, tuple(columns), tuple(rows)) for name, columns, rows in found)
+
+
+def memory_copy(tables: Sequence[TableRows]) -> MemoryCopy:
+    """The tables as a database that workers build in memory, in this order of rows; no keys, no indexes."""
+    packed = marshal.dumps(written([(t.name, t.columns, t.rows) for t in tables]), MARSHAL_VERSION)
+    return MemoryCopy(hashlib.blake2b(packed, digest_size=16).digest(), packed)
 
 
 def reversed_rows(tables: Sequence[TableRows]) -> list[TableRows]:
@@ -73,10 +68,9 @@ def reversed_rows(tables: Sequence[TableRows]) -> list[TableRows]:
 
 def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> list[TableRows]:
     """The tables of one altered copy. The same for the same arguments and file, on every machine."""
-    info = os.stat(db_path)
     gold = parse_sql(gold_sql, schema)
     literals = sorted(set(_literals(gold)), key=repr) if gold else []
-    tables = _sampled(_read(db_path, info.st_size, info.st_mtime_ns), schema, literals)
+    tables = _sampled(tables_of(db_path), schema, literals)
     rng = random.Random(f"{seed}/{gold_sql}")
     rows = _dropped(tables, schema, rng, share=SHARES[seed % len(SHARES)])
     keys = _keys(schema)
@@ -98,10 +92,6 @@ def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> list[Tab
     return changed
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _keys(schema: Schema) -> set[tuple[str, str]]:
     """(table, column) of all primary and foreign keys, lower-cased."""
     primary = {(table.name, column) for table in schema.tables for column in table.primary_key}
@@ -117,11 +107,6 @@ def _links(tables: Sequence[TableRows], schema: Schema) -> list[tuple[str, int, 
         if column.lower() in at and key.lower() in parent_at:
             links.append((table.lower(), at[column.lower()], parent.lower(), parent_at[key.lower()]))
     return links
-
-
-@lru_cache(maxsize=64)
-def _read(db_path: Path, size: int, mtime_ns: int) -> tuple[TableRows, ...]:
-    return tuple(read_tables(db_path, MAX_READ_ROWS))
 
 
 def _sampled(
@@ -228,3 +213,10 @@ def _plant(columns: list[list], planted: dict[int, list], rng: random.Random) ->
         for place, value in chosen.items():
             if has_repeats[place] or value not in columns[place]:
                 columns[place][row] = value
+
+
+def _num_bytes(tables: tuple[TableRows, ...]) -> int:
+    return sum(getsizeof(row) + sum(map(getsizeof, row)) for table in tables for row in table.rows)
+
+
+_TABLES: Kept[tuple[TableRows, ...]] = Kept(MAX_KEPT_BYTES, _num_bytes)

@@ -6,16 +6,14 @@ import random
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 
-from mtsql.sql.database import QueryLimits, QueryResult, QueryStatus, run_query
+from mtsql.sql.sandbox import QueryConfig, QueryResult, QueryStatus, forget_results, run_query
 
 OK, ERROR, TIMEOUT = QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT
 TOO_LARGE, DENIED = QueryStatus.TOO_LARGE, QueryStatus.DENIED
-SHORT = QueryLimits(timeout_secs=0.2)
-STATEMENT_MARGIN_SECS = 2.0  # seconds of the thread itself: others may keep the processor busy
+SHORT = QueryConfig(timeout_secs=0.2)
 COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
 CTE_BOMB = (
     "WITH c0 AS (SELECT 1 AS x)"
@@ -39,6 +37,10 @@ def db(tmp_path_factory):
         INSERT INTO big {COUNTER} SELECT i FROM n LIMIT 3000;
         CREATE TABLE latin (word TEXT);
         INSERT INTO latin VALUES (CAST(x'636166e9' AS TEXT));
+        CREATE TABLE keyed (a, b, PRIMARY KEY (a, b));
+        CREATE TABLE costly (a, c AS (length(trim(a, '{'1' * 3300}0'))));
+        CREATE VIEW long AS SELECT length(printf('%.2147483647c', 'x')) AS b;
+        INSERT INTO costly (a) VALUES (hex(zeroblob(19990)));
         CREATE VIRTUAL TABLE notes USING fts5(body);
         CREATE VIRTUAL TABLE places USING rtree(id, low, high);
         """
@@ -81,6 +83,11 @@ def test_ordinary_forms_of_queries_run(db):
         (
             "SELECT substr(trim(' pen '), 1, 2), round(1.26, 1), x'00', 1e999",
             (("pe", 1.3, b"\0", float("inf")),),
+        ),
+        ("SELECT printf('%.1f', 1.25), format('%05d', 7)", (("1.3", "00007"),)),
+        (
+            "SELECT ltrim(trim(rtrim(trim(' pen ')))), replace(name, 'p', 'P') FROM item WHERE trim(name) = 'ink'",
+            (("pen", "ink"),),
         ),
         ("SELECT row_number() OVER (ORDER BY price DESC) FROM item WHERE id = 1", ((1,),)),
     ]:
@@ -154,8 +161,6 @@ def test_empty_means_no_rows_or_only_null(db, sql, is_empty):
         "PRAGMA user_version = 7",
         "SELECT load_extension('libm.so')",
         "SELECT fts3_tokenizer('simple')",
-        "SELECT printf('%.2147483647c', 'x')",
-        "SELECT format('%2147483647d', 1) FROM item",
         "SELECT * FROM pragma_table_info('item')",
         "SELECT * FROM pragma_database_list",
         "SELECT name FROM item WHERE 1 IN (SELECT 1 FROM pragma_function_list)",
@@ -171,6 +176,7 @@ def test_empty_means_no_rows_or_only_null(db, sql, is_empty):
 def test_all_but_reading_is_denied(db, tmp_path, monkeypatch, sql):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second time on a connection that has seen the first
+        forget_results()
         result = run_query(db, sql)
         assert (result.status, result.rows) == (DENIED, ()) and result.message
     assert list(tmp_path.iterdir()) == []
@@ -207,17 +213,17 @@ def test_gold_sql_of_an_earlier_query_cannot_be_read(db):
     ],
 )
 def test_results_are_counted_while_fetched(db, sql, message):
-    limits = QueryLimits(max_rows=1000, max_cells=5000, max_bytes=1_000_000)
+    limits = QueryConfig(max_rows=1000, max_cells=5000, max_bytes=1_000_000)
     result = run_query(db, sql, limits)
     assert (result.status, result.rows, result.message) == (TOO_LARGE, (), message)
     assert result.secs < 1
 
 
 def test_limits_are_inclusive(db):
-    limits = QueryLimits(max_rows=3, max_cells=6)
+    limits = QueryConfig(max_rows=3, max_cells=6)
     assert len(run_query(db, "SELECT id, name FROM item", limits).rows) == 3
-    assert run_query(db, "SELECT id, name FROM item", QueryLimits(max_rows=2)).status is TOO_LARGE
-    assert run_query(db, "SELECT id, name FROM item", QueryLimits(max_cells=5)).status is TOO_LARGE
+    assert run_query(db, "SELECT id, name FROM item", QueryConfig(max_rows=2)).status is TOO_LARGE
+    assert run_query(db, "SELECT id, name FROM item", QueryConfig(max_cells=5)).status is TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -237,10 +243,8 @@ def test_limits_are_inclusive(db):
     ],
 )
 def test_values_and_texts_that_grow_are_cut(db, sql):
-    start = time.thread_time()
     result = run_query(db, sql)
     assert (result.status, result.rows) == (TOO_LARGE, ()) and result.message
-    assert time.thread_time() - start < STATEMENT_MARGIN_SECS
 
 
 @pytest.mark.parametrize(
@@ -265,8 +269,7 @@ def test_values_and_texts_that_grow_are_cut(db, sql):
         ("SELECT " + "abs(" * 60 + "1" + ")" * 60, "parser stack overflow"),
         ("SELECT 1" + " UNION SELECT 1" * 100, "too many terms in compound SELECT"),
         ("SELECT * FROM " + ", ".join(f"item a{i}" for i in range(65)), "at most 64 tables in a join"),
-        ("SELECT " + ", ".join(["1"] * 1001), "too many columns in result set"),
-        ("SELECT 'a' LIKE '" + "%a" * 51 + "'", "LIKE or GLOB pattern too complex"),
+        ("SELECT " + ", ".join(["1"] * 2001), "too many columns in result set"),
     ],
 )
 def test_bad_sql_is_an_error_with_sqlites_words(db, sql, message):
@@ -358,7 +361,7 @@ def test_a_stored_value_beyond_its_limit_cannot_be_returned(tmp_path):
     connection.close()
     assert run_query(path, "SELECT b FROM t").status is TOO_LARGE
     assert run_query(path, "SELECT a, length(b) FROM t").rows == (("x", 50000),)
-    assert run_query(path, "SELECT b FROM t", QueryLimits(max_value_bytes=60_000)).rows == ((b"\0" * 50000,),)
+    assert run_query(path, "SELECT b FROM t", QueryConfig(max_value_bytes=60_000)).rows == ((b"\0" * 50000,),)
 
 
 def test_a_changed_or_replaced_file_gives_fresh_rows(tmp_path):
@@ -381,13 +384,77 @@ def test_a_changed_or_replaced_file_gives_fresh_rows(tmp_path):
     assert run_query(path, "SELECT a FROM t").status is ERROR
 
 
-def test_clocks_and_chance_run_and_are_not_remembered(db):
-    first, second = (run_query(db, "SELECT random(), date('now')") for _ in range(2))
-    assert first.is_ok and second.is_ok and first.rows[0][0] != second.rows[0][0]
+def test_chance_depends_on_the_text_only(db):
+    sql = "SELECT id, random(), hex(randomblob(9)), length(randomblob(20000)) FROM item ORDER BY random()"
+    first = run_query(db, sql)
+    forget_results()
+    second, other = run_query(db, sql), run_query(db, sql + " LIMIT 3")
+    assert first.rows == second.rows and first.rows != other.rows and len(first.rows) == 3
+    numbers = [row[1] for row in first.rows + other.rows]
+    assert len(set(numbers)) == 6 and min(numbers) < 0 < max(numbers) and first.rows[0][3] == 20000
 
 
-@pytest.mark.parametrize("name", list(vars(QueryLimits())))
+def test_a_view_opens_no_virtual_table(tmp_path):
+    path = tmp_path / "views.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """
+        CREATE TABLE item (a); INSERT INTO item VALUES (1);
+        CREATE TABLE json_each (a); INSERT INTO json_each VALUES ('a table of that name');
+        CREATE VIRTUAL TABLE notes USING fts5(body); INSERT INTO notes VALUES ('text');
+        CREATE VIEW statements AS SELECT sql FROM sqlite_stmt;
+        CREATE VIEW over_notes AS SELECT * FROM notes;
+        CREATE VIEW parts AS SELECT * FROM json_tree('[1]');
+        CREATE VIEW settings AS SELECT * FROM pragma_database_list;
+        CREATE VIEW pages AS SELECT * FROM dbstat;
+        CREATE VIEW library AS SELECT load_extension('x');
+        """
+    )
+    connection.close()
+    names = ("statements", "over_notes", "parts", "settings", "pages", "library")
+    for sql in (*(f"SELECT * FROM {name}" for name in names), *(f"SELECT count(*) FROM {name}" for name in names[:5])):
+        assert run_query(path, sql).status in (DENIED, ERROR), sql  # ERROR: SQLite itself calls a view unsafe
+    for sql in ("SELECT * FROM notes", "SELECT sql FROM sqlite_stmt", "SELECT * FROM dbstat"):
+        assert run_query(path, sql).status is DENIED, sql  # also on a connection whose views have opened them
+    assert run_query(path, "SELECT a FROM json_each").rows == (("a table of that name",),)
+    assert run_query(path, "WITH dbstat AS (SELECT 7 AS a) SELECT a FROM dbstat").rows == ((7,),)
+
+
+def test_a_schema_over_the_limit_of_values_is_read(tmp_path):
+    path = tmp_path / "long.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE wide (" + ", ".join(f"c{i}" for i in range(1800)) + f", -- {'x' * 60_000}\n z)")
+    connection.execute("CREATE TABLE item (a)")
+    connection.execute("INSERT INTO item VALUES (5)")
+    connection.commit()
+    connection.close()
+    assert run_query(path, "SELECT a FROM item").rows == ((5,),)
+    assert run_query(path, "SELECT count(*) FROM wide").rows == ((0,),)
+
+
+def test_names_that_are_not_utf8_are_an_error(tmp_path):
+    path = tmp_path / "latin.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript('CREATE TABLE t ("cafA" TEXT, b); INSERT INTO t VALUES (1, 2);')
+    connection.close()
+    path.write_bytes(path.read_bytes().replace(b"cafA", b"caf\xe9"))
+    assert run_query(path, "SELECT b FROM t").rows == ((2,),)
+    assert run_query(path, "SELECT * FROM t").status is ERROR
+
+
+def test_results_are_kept_by_the_content_of_the_file(db, tmp_path, monkeypatch):
+    sql = "SELECT count(*) FROM item WHERE id < 3"
+    first = run_query(db, sql)
+    monkeypatch.setattr("mtsql.sql.sandbox.the_pool", None)  # no worker can be asked
+    copy = tmp_path / "copy.sqlite"
+    copy.write_bytes(db.read_bytes())
+    assert run_query(copy, sql) is first
+    with pytest.raises(TypeError):
+        run_query(db, sql, QueryConfig(max_rows=5))  # other limits, another run
+
+
+@pytest.mark.parametrize("name", list(vars(QueryConfig())))
 def test_limits_must_be_positive(name):
     for value in (0, -1, float("nan")):
         with pytest.raises(ValueError, match=name):
-            QueryLimits(**{name: value})
+            QueryConfig(**{name: value})

@@ -1,0 +1,206 @@
+"""A connection that lets a query read and nothing else, and the clock that ends the query. Runs in a SQL worker.
+
+What bounds a query here: an authorizer, SQLite's limits on sizes, counted rows, a budget of virtual-machine steps, which
+gives the same verdict on every machine, and a deadline that is looked at every so many steps.
+"""
+
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable
+from functools import cache
+from sys import getsizeof
+
+TICK_VM_STEPS = 1_000_000
+"""At most so many steps of SQLite's virtual machine pass between two ticks: 5 to 30 ms."""
+OK, ERROR, TIMEOUT, TOO_LARGE, DENIED = "ok", "error", "timeout", "too_large", "denied"
+STATUS_OF_CODE = {
+    sqlite3.SQLITE_READONLY: DENIED,
+    sqlite3.SQLITE_AUTH: DENIED,
+    sqlite3.SQLITE_INTERRUPT: TIMEOUT,
+    sqlite3.SQLITE_TOOBIG: TOO_LARGE,
+    sqlite3.SQLITE_NOMEM: TOO_LARGE,
+    sqlite3.SQLITE_FULL: TOO_LARGE,
+}
+UNREADABLE = (sqlite3.Error, UnicodeError)  # names of columns must be UTF-8 for Python's module
+_ALLOWED = frozenset(
+    (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+)
+_DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer"))
+
+
+class Refusal(Exception):
+    """We, not SQLite, end the query."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Chance:
+    """What random() and randomblob() return: numbers that depend on the query's text only (splitmix64)."""
+
+    def __init__(self) -> None:
+        self.state = 0
+
+    def start(self, sql: str) -> None:
+        self.state = zlib.crc32(sql.encode())
+
+    def number(self) -> int:
+        """A signed 64-bit number, as random() returns."""
+        self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (self.state ^ (self.state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        return (mixed ^ (mixed >> 31)) - 2**63
+
+    def blob(self, size: object) -> bytes:
+        """As randomblob(size): at least one byte. SQLite refuses one that is over its limit."""
+        size = max(1, int(size)) if isinstance(size, (int, float)) else 1
+        piece = b"".join((self.number() + 2**63).to_bytes(8, "little") for _ in range(min(512, -(-size // 8))))
+        return (piece * -(-size // len(piece)))[:size]
+
+
+class Sandbox:
+    """One connection, set up to refuse all but reading, to a file or to tables held in memory."""
+
+    def __init__(self, connection: sqlite3.Connection, clock: "Clock") -> None:
+        self.connection, self.clock = connection, clock
+        self.config: dict | None = None
+        self.is_denied = False
+        self.chance = Chance()
+        # The schema is loaded here, before limits on values apply to it.
+        rows = connection.execute("SELECT name, type, rootpage FROM sqlite_master").fetchall()
+        plain = {name.lower() for name, kind, root in rows if kind == "view" or (kind == "table" and root)}
+        virtual = {name.lower() for name, kind, root in rows if kind == "table" and not root}
+        self.denied_tables = (_modules() - plain) | virtual
+        self.plain_tables = plain
+        connection.create_function("random", 0, self.chance.number)
+        connection.create_function("randomblob", 1, self.chance.blob)
+        connection.set_authorizer(self.authorize)
+
+    def configure(self, config: dict) -> None:
+        """Apply the limits of a query; `config` is a QueryConfig as a dictionary."""
+        if config == self.config:
+            return
+        for category, value in (
+            (sqlite3.SQLITE_LIMIT_LENGTH, config["max_value_bytes"]),
+            (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, config["max_expr_depth"]),
+            (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, config["max_compound_selects"]),
+            (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+        ):
+            self.connection.setlimit(category, value)
+        self.connection.set_progress_handler(self.clock.tick, tick_steps(config["max_vm_steps"])[1])
+        self.config = config
+
+    def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        """SQLite asks while it compiles a statement: of a table that is read and its column, of a function's name."""
+        if action == sqlite3.SQLITE_READ:
+            name = first.lower()
+            is_allowed = name not in self.denied_tables and (
+                not name.startswith("pragma_") or name in self.plain_tables
+            )
+        else:
+            is_allowed = action in _ALLOWED and not (
+                action == sqlite3.SQLITE_FUNCTION and second.lower() in _DENIED_FUNCTIONS
+            )
+        if is_allowed:
+            return sqlite3.SQLITE_OK
+        # SQLite's own error code does not always say so: a denied table function is a plain error.
+        self.is_denied = True
+        return sqlite3.SQLITE_DENY
+
+    def run(self, sql: str, config: dict) -> tuple[list[tuple], tuple[str, ...], int]:
+        """-> (rows, columns, bytes that the rows take as Python objects)."""
+        self.is_denied = False
+        self.chance.start(sql)
+        cursor = self.connection.execute(sql)
+        try:
+            if cursor.description is None:
+                raise sqlite3.ProgrammingError("the text holds no query")
+            columns = tuple(entry[0] for entry in cursor.description)
+            max_rows, max_cells, max_bytes = config["max_rows"], config["max_cells"], config["max_bytes"]
+            max_rows = min(max_rows, max_cells // len(columns))
+            rows: list[tuple] = []
+            num_bytes = 0
+            for row in cursor:
+                rows.append(row)
+                num_bytes += getsizeof(row) + sum(map(getsizeof, row))
+                if len(rows) > max_rows:
+                    if len(rows) > config["max_rows"]:
+                        raise Refusal(TOO_LARGE, f"more than {config['max_rows']} rows")
+                    raise Refusal(TOO_LARGE, f"more than {max_cells} cells")
+                if num_bytes > max_bytes:
+                    raise Refusal(TOO_LARGE, f"more than {max_bytes} bytes of rows")
+            return rows, columns, num_bytes
+        finally:
+            cursor.close()  # an unfinished statement would keep its memory
+
+
+class Clock:
+    """Counts the ticks of a running query, tells of each, and ends the query at its budget or its deadline."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+        self.start(1, 0.0)
+
+    def start(self, max_ticks: int, timeout_secs: float) -> None:
+        self.num_ticks, self.max_ticks, self.is_late = 0, max_ticks, False
+        self.started = time.monotonic()
+        self.deadline = self.started + timeout_secs
+
+    def tick(self) -> bool:
+        """Called by SQLite every so many steps; True ends the query."""
+        self.num_ticks += 1
+        self.tell()
+        self.is_late = time.monotonic() > self.deadline
+        return self.is_late or self.num_ticks >= self.max_ticks
+
+
+def tick_steps(max_vm_steps: int) -> tuple[int, int]:
+    """(ticks until the budget is spent, steps between two): the product is the budget, but for a rounded fraction."""
+    num_ticks = -(-max_vm_steps // TICK_VM_STEPS)
+    return num_ticks, max(1, max_vm_steps // num_ticks)
+
+
+def decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "ignore")
+
+
+def open_file(uri: str) -> sqlite3.Connection:
+    """A connection that cannot write the file, takes no lock and leaves nothing beside it. It is no sandbox yet."""
+    uri += "?mode=ro&immutable=1"
+    return _prepared(sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0))
+
+
+def open_memory(tables: list[tuple[str, str, list[tuple]]]) -> sqlite3.Connection:
+    """A database in memory from (CREATE statement, INSERT statement, rows); what SQLite does not take is left out."""
+    connection = _prepared(sqlite3.connect(":memory:", isolation_level=None, cached_statements=0))
+    connection.execute("BEGIN")
+    for create, insert, rows in tables:
+        try:
+            connection.execute(create)
+            connection.executemany(insert, rows)
+        except sqlite3.Error as error:
+            if is_out_of_memory(error):
+                raise
+    connection.execute("COMMIT")
+    return connection
+
+
+def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.text_factory = decode
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_NOMEM
+
+
+@cache
+def _modules() -> frozenset[str]:
+    """Names of virtual tables that exist without being created, all of them: some show what a policy must not see."""
+    connection = sqlite3.connect(":memory:")
+    names = {name.lower() for (name,) in connection.execute("PRAGMA module_list")}
+    connection.close()
+    return frozenset(names | {"sqlite_stmt", "dbstat", "sqlite_dbpage", "json_each", "json_tree", "bytecode", "tables_used"})

@@ -1,0 +1,284 @@
+"""The sandbox: run a model's SQL on a SQLite database and get a value back, whatever the SQL is.
+
+Every query runs in a worker process (worker.py) that the operating system bounds and that is killed where nothing else
+ends it (workers.py). A query ends by work: after a number of virtual-machine steps, so that its verdict is the same on
+every machine. Results are kept, and nobody runs the same query twice (kept.py).
+
+Covered; an attack for each line is in tests/test_sandbox.py and test_sandbox_bounds.py:
+
+- Writes: INSERT, UPDATE, DELETE, REPLACE, CREATE, DROP, ALTER, REINDEX, ANALYZE, VACUUM (INTO), BEGIN, SAVEPOINT. The
+  file is opened read-only and immutable, an authorizer lets a statement do four things only (select, read, call a
+  function, recurse), and the worker may not write a byte into any file. Sorts stay in memory.
+- Other files and settings: ATTACH, DETACH, PRAGMA (so writable_schema), load_extension().
+- Table functions and virtual tables, by their names, also where a view of the file opens them: pragma_...(),
+  json_each(), dbstat, FTS and R-Tree tables, sqlite_stmt (it would show SQL of the connection).
+- Work: an endless recursion, a cross join of millions of rows, a dear function in a loop, a call that SQLite copies
+  wherever its alias is used, the planning of 64 joined tables, printf() of two billion characters, functions in the
+  file's own generated columns. Loops end at the budget of steps, everything ends at the deadline.
+- Memory: values, sorts and compilations that grow without end end in the worker, never in this process.
+- Results: too many rows, cells or bytes (`QueryConfig`); rows are fetched one by one and counted in the worker.
+- Text: NUL bytes, lone surrogates, invalid UTF-8 in the file (dropped, as the official evaluator does), several
+  statements in one string, none at all, unbound parameters.
+- Files: missing, empty, corrupt, a folder, a pipe: an ERROR. A database another process has locked is read without a
+  lock; a `-wal` or `-journal` file beside it is not: rows as of the last checkpoint. A file replaced or changed between
+  two queries gives fresh rows.
+- Load: any number of threads; at most `num_workers` queries run at once, others wait without losing time of their own.
+- Ends: a worker outlives neither its parent, however that ends, nor a query's deadline. A forked child starts its own.
+
+random() and randomblob() give the same numbers for the same text, so that a run can be repeated.
+
+Not covered. date('now') and the like run as they are: results that use them differ from day to day. A file changed
+*while* a query reads it, or changed with size and times kept. A stored value longer than `max_value_bytes` cannot be
+returned; the other columns of its row can. A bug in SQLite itself runs in the worker, which has no model and no gold SQL
+but the rights of the user: for data from strangers run the whole in a container.
+"""
+
+import hashlib
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+
+from mtsql.sql.kept import Kept, Meter
+from mtsql.sql.workers import DeadlinePassed, WorkerDied, the_pool
+
+MAX_KEPT_BYTES = 64 * 2**20
+"""Of results, as Python objects."""
+READ_SECS = 60.0
+READ_MEMORY_BYTES = 512 * 2**20
+"""For reading a schema or the tables of a database."""
+_LOGGER = logging.getLogger(__name__)
+
+
+class QueryStatus(Enum):
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    TOO_LARGE = "too_large"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """What one query may use. ValueError, naming the field, for a limit that is not positive."""
+
+    max_vm_steps: int = 50_000_000
+    """Steps of SQLite's virtual machine; 50 million take 0.5 to 1.5 s. The verdict is the same on every machine."""
+    timeout_secs: float = 30.0
+    """Wall-clock seconds: a safety net far above the steps, for what does not count in them. Its use is logged."""
+    max_rows: int = 100_000
+    """Rows of the result."""
+    max_cells: int = 2_000_000
+    """Cells of the result."""
+    max_bytes: int = 64_000_000
+    """Bytes of the result, as Python objects take (a short text is ~60)."""
+    max_value_bytes: int = 40_000
+    """Bytes of any text, blob or table row that a query reads whole or computes."""
+    max_sql_bytes: int = 20_000
+    """Bytes of the query itself, in UTF-8."""
+    max_expr_depth: int = 200
+    """Nesting of expressions."""
+    max_compound_selects: int = 100
+    """Arms of UNION and the like."""
+    max_memory_bytes: int = 2**30
+    """Memory of a worker beyond what it takes at rest; SQLite may use half of it, the result needs the rest."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}: expected a positive number, found {value!r}")
+        if self.max_value_bytes > 10**9:
+            raise ValueError(f"max_value_bytes: SQLite allows 10**9 at most, found {self.max_value_bytes}")
+        if self.max_memory_bytes < 32 * 2**20:
+            raise ValueError(f"max_memory_bytes: a worker needs 33554432 at least, found {self.max_memory_bytes}")
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """Rows in SQLite's order, duplicates kept. Where the status is not OK: no rows, and a message.
+
+    num_ticks: what the query cost, in ticks of a million virtual-machine steps (fewer where the budget is smaller).
+    secs: in its worker; a result that was kept says what its only run took.
+    """
+
+    status: QueryStatus
+    rows: tuple[tuple, ...] = ()
+    columns: tuple[str, ...] = ()
+    message: str = ""
+    num_ticks: int = 0
+    num_bytes: int = 0
+    secs: float = field(default=0.0, compare=False)
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status is QueryStatus.OK
+
+    @property
+    def is_empty(self) -> bool:
+        """It ran and says nothing: no rows, or nothing but NULL."""
+        return self.is_ok and all(cell is None for row in self.rows for cell in row)
+
+
+@dataclass(frozen=True)
+class MemoryCopy:
+    """A small database that a worker builds in its memory: no file, so none that could get lost.
+
+    packed: a marshalled list of (CREATE statement, INSERT statement, rows). digest: of `packed`.
+    """
+
+    digest: bytes
+    packed: bytes = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The database of a file with the rows of each table stored in the opposite order, without keys or indexes.
+
+    A worker builds it in its memory: a query is TOO_LARGE on one that does not fit there.
+    """
+
+    db_path: Path
+
+
+Source = Path | MemoryCopy | Mirror
+"""What a query can run on."""
+
+
+class DatabaseFileError(Exception):
+    """The file is missing, empty, not a file or not readable; the text names it."""
+
+
+def run_query(
+    source: Source, sql: str, config: QueryConfig = QueryConfig(), meter: Meter | None = None
+) -> QueryResult:
+    """Run one query, or find its result kept. Nothing the SQL or the file does raises: the status says what happened.
+
+    `meter` is told of the query's ticks while it runs, or at once where its result was kept.
+    """
+    try:
+        if len(sql.encode()) > config.max_sql_bytes:
+            message = f"the query is longer than {config.max_sql_bytes} bytes"
+            return QueryResult(QueryStatus.TOO_LARGE, message=message)
+        if "\0" in sql:
+            return QueryResult(QueryStatus.ERROR, message="the query contains a null character")
+        content, request = _source(source)
+        return _RESULTS.get((content, sql, config), lambda tick: _run(source, request, sql, config, tick), meter)
+    except (UnicodeError, DatabaseFileError) as error:  # a lone surrogate in the text, an odd file
+        return QueryResult(QueryStatus.ERROR, message=str(error))
+    except WorkerDied as error:
+        return QueryResult(QueryStatus.TOO_LARGE, message=f"the query ended its process: {error}")
+
+
+def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple]]]:
+    """(name, columns, foreign keys) of each table and view, as SQLite's pragmas have them (`tables.read_schema`).
+
+    Raises DatabaseFileError.
+    """
+    return _read("schema", db_path)
+
+
+def read_tables(db_path: Path, max_rows: int, max_value_bytes: int, max_bytes: int) -> list[tuple]:
+    """(name, (column, declared type) pairs, rows) of each table that can be read, within bounds (`tables.read_tables`).
+
+    Raises DatabaseFileError.
+    """
+    return _read("tables", db_path, max_rows, max_value_bytes, max_bytes)
+
+
+def forget_results() -> None:
+    """Run every query anew from now on, as a test or a benchmark wants it."""
+    _RESULTS.clear()
+
+
+def sandbox_counts() -> dict[str, int]:
+    """How often since the start a query met its deadline instead of its budget of steps, and a worker was lost."""
+    return {"deadline": _COUNTS["deadline"], "died": the_pool().counts["died"]}
+
+
+def _source(source: Source) -> tuple[tuple, tuple]:
+    """(what the content is known by, what the worker is told)."""
+    if isinstance(source, MemoryCopy):
+        return ("copy", source.digest), ("copy", source.digest, source.packed)
+    kind, path = ("reversed", source.db_path) if isinstance(source, Mirror) else ("file", source)
+    path, version = file_version(path)
+    return (kind, content_hash(path, version)), (kind, (path, version), Path(path).as_uri())
+
+
+def _run(source: Source, request: tuple, sql: str, config: QueryConfig, tick: Callable[[], None]) -> QueryResult:
+    num_told = 0
+
+    def count() -> None:
+        nonlocal num_told
+        num_told += 1
+        tick()
+
+    try:
+        status, rows, columns, message, secs, num_ticks, num_bytes, ending = the_pool().call(
+            "query", request, sql, _as_dict(config), timeout_secs=config.timeout_secs,
+            memory_bytes=config.max_memory_bytes, tick=count, is_spoiled=lambda answer: answer[-1] == "memory",
+        )  # fmt: skip
+    except DeadlinePassed:
+        status, rows, columns, secs, num_ticks, num_bytes = "timeout", (), (), config.timeout_secs, num_told, 0
+        message, ending = f"no result within {config.timeout_secs:g} seconds", "deadline"
+    if ending == "open":
+        raise DatabaseFileError(message)
+    if ending == "deadline":
+        _COUNTS["deadline"] += 1
+        where = "a copy" if isinstance(source, MemoryCopy) else source
+        _LOGGER.warning("a query met its deadline of %g s, not its budget of steps, on %s: %.200r",
+                        config.timeout_secs, where, sql)  # fmt: skip
+    num_bytes += len(sql) + 1000
+    return QueryResult(QueryStatus(status), tuple(rows), columns, message, num_ticks, num_bytes, secs)
+
+
+def _read(name: str, db_path: Path, *arguments: object) -> list:
+    path, _ = file_version(db_path)
+    try:
+        found = the_pool().call(
+            name, Path(path).as_uri(), *arguments, timeout_secs=READ_SECS, memory_bytes=READ_MEMORY_BYTES
+        )
+    except DeadlinePassed as error:
+        raise DatabaseFileError(f"{db_path}: cannot be read within {READ_SECS:g} seconds") from error
+    except WorkerDied as error:
+        raise DatabaseFileError(f"{db_path}: cannot be read: {error}") from error
+    if isinstance(found, str):
+        raise DatabaseFileError(f"{db_path}: not a readable SQLite database: {found}")
+    return found
+
+
+def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
+    """(absolute path, numbers that differ once the file was replaced or written to). Raises DatabaseFileError."""
+    try:
+        path = os.path.abspath(os.fsdecode(db_path))
+        info = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise DatabaseFileError(f"{db_path}: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise DatabaseFileError(f"{db_path}: not a file")
+    if info.st_size == 0:
+        raise DatabaseFileError(f"{db_path}: an empty file, no database")
+    return path, (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def content_hash(path: str, version: tuple[int, ...]) -> bytes:
+    """Of the file's bytes, read once for each version. Raises DatabaseFileError."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise DatabaseFileError(f"{path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=64)
+def _as_dict(config: QueryConfig) -> dict[str, float]:
+    return asdict(config)
+
+
+_COUNTS: Counter[str] = Counter()
+_RESULTS: Kept[QueryResult] = Kept(MAX_KEPT_BYTES, lambda r: r.num_bytes, lambda r: r.num_ticks)

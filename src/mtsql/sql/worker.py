@@ -1,0 +1,195 @@
+"""One SQL worker: a process that runs queries for the sandbox and may be killed in the middle of any of them.
+
+It imports the standard library and three small modules, so it starts in about 30 ms and holds no model. It reads
+requests from stdin and writes replies to stdout, each a length and a marshalled value; a length of 0 is a tick: the
+running query has taken another `TICK_VM_STEPS` steps. It ends when the parent closes stdin, also by dying, and in the
+middle of a query at the next tick or, where there is none, when its alarm goes off.
+
+What bounds it: the operating system's limit on its memory and SQLite's own below that; a limit of 0 bytes on every file
+it writes; the limits of each connection (connection.py); and the parent's `kill`, which stands behind all of them.
+"""
+
+import marshal
+import os
+import resource
+import signal
+import sqlite3
+import sys
+import time
+from collections import OrderedDict
+
+from mtsql.sql.connection import (
+    DENIED,
+    ERROR,
+    OK,
+    STATUS_OF_CODE,
+    TIMEOUT,
+    TOO_LARGE,
+    UNREADABLE,
+    Clock,
+    Refusal,
+    Sandbox,
+    is_out_of_memory,
+    open_file,
+    open_memory,
+    tick_steps,
+)
+from mtsql.sql.tables import read_schema, read_tables, written
+
+MAX_CONNECTIONS = 16
+"""Kept open in a worker, the most recently used."""
+ALARM_SECS = 1.0
+"""After a query's deadline, by which the parent has killed this process unless it is gone itself."""
+MARSHAL_VERSION = 2
+
+
+class Worker:
+    """Runs requests one after the other; each method of this name is an operation the parent may ask for."""
+
+    def __init__(self, replies: int) -> None:
+        self.clock = Clock(lambda: _tick(replies))
+        self.kept: OrderedDict[tuple, Sandbox] = OrderedDict()
+
+    def query(self, source: tuple, sql: str, config: dict) -> tuple:
+        """-> (status, rows, columns, message, seconds, ticks, bytes of the rows, ending).
+
+        ending: "open" where the database cannot be opened, "memory" where memory ran out, "deadline" where the clock
+        ended the query, else "".
+        """
+        max_ticks, _ = tick_steps(config["max_vm_steps"])
+        self.clock.start(max_ticks, config["timeout_secs"])
+        sandbox, rows, columns, num_bytes, ending = None, [], (), 0, ""
+        status, message = OK, ""
+        try:
+            sandbox = self._sandbox(source)
+            sandbox.configure(config)
+            rows, columns, num_bytes = sandbox.run(sql, config)
+        except Refusal as error:
+            status, message = error.status, str(error)
+        except MemoryError:
+            status, message, ending = TOO_LARGE, "out of memory", "memory"
+        except (*UNREADABLE, sqlite3.Warning) as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            # The low byte is the kind of the error, the rest its detail.
+            status, message = ERROR if code is None else STATUS_OF_CODE.get(code & 0xFF, ERROR), str(error)
+            if is_out_of_memory(error):
+                ending = "memory"
+            elif sandbox is None:
+                ending = "open"
+            elif sandbox.is_denied:
+                status, message = DENIED, f"only SELECT is allowed here: {error}"
+        secs = time.monotonic() - self.clock.started
+        if status == TIMEOUT and self.clock.is_late:
+            message, ending = f"no result within {config['timeout_secs']:g} seconds", "deadline"
+        elif status == TIMEOUT:
+            message = f"no result within {config['max_vm_steps']} steps of SQLite's virtual machine"
+        return status, rows, columns, message, secs, self.clock.num_ticks, num_bytes, ending
+
+    def schema(self, uri: str) -> list | str:
+        """What `read_schema` finds in a file, or SQLite's words where it cannot be read."""
+        return self._read(uri, read_schema)
+
+    def tables(self, uri: str, max_rows: int, max_value_bytes: int, max_bytes: int) -> list | str:
+        """What `read_tables` finds in a file, or SQLite's words where it cannot be read."""
+        return self._read(uri, lambda connection: read_tables(connection, max_rows, max_value_bytes, max_bytes))
+
+    def _read(self, uri: str, read) -> list | str:
+        connection = None
+        try:
+            connection = open_file(uri)
+            return read(connection)
+        except UNREADABLE as error:
+            return str(error)
+        except MemoryError:
+            return "out of memory"
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _sandbox(self, source: tuple) -> Sandbox:
+        kind, key, content = source
+        sandbox = self.kept.get((kind, key))
+        if sandbox is None:
+            while len(self.kept) >= MAX_CONNECTIONS:
+                self.kept.popitem(last=False)[1].connection.close()
+            if kind == "file":
+                connection = open_file(content)
+            elif kind == "reversed":  # the same content with the rows of each table in the opposite order
+                original = open_file(content)
+                tables = [(name, columns, rows[::-1]) for name, columns, rows in read_tables(original)]
+                original.close()
+                connection = open_memory(written(tables))
+            else:
+                connection = open_memory(marshal.loads(content))
+            sandbox = self.kept[kind, key] = Sandbox(connection, self.clock)
+        self.kept.move_to_end((kind, key))
+        return sandbox
+
+
+def _limit(memory_bytes: int) -> None:
+    """From here on: no more memory than that, no byte into any file, no core dump."""
+    with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else open(os.devnull) as statm:
+        in_use = int((statm.read().split() or ["0"])[0]) * os.sysconf("SC_PAGE_SIZE")
+    for kind, value in (
+        (resource.RLIMIT_AS, in_use + memory_bytes), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)
+    ):  # fmt: skip
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+    connection = sqlite3.connect(":memory:")
+    connection.execute(f"PRAGMA hard_heap_limit = {memory_bytes // 2}").close()
+    connection.close()
+
+
+def _read_exactly(file: int, size: int) -> bytes:
+    """Fewer bytes at the end of the file."""
+    pieces = []
+    while size > 0 and (piece := os.read(file, min(size, 1 << 20))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def write_message(file: int, value: object) -> None:
+    """Length and value; OSError (a broken pipe) where the other side is gone."""
+    body = marshal.dumps(value, MARSHAL_VERSION)
+    rest = memoryview(len(body).to_bytes(8, "little") + body)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _tick(replies: int) -> None:
+    try:
+        os.write(replies, b"\0" * 8)
+    except OSError:  # the parent is gone
+        os._exit(0)
+
+
+def _tell_fault(replies: int, kind: type, error: BaseException, trace: object) -> None:
+    """A fault of ours ends the worker; the parent raises the text. (stderr may be a file, and none can be written.)"""
+    import traceback
+
+    write_message(replies, "".join(traceback.format_exception(kind, error, trace)))
+
+
+def main() -> None:
+    """Serve until stdin ends. The only argument is the memory it may take, in bytes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    requests, replies = os.dup(0), os.dup(1)
+    sys.excepthook = lambda *error: _tell_fault(replies, *error)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    worker = Worker(replies)
+    _limit(int(sys.argv[1]))
+    write_message(replies, "ready")
+    while head := _read_exactly(requests, 8):
+        try:
+            timeout_secs, name, *arguments = marshal.loads(_read_exactly(requests, int.from_bytes(head, "little")))
+            signal.setitimer(signal.ITIMER_REAL, timeout_secs + ALARM_SECS)  # SIGALRM ends the process
+            write_message(replies, (getattr(worker, name)(*arguments),))
+        except MemoryError:  # while a request was read or a result was packed
+            write_message(replies, ())
+        except OSError:  # the parent is gone
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,284 @@
+"""The parent's side of the SQL workers: a pool of processes, each of which may be killed at any time.
+
+A worker is started when one is needed and none is idle, up to the pool's size. It serves one request at a time. One
+that does not answer by the request's deadline is killed, one that has died is replaced; both cost nobody else anything.
+Nothing here knows SQL.
+"""
+
+import atexit
+import marshal
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from mtsql.sql.worker import MARSHAL_VERSION
+
+GRACE_SECS = 0.1
+"""After its deadline in which a worker may still end a query itself, at a tick."""
+START_SECS = 120.0
+"""In which a new worker must be ready. It takes 0.03 s on an idle machine."""
+_SOURCES = str(Path(__file__).resolve().parents[2])
+_START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker import main; main()"
+
+
+class WorkerDied(Exception):
+    """The worker ended in the middle of a request, by itself or by the operating system; the text says how."""
+
+
+class DeadlinePassed(Exception):
+    """The worker did not answer in time, and was killed."""
+
+
+class _Worker:
+    """One process and its two pipes. Not safe for threads: who has taken it from the pool uses it alone."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.is_fresh = True
+        self._buffer = bytearray()
+        # -I -S: neither the environment, the working folder nor site-packages can put anything into the process.
+        command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
+        # A session of its own: Ctrl-C in a terminal reaches the parent only. No stderr: who reads the parent's to its
+        # end would wait for a worker, too.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            start_new_session=True, cwd=os.sep,
+        )  # fmt: skip
+        self._poll = select.poll()
+        self._poll.register(self.process.stdout, select.POLLIN)
+        try:
+            self._receive(time.monotonic() + START_SECS, lambda: None)
+        except (WorkerDied, DeadlinePassed) as error:
+            raise RuntimeError(f"a SQL worker could not be started ({' '.join(command)}): {error}") from error
+
+    def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
+        """Send a packed request and wait for its answer; `tick` is called for each tick. The clock starts here."""
+        deadline = time.monotonic() + max(0.0, timeout_secs) + GRACE_SECS
+        try:
+            rest = memoryview(message)
+            while rest:
+                rest = rest[os.write(self.process.stdin.fileno(), rest) :]
+        except OSError:  # it died while it was idle
+            raise self._died() from None
+        return self._receive(deadline, tick)
+
+    def kill(self) -> None:
+        """End it for good, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        self.close_pipes()
+
+    def close_pipes(self) -> None:
+        """An idle worker ends by itself after this."""
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def _receive(self, deadline: float, tick: Callable[[], None]) -> object:
+        buffer, output = self._buffer, self.process.stdout.fileno()
+        while True:
+            if len(buffer) >= 8:
+                size = int.from_bytes(buffer[:8], "little")
+                if size == 0:
+                    del buffer[:8]
+                    tick()
+                    continue
+                if len(buffer) >= 8 + size:
+                    value = marshal.loads(memoryview(buffer)[8 : 8 + size])
+                    self._buffer = bytearray()
+                    return value
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._poll.poll(1000 * left + 1):
+                self.kill()
+                raise DeadlinePassed
+            piece = os.read(output, 1 << 20)
+            if not piece:
+                raise self._died()
+            buffer += piece
+
+    def _died(self) -> WorkerDied:
+        self.process.kill()
+        code = self.process.wait()
+        self.close_pipes()
+        return WorkerDied(f"signal {-code}" if code < 0 else f"exit code {code}")
+
+
+class WorkerPool:
+    """At most `size` workers; requests beyond that wait their turn, without losing time of their own.
+
+    counts: "deadline" and "died" by name, how often a worker was killed at a deadline or was lost.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a pool of SQL workers needs at least 1, not {size}")
+        self.size = size
+        self.counts: Counter[str] = Counter()
+        self._condition = threading.Condition()
+        self._idle: list[_Worker] = []  # the most recently used last
+        self._all: set[_Worker] = set()
+        self._num_starting = 0
+        self._num_stops = 0
+
+    def call(
+        self, name: str, *arguments: object, timeout_secs: float, memory_bytes: int,
+        tick: Callable[[], None] = lambda: None, is_spoiled: Callable[[object], bool] = lambda _: False,
+    ) -> object:  # fmt: skip
+        """Have a worker do `name(*arguments)` and return what it returns.
+
+        A worker that dies, has no memory for its answer, or whose answer `is_spoiled` is replaced. If it had
+        served before, the request is tried once more, on a fresh one, in the time that is left: its verdict is not
+        another query's doing.
+        `tick` is told of a second try's ticks only as far as they pass the first's.
+        Raises DeadlinePassed or WorkerDied; RuntimeError where the worker failed by a fault of ours.
+        """
+        body = marshal.dumps((timeout_secs, name, *arguments), MARSHAL_VERSION)
+        message = len(body).to_bytes(8, "little") + body
+        num_told, num_stops, secs_left = 0, self._num_stops, timeout_secs
+        while True:
+            num_ticks = 0
+
+            def count() -> None:
+                nonlocal num_ticks, num_told
+                num_ticks += 1
+                if num_ticks > num_told:
+                    num_told = num_ticks
+                    tick()
+
+            worker = self._take(memory_bytes)
+            was_fresh, worker.is_fresh = worker.is_fresh, False
+            is_sound, start = False, time.monotonic()
+            try:
+                reply = worker.ask(message, secs_left, count)
+                if isinstance(reply, str):
+                    raise RuntimeError(f"a SQL worker failed: {reply}")
+                is_sound = bool(reply) and not is_spoiled(*reply)
+            except WorkerDied:
+                self._count("died")
+                if was_fresh or self._num_stops > num_stops:
+                    raise
+                continue
+            except DeadlinePassed:
+                self._count("deadline")
+                raise
+            finally:
+                secs_left -= time.monotonic() - start
+                self._give(worker, is_sound)
+            if is_sound or (was_fresh and reply):
+                return reply[0]
+            if was_fresh:
+                raise WorkerDied("no memory for the result")
+
+    def kill_all(self) -> None:
+        """Kill every worker; requests that are running end with WorkerDied. Later ones get new workers."""
+        with self._condition:
+            self._num_stops += 1
+            idle, self._idle = self._idle, []
+            busy = self._all.difference(idle)
+            self._all.difference_update(idle)
+        for worker in busy:
+            worker.process.kill()
+        for worker in idle:
+            worker.kill()
+
+    def abandon(self) -> None:
+        """In a forked child: the workers are the parent's. Only this process's copies of their pipes are closed."""
+        for worker in self._all:
+            worker.close_pipes()
+            worker.process.returncode = 0  # it is no child of this process: Popen must not wait for it
+
+    def _take(self, memory_bytes: int) -> _Worker:
+        unfit = None
+        with self._condition:
+            while True:
+                fit = [w for w in self._idle if w.memory_bytes == memory_bytes]
+                if fit:
+                    self._idle.remove(fit[-1])
+                    return fit[-1]
+                if len(self._all) + self._num_starting < self.size:
+                    break
+                if self._idle:
+                    unfit = self._idle.pop(0)
+                    self._all.discard(unfit)
+                    break
+                self._condition.wait()
+            self._num_starting += 1
+        worker = None
+        try:
+            if unfit is not None:
+                unfit.kill()
+            worker = _Worker(memory_bytes)
+        finally:
+            with self._condition:
+                self._num_starting -= 1
+                if worker is not None:
+                    self._all.add(worker)
+                self._condition.notify()
+        return worker
+
+    def _give(self, worker: _Worker, is_sound: bool) -> None:
+        if not is_sound and worker.process.returncode is None:
+            worker.kill()
+        with self._condition:
+            if is_sound:
+                self._idle.append(worker)
+            else:
+                self._all.discard(worker)
+            self._condition.notify()
+
+    def _count(self, name: str) -> None:
+        with self._condition:
+            self.counts[name] += 1
+
+
+def default_size() -> int:
+    """As many workers as this process has processors, or its share of them where ranks share the machine."""
+    num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, num_processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+_POOLS: list[WorkerPool] = []  # the process's own; empty until the first query
+_POOL_LOCK = threading.Lock()
+
+
+def the_pool() -> WorkerPool:
+    """The pool that all queries of this process share."""
+    if not _POOLS:
+        with _POOL_LOCK:
+            if not _POOLS:
+                _POOLS.append(WorkerPool(default_size()))
+    return _POOLS[0]
+
+
+def set_num_workers(size: int) -> None:
+    """How many workers this process may have at a time; 0: as many as it has processors. ValueError if negative."""
+    if size < 0:
+        raise ValueError(f"the number of SQL workers must not be negative, found {size}")
+    pool = the_pool()
+    with pool._condition:
+        pool.size = size or default_size()
+        pool._condition.notify_all()
+
+
+def stop_queries() -> None:
+    """End all queries that are running, at Ctrl-C for instance, so that nobody waits for them."""
+    if _POOLS:
+        _POOLS[0].kill_all()
+
+
+def _forget() -> None:
+    """A forked child has no right to its parent's workers."""
+    global _POOL_LOCK
+    _POOL_LOCK = threading.Lock()
+    for pool in _POOLS:
+        pool.abandon()
+    _POOLS.clear()
+
+
+atexit.register(stop_queries)
+os.register_at_fork(after_in_child=_forget)

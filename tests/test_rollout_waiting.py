@@ -1,0 +1,220 @@
+"""Nobody waits for the slowest, and nothing depends on how fast SQL is: joins by work, judging beside decoding."""
+
+import random
+import sqlite3
+import threading
+import time
+from contextlib import closing
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
+from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.prompts import PromptStyle
+from mtsql.llm.attention import register_attention
+from mtsql.llm.engine import Completion, Engine, EngineLimits, Sampling, StopReason
+from mtsql.llm.rendering import Renderer
+from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.rl.rewards import RewardConfig, reward_components
+from mtsql.rl.rollout import SQL_STEPS, rollout
+from mtsql.sql.dialogues import Turn
+from mtsql.sql.sandbox import QueryConfig, QueryStatus, forget_results
+from mtsql.sql.schema import schema_from_sqlite
+
+GOLD = "SELECT name FROM singer WHERE age > 26"
+RUNAWAY = "SELECT count(*) FROM singer a, singer b, singer c, singer d, singer e WHERE a.age + b.age < c.age - {}"
+
+
+@pytest.fixture(scope="module")
+def db_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("db") / "toy.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE singer (name TEXT, age INTEGER)")
+        connection.executemany("INSERT INTO singer VALUES (?, ?)", [(f"n{i}", 20 + i % 30) for i in range(60)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return Renderer(train_tokenizer([GOLD, RUNAWAY, "which singers are older than 26 ? user assistant"] * 20, 420))
+
+
+def turn(name="dev:0:0"):
+    return Turn(name, 0, "toy", "which singers are older than 26 ?", GOLD)
+
+
+def call(sql, **verdicts):
+    return format_reply(Reply(tool_call=ToolCall("exec_sql", sql), **verdicts))
+
+
+def answer(sql=GOLD):
+    return format_reply(Reply(exec_verdict=Verdict.PASS, answer=sql))
+
+
+class PacedEngine:
+    """A scripted engine that takes so many steps for each reply, and notes at which step an observation joins."""
+
+    sampling = Sampling()
+
+    def __init__(self, renderer, script, secs=0.0):
+        """`script[i]`: the (number of steps, reply) pairs of the i-th row."""
+        self.renderer, self.script, self.secs = renderer, [list(row) for row in script], secs
+        self.now, self.left, self.joined, self.closed = 0, {}, [], []
+
+    @property
+    def has_work(self):
+        return bool(self.left)
+
+    def open_group(self, prompt_ids, noise_keys):
+        handles = list(range(len(self.left), len(self.left) + len(noise_keys)))
+        self.left.update((handle, self.script[handle][0][0]) for handle in handles)
+        return handles
+
+    def extend(self, handle, ids):
+        self.joined.append((self.now, handle))
+        self.left[handle] = self.script[handle][0][0]
+
+    def close(self, handle):
+        self.closed.append((self.now, handle))
+
+    def step(self):
+        self.now += 1
+        time.sleep(self.secs)
+        done = []
+        for handle in list(self.left):
+            self.left[handle] -= 1
+            if self.left[handle] == 0:
+                del self.left[handle]
+                ids = self.renderer.render_reply(self.script[handle].pop(0)[1])
+                done.append(Completion(handle, ids, [-0.5] * len(ids), StopReason.STOP_ID))
+        return done
+
+
+def play(engine, renderer, db_path, num_samples, env=SqlEnv, judge=lambda trajectory: trajectory, **query):
+    schema, limits = schema_from_sqlite(db_path), EnvLimits(query=QueryConfig(**query))
+    return rollout(engine, renderer, [turn()], lambda t: env(t, schema, db_path, limits, PromptStyle.BRIEF),
+                   num_samples=num_samples, seed=0, update=0, max_prompt_tokens=4000, judge=judge)  # fmt: skip
+
+
+def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
+    """A runaway of five million steps comes five engine steps later than a small query, kept or not; others go on."""
+    script = [
+        [(3, call(GOLD)), (1, answer())],
+        [(3, call(RUNAWAY.format(0))), (1, answer())],
+        [(3, call(RUNAWAY.format(0))), (1, answer())],  # the same query at the same time
+        [(4, call(RUNAWAY.format(0))), (1, answer())],  # and a little later
+        [(40, call(GOLD)), (1, answer())],
+    ]
+    expected = [(3 + SQL_STEPS, 0), (3 + SQL_STEPS + 5, 1), (3 + SQL_STEPS + 5, 2), (4 + SQL_STEPS + 5, 3),
+                (40, 4)]  # fmt: skip  (nothing else decodes then: the engine takes no step)
+    forget_results()
+    for secs in (0.0, 0.03, 0.0):  # SQL slower than the steps, faster, and all of it kept
+        engine = PacedEngine(renderer, script, secs)
+        trajectories = play(engine, renderer, db_path, 5, max_vm_steps=5_000_000)
+        assert engine.joined == expected
+        statuses = [t.env.steps[0].status for t in trajectories]
+        assert statuses == [QueryStatus.OK, *[QueryStatus.TIMEOUT] * 3, QueryStatus.OK]
+        assert all(t.outcome is Outcome.ANSWERED for t in trajectories)
+
+
+def test_where_no_row_decodes_time_goes_on_all_the_same(renderer, db_path):
+    script = [[(1, call(RUNAWAY.format(1))), (1, call(GOLD)), (1, answer())]]
+    engine = PacedEngine(renderer, script)
+    [trajectory] = play(engine, renderer, db_path, 1, max_vm_steps=3_000_000)
+    assert engine.now == 3 and len(trajectory.step_spans) == 3 and trajectory.outcome is Outcome.ANSWERED
+
+
+def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
+    judged = threading.Event()
+
+    class Waiting(PacedEngine):
+        def step(self):
+            assert self.now < 10 or judged.wait(20), "nobody judged the first trajectory"
+            return super().step()
+
+    def judge(trajectory):
+        parts = reward_components(trajectory.env, RewardConfig())
+        judged.set()
+        return trajectory.sample, parts["ex"]
+
+    engine = Waiting(renderer, [[(1, answer())], [(20, answer("SELECT name FROM singer"))]])
+    assert play(engine, renderer, db_path, 2, judge=judge) == [(0, 1.0), (1, 0.0)]
+
+
+@pytest.mark.parametrize("where", ["judge", "environment", "engine"])
+def test_a_fault_is_raised_and_nobody_waits_for_queries(renderer, db_path, where):
+    """Also while a query that would take a minute runs for another row."""
+
+    class Faulty(SqlEnv):
+        def step(self, text, meter=None):
+            if where == "environment" and "older" in text:
+                raise LookupError("a fault")
+            return super().step(text, meter)
+
+    class FaultyEngine(PacedEngine):
+        def step(self):
+            if where == "engine" and self.now == 6:
+                raise LookupError("a fault")
+            return super().step()
+
+    def judge(trajectory):
+        if where == "judge":
+            raise LookupError("a fault")
+
+    script = [[(1, call(RUNAWAY.format(2))), (1, answer())], [(2, call("SELECT 'older'")), (1, answer())], [(99, answer())]]
+    start = time.monotonic()
+    with pytest.raises(LookupError):
+        play(FaultyEngine(renderer, script, 0.01), renderer, db_path, 3, Faulty, judge, max_vm_steps=10**7, timeout_secs=60.0)
+    assert time.monotonic() - start < 20
+    assert play(PacedEngine(renderer, [[(1, answer())]]), renderer, db_path, 1)[0].outcome is Outcome.ANSWERED
+
+
+class Scripted(SqlEnv):
+    """Acts as a script says, whatever a random model wrote, and takes any time for it."""
+
+    is_slow = False
+
+    def step(self, text, meter=None):
+        rng = random.Random(f"{self.turn.turn_id}/{text}/{len(self.steps)}")
+        sql = rng.choice([GOLD, "SELECT age FROM singer LIMIT 3", RUNAWAY.format(rng.randrange(3)), "SELECT nothing"])
+        if self.is_slow:
+            time.sleep(random.random() * 0.08)
+        done = super().step(answer(sql) if len(self.steps) == 3 else call(sql), meter)
+        if self.is_slow:
+            time.sleep(random.random() * 0.05)
+        return done
+
+
+def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, monkeypatch):
+    """Tokens, log-probs and rewards bit for bit. A slower machine is deadlines a tenth as long, environments that dawdle,
+    fewer workers and nothing kept."""
+    register_attention()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(renderer.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=12,
+        num_attention_heads=4, num_key_value_heads=2, attn_implementation="mtsql",
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).eval()
+
+    class Short(Engine):
+        def _stop_reason(self, row):
+            return StopReason.STOP_ID if len(row.logprobs) == 5 + row.handle % 7 else None
+
+    def run(timeout_secs):
+        with torch.inference_mode():
+            engine = Short(model, renderer.stop_ids, Sampling(), EngineLimits(16, 16, 8 << 20, 256))
+            return play(engine, renderer, db_path, 24, Scripted, lambda t: (t, reward_components(t.env, RewardConfig())),
+                        max_vm_steps=2_000_000, timeout_secs=timeout_secs)  # fmt: skip
+
+    forget_results()
+    quick = run(30.0)
+    forget_results()
+    monkeypatch.setattr(Scripted, "is_slow", True)
+    slow = run(3.0)
+    statuses = {step.status for t, _ in quick for step in t.env.steps}
+    assert {QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT} <= statuses
+    assert len({len(t.ids) for t, _ in quick}) > 3 and len({parts["propose"] for _, parts in quick}) > 3
+    for (one, parts), (other, other_parts) in zip(quick, slow, strict=True):
+        assert one.ids == other.ids and one.logprobs == other.logprobs and parts == other_parts
