@@ -42,6 +42,7 @@ from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig, RewardWeights
 from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig, toy_files
+from mtsql.sql.sandbox import QueryConfig
 from mtsql.workbench import set_up
 
 
@@ -84,7 +85,8 @@ class Config:
     """Where the embedded model's warm start is kept."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvLimits = EnvLimits()
+    env: EnvLimits = EnvLimits(query=QueryConfig(max_vm_steps=5_000_000))
+    """The toy world's golds take less than 10,000 steps; real ones up to 30 million, so the recipes allow 50 million."""
     style: PromptStyle | None = None
     """Wording of the prompts (default: brief for the embedded model, full for others)."""
     engine: EngineLimits = EngineLimits(max_rows=128)

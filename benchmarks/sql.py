@@ -81,16 +81,17 @@ class ForcedLengths(Engine):
 class Scripted(SqlEnv):
     """Acts as the benchmark says, whatever was sampled."""
 
-    def __init__(self, *arguments, sample: str, runaway_frac: float):
+    def __init__(self, *arguments, sample: str, runaways: set[int]):
+        """`runaways`: which of its calls are joins of eight tables."""
         super().__init__(*arguments)
-        self.sample, self.runaway_frac = sample, runaway_frac
+        self.sample, self.runaways = sample, runaways
 
     def step(self, reply_text, meter=None):
         number = len(self.steps)
         remark = f" -- {self.sample}/{number}"
         if number == NUM_CALLS:
             reply = Reply(exec_verdict=Verdict.PASS, answer=self.turn.sql + remark)
-        elif Random(self.turn.turn_id + remark).random() < self.runaway_frac:
+        elif number in self.runaways:
             table = f'"{self.schema.tables[0].name}"'
             names = ", ".join(f"{table} t{i}" for i in range(8))
             reply = Reply(tool_call=ToolCall("exec_sql", f"SELECT count(*) FROM {names}{remark}"))
@@ -112,14 +113,17 @@ def rollouts(
     rows, counts = num_turns * num_samples, {"runaway": 0, "sql": 0}
 
     def play(number: int, frac: float) -> float:
+        calls = [(row, call) for row in range(rows) for call in range(NUM_CALLS)]
+        chosen = Random(number).sample(calls, round(frac * len(calls)))
         made = iter(range(rows))
         forget_results()
         engine = ForcedLengths(model, renderer.stop_ids, Sampling(max_step_tokens=256, max_trajectory_tokens=2048),
                                EngineLimits(rows, 32, 1536 << 20, max(1024, 4 * rows)))  # fmt: skip
 
         def make_env(turn):
+            row = next(made)
             return Scripted(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], limits, PromptStyle.BRIEF,
-                            sample=f"{number}/{next(made)}", runaway_frac=frac)  # fmt: skip
+                            sample=f"{number}/{row}", runaways={call for at, call in chosen if at == row})  # fmt: skip
 
         start = time.perf_counter()
         scored = rollout(engine, renderer, turns, make_env, num_samples=num_samples, seed=0, update=0,

@@ -12,9 +12,10 @@ from mtsql.llm.losses import LossConfig, denominator, worth_a_forward
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.curriculum import CurriculumConfig, build_curriculum
 from mtsql.rl.trajectory import Trajectory
+from mtsql.sql.sandbox import QueryStatus
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1)
-CALL = SimpleNamespace(reply=SimpleNamespace(tool_call="a call", answer=None))
+CALL = SimpleNamespace(reply=SimpleNamespace(tool_call="a call", answer=None), status=QueryStatus.OK)
 
 
 def group(*rewards, outcomes=(), lengths=(), voids=(), turn_id="t"):
@@ -129,7 +130,8 @@ def refilled(rounds, equal=(), num_turns=3, num_pool=8, cut=(), accelerator=ALON
 def test_equal_groups_are_replaced_until_enough_are_there():
     [first], noted = refilled(rounds=5)
     assert noted == {"rollout_computed_per_distinct": 1.5, "equal_groups_frac": 0, "refill/rounds": 0,
-                     "refill/groups_sampled": 3, "refill/groups_kept": 3}  # fmt: skip
+                     "refill/groups_sampled": 3, "refill/groups_kept": 3, "sql_deadlines": 0,
+                     "sql_workers_died": 0}  # fmt: skip
     [same, second, third], noted = refilled(rounds=5, equal=[*first[:2], *refilled(5, first[:2])[0][1][:1]])
     assert same == first and len(second) == 2 and len(third) == 1
     assert len({*first, *second, *third}) == 6  # never the same turn twice

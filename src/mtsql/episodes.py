@@ -20,6 +20,7 @@ from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.runlog import RunLog
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.sandbox import sandbox_counts
 from mtsql.workbench import Workbench
 
 BUDGETS = (
@@ -155,18 +156,21 @@ def roll_out(
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     groups, tried, now, sums = [], [], picked, {"computed": 0.0, "distinct": 0.0, "found": 0.0}
+    before = sandbox_counts()
     for number in range(refill_rounds + 1):
         new, engine = play(now[rank::world])
         groups, tried = groups + new, tried + now
         sums["computed"] += engine.tokens_computed
         sums["distinct"] += engine.tokens_distinct
         sums["found"] += sum(teaches(group, config) for group in new)
+        sums |= {name: float(count - before[name]) for name, count in sandbox_counts().items()}
         total = sum_over_ranks(accelerator, sums)
         now = refill(len(picked) - int(total["found"]), tried) if number < refill_rounds else []
         if not now:
             break
     metrics = {"rollout_computed_per_distinct": total["computed"] / max(1.0, total["distinct"]),
-               "equal_groups_frac": 1 - total["found"] / len(tried)}  # fmt: skip
+               "equal_groups_frac": 1 - total["found"] / len(tried),
+               "sql_deadlines": int(total["deadline"]), "sql_workers_died": int(total["died"])}  # fmt: skip
     if refill_rounds:
         metrics |= {"refill/rounds": number, "refill/groups_sampled": len(tried),
                     "refill/groups_kept": int(total["found"])}  # fmt: skip
@@ -220,7 +224,7 @@ def update_metrics(
     engine_gap: float | None = None,
 ) -> dict[str, float | None]:
     """Means over all ranks of what an update saw and did; every reward component, outcome and way to be left out by
-    name. `samples` are those that were worth a forward. Of `steps`, what the optimizer steps returned, token means and
+    name, and how many queries a trajectory's tools ran, by status. `samples` are those that were worth a forward. Of `steps`, what the optimizer steps returned, token means and
     the mean loss and norm; `engine_gap` is the log-prob gap of the first unless it was measured before."""
     scored = [s for group in groups for s in group]
     sums = {"n": float(len(scored)), "num_samples": float(len(samples)), "reward": sum(s.reward for s in scored),
@@ -231,7 +235,8 @@ def update_metrics(
     for s in scored:
         for name, value in s.components.items():
             sums[f"reward/{name}"] = sums.get(f"reward/{name}", 0.0) + value
-        for key in (f"outcome/{s.trajectory.outcome.value}", fate(s.is_cut, s.is_void, config)):
+        queries = [f"queries/{step.status.value}" for step in s.trajectory.env.steps if step.status is not None]
+        for key in (f"outcome/{s.trajectory.outcome.value}", fate(s.is_cut, s.is_void, config), *queries):
             sums[key] = sums.get(key, 0.0) + 1
     sums = sum_over_ranks(accelerator, sums)
     n = sums["n"]

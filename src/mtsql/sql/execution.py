@@ -30,7 +30,6 @@ OFFICIAL_LIMITS = QueryConfig(
 )
 """The official program has no limits; these are SQLite's own, and wide enough for every known gold."""
 
-_MAX_PRED_ROWS = 100_000
 _MAX_TEXTS = 16384
 _YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)", re.IGNORECASE)
 _NEEDS_SCAN = re.compile(r"distinct|;\s*\S|\bgo\b", re.IGNORECASE)  # `go` ends a statement for sqlparse
@@ -74,11 +73,15 @@ def texts_match(pred_text: str, gold_text: str, db_paths: Sequence[Path], limits
     return True
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _pred_limits(limits: QueryConfig, num_gold_rows: int) -> QueryConfig:
-    """More rows than the gold has are wrong already: where very many are allowed, they are not fetched."""
-    max_rows = max(_MAX_PRED_ROWS, num_gold_rows)
-    return limits if limits.max_rows <= max_rows else replace(limits, max_rows=max_rows)
+    """More rows than the gold has are wrong already, so no more are fetched where very many are allowed.
+
+    Other limits stay: they are those of a training's tools, and what a tool has run is kept under its limits.
+    """
+    if limits.max_rows <= QueryConfig().max_rows:
+        return limits
+    return replace(limits, max_rows=max(1, num_gold_rows))
 
 
 @lru_cache(maxsize=_MAX_TEXTS)

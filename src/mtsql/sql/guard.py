@@ -19,6 +19,7 @@ from mtsql.sql.sandbox import (
     DatabaseFileError,
     MemoryCopy,
     QueryConfig,
+    QueryStatus,
     content_hash,
     file_version,
     run_query,
@@ -82,6 +83,8 @@ def evidence(sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: Que
     text = executed_text(official_prediction(sql))
     for copy in trial.copies:
         result = run_query(copy.database, text, limits)
+        if result.status in (QueryStatus.TIMEOUT, QueryStatus.TOO_LARGE):
+            return Evidence.NONE  # it ended within the limits on the database: no sign of another meaning
         if not result.is_ok or not results_agree(_distinct(result.rows), copy.gold_rows, copy.is_ordered):
             return Evidence.DIFFERS
     return Evidence.AGREES if trial.is_telling else Evidence.NONE

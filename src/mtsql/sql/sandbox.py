@@ -49,7 +49,7 @@ from mtsql.sql.workers import DeadlinePassed, WorkerDied, the_pool
 
 MAX_KEPT_BYTES = 64 * 2**20
 """Of results, as Python objects."""
-READ_SECS = 60.0
+READ_SECS = 20.0
 READ_MEMORY_BYTES = 512 * 2**20
 """For reading a schema or the tables of a database."""
 _LOGGER = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _run(source: Source, request: tuple, sql: str, config: QueryConfig, tick: Ca
     try:
         status, rows, columns, message, secs, num_ticks, num_bytes, ending = the_pool().call(
             "query", request, sql, _as_dict(config), timeout_secs=config.timeout_secs,
-            memory_bytes=config.max_memory_bytes, tick=count, is_spoiled=lambda answer: answer[-1] == "memory",
+            memory_bytes=config.max_memory_bytes, topic=request[:2], tick=count, is_spoiled=lambda answer: answer[-1] == "memory",
         )  # fmt: skip
     except DeadlinePassed:
         status, rows, columns, secs, num_ticks, num_bytes = "timeout", (), (), config.timeout_secs, num_told, 0

@@ -36,7 +36,7 @@ from mtsql.sql.connection import (
 )
 from mtsql.sql.tables import read_schema, read_tables, written
 
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 64
 """Kept open in a worker, the most recently used."""
 ALARM_SECS = 1.0
 """After a query's deadline, by which the parent has killed this process unless it is gone itself."""
@@ -127,12 +127,12 @@ class Worker:
 
 
 def _limit(memory_bytes: int) -> None:
-    """From here on: no more memory than that, no byte into any file, no core dump."""
-    with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else open(os.devnull) as statm:
-        in_use = int((statm.read().split() or ["0"])[0]) * os.sysconf("SC_PAGE_SIZE")
-    for kind, value in (
-        (resource.RLIMIT_AS, in_use + memory_bytes), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)
-    ):  # fmt: skip
+    """From here on: no more memory than that (on Linux), no byte into any file, no core dump."""
+    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as statm:
+            limits[resource.RLIMIT_AS] = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + memory_bytes
+    for kind, value in limits.items():
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))

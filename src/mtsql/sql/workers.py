@@ -13,11 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from mtsql.sql.worker import MARSHAL_VERSION
+from mtsql.sql.worker import MARSHAL_VERSION, MAX_CONNECTIONS
 
 GRACE_SECS = 0.1
 """After its deadline in which a worker may still end a query itself, at a tick."""
@@ -41,6 +41,7 @@ class _Worker:
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
         self.is_fresh = True
+        self.served: OrderedDict[Hashable, None] = OrderedDict()  # topics of requests, the latest last
         self._buffer = bytearray()
         # -I -S: neither the environment, the working folder nor site-packages can put anything into the process.
         command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
@@ -127,9 +128,10 @@ class WorkerPool:
 
     def call(
         self, name: str, *arguments: object, timeout_secs: float, memory_bytes: int,
-        tick: Callable[[], None] = lambda: None, is_spoiled: Callable[[object], bool] = lambda _: False,
+        topic: Hashable = None, tick: Callable[[], None] = lambda: None,
+        is_spoiled: Callable[[object], bool] = lambda _: False,
     ) -> object:  # fmt: skip
-        """Have a worker do `name(*arguments)` and return what it returns.
+        """Have a worker do `name(*arguments)` and return what it returns; one that knows the topic, if one is idle.
 
         A worker that dies, has no memory for its answer, or whose answer `is_spoiled` is replaced. If it had
         served before, the request is tried once more, on a fresh one, in the time that is left: its verdict is not
@@ -150,7 +152,7 @@ class WorkerPool:
                     num_told = num_ticks
                     tick()
 
-            worker = self._take(memory_bytes)
+            worker = self._take(memory_bytes, topic)
             was_fresh, worker.is_fresh = worker.is_fresh, False
             is_sound, start = False, time.monotonic()
             try:
@@ -168,7 +170,7 @@ class WorkerPool:
                 raise
             finally:
                 secs_left -= time.monotonic() - start
-                self._give(worker, is_sound)
+                self._give(worker, is_sound, topic)
             if is_sound or (was_fresh and reply):
                 return reply[0]
             if was_fresh:
@@ -186,20 +188,32 @@ class WorkerPool:
         for worker in idle:
             worker.kill()
 
+    def resize(self, size: int) -> None:
+        """Have at most `size` workers from now on; surplus ones end when they are idle."""
+        with self._condition:
+            self.size = size
+            surplus = self._idle[: max(0, len(self._all) - size)]
+            self._idle = self._idle[len(surplus) :]
+            self._all.difference_update(surplus)
+            self._condition.notify_all()
+        for worker in surplus:
+            worker.kill()
+
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's. Only this process's copies of their pipes are closed."""
         for worker in self._all:
             worker.close_pipes()
             worker.process.returncode = 0  # it is no child of this process: Popen must not wait for it
 
-    def _take(self, memory_bytes: int) -> _Worker:
+    def _take(self, memory_bytes: int, topic: Hashable) -> _Worker:
         unfit = None
         with self._condition:
             while True:
                 fit = [w for w in self._idle if w.memory_bytes == memory_bytes]
                 if fit:
-                    self._idle.remove(fit[-1])
-                    return fit[-1]
+                    worker = next((w for w in reversed(fit) if topic in w.served), fit[-1])
+                    self._idle.remove(worker)
+                    return worker
                 if len(self._all) + self._num_starting < self.size:
                     break
                 if self._idle:
@@ -221,11 +235,16 @@ class WorkerPool:
                 self._condition.notify()
         return worker
 
-    def _give(self, worker: _Worker, is_sound: bool) -> None:
+    def _give(self, worker: _Worker, is_sound: bool, topic: Hashable) -> None:
+        is_sound = is_sound and len(self._all) <= self.size
         if not is_sound and worker.process.returncode is None:
             worker.kill()
         with self._condition:
             if is_sound:
+                worker.served[topic] = None
+                worker.served.move_to_end(topic)
+                if len(worker.served) > MAX_CONNECTIONS:
+                    worker.served.popitem(last=False)
                 self._idle.append(worker)
             else:
                 self._all.discard(worker)
@@ -259,10 +278,7 @@ def set_num_workers(size: int) -> None:
     """How many workers this process may have at a time; 0: as many as it has processors. ValueError if negative."""
     if size < 0:
         raise ValueError(f"the number of SQL workers must not be negative, found {size}")
-    pool = the_pool()
-    with pool._condition:
-        pool.size = size or default_size()
-        pool._condition.notify_all()
+    the_pool().resize(size or default_size())
 
 
 def stop_queries() -> None:
