@@ -38,8 +38,8 @@ from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout
 from mtsql.sql.datasets import DataConfig, load_split
-from mtsql.sql.sandbox import QueryConfig, forget_results, run_query, sandbox_counts
-from mtsql.sql.workers import set_num_workers, the_pool
+from mtsql.sql.sandbox import QueryConfig, clear_result_cache, run_query, sandbox_counts
+from mtsql.sql.worker_pool import set_num_workers, the_pool
 
 NUM_CALLS = 3
 
@@ -116,7 +116,7 @@ def rollouts(
         calls = [(row, call) for row in range(rows) for call in range(NUM_CALLS)]
         chosen = Random(number).sample(calls, round(frac * len(calls)))
         made = iter(range(rows))
-        forget_results()
+        clear_result_cache()
         engine = ForcedLengths(model, renderer.stop_ids, Sampling(max_step_tokens=256, max_trajectory_tokens=2048),
                                EngineLimits(rows, 32, 1536 << 20, max(1024, 4 * rows)))  # fmt: skip
 

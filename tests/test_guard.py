@@ -12,10 +12,10 @@ from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.sql import variants
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.guard import Evidence, evidence, is_copied, stable_order, trial_of
-from mtsql.sql.sandbox import Mirror, QueryConfig, forget_results, run_query
+from mtsql.sql.sandbox import Mirror, QueryConfig, clear_result_cache, run_query
 from mtsql.sql.schema import load_schemas, schema_from_sqlite
 from mtsql.sql.variants import TableRows, altered, memory_copy, reversed_rows, tables_of
-from mtsql.sql.workers import stop_queries
+from mtsql.sql.worker_pool import stop_queries
 
 LIMITS = QueryConfig()
 USA = "SELECT name FROM singer WHERE country = 'USA'"
@@ -266,7 +266,7 @@ def test_copies_need_no_files(db, schema, tmp_path, monkeypatch):
     answer = "SELECT singer.name FROM singer WHERE country IN ('USA')"
     assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
     stop_queries()
-    forget_results()
+    clear_result_cache()
     assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
     child = os.fork()
     if child == 0:

@@ -20,7 +20,7 @@ from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import SQL_STEPS, rollout
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.sandbox import QueryConfig, QueryStatus, forget_results
+from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache
 from mtsql.sql.schema import schema_from_sqlite
 
 GOLD = "SELECT name FROM singer WHERE age > 26"
@@ -109,7 +109,7 @@ def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
     ]
     expected = [(3 + SQL_STEPS, 0), (3 + SQL_STEPS + 5, 1), (3 + SQL_STEPS + 5, 2), (4 + SQL_STEPS + 5, 3),
                 (40, 4)]  # fmt: skip  (nothing else decodes then: the engine takes no step)
-    forget_results()
+    clear_result_cache()
     for secs in (0.0, 0.03, 0.0):  # SQL slower than the steps, faster, and all of it kept
         engine = PacedEngine(renderer, script, secs)
         trajectories = play(engine, renderer, db_path, 5, max_vm_steps=5_000_000)
@@ -208,9 +208,9 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
             return play(engine, renderer, db_path, 24, Scripted, lambda t: (t, reward_components(t.env, RewardConfig())),
                         max_vm_steps=2_000_000, timeout_secs=timeout_secs)  # fmt: skip
 
-    forget_results()
+    clear_result_cache()
     quick = run(30.0)
-    forget_results()
+    clear_result_cache()
     monkeypatch.setattr(Scripted, "is_slow", True)
     slow = run(3.0)
     statuses = {step.status for t, _ in quick for step in t.env.steps}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mtsql.sql.sandbox import QueryConfig, QueryResult, QueryStatus, forget_results, run_query
+from mtsql.sql.sandbox import QueryConfig, QueryResult, QueryStatus, clear_result_cache, run_query
 
 OK, ERROR, TIMEOUT = QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT
 TOO_LARGE, DENIED = QueryStatus.TOO_LARGE, QueryStatus.DENIED
@@ -176,7 +176,7 @@ def test_empty_means_no_rows_or_only_null(db, sql, is_empty):
 def test_all_but_reading_is_denied(db, tmp_path, monkeypatch, sql):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second time on a connection that has seen the first
-        forget_results()
+        clear_result_cache()
         result = run_query(db, sql)
         assert (result.status, result.rows) == (DENIED, ()) and result.message
     assert list(tmp_path.iterdir()) == []
@@ -387,7 +387,7 @@ def test_a_changed_or_replaced_file_gives_fresh_rows(tmp_path):
 def test_chance_depends_on_the_text_only(db):
     sql = "SELECT id, random(), hex(randomblob(9)), length(randomblob(20000)) FROM item ORDER BY random()"
     first = run_query(db, sql)
-    forget_results()
+    clear_result_cache()
     second, other = run_query(db, sql), run_query(db, sql + " LIMIT 3")
     assert first.rows == second.rows and first.rows != other.rows and len(first.rows) == 3
     numbers = [row[1] for row in first.rows + other.rows]

@@ -21,8 +21,8 @@ from test_sandbox import (  # noqa: F401  (db and untouched are fixtures)
     untouched,
 )
 
-from mtsql.sql.sandbox import QueryConfig, forget_results, run_query, sandbox_counts
-from mtsql.sql.workers import the_pool
+from mtsql.sql.sandbox import QueryConfig, clear_result_cache, run_query, sandbox_counts
+from mtsql.sql.worker_pool import the_pool
 
 LONG = "hex(zeroblob(19990))"  # 39,980 zeros, a little under the limit of a value
 HALF = "hex(zeroblob(9990))"
@@ -48,7 +48,7 @@ def test_loops_end_at_the_budget_of_steps(db, sql):
     first = run_query(db, sql, FEW_STEPS)
     assert (first.status, first.rows, first.num_ticks) == (TIMEOUT, (), 3)
     assert first.message == "no result within 3000000 steps of SQLite's virtual machine"
-    forget_results()
+    clear_result_cache()
     assert run_query(db, sql, FEW_STEPS) == first
 
 
@@ -57,7 +57,7 @@ def test_the_budget_is_exact(db):
     sql = "SELECT count(*) FROM big a, big b WHERE b.i < 40"
 
     def is_enough(max_vm_steps):
-        forget_results()
+        clear_result_cache()
         return run_query(db, sql, QueryConfig(max_vm_steps=max_vm_steps)).is_ok
 
     found = []
@@ -116,7 +116,7 @@ def joined(max_bytes):
 )
 def test_what_no_interrupt_reaches_is_killed_at_the_deadline(db, sql):
     for _ in range(2):  # the second time in a new worker
-        forget_results()
+        clear_result_cache()
         start = time.monotonic()
         result = run_query(db, sql, QueryConfig(timeout_secs=0.3))
         secs = time.monotonic() - start
@@ -127,7 +127,7 @@ def test_what_no_interrupt_reaches_is_killed_at_the_deadline(db, sql):
 
 def test_many_threads_share_few_workers(db):
     """200 threads' worth of work, good, bad and slow: each gets its own verdict."""
-    forget_results()
+    clear_result_cache()
     work = [
         ("SELECT count(*), {} FROM big", OK),
         ("SELECT nothing, {}", ERROR),
@@ -146,7 +146,7 @@ def test_many_threads_share_few_workers(db):
 
 def test_waiting_for_a_worker_costs_the_query_nothing(db):
     """As many endless queries as there are workers, and a short one behind them."""
-    forget_results()
+    clear_result_cache()
     size = the_pool().size
     with ThreadPoolExecutor(size + 1) as threads:
         for i in range(size):
@@ -159,7 +159,7 @@ def test_waiting_for_a_worker_costs_the_query_nothing(db):
 
 def test_one_query_that_fills_its_memory_disturbs_nobody(db):
     """The verdict is not another query's doing: neither beside the bomb nor after it in the same worker."""
-    forget_results()
+    clear_result_cache()
     with ThreadPoolExecutor(4) as threads:
         bombs = [threads.submit(run_query, db, CTE_BOMB + f" -- {i}") for i in range(2)]
         rows = [threads.submit(run_query, db, f"SELECT count(*) + {i} FROM big").result().rows for i in range(200)]
@@ -191,7 +191,7 @@ def test_ten_thousand_queries_leak_nothing(db):
     def run_all(times):
         for i in range(times):
             if i % len(sqls) == 0:
-                forget_results()
+                clear_result_cache()
             run_query(db, sqls[i % len(sqls)], limits)
         gc.collect()
         return len(os.listdir("/proc/self/fd")), resident_bytes()
@@ -218,7 +218,7 @@ threads = [threading.Thread(target=run_query, args=(path, s, QueryConfig(timeout
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-from mtsql.sql.workers import stop_queries
+from mtsql.sql.worker_pool import stop_queries
 stop_queries()
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
@@ -251,7 +251,7 @@ def test_peak_memory_is_bounded(db, sqls, max_bytes, max_worker_bytes):
 
 def test_speed(db):
     """Thousands of small queries a second, in another process as they are: 9,000 were measured."""
-    forget_results()
+    clear_result_cache()
     start = time.monotonic()
     for i in range(2000):
         assert run_query(db, f"SELECT name, {i} FROM item WHERE id = {i % 5}").is_ok

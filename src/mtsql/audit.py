@@ -30,7 +30,7 @@ from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.execution import executed_text
 from mtsql.sql.guard import is_same_query, stable_order, trial_of
 from mtsql.sql.sandbox import Mirror, QueryResult, run_query
-from mtsql.sql.workers import set_num_workers
+from mtsql.sql.worker_pool import set_num_workers
 
 CHECKS = {
     "gold fails": "the gold does not run within the limits",

@@ -17,7 +17,7 @@ from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.datasets import DataConfig, describe_losses, load_split
 from mtsql.sql.dialogues import Corpus, Turn
-from mtsql.sql.workers import set_num_workers
+from mtsql.sql.worker_pool import set_num_workers
 
 NUM_TOKENIZER_TURNS = 3000
 

@@ -14,7 +14,7 @@ from mtsql.agent.parser import Reply, parse_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.kept import Meter
+from mtsql.sql.cache import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, run_query
 from mtsql.sql.schema import Schema
 
@@ -105,7 +105,7 @@ class SqlEnv:
         tools = [] if self.style is PromptStyle.BRIEF else tool_schemas(limits.use_exec, limits.use_memory)
         return [{"role": "user", "content": text}], tools
 
-    def step(self, reply_text: str, meter: Meter | None = None) -> str | Outcome:
+    def step(self, reply_text: str, meter: WorkMeter | None = None) -> str | Outcome:
         """Act on a reply: the observation to show next, or how the episode ended. RuntimeError after the end.
 
         `meter` is told what the queries cost while they run.
@@ -143,7 +143,7 @@ class SqlEnv:
                 parts.append(f"[observation] {record.observation}")
         return "\n".join([*parts, f"[{self.outcome.value if self.outcome else 'running'}] {self.final_sql}"])
 
-    def _call(self, reply: Reply, meter: Meter | None) -> StepRecord:
+    def _call(self, reply: Reply, meter: WorkMeter | None) -> StepRecord:
         """Run the one tool a reply calls. Calling a tool that is not offered is answered, not punished by an end."""
         call, limits = reply.tool_call, self.limits
         known = [EXEC_SQL] * limits.use_exec + [MEMORY_RETRIEVE] * limits.use_memory

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.kept import Meter
+from mtsql.sql.cache import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, run_query
 
 CLAUSES = ("select", "from", "where", "group by", "having", "order by", "limit", "intersect", "union", "except")
@@ -21,7 +21,7 @@ class MemoryEntry:
 
 
 def recall(
-    turn: Turn, db_path: Path, config: QueryConfig, with_results: bool, meter: Meter | None = None
+    turn: Turn, db_path: Path, config: QueryConfig, with_results: bool, meter: WorkMeter | None = None
 ) -> list[MemoryEntry]:
     """The turn's history, oldest first: gold SQL in training, the agent's own under predicted history. The current
     turn's gold SQL is never read."""

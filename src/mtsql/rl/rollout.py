@@ -1,10 +1,11 @@
 """Environments meet the engine: every trajectory advances on its own.
 
-A row that stops goes to its environment in a thread pool while the other rows decode; its observation joins a later
-scheduling step, and a finished trajectory is judged while others decode. Tokens depend on (seed, update, turn, sample,
-position) alone, so it does not matter when SQL returns. Their log-probs do, in the last bits: sums round by which rows
-are computed together. Hence an observation joins a number of steps after its reply that depends on the work of its
-queries and not on the clock, and two rollouts of the same weights are equal bit for bit.
+A row that stops goes to its environment in a thread pool while the other rows decode; its
+observation joins a later scheduling step, and a finished trajectory is judged while others decode.
+Tokens depend on (seed, update, turn, sample, position) alone, so it does not matter when SQL
+returns. Their log-probs do, in the last bits: sums round by which rows are computed together. Hence
+an observation joins a number of steps after its reply that depends on the work of its queries and
+not on the clock, and two rollouts of the same weights are equal bit for bit.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from mtsql.llm.engine import Completion, Engine, StopReason
 from mtsql.llm.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.kept import Meter
-from mtsql.sql.workers import stop_queries
+from mtsql.sql.cache import WorkMeter
+from mtsql.sql.worker_pool import stop_queries
 
 T = TypeVar("T")
 
@@ -28,7 +29,8 @@ CUT = {
     StopReason.TRAJECTORY_TOKENS: Outcome.TRAJECTORY_TOKENS,
 }
 SQL_STEPS = 2
-"""Engine steps from a reply to its observation, and one more for each tick (a million virtual-machine steps) of its
+"""Engine steps from a reply to its observation, and one more for each tick (a million
+virtual-machine steps) of its
 queries: other rows wait for SQL only where so much work takes longer than that many steps."""
 NUM_THREADS = 16
 """For environments, and as many for judging. They mostly wait for SQL workers."""
@@ -45,7 +47,7 @@ class _Acting:
 
     since: int
     handle: int
-    meter: Meter
+    meter: WorkMeter
     future: Future
 
     def is_due(self, step: int) -> bool:
@@ -68,9 +70,10 @@ def rollout(
 ) -> list[T]:
     """Play `num_samples` episodes of each turn with the engine's current weights.
 
-    Returns what `judge` makes of each finished trajectory, itself by default; it runs in threads while other rows
-    decode. Grouped by turn: those of `turns[i]` stand at `i * num_samples : (i + 1) * num_samples`, with `sample`
-    counting from 0. A prompt over `max_prompt_tokens` ends its whole group with `Outcome.PROMPT_TOKENS`.
+    Returns what `judge` makes of each finished trajectory, itself by default; it runs in threads
+    while other rows decode. Grouped by turn: those of `turns[i]` stand at `i * num_samples : (i +
+    1) * num_samples`, with `sample` counting from 0. A prompt over `max_prompt_tokens` ends its
+    whole group with `Outcome.PROMPT_TOKENS`.
     """
     trajectories: list[Trajectory] = []
     live: dict[int, Trajectory] = {}
@@ -87,7 +90,10 @@ def rollout(
         live.update(zip(engine.open_group(prompts[0], keys), group, strict=True))
 
     # Acting goes first: a row waits for it. Hence two pools of threads.
-    actors, judges = ThreadPoolExecutor(NUM_THREADS, "act"), ThreadPoolExecutor(NUM_THREADS, "judge")
+    actors, judges = (
+        ThreadPoolExecutor(NUM_THREADS, "act"),
+        ThreadPoolExecutor(NUM_THREADS, "judge"),
+    )
     acting: list[_Acting] = []  # in the order of their replies
     judged: dict[int, Future[T]] = {}  # by id() of the trajectory
 
@@ -102,12 +108,16 @@ def rollout(
         while live:
             step += 1
             for completion in engine.step() if engine.has_work else []:
-                meter = Meter()
-                if future := _take(completion, live[completion.handle], renderer, actors, finish, meter):
+                meter = WorkMeter()
+                if future := _take(
+                    completion, live[completion.handle], renderer, actors, finish, meter
+                ):
                     acting.append(_Acting(step, completion.handle, meter, future))
             for one in [one for one in acting if one.is_due(step)]:
                 acting.remove(one)
-                _observe(one.future.result(), one.handle, live[one.handle], renderer, engine, finish)
+                _observe(
+                    one.future.result(), one.handle, live[one.handle], renderer, engine, finish
+                )
         results = [judged[id(t)].result() if id(t) in judged else judge(t) for t in trajectories]
         is_complete = True
     finally:
@@ -121,10 +131,15 @@ def rollout(
 
 
 def _take(
-    completion: Completion, trajectory: Trajectory, renderer: Renderer, actors: ThreadPoolExecutor,
-    finish: Callable[[int], None], meter: Meter,
-) -> Future | None:  # fmt: skip
-    """A reply is complete: keep its tokens and hand its text to the environment, unless a budget cut it."""
+    completion: Completion,
+    trajectory: Trajectory,
+    renderer: Renderer,
+    actors: ThreadPoolExecutor,
+    finish: Callable[[int], None],
+    meter: WorkMeter,
+) -> Future | None:
+    """A reply is complete: keep its tokens and hand its text to the environment, unless a budget
+    cut it."""
     trajectory.add_sampled(completion.ids, completion.logprobs)
     if completion.reason in CUT:
         trajectory.env.end(CUT[completion.reason])
@@ -135,7 +150,9 @@ def _take(
     return future
 
 
-def _observe(observed: str | Outcome, handle: int, trajectory: Trajectory, renderer, engine: Engine, finish) -> None:
+def _observe(
+    observed: str | Outcome, handle: int, trajectory: Trajectory, renderer, engine: Engine, finish
+) -> None:
     """The environment answered: append its observation, or end the episode."""
     if isinstance(observed, Outcome):
         finish(handle)

@@ -1,7 +1,9 @@
-"""A connection that lets a query read and nothing else, and the clock that ends the query. Runs in a SQL worker.
+"""A SQLite connection that allows reading only, and the clock that ends its queries. Runs in a SQL
+worker.
 
-What bounds a query here: an authorizer, SQLite's limits on sizes, counted rows, a budget of virtual-machine steps, which
-gives the same verdict on every machine, and a deadline that is looked at every so many steps.
+What bounds a query here: an authorizer, SQLite's limits on sizes, counted rows, a budget of
+virtual-machine steps, which gives the same verdict on every machine, and a deadline that is looked
+at every so many steps.
 """
 
 import sqlite3
@@ -30,15 +32,16 @@ _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer"))
 
 
 class Refusal(Exception):
-    """We, not SQLite, end the query."""
+    """The query is ended by us, not by SQLite."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-class Chance:
-    """What random() and randomblob() return: numbers that depend on the query's text only (splitmix64)."""
+class SeededRandom:
+    """random() and randomblob(): numbers that depend on the query's text only, so that a run can
+    be repeated (splitmix64)."""
 
     def __init__(self) -> None:
         self.state = 0
@@ -56,26 +59,32 @@ class Chance:
     def blob(self, size: object) -> bytes:
         """As randomblob(size): at least one byte. SQLite refuses one that is over its limit."""
         size = max(1, int(size)) if isinstance(size, (int, float)) else 1
-        piece = b"".join((self.number() + 2**63).to_bytes(8, "little") for _ in range(min(512, -(-size // 8))))
+        piece = b"".join(
+            (self.number() + 2**63).to_bytes(8, "little") for _ in range(min(512, -(-size // 8)))
+        )
         return (piece * -(-size // len(piece)))[:size]
 
 
-class Sandbox:
-    """One connection, set up to refuse all but reading, to a file or to tables held in memory."""
+class SandboxConnection:
+    """A connection to a file, or to tables held in memory, that refuses everything but reading."""
 
     def __init__(self, connection: sqlite3.Connection, clock: "Clock") -> None:
         self.connection, self.clock = connection, clock
         self.config: dict | None = None
         self.is_denied = False
-        self.chance = Chance()
+        self.random = SeededRandom()
         # The schema is loaded here, before limits on values apply to it.
         rows = connection.execute("SELECT name, type, rootpage FROM sqlite_master").fetchall()
-        plain = {name.lower() for name, kind, root in rows if kind == "view" or (kind == "table" and root)}
+        plain = {
+            name.lower()
+            for name, kind, root in rows
+            if kind == "view" or (kind == "table" and root)
+        }
         virtual = {name.lower() for name, kind, root in rows if kind == "table" and not root}
         self.denied_tables = (_modules() - plain) | virtual
         self.plain_tables = plain
-        connection.create_function("random", 0, self.chance.number)
-        connection.create_function("randomblob", 1, self.chance.blob)
+        connection.create_function("random", 0, self.random.number)
+        connection.create_function("randomblob", 1, self.random.blob)
         connection.set_authorizer(self.authorize)
 
     def configure(self, config: dict) -> None:
@@ -93,7 +102,8 @@ class Sandbox:
         self.config = config
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        """SQLite asks while it compiles a statement: of a table that is read and its column, of a function's name."""
+        """SQLite calls this while it compiles a statement, for each table read and for each
+        function."""
         if action == sqlite3.SQLITE_READ:
             name = first.lower()
             is_allowed = name not in self.denied_tables and (
@@ -112,13 +122,17 @@ class Sandbox:
     def run(self, sql: str, config: dict) -> tuple[list[tuple], tuple[str, ...], int]:
         """-> (rows, columns, bytes that the rows take as Python objects)."""
         self.is_denied = False
-        self.chance.start(sql)
+        self.random.start(sql)
         cursor = self.connection.execute(sql)
         try:
             if cursor.description is None:
                 raise sqlite3.ProgrammingError("the text holds no query")
             columns = tuple(entry[0] for entry in cursor.description)
-            max_rows, max_cells, max_bytes = config["max_rows"], config["max_cells"], config["max_bytes"]
+            max_rows, max_cells, max_bytes = (
+                config["max_rows"],
+                config["max_cells"],
+                config["max_bytes"],
+            )
             max_rows = min(max_rows, max_cells // len(columns))
             rows: list[tuple] = []
             num_bytes = 0
@@ -137,7 +151,8 @@ class Sandbox:
 
 
 class Clock:
-    """Counts the ticks of a running query, tells of each, and ends the query at its budget or its deadline."""
+    """Counts the ticks of a running query, reports each, and ends the query at its budget or its
+    deadline."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self.tell = tell
@@ -157,7 +172,8 @@ class Clock:
 
 
 def tick_steps(max_vm_steps: int) -> tuple[int, int]:
-    """(ticks until the budget is spent, steps between two): the product is the budget, but for a rounded fraction."""
+    """-> (number of ticks in the budget, steps between two ticks). Their product is the budget,
+    rounded down."""
     num_ticks = -(-max_vm_steps // TICK_VM_STEPS)
     return num_ticks, max(1, max_vm_steps // num_ticks)
 
@@ -167,13 +183,15 @@ def decode(raw: bytes) -> str:
 
 
 def open_file(uri: str) -> sqlite3.Connection:
-    """A connection that cannot write the file, takes no lock and leaves nothing beside it. It is no sandbox yet."""
+    """Open a file read-only, without a lock, and without leaving other files beside it. No
+    authorizer is set yet."""
     uri += "?mode=ro&immutable=1"
     return _prepared(sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0))
 
 
 def open_memory(tables: list[tuple[str, str, list[tuple]]]) -> sqlite3.Connection:
-    """A database in memory from (CREATE statement, INSERT statement, rows); what SQLite does not take is left out."""
+    """Build a database in memory from (CREATE statement, INSERT statement, rows). A table that
+    SQLite rejects is left out."""
     connection = _prepared(sqlite3.connect(":memory:", isolation_level=None, cached_statements=0))
     connection.execute("BEGIN")
     for create, insert, rows in tables:
@@ -194,13 +212,28 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_NOMEM
+    return (
+        isinstance(error, MemoryError)
+        or (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_NOMEM
+    )
 
 
 @cache
 def _modules() -> frozenset[str]:
-    """Names of virtual tables that exist without being created, all of them: some show what a policy must not see."""
+    """Lower-cased names of the virtual table modules of this SQLite. Several can be read without
+    being created first, and sqlite_stmt shows the text of other queries."""
     connection = sqlite3.connect(":memory:")
     names = {name.lower() for (name,) in connection.execute("PRAGMA module_list")}
     connection.close()
-    return frozenset(names | {"sqlite_stmt", "dbstat", "sqlite_dbpage", "json_each", "json_tree", "bytecode", "tables_used"})
+    return frozenset(
+        names
+        | {
+            "sqlite_stmt",
+            "dbstat",
+            "sqlite_dbpage",
+            "json_each",
+            "json_tree",
+            "bytecode",
+            "tables_used",
+        }
+    )

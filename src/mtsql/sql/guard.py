@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from mtsql.sql.execution import executed_text, official_prediction, results_agree
-from mtsql.sql.kept import Kept
+from mtsql.sql.cache import SharedCache
 from mtsql.sql.parse import parse_sql
 from mtsql.sql.sandbox import (
     DatabaseFileError,
@@ -125,7 +125,7 @@ def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfi
     return Trial(tuple(copies), is_telling, num_bytes)
 
 
-_TRIALS: Kept[Trial] = Kept(MAX_KEPT_BYTES, lambda trial: trial.num_bytes + 1000)
+_TRIALS: SharedCache[Trial] = SharedCache(MAX_KEPT_BYTES, lambda trial: trial.num_bytes + 1000)
 
 
 def stable_order(rows: Sequence[tuple], mirrored: Sequence[tuple], gold_text: str) -> bool | None:

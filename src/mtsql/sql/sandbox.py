@@ -1,36 +1,46 @@
 """The sandbox: run a model's SQL on a SQLite database and get a value back, whatever the SQL is.
 
-Every query runs in a worker process (worker.py) that the operating system bounds and that is killed where nothing else
-ends it (workers.py). A query ends by work: after a number of virtual-machine steps, so that its verdict is the same on
-every machine. Results are kept, and nobody runs the same query twice (kept.py).
+Every query runs in a worker process (worker.py, worker_pool.py). A query ends after a number of
+virtual-machine steps, so its verdict is the same on every machine. If it takes no steps but much
+time or memory, the operating system or a `kill` ends it. Results are cached, and no query runs
+twice (cache.py).
 
-Covered; an attack for each line is in tests/test_sandbox.py and test_sandbox_bounds.py:
+What is covered. tests/test_sandbox.py and test_sandbox_bounds.py attack each line:
 
-- Writes: INSERT, UPDATE, DELETE, REPLACE, CREATE, DROP, ALTER, REINDEX, ANALYZE, VACUUM (INTO), BEGIN, SAVEPOINT. The
-  file is opened read-only and immutable, an authorizer lets a statement do four things only (select, read, call a
-  function, recurse), and the worker may not write a byte into any file. Sorts stay in memory.
-- Other files and settings: ATTACH, DETACH, PRAGMA (so writable_schema), load_extension().
-- Table functions and virtual tables, by their names, also where a view of the file opens them: pragma_...(),
-  json_each(), dbstat, FTS and R-Tree tables, sqlite_stmt (it would show SQL of the connection).
-- Work: an endless recursion, a cross join of millions of rows, a dear function in a loop, a call that SQLite copies
-  wherever its alias is used, the planning of 64 joined tables, printf() of two billion characters, functions in the
-  file's own generated columns. Loops end at the budget of steps, everything ends at the deadline.
-- Memory: values, sorts and compilations that grow without end end in the worker, never in this process.
-- Results: too many rows, cells or bytes (`QueryConfig`); rows are fetched one by one and counted in the worker.
-- Text: NUL bytes, lone surrogates, invalid UTF-8 in the file (dropped, as the official evaluator does), several
-  statements in one string, none at all, unbound parameters.
-- Files: missing, empty, corrupt, a folder, a pipe: an ERROR. A database another process has locked is read without a
-  lock; a `-wal` or `-journal` file beside it is not: rows as of the last checkpoint. A file replaced or changed between
-  two queries gives fresh rows.
-- Load: any number of threads; at most `num_workers` queries run at once, others wait without losing time of their own.
-- Ends: a worker outlives neither its parent, however that ends, nor a query's deadline. A forked child starts its own.
+- Writes: INSERT, UPDATE, DELETE, REPLACE, CREATE, DROP, ALTER, REINDEX, ANALYZE, VACUUM (INTO),
+  BEGIN, SAVEPOINT. The file is opened read-only and immutable. An authorizer allows four things
+  only: select, read, call a function, recurse. The worker cannot write a byte into any file. Sorts
+  stay in memory.
+- Other files and settings: ATTACH, DETACH, PRAGMA (so also writable_schema), load_extension().
+- Virtual tables and table-valued functions: pragma_...(), json_each(), dbstat, FTS and R-Tree
+  tables, and sqlite_stmt, which shows the SQL of its connection. They are denied by name, also if a
+  view of the file opens them.
+- Work: endless recursions, cross joins, expensive functions in a loop, calls that SQLite copies
+  wherever their alias is used, the planning of 64 joined tables, printf() of two billion
+  characters, functions in the file's own generated columns and views. Loops end at the budget of
+  steps, everything else at the deadline.
+- Memory: values, sorts and compilations that grow without end. The worker runs out of memory, this
+  process does not.
+- Results: too many rows, cells or bytes (`QueryConfig`). The worker fetches rows one by one and
+  counts them.
+- Text: NUL bytes, lone surrogates, invalid UTF-8 in the file (dropped, as the official evaluator
+  does), several statements in one string, none at all, unbound parameters.
+- Files: missing, empty, corrupt, a folder, a pipe: each is an ERROR. A database that another
+  process has locked is read without a lock. A `-wal` or `-journal` file beside it is not read: rows
+  are those of the last checkpoint. A file that was replaced or changed between two queries gives
+  fresh rows.
+- Load: any number of threads. At most as many queries run as there are workers; the others wait,
+  and their time starts when a worker takes them.
+- Ends: no worker outlives its parent, however the parent ends, by more than the running query's
+  deadline. A forked child starts workers of its own.
 
-random() and randomblob() give the same numbers for the same text, so that a run can be repeated.
+random() and randomblob() return the same numbers for the same text, so that a run can be repeated.
 
-Not covered. date('now') and the like run as they are: results that use them differ from day to day. A file changed
-*while* a query reads it, or changed with size and times kept. A stored value longer than `max_value_bytes` cannot be
-returned; the other columns of its row can. A bug in SQLite itself runs in the worker, which has no model and no gold SQL
-but the rights of the user: for data from strangers run the whole in a container.
+What is not covered. date('now') and its kind are not fixed: their results differ from day to day. A
+file that changes *while* a query reads it, or that changes and keeps its size and times. A stored
+value longer than `max_value_bytes` cannot be returned; the other columns of its row can. An
+exploited bug of SQLite has the rights of the user, in a process without the model: for databases
+from strangers, run the whole training in a container.
 """
 
 import hashlib
@@ -44,14 +54,14 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
-from mtsql.sql.kept import Kept, Meter
-from mtsql.sql.workers import DeadlinePassed, WorkerDied, the_pool
+from mtsql.sql.cache import SharedCache, WorkMeter
+from mtsql.sql.worker_pool import DeadlinePassed, WorkerDied, the_pool
 
 MAX_KEPT_BYTES = 64 * 2**20
-"""Of results, as Python objects."""
+"""Of all cached results, as Python objects."""
 READ_SECS = 20.0
 READ_MEMORY_BYTES = 512 * 2**20
-"""For reading a schema or the tables of a database."""
+"""Limits for reading a schema or the tables of a database."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -68,9 +78,11 @@ class QueryConfig:
     """What one query may use. ValueError, naming the field, for a limit that is not positive."""
 
     max_vm_steps: int = 50_000_000
-    """Steps of SQLite's virtual machine; 50 million take 0.5 to 1.5 s. The verdict is the same on every machine."""
+    """Steps of SQLite's virtual machine. 50 million take 0.5 to 1.5 s; the verdict is the same
+    on every machine."""
     timeout_secs: float = 30.0
-    """Wall-clock seconds: a safety net far above the steps, for what does not count in them. Its use is logged."""
+    """Wall-clock seconds: a safety net for work that takes time but few steps. Each use is
+    logged and counted."""
     max_rows: int = 100_000
     """Rows of the result."""
     max_cells: int = 2_000_000
@@ -86,24 +98,30 @@ class QueryConfig:
     max_compound_selects: int = 100
     """Arms of UNION and the like."""
     max_memory_bytes: int = 2**30
-    """Memory of a worker beyond what it takes at rest; SQLite may use half of it, the result needs the rest."""
+    """Memory of a worker beyond what it needs at rest. SQLite may use half of it; the result
+    needs the rest."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name}: expected a positive number, found {value!r}")
         if self.max_value_bytes > 10**9:
-            raise ValueError(f"max_value_bytes: SQLite allows 10**9 at most, found {self.max_value_bytes}")
+            raise ValueError(
+                f"max_value_bytes: SQLite allows 10**9 at most, found {self.max_value_bytes}"
+            )
         if self.max_memory_bytes < 32 * 2**20:
-            raise ValueError(f"max_memory_bytes: a worker needs 33554432 at least, found {self.max_memory_bytes}")
+            raise ValueError(
+                f"max_memory_bytes: a worker needs 33554432 at least, found {self.max_memory_bytes}"
+            )
 
 
 @dataclass(frozen=True)
 class QueryResult:
     """Rows in SQLite's order, duplicates kept. Where the status is not OK: no rows, and a message.
 
-    num_ticks: what the query cost, in ticks of a million virtual-machine steps (fewer where the budget is smaller).
-    secs: in its worker; a result that was kept says what its only run took.
+    num_ticks: what the query cost, in ticks of a million virtual-machine steps (fewer steps if the
+    budget is smaller).
+    secs: seconds in the worker. A cached result keeps those of its only run.
     """
 
     status: QueryStatus
@@ -126,7 +144,7 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class MemoryCopy:
-    """A small database that a worker builds in its memory: no file, so none that could get lost.
+    """A small database that a worker builds in its memory. There is no file that could get lost.
 
     packed: a marshalled list of (CREATE statement, INSERT statement, rows). digest: of `packed`.
     """
@@ -137,9 +155,10 @@ class MemoryCopy:
 
 @dataclass(frozen=True)
 class Mirror:
-    """The database of a file with the rows of each table stored in the opposite order, without keys or indexes.
+    """The database of a file with the rows of each table stored in the opposite order, without keys
+    or indexes.
 
-    A worker builds it in its memory: a query is TOO_LARGE on one that does not fit there.
+    A worker builds it in its memory. If it does not fit there, each query on it is TOO_LARGE.
     """
 
     db_path: Path
@@ -154,11 +173,12 @@ class DatabaseFileError(Exception):
 
 
 def run_query(
-    source: Source, sql: str, config: QueryConfig = QueryConfig(), meter: Meter | None = None
+    source: Source, sql: str, config: QueryConfig = QueryConfig(), meter: WorkMeter | None = None
 ) -> QueryResult:
-    """Run one query, or find its result kept. Nothing the SQL or the file does raises: the status says what happened.
+    """Run one query, or return its cached result. Nothing that the SQL or the file does raises an
+    exception: the status says what happened.
 
-    `meter` is told of the query's ticks while it runs, or at once where its result was kept.
+    `meter` counts the query's ticks while it runs, or all of them at once if its result was cached.
     """
     try:
         if len(sql.encode()) > config.max_sql_bytes:
@@ -167,7 +187,9 @@ def run_query(
         if "\0" in sql:
             return QueryResult(QueryStatus.ERROR, message="the query contains a null character")
         content, request = _source(source)
-        return _RESULTS.get((content, sql, config), lambda tick: _run(source, request, sql, config, tick), meter)
+        return _RESULTS.get(
+            (content, sql, config), lambda tick: _run(source, request, sql, config, tick), meter
+        )
     except (UnicodeError, DatabaseFileError) as error:  # a lone surrogate in the text, an odd file
         return QueryResult(QueryStatus.ERROR, message=str(error))
     except WorkerDied as error:
@@ -175,7 +197,8 @@ def run_query(
 
 
 def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple]]]:
-    """(name, columns, foreign keys) of each table and view, as SQLite's pragmas have them (`tables.read_schema`).
+    """(name, columns, foreign keys) of each table and view, as SQLite's pragmas have them
+    (`tables.read_schema`).
 
     Raises DatabaseFileError.
     """
@@ -183,25 +206,27 @@ def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple]]]:
 
 
 def read_tables(db_path: Path, max_rows: int, max_value_bytes: int, max_bytes: int) -> list[tuple]:
-    """(name, (column, declared type) pairs, rows) of each table that can be read, within bounds (`tables.read_tables`).
+    """(name, (column, declared type) pairs, rows) of each table that can be read, within bounds
+    (`tables.read_tables`).
 
     Raises DatabaseFileError.
     """
     return _read("tables", db_path, max_rows, max_value_bytes, max_bytes)
 
 
-def forget_results() -> None:
-    """Run every query anew from now on, as a test or a benchmark wants it."""
+def clear_result_cache() -> None:
+    """Forget all results, so that a test or a benchmark runs every query again."""
     _RESULTS.clear()
 
 
 def sandbox_counts() -> dict[str, int]:
-    """How often since the start a query met its deadline instead of its budget of steps, and a worker was lost."""
+    """Since the start of this process: how many queries ended at their deadline, and how many
+    workers died."""
     return {"deadline": _COUNTS["deadline"], "died": the_pool().counts["died"]}
 
 
 def _source(source: Source) -> tuple[tuple, tuple]:
-    """(what the content is known by, what the worker is told)."""
+    """-> (the key of the content, the source as the worker expects it)."""
     if isinstance(source, MemoryCopy):
         return ("copy", source.digest), ("copy", source.digest, source.packed)
     kind, path = ("reversed", source.db_path) if isinstance(source, Mirror) else ("file", source)
@@ -209,7 +234,9 @@ def _source(source: Source) -> tuple[tuple, tuple]:
     return (kind, content_hash(path, version)), (kind, (path, version), Path(path).as_uri())
 
 
-def _run(source: Source, request: tuple, sql: str, config: QueryConfig, tick: Callable[[], None]) -> QueryResult:
+def _run(
+    source: Source, request: tuple, sql: str, config: QueryConfig, tick: Callable[[], None]
+) -> QueryResult:
     num_told = 0
 
     def count() -> None:
@@ -219,31 +246,57 @@ def _run(source: Source, request: tuple, sql: str, config: QueryConfig, tick: Ca
 
     try:
         status, rows, columns, message, secs, num_ticks, num_bytes, ending = the_pool().call(
-            "query", request, sql, _as_dict(config), timeout_secs=config.timeout_secs,
-            memory_bytes=config.max_memory_bytes, topic=request[:2], tick=count, is_spoiled=lambda answer: answer[-1] == "memory",
-        )  # fmt: skip
+            "query",
+            request,
+            sql,
+            _as_dict(config),
+            timeout_secs=config.timeout_secs,
+            memory_bytes=config.max_memory_bytes,
+            topic=request[:2],
+            tick=count,
+            is_spoiled=lambda answer: answer[-1] == "memory",
+        )
     except DeadlinePassed:
-        status, rows, columns, secs, num_ticks, num_bytes = "timeout", (), (), config.timeout_secs, num_told, 0
+        status, rows, columns, secs, num_ticks, num_bytes = (
+            "timeout",
+            (),
+            (),
+            config.timeout_secs,
+            num_told,
+            0,
+        )
         message, ending = f"no result within {config.timeout_secs:g} seconds", "deadline"
     if ending == "open":
         raise DatabaseFileError(message)
     if ending == "deadline":
         _COUNTS["deadline"] += 1
         where = "a copy" if isinstance(source, MemoryCopy) else source
-        _LOGGER.warning("a query met its deadline of %g s, not its budget of steps, on %s: %.200r",
-                        config.timeout_secs, where, sql)  # fmt: skip
+        _LOGGER.warning(
+            "a query on %s ended at its deadline of %g s, before its budget of steps: %.200r",
+            where,
+            config.timeout_secs,
+            sql,
+        )
     num_bytes += len(sql) + 1000
-    return QueryResult(QueryStatus(status), tuple(rows), columns, message, num_ticks, num_bytes, secs)
+    return QueryResult(
+        QueryStatus(status), tuple(rows), columns, message, num_ticks, num_bytes, secs
+    )
 
 
 def _read(name: str, db_path: Path, *arguments: object) -> list:
     path, _ = file_version(db_path)
     try:
         found = the_pool().call(
-            name, Path(path).as_uri(), *arguments, timeout_secs=READ_SECS, memory_bytes=READ_MEMORY_BYTES
+            name,
+            Path(path).as_uri(),
+            *arguments,
+            timeout_secs=READ_SECS,
+            memory_bytes=READ_MEMORY_BYTES,
         )
     except DeadlinePassed as error:
-        raise DatabaseFileError(f"{db_path}: cannot be read within {READ_SECS:g} seconds") from error
+        raise DatabaseFileError(
+            f"{db_path}: cannot be read within {READ_SECS:g} seconds"
+        ) from error
     except WorkerDied as error:
         raise DatabaseFileError(f"{db_path}: cannot be read: {error}") from error
     if isinstance(found, str):
@@ -252,7 +305,8 @@ def _read(name: str, db_path: Path, *arguments: object) -> list:
 
 
 def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
-    """(absolute path, numbers that differ once the file was replaced or written to). Raises DatabaseFileError."""
+    """-> (absolute path, numbers that change when the file is replaced or written to). Raises
+    DatabaseFileError."""
     try:
         path = os.path.abspath(os.fsdecode(db_path))
         info = os.stat(path)
@@ -267,7 +321,8 @@ def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=4096)
 def content_hash(path: str, version: tuple[int, ...]) -> bytes:
-    """Of the file's bytes, read once for each version. Raises DatabaseFileError."""
+    """A hash of the file's bytes, which are read once for each version. Raises
+    DatabaseFileError."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
@@ -281,4 +336,6 @@ def _as_dict(config: QueryConfig) -> dict[str, float]:
 
 
 _COUNTS: Counter[str] = Counter()
-_RESULTS: Kept[QueryResult] = Kept(MAX_KEPT_BYTES, lambda r: r.num_bytes, lambda r: r.num_ticks)
+_RESULTS: SharedCache[QueryResult] = SharedCache(
+    MAX_KEPT_BYTES, lambda r: r.num_bytes, lambda r: r.num_ticks
+)

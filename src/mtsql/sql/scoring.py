@@ -21,7 +21,7 @@ from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_predict
 from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema, load_schemas
-from mtsql.sql.workers import set_num_workers
+from mtsql.sql.worker_pool import set_num_workers
 
 LEVELS = (*HARDNESS, "all")
 TURNS = ("1", "2", "3", "4", "> 4")

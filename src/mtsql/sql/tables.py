@@ -1,4 +1,5 @@
-"""What a database holds, read without any query of a model: its schema, its rows. Runs in a SQL worker."""
+"""Read a database's schema and rows, and write rows as SQL. Runs in a SQL worker; no model's SQL
+is involved."""
 
 import sqlite3
 from sys import getsizeof
@@ -10,7 +11,9 @@ _TABLE_NAMES = """SELECT name, type FROM sqlite_master WHERE type IN ('table', '
 # hidden 1 marks columns of virtual tables that `SELECT *` does not show.
 _COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
 # SQLite numbers foreign keys from the last one declared.
-_FOREIGN_KEYS = 'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq'
+_FOREIGN_KEYS = (
+    'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq'
+)
 
 
 def quoted(name: str) -> str:
@@ -18,14 +21,21 @@ def quoted(name: str) -> str:
 
 
 def read_tables(
-    connection: sqlite3.Connection, max_rows: int = -1, max_value_bytes: int = 2**30, max_bytes: int = 2**40
+    connection: sqlite3.Connection,
+    max_rows: int = -1,
+    max_value_bytes: int = 2**30,
+    max_bytes: int = 2**40,
 ) -> list[tuple[str, list[tuple[str, str]], list[tuple]]]:
-    """(name, (column, declared type) of each column, rows) of every ordinary table.
+    """-> (name, (column, declared type) pairs, rows) of every ordinary table.
 
-    Longer values are cut; a table's rows end with the first that is over its share of `max_bytes`. Tables that SQLite
-    cannot read (a damaged page, a name that is not UTF-8) and virtual ones are left out.
+    max_rows: of each table. max_value_bytes: longer values are cut.
+    max_bytes: of all rows as Python objects. Each table gets an equal share; its further rows are
+    left out. Virtual tables, and tables that SQLite cannot read (a damaged page, a name that is not
+    UTF-8), are left out.
     """
-    found = connection.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'table' ORDER BY rowid").fetchall()
+    found = connection.execute(
+        "SELECT name, rootpage FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
+    ).fetchall()
     names = [name for name, root in found if root and not name.lower().startswith("sqlite_")]
     tables = []
     for name in names:
@@ -47,18 +57,28 @@ def read_tables(
     return tables
 
 
-def written(tables: list[tuple[str, list[tuple[str, str]], list[tuple]]]) -> list[tuple[str, str, list[tuple]]]:
-    """What `open_memory` takes, from what `read_tables` returns: no keys, no indexes, this order of rows."""
+def written(
+    tables: list[tuple[str, list[tuple[str, str]], list[tuple]]],
+) -> list[tuple[str, str, list[tuple]]]:
+    """Turn what `read_tables` returns into what `open_memory` takes: no keys, no indexes, the
+    same order of rows."""
     out = []
     for name, columns, rows in tables:
         declared = ", ".join(f"{quoted(column)} {_declared(kind)}" for column, kind in columns)
         marks = ", ".join("?" * len(columns))
-        out.append((f"CREATE TABLE {quoted(name)} ({declared})", f"INSERT INTO {quoted(name)} VALUES ({marks})", rows))
+        out.append(
+            (
+                f"CREATE TABLE {quoted(name)} ({declared})",
+                f"INSERT INTO {quoted(name)} VALUES ({marks})",
+                rows,
+            )
+        )
     return out
 
 
 def _declared(kind: str) -> str:
-    """A declared type as CREATE TABLE takes it: plain as it stands, quoted where it holds anything unusual."""
+    """A declared type for a CREATE TABLE: unchanged if it is plain, quoted if it contains
+    unusual characters."""
     words, bracket, sizes = kind.partition("(")
     is_plain = words.replace(" ", "").replace("_", "").isalnum() or not kind
     if bracket:
@@ -67,7 +87,8 @@ def _declared(kind: str) -> str:
 
 
 def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], list[tuple]]]:
-    """(name, (column, declared type, place in the primary key), foreign keys) of every table and view that resolves."""
+    """-> (name, (column, declared type, place in the primary key), foreign keys) of every table
+    and view that SQLite can resolve."""
     tables = []
     for name, _ in connection.execute(_TABLE_NAMES).fetchall():
         try:

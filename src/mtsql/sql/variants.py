@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from sys import getsizeof
 
-from mtsql.sql.kept import Kept
+from mtsql.sql.cache import SharedCache
 from mtsql.sql.parse import ColumnName, ColumnUse, Condition, Query, parse_sql
 from mtsql.sql.sandbox import DatabaseFileError, MemoryCopy, content_hash, file_version, read_tables
 from mtsql.sql.schema import Schema
@@ -226,4 +226,4 @@ def _num_bytes(tables: tuple[TableRows, ...]) -> int:
     return sum(getsizeof(row) + sum(map(getsizeof, row)) for table in tables for row in table.rows)
 
 
-_TABLES: Kept[tuple[TableRows, ...]] = Kept(MAX_KEPT_BYTES, _num_bytes)
+_TABLES: SharedCache[tuple[TableRows, ...]] = SharedCache(MAX_KEPT_BYTES, _num_bytes)

@@ -1,12 +1,15 @@
-"""One SQL worker: a process that runs queries for the sandbox and may be killed in the middle of any of them.
+"""One SQL worker: a process that runs queries for the sandbox and that the parent may kill at any
+time.
 
-It imports the standard library and three small modules, so it starts in about 30 ms and holds no model. It reads
-requests from stdin and writes replies to stdout, each a length and a marshalled value; a length of 0 is a tick: the
-running query has taken another `TICK_VM_STEPS` steps. It ends when the parent closes stdin, also by dying, and in the
-middle of a query at the next tick or, where there is none, when its alarm goes off.
+It imports the standard library and two small modules, so it starts in about 30 ms and does not load
+torch. It reads requests from stdin and writes replies to stdout, each as a length and a marshalled
+value. A length of 0 is a tick: the running query has taken another `TICK_VM_STEPS` steps. The
+process ends when stdin is closed, which also happens when the parent dies. In the middle of a query
+it ends at the next tick, or by its alarm if no tick comes.
 
-What bounds it: the operating system's limit on its memory and SQLite's own below that; a limit of 0 bytes on every file
-it writes; the limits of each connection (connection.py); and the parent's `kill`, which stands behind all of them.
+Four limits hold for the process: the operating system bounds its memory, SQLite's own limit lies
+below that, it cannot write a byte into any file, and the parent kills it at the query's deadline.
+Further limits belong to each connection (connection.py).
 """
 
 import marshal
@@ -28,7 +31,7 @@ from mtsql.sql.connection import (
     UNREADABLE,
     Clock,
     Refusal,
-    Sandbox,
+    SandboxConnection,
     is_out_of_memory,
     open_file,
     open_memory,
@@ -37,24 +40,26 @@ from mtsql.sql.connection import (
 from mtsql.sql.tables import read_schema, read_tables, written
 
 MAX_CONNECTIONS = 64
-"""Kept open in a worker, the most recently used."""
+"""SharedCache open in a worker, the most recently used."""
 ALARM_SECS = 1.0
-"""After a query's deadline, by which the parent has killed this process unless it is gone itself."""
+"""After a query's deadline, by which the parent has killed this process unless it is gone
+itself."""
 MARSHAL_VERSION = 2
 
 
 class Worker:
-    """Runs requests one after the other; each method of this name is an operation the parent may ask for."""
+    """Handles requests one after the other. The parent names one of the public methods and its
+    arguments."""
 
     def __init__(self, replies: int) -> None:
         self.clock = Clock(lambda: _tick(replies))
-        self.kept: OrderedDict[tuple, Sandbox] = OrderedDict()
+        self.kept: OrderedDict[tuple, SandboxConnection] = OrderedDict()
 
     def query(self, source: tuple, sql: str, config: dict) -> tuple:
         """-> (status, rows, columns, message, seconds, ticks, bytes of the rows, ending).
 
-        ending: "open" where the database cannot be opened, "memory" where memory ran out, "deadline" where the clock
-        ended the query, else "".
+        ending: "open" if the database cannot be opened, "memory" if memory ran out, "deadline" if
+        the clock ended the query, else "".
         """
         max_ticks, _ = tick_steps(config["max_vm_steps"])
         self.clock.start(max_ticks, config["timeout_secs"])
@@ -71,7 +76,10 @@ class Worker:
         except (*UNREADABLE, sqlite3.Warning) as error:
             code = getattr(error, "sqlite_errorcode", None)
             # The low byte is the kind of the error, the rest its detail.
-            status, message = ERROR if code is None else STATUS_OF_CODE.get(code & 0xFF, ERROR), str(error)
+            status, message = (
+                ERROR if code is None else STATUS_OF_CODE.get(code & 0xFF, ERROR),
+                str(error),
+            )
             if is_out_of_memory(error):
                 ending = "memory"
             elif sandbox is None:
@@ -91,7 +99,9 @@ class Worker:
 
     def tables(self, uri: str, max_rows: int, max_value_bytes: int, max_bytes: int) -> list | str:
         """What `read_tables` finds in a file, or SQLite's words where it cannot be read."""
-        return self._read(uri, lambda connection: read_tables(connection, max_rows, max_value_bytes, max_bytes))
+        return self._read(
+            uri, lambda connection: read_tables(connection, max_rows, max_value_bytes, max_bytes)
+        )
 
     def _read(self, uri: str, read) -> list | str:
         connection = None
@@ -106,7 +116,7 @@ class Worker:
             if connection is not None:
                 connection.close()
 
-    def _sandbox(self, source: tuple) -> Sandbox:
+    def _sandbox(self, source: tuple) -> SandboxConnection:
         kind, key, content = source
         sandbox = self.kept.get((kind, key))
         if sandbox is None:
@@ -114,14 +124,18 @@ class Worker:
                 self.kept.popitem(last=False)[1].connection.close()
             if kind == "file":
                 connection = open_file(content)
-            elif kind == "reversed":  # the same content with the rows of each table in the opposite order
+            elif (
+                kind == "reversed"
+            ):  # the same content with the rows of each table in the opposite order
                 original = open_file(content)
-                tables = [(name, columns, rows[::-1]) for name, columns, rows in read_tables(original)]
+                tables = [
+                    (name, columns, rows[::-1]) for name, columns, rows in read_tables(original)
+                ]
                 original.close()
                 connection = open_memory(written(tables))
             else:
                 connection = open_memory(marshal.loads(content))
-            sandbox = self.kept[kind, key] = Sandbox(connection, self.clock)
+            sandbox = self.kept[kind, key] = SandboxConnection(connection, self.clock)
         self.kept.move_to_end((kind, key))
         return sandbox
 
@@ -131,7 +145,9 @@ def _limit(memory_bytes: int) -> None:
     limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm") as statm:
-            limits[resource.RLIMIT_AS] = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + memory_bytes
+            limits[resource.RLIMIT_AS] = (
+                int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + memory_bytes
+            )
     for kind, value in limits.items():
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -166,7 +182,8 @@ def _tick(replies: int) -> None:
 
 
 def _tell_fault(replies: int, kind: type, error: BaseException, trace: object) -> None:
-    """A fault of ours ends the worker; the parent raises the text. (stderr may be a file, and none can be written.)"""
+    """Send the traceback of a bug to the parent, which raises it. (stderr may be a file, and
+    files cannot be written.)"""
     import traceback
 
     write_message(replies, "".join(traceback.format_exception(kind, error, trace)))
@@ -185,8 +202,12 @@ def main() -> None:
     write_message(replies, "ready")
     while head := _read_exactly(requests, 8):
         try:
-            timeout_secs, name, *arguments = marshal.loads(_read_exactly(requests, int.from_bytes(head, "little")))
-            signal.setitimer(signal.ITIMER_REAL, timeout_secs + ALARM_SECS)  # SIGALRM ends the process
+            timeout_secs, name, *arguments = marshal.loads(
+                _read_exactly(requests, int.from_bytes(head, "little"))
+            )
+            signal.setitimer(
+                signal.ITIMER_REAL, timeout_secs + ALARM_SECS
+            )  # SIGALRM ends the process
             write_message(replies, (getattr(worker, name)(*arguments),))
         except MemoryError:  # while a request was read or a result was packed
             write_message(replies, ())

@@ -11,8 +11,8 @@ from contextlib import closing
 
 import pytest
 
-from mtsql.sql.sandbox import QueryConfig, QueryStatus, forget_results, run_query, sandbox_counts
-from mtsql.sql.workers import DeadlinePassed, WorkerPool, set_num_workers, the_pool
+from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache, run_query, sandbox_counts
+from mtsql.sql.worker_pool import DeadlinePassed, WorkerPool, set_num_workers, the_pool
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 # Minutes in one row, without a step: SQLite copies an expression wherever its alias is used.
@@ -92,7 +92,7 @@ def test_the_number_of_workers_is_a_key(db):
     size = the_pool().size
     try:
         set_num_workers(1)
-        forget_results()
+        clear_result_cache()
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda i: run_query(db, f"SELECT {i}"), range(50)))
         assert the_pool().size == 1 and len(the_pool()._idle) <= size
@@ -106,7 +106,7 @@ def test_the_number_of_workers_is_a_key(db):
 SCRIPT = """
 import os, signal, sys, threading, time
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, run_query
-from mtsql.sql.workers import the_pool
+from mtsql.sql.worker_pool import the_pool
 path, sql, way = sys.argv[1:]
 run_query(path, "SELECT 1")
 long = QueryConfig(max_vm_steps=10**12, timeout_secs=60)
@@ -162,7 +162,7 @@ def test_a_stuck_worker_whose_parent_is_gone_ends_at_its_alarm(db):
     code = """
 import os, sys, threading, time
 from mtsql.sql.sandbox import QueryConfig, run_query
-from mtsql.sql.workers import the_pool
+from mtsql.sql.worker_pool import the_pool
 run_query(sys.argv[1], "SELECT 1")
 threading.Thread(target=run_query, args=(*sys.argv[1:3], QueryConfig(timeout_secs=1.5)), daemon=True).start()
 time.sleep(0.3)
@@ -180,7 +180,7 @@ def test_an_interrupted_query_leaves_a_sound_pool(db):
     code = """
 import os, signal, sys, threading, time
 from mtsql.sql.sandbox import QueryConfig, run_query
-from mtsql.sql.workers import the_pool
+from mtsql.sql.worker_pool import the_pool
 path, sql = sys.argv[1:]
 long = QueryConfig(max_vm_steps=10**10, timeout_secs=4)
 run_query(path, "SELECT 1")
@@ -207,7 +207,7 @@ def test_a_forked_child_starts_its_own_workers(db):
     code = """
 import os, sys, threading, time
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, run_query
-from mtsql.sql.workers import the_pool
+from mtsql.sql.worker_pool import the_pool
 path, sql = sys.argv[1:]
 run_query(path, "SELECT 1")
 thread = threading.Thread(target=run_query, args=(path, sql))

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mtsql.sql.kept import Kept, Meter
+from mtsql.sql.cache import SharedCache, WorkMeter
 
 
 def test_who_asks_at_the_same_time_shares_one_making():
-    kept, made = Kept(1000, lambda _: 1), []
+    kept, made = SharedCache(1000, lambda _: 1), []
 
     def make(_):
         time.sleep(0.2)
@@ -24,7 +24,7 @@ def test_who_asks_at_the_same_time_shares_one_making():
 
 
 def test_other_keys_do_not_wait():
-    kept, gate = Kept(1000, lambda _: 1), threading.Event()
+    kept, gate = SharedCache(1000, lambda _: 1), threading.Event()
     with ThreadPoolExecutor(2) as threads:
         slow = threads.submit(kept.get, "slow", lambda _: gate.wait(10))
         assert threads.submit(kept.get, "quick", lambda _: 1).result(timeout=5) == 1
@@ -33,7 +33,7 @@ def test_other_keys_do_not_wait():
 
 
 def test_the_last_used_are_kept_within_the_bytes():
-    kept = Kept(100, len)
+    kept = SharedCache(100, len)
     for key in "abcde":
         kept.get(key, lambda _: "x" * 20)
     assert kept.bytes_kept == 100
@@ -48,7 +48,7 @@ def test_the_last_used_are_kept_within_the_bytes():
 
 
 def test_a_failure_is_raised_and_not_kept():
-    kept, started, gate = Kept(100, lambda _: 1), threading.Event(), threading.Event()
+    kept, started, gate = SharedCache(100, lambda _: 1), threading.Event(), threading.Event()
 
     def fail(_):
         started.set()
@@ -67,8 +67,8 @@ def test_a_failure_is_raised_and_not_kept():
 
 def test_every_meter_gets_the_same_ticks():
     """Of who makes a value, of who joins in the middle, and of who finds it kept."""
-    kept = Kept(100, lambda _: 1, num_ticks=lambda value: value)
-    joined, meters = threading.Event(), [Meter() for _ in range(3)]
+    kept = SharedCache(100, lambda _: 1, num_ticks=lambda value: value)
+    joined, meters = threading.Event(), [WorkMeter() for _ in range(3)]
 
     def make(tick):
         for number in range(7):
@@ -91,7 +91,7 @@ def test_every_meter_gets_the_same_ticks():
 
 
 def test_a_meter_waits_until_it_knows():
-    meter = Meter()
+    meter = WorkMeter()
     with ThreadPoolExecutor(1) as threads:
         known = threads.submit(meter.is_done_within, 2)
         meter.add(2)

@@ -1,4 +1,5 @@
-"""Values that are made once: whoever asks while one is being made waits for it, and the last used ones are kept."""
+"""A cache that threads share: a value is computed once, even when several threads ask for it at
+the same time."""
 
 import os
 import threading
@@ -10,9 +11,13 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 
-class Meter:
-    """Counts the ticks (`connection.TICK_VM_STEPS`) of the queries that one piece of work runs, also of those whose result
-    was kept: the same number whatever ran before. Whoever waits for the work may go on after so many ticks."""
+class WorkMeter:
+    """Counts what the queries of one piece of work cost, in ticks of `connection.TICK_VM_STEPS`.
+
+    A result from the cache counts as much as when it was computed, so the count does not depend on
+    what ran before. The waiting thread can go on with other work once the count shows that this
+    work takes longer.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -38,74 +43,90 @@ class Meter:
             return self._num_ticks <= num_ticks
 
 
-class _Making(Generic[V]):
-    """A value in the making, and the meters of those who wait for it."""
+class _Pending(Generic[V]):
+    """A value that is being computed, and the meters of the threads that wait for it."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.value: V | None = None
         self.is_made = False
-        self.meters: list[Meter] = []
+        self.meters: list[WorkMeter] = []
         self.num_ticks = 0
 
 
-class Kept(Generic[V]):
-    """A cache by key, safe for threads, bounded by the bytes of its values.
+class SharedCache(Generic[V]):
+    """A least-recently-used cache, safe for threads, bounded by the bytes of its values.
 
-    max_bytes: of all values together; one that takes more than a quarter of them is not kept.
-    num_bytes: of a value. num_ticks: what the making of a value took, for the meters of those who find it kept.
+    max_bytes: of all values together. A value of more than a quarter of it is returned but not
+    stored.
+    num_bytes: a function that gives the size of a value.
+    num_ticks: a function that gives what a value cost to compute; the meter of a cache hit counts
+    it.
     """
 
     def __init__(
-        self, max_bytes: int, num_bytes: Callable[[V], int], num_ticks: Callable[[V], int] = lambda _: 0
+        self,
+        max_bytes: int,
+        num_bytes: Callable[[V], int],
+        num_ticks: Callable[[V], int] = lambda _: 0,
     ) -> None:
         self.max_bytes, self._num_bytes, self._num_ticks = max_bytes, num_bytes, num_ticks
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, V] = OrderedDict()
-        self._making: dict[Hashable, _Making[V]] = {}
+        self._pending: dict[Hashable, _Pending[V]] = {}
         self.bytes_kept = 0
         _ALL.add(self)
 
-    def get(self, key: Hashable, make: Callable[[Callable[[], None]], V], meter: Meter | None = None) -> V:
-        """The value of a key, from `make(tick)` if nobody has it. Where `make` raises, those who wait try themselves."""
+    def get(
+        self, key: Hashable, make: Callable[[Callable[[], None]], V], meter: WorkMeter | None = None
+    ) -> V:
+        """The value of `key`: stored, or being computed by another thread, or computed here by
+        `make(tick)`.
+
+        `make` calls `tick()` while it works. If it raises, each waiting thread calls its own
+        `make`.
+        """
         while True:
             with self._lock:
                 if key in self._values:
                     self._values.move_to_end(key)
                     value = self._values[key]
                     break
-                making = self._making.get(key)
-                is_mine = making is None
+                pending = self._pending.get(key)
+                is_mine = pending is None
                 if is_mine:
-                    making = self._making[key] = _Making()
+                    pending = self._pending[key] = _Pending()
                 if meter is not None:
-                    meter.add(making.num_ticks)
-                    making.meters.append(meter)
+                    meter.add(pending.num_ticks)
+                    pending.meters.append(meter)
             if is_mine:
-                return self._make(key, making, make)
-            making.ended.wait()
-            if making.is_made:
-                return making.value
+                return self._make(key, pending, make)
+            pending.ended.wait()
+            if pending.is_made:
+                return pending.value
         if meter is not None:
             meter.add(self._num_ticks(value))
         return value
 
     def clear(self) -> None:
-        """Forget what is kept."""
+        """Remove every stored value."""
         with self._lock:
             self._values.clear()
             self.bytes_kept = 0
 
     def start_afresh(self) -> None:
-        """In a forked child: whoever made a value there stayed behind."""
+        """Start empty in a forked child: the threads that compute values exist in the parent
+        only."""
         self._lock = threading.Lock()
-        self._values, self._making, self.bytes_kept = OrderedDict(), {}, 0
+        self._values, self._pending, self.bytes_kept = OrderedDict(), {}, 0
 
-    def _make(self, key: Hashable, making: _Making[V], make: Callable[[Callable[[], None]], V]) -> V:
+    def _make(
+        self, key: Hashable, pending: _Pending[V], make: Callable[[Callable[[], None]], V]
+    ) -> V:
         def tick() -> None:
             with self._lock:
-                making.num_ticks += 1
-                meters = list(making.meters)
+                pending.num_ticks += 1
+                meters = list(pending.meters)
             for meter in meters:
                 meter.add()
 
@@ -115,12 +136,12 @@ class Kept(Generic[V]):
             is_made = True
         finally:
             with self._lock:
-                del self._making[key]
+                del self._pending[key]
                 if is_made:
                     self._keep(key, value)
             if is_made:
-                making.value, making.is_made = value, True
-            making.ended.set()
+                pending.value, pending.is_made = value, True
+            pending.ended.set()
         return value
 
     def _keep(self, key: Hashable, value: V) -> None:
@@ -133,8 +154,7 @@ class Kept(Generic[V]):
             self.bytes_kept -= self._num_bytes(self._values.popitem(last=False)[1])
 
 
-
-_ALL: weakref.WeakSet[Kept] = weakref.WeakSet()
+_ALL: weakref.WeakSet[SharedCache] = weakref.WeakSet()
 
 
 def _start_afresh() -> None:

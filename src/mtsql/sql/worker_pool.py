@@ -1,8 +1,9 @@
-"""The parent's side of the SQL workers: a pool of processes, each of which may be killed at any time.
+"""A pool of SQL worker processes, each of which may be killed at any time. This is the parent's
+side.
 
-A worker is started when one is needed and none is idle, up to the pool's size. It serves one request at a time. One
-that does not answer by the request's deadline is killed, one that has died is replaced; both cost nobody else anything.
-Nothing here knows SQL.
+A worker is started when a request comes and no worker is idle, up to the size of the pool. It
+serves one request at a time. A worker that does not answer by the request's deadline is killed. A
+worker that died is replaced. Neither disturbs other requests. Nothing here knows SQL.
 """
 
 import atexit
@@ -28,7 +29,8 @@ _START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker im
 
 
 class WorkerDied(Exception):
-    """The worker ended in the middle of a request, by itself or by the operating system; the text says how."""
+    """The worker ended in the middle of a request, by itself or by the operating system; the
+    text says how."""
 
 
 class DeadlinePassed(Exception):
@@ -36,30 +38,41 @@ class DeadlinePassed(Exception):
 
 
 class _Worker:
-    """One process and its two pipes. Not safe for threads: who has taken it from the pool uses it alone."""
+    """One worker process and its two pipes. Only the thread that took it from the pool may use
+    it."""
 
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
         self.is_fresh = True
-        self.served: OrderedDict[Hashable, None] = OrderedDict()  # topics of requests, the latest last
+        self.served: OrderedDict[Hashable, None] = (
+            OrderedDict()
+        )  # topics of requests, the latest last
         self._buffer = bytearray()
-        # -I -S: neither the environment, the working folder nor site-packages can put anything into the process.
+        # -I -S: nothing from the environment, the working folder or site-packages is imported.
         command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
-        # A session of its own: Ctrl-C in a terminal reaches the parent only. No stderr: who reads the parent's to its
-        # end would wait for a worker, too.
+        # A session of its own: Ctrl-C in a terminal reaches the parent only.
+        # No stderr: a program that reads the parent's to its end would wait for the worker, too.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            start_new_session=True, cwd=os.sep,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+            cwd=os.sep,
+        )
         self._poll = select.poll()
         self._poll.register(self.process.stdout, select.POLLIN)
         try:
             self._receive(time.monotonic() + START_SECS, lambda: None)
         except (WorkerDied, DeadlinePassed) as error:
-            raise RuntimeError(f"a SQL worker could not be started ({' '.join(command)}): {error}") from error
+            raise RuntimeError(
+                f"a SQL worker could not be started ({' '.join(command)}): {error}"
+            ) from error
 
     def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
-        """Send a packed request and wait for its answer; `tick` is called for each tick. The clock starts here."""
+        """Send a packed request and wait for its answer; `tick` is called for each tick. The
+        clock starts here."""
         deadline = time.monotonic() + max(0.0, timeout_secs) + GRACE_SECS
         try:
             rest = memoryview(message)
@@ -110,9 +123,10 @@ class _Worker:
 
 
 class WorkerPool:
-    """At most `size` workers; requests beyond that wait their turn, without losing time of their own.
+    """At most `size` workers. Requests beyond that wait; their deadlines start when a worker takes
+    them.
 
-    counts: "deadline" and "died" by name, how often a worker was killed at a deadline or was lost.
+    counts: how often a worker was killed at a deadline ("deadline") or died by itself ("died").
     """
 
     def __init__(self, size: int) -> None:
@@ -127,17 +141,26 @@ class WorkerPool:
         self._num_stops = 0
 
     def call(
-        self, name: str, *arguments: object, timeout_secs: float, memory_bytes: int,
-        topic: Hashable = None, tick: Callable[[], None] = lambda: None,
+        self,
+        name: str,
+        *arguments: object,
+        timeout_secs: float,
+        memory_bytes: int,
+        topic: Hashable = None,
+        tick: Callable[[], None] = lambda: None,
         is_spoiled: Callable[[object], bool] = lambda _: False,
-    ) -> object:  # fmt: skip
-        """Have a worker do `name(*arguments)` and return what it returns; one that knows the topic, if one is idle.
+    ) -> object:
+        """Let a worker call its method `name(*arguments)` and return the result.
 
-        A worker that dies, has no memory for its answer, or whose answer `is_spoiled` is replaced. If it had
-        served before, the request is tried once more, on a fresh one, in the time that is left: its verdict is not
-        another query's doing.
-        `tick` is told of a second try's ticks only as far as they pass the first's.
-        Raises DeadlinePassed or WorkerDied; RuntimeError where the worker failed by a fault of ours.
+        topic: an idle worker that has served this topic before is preferred.
+        tick: is called for each tick of the worker.
+        is_spoiled: says of a result that the worker ran out of memory.
+
+        A worker that dies, or runs out of memory, is replaced. If it had served other requests
+        before, this request is tried once more on a new worker, in the time that is left, so that
+        no verdict depends on earlier requests. The second try reports only those ticks that the
+        first did not. Raises DeadlinePassed, WorkerDied, and RuntimeError with the worker's
+        traceback for a bug.
         """
         body = marshal.dumps((timeout_secs, name, *arguments), MARSHAL_VERSION)
         message = len(body).to_bytes(8, "little") + body
@@ -177,7 +200,8 @@ class WorkerPool:
                 raise WorkerDied("no memory for the result")
 
     def kill_all(self) -> None:
-        """Kill every worker; requests that are running end with WorkerDied. Later ones get new workers."""
+        """Kill every worker; requests that are running end with WorkerDied. Later ones get new
+        workers."""
         with self._condition:
             self._num_stops += 1
             idle, self._idle = self._idle, []
@@ -200,10 +224,13 @@ class WorkerPool:
             worker.kill()
 
     def abandon(self) -> None:
-        """In a forked child: the workers are the parent's. Only this process's copies of their pipes are closed."""
+        """In a forked child: close this process's copies of the pipes. The workers go on serving
+        the parent."""
         for worker in self._all:
             worker.close_pipes()
-            worker.process.returncode = 0  # it is no child of this process: Popen must not wait for it
+            worker.process.returncode = (
+                0  # it is no child of this process: Popen must not wait for it
+            )
 
     def _take(self, memory_bytes: int, topic: Hashable) -> _Worker:
         unfit = None
@@ -256,8 +283,11 @@ class WorkerPool:
 
 
 def default_size() -> int:
-    """As many workers as this process has processors, or its share of them where ranks share the machine."""
-    num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many workers as this process has processors, or its share of them where ranks share the
+    machine."""
+    num_processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, num_processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -275,20 +305,22 @@ def the_pool() -> WorkerPool:
 
 
 def set_num_workers(size: int) -> None:
-    """How many workers this process may have at a time; 0: as many as it has processors. ValueError if negative."""
+    """How many workers this process may have at a time; 0: as many as it has processors.
+    ValueError if negative."""
     if size < 0:
         raise ValueError(f"the number of SQL workers must not be negative, found {size}")
     the_pool().resize(size or default_size())
 
 
 def stop_queries() -> None:
-    """End all queries that are running, at Ctrl-C for instance, so that nobody waits for them."""
+    """End all running queries, so that no thread waits for them any longer (Ctrl-C, a bug in
+    another thread)."""
     if _POOLS:
         _POOLS[0].kill_all()
 
 
 def _forget() -> None:
-    """A forked child has no right to its parent's workers."""
+    """Start without workers in a forked child: those of the parent are not its own."""
     global _POOL_LOCK
     _POOL_LOCK = threading.Lock()
     for pool in _POOLS:
