@@ -42,7 +42,6 @@ from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig, RewardWeights
 from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig, toy_files
-from mtsql.sql.sandbox import QueryConfig
 from mtsql.workbench import set_up
 
 
@@ -85,8 +84,7 @@ class Config:
     """Where the embedded model's warm start is kept."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvLimits = EnvLimits(query=QueryConfig(max_vm_steps=5_000_000))
-    """The toy world's golds take less than 10,000 steps; real ones up to 30 million, so the recipes allow 50 million."""
+    env: EnvLimits = EnvLimits()
     style: PromptStyle | None = None
     """Wording of the prompts (default: brief for the embedded model, full for others)."""
     engine: EngineLimits = EngineLimits(max_rows=128)
@@ -142,7 +140,7 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     if config.model.path or config.warm_start is None:
         return config
     sft = train_sft.Config(
-        seed=config.seed, model=config.model, data=config.data, env=config.env, style=config.style,
+        seed=config.seed, model=config.model, data=config.data, env=replace(config.env, num_sql_workers=0), style=config.style,
         engine=config.engine, max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
         checkpoint=CheckpointConfig(every=0),
     )  # fmt: skip

@@ -13,7 +13,6 @@ turn, `num_pairs` times, and their medians compared.
 
 import json
 import sqlite3
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -55,9 +54,9 @@ def small_queries(num_queries: int, folder: Path) -> dict[str, float]:
         texts = [f"SELECT name, price FROM item WHERE id = {i % 100} -- {num_threads}/{i}" for i in range(num_queries)]
         with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(lambda i: run_query(path, f"SELECT {i}"), range(50)))  # workers start
-            run = (lambda sql: run_query(path, sql).is_ok)
             start = time.perf_counter()
-            assert all(map(run, texts) if num_threads == 1 else threads.map(run, texts))
+            each = map if num_threads == 1 else threads.map
+            assert all(result.is_ok for result in each(run_query, [path] * num_queries, texts))
             out[f"from_{num_threads}_threads_us"] = 1e6 * (time.perf_counter() - start) / num_queries
     start = time.perf_counter()
     for _ in range(num_queries):
@@ -101,14 +100,14 @@ class Scripted(SqlEnv):
 
 
 def rollouts(
-    folder: str, shape: tuple[int, int, int], num_turns: int, num_samples: int, runaway_frac: float, max_vm_steps: int,
-    num_pairs: int,
+    folder: str, *, num_layers: int, width: int, vocab: int, num_turns: int, num_samples: int, runaway_frac: float,
+    max_vm_steps: int, num_pairs: int,
 ) -> dict:  # fmt: skip
     """Seconds of rollouts with and without runaway queries, scoring included."""
     corpus = load_split(DataConfig(toy_folder=folder), "train")
     turns = corpus.turns[:: max(1, len(corpus.turns) // num_turns)][:num_turns]
     renderer = Renderer(train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600))
-    model = make_model(None, *shape, ATTENTION_NAME).eval()
+    model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
     limits = EnvLimits(max_steps=NUM_CALLS + 1, query=QueryConfig(max_vm_steps=max_vm_steps))
     rows, counts = num_turns * num_samples, {"runaway": 0, "sql": 0}
 
@@ -167,10 +166,12 @@ def main(
         out = {"small_query": small_queries(num_queries, Path(folder))}
     out["workers"] = the_pool().size
     if rollouts_too:
-        shape = num_layers, width, vocab
-        out["rollouts"] = rollouts(toy_folder, shape, num_turns, num_samples, runaway_frac, max_vm_steps, num_pairs)
+        out["rollouts"] = rollouts(
+            toy_folder, num_layers=num_layers, width=width, vocab=vocab, num_turns=num_turns, num_samples=num_samples,
+            runaway_frac=runaway_frac, max_vm_steps=max_vm_steps, num_pairs=num_pairs,
+        )  # fmt: skip
     print(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(auto_cli(main))
+    auto_cli(main)

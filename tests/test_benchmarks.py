@@ -109,3 +109,20 @@ def test_trl_plays_the_workload(module):
     trl = contest(module, "step", *STEP, "--who", "trl_tuned")
     work = module("rollout").make_workload(2, 2, 2, 1000)
     assert trl["useful_tokens"] == work.useful and trl["rollout_tokens"] > trl["learn_tokens"]  # it prefills again
+
+
+def test_the_sql_benchmark_plays_as_many_runaways_as_it_says(module, tmp_path):
+    sql = module("sql")
+    assert sql.small_queries(50, tmp_path).keys() == {"from_1_threads_us", "from_16_threads_us", "kept_us"}
+    shape = {"num_layers": 1, "width": 64, "vocab": 700, "num_turns": 2, "num_samples": 4, "num_pairs": 1}
+    found = sql.rollouts(str(tmp_path / "toy"), runaway_frac=0.25, max_vm_steps=1_000_000, **shape)
+    assert found["queries"] == 2 * 8 * 4 and found["runaways"] == 6 and found["deadlines_met"] == 0
+
+
+def test_every_attack_of_the_benchmark_is_held(module, tmp_path, monkeypatch):
+    """Those that end at once, here; the others are those of test_sandbox_bounds.py."""
+    attacks = module("attacks")
+    monkeypatch.chdir(tmp_path)
+    for name in ("gold SQL through a view of sqlite_stmt", "an FTS table through a view", "DROP TABLE", "ATTACH"):
+        assert attacks.attack(name, 5.0)["status"] == "denied"
+    assert attacks.attack("rows without end", 5.0)["status"] == "too_large"

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mtsql.sql.cache import SharedCache, WorkMeter
+from mtsql.sql.cache import SharedCache
+from mtsql.sql.meter import WorkMeter
 
 
 def test_who_asks_at_the_same_time_shares_one_making():
@@ -36,21 +37,22 @@ def test_the_last_used_are_kept_within_the_bytes():
     kept = SharedCache(100, len)
     for key in "abcde":
         kept.get(key, lambda _: "x" * 20)
-    assert kept.bytes_kept == 100
+    assert kept.bytes_stored == 100
     kept.get("a", lambda _: pytest.fail("a was kept"))
     kept.get("f", lambda _: "x" * 25)  # b and c have to go
-    assert kept.bytes_kept == 85 and kept.get("a", lambda _: "new") == "x" * 20
+    assert kept.bytes_stored == 85 and kept.get("a", lambda _: "new") == "x" * 20
     assert kept.get("b", lambda _: "new") == "new"
     assert kept.get("large", lambda _: "x" * 26) == "x" * 26  # more than a quarter: not kept
     assert kept.get("large", lambda _: "again") == "again"
     kept.clear()
-    assert kept.bytes_kept == 0 and kept.get("a", lambda _: "new") == "new"
+    assert kept.bytes_stored == 0 and kept.get("a", lambda _: "new") == "new"
 
 
 def test_a_failure_is_raised_and_not_kept():
     kept, started, gate = SharedCache(100, lambda _: 1), threading.Event(), threading.Event()
 
-    def fail(_):
+    def fail(tick):
+        tick()
         started.set()
         gate.wait(10)
         raise LookupError("a fault")
@@ -58,11 +60,37 @@ def test_a_failure_is_raised_and_not_kept():
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(kept.get, "key", fail)
         started.wait(10)
-        second = threads.submit(kept.get, "key", lambda _: "made by the one who waited")
+        meter = WorkMeter()
+        second = threads.submit(kept.get, "key", lambda _: "made by the one who waited", meter)
+        while not kept._pending["key"].meters:
+            time.sleep(0.001)
         gate.set()
         with pytest.raises(LookupError):
             first.result()
         assert second.result() == "made by the one who waited"
+    meter.finish()
+    assert meter.is_done_within(0)  # the ticks of the failed try belong to no result
+
+
+def test_what_does_not_last_is_shared_and_not_stored():
+    kept = SharedCache(100, lambda _: 1, is_lasting=lambda value: value != "late")
+    gate, made = threading.Event(), []
+
+    def make(_):
+        gate.wait(10)
+        made.append(1)
+        return "late"
+
+    with ThreadPoolExecutor(4) as threads:
+        values = [threads.submit(kept.get, "key", make) for _ in range(4)]
+        while "key" not in kept._pending:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        gate.set()
+        assert [value.result() for value in values] == ["late"] * 4
+    assert len(made) == 1
+    kept.get("key", make)
+    assert len(made) == 2
 
 
 def test_every_meter_gets_the_same_ticks():

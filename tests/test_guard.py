@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import time
 from collections import Counter
 from contextlib import closing
 
@@ -15,7 +16,7 @@ from mtsql.sql.guard import Evidence, evidence, is_copied, stable_order, trial_o
 from mtsql.sql.sandbox import Mirror, QueryConfig, clear_result_cache, run_query
 from mtsql.sql.schema import load_schemas, schema_from_sqlite
 from mtsql.sql.variants import TableRows, altered, memory_copy, reversed_rows, tables_of
-from mtsql.sql.worker_pool import stop_queries
+from mtsql.sql.worker_pool import the_pool
 
 LIMITS = QueryConfig()
 USA = "SELECT name FROM singer WHERE country = 'USA'"
@@ -265,12 +266,17 @@ def test_copies_need_no_files(db, schema, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     answer = "SELECT singer.name FROM singer WHERE country IN ('USA')"
     assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
-    stop_queries()
+    the_pool().stop()
+    the_pool().resume()
     clear_result_cache()
     assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
     child = os.fork()
     if child == 0:
-        os._exit(evidence(answer, USA, schema, db, LIMITS) is not Evidence.AGREES)
+        code = 1
+        try:
+            code = int(evidence(answer, USA, schema, db, LIMITS) is not Evidence.AGREES)
+        finally:
+            os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
 
@@ -303,6 +309,32 @@ def test_what_cannot_be_read_is_left_out_of_the_copies(tmp_path):
         assert "singer" in {table.name for table in found.tables}
         assert evidence(answer, gold, found, path, LIMITS) is Evidence.AGREES, name
         assert evidence("SELECT 2", gold, found, path, LIMITS) is Evidence.DIFFERS, name
+
+
+def test_a_database_that_takes_for_ever_to_read_gives_no_evidence(tmp_path, monkeypatch, caplog):
+    """A generated column that costs seconds a row: reading it has a clock of its own, and is tried once."""
+    path = tmp_path / "costly.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        doubled = "length(trim(a, '" + "1" * 3300 + "0'))"
+        connection.execute("CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT)")
+        connection.execute("INSERT INTO singer VALUES (1, 'Ann', 'USA')")
+        connection.execute(f"CREATE TABLE t (a, {', '.join(f'b{i} AS ({doubled})' for i in range(40))})")
+        connection.execute("INSERT INTO t (a) VALUES (hex(zeroblob(19990)))")
+    schema = schema_from_sqlite(path)
+    monkeypatch.setattr("mtsql.sql.sandbox.READ_SECS", 0.3)
+    start, answer = time.monotonic(), "SELECT name FROM singer WHERE country IN ('USA')"
+    assert [evidence(answer, USA, schema, path, LIMITS) for _ in range(3)] == [Evidence.NONE] * 3
+    assert time.monotonic() - start < 3 and caplog.text.count("cannot be read within 0.3 seconds") == 1
+    assert run_query(path, USA).rows == (("Ann",),)
+
+
+def test_an_answer_that_does_not_end_on_a_copy_is_no_evidence(db, schema):
+    """It ended on the database; where it needs more there, the copies say nothing about its meaning."""
+    gold = "SELECT count(*) FROM singer"
+    trial = trial_of(gold, schema, db, QueryConfig(max_vm_steps=100_000))
+    assert trial.copies
+    slow = "SELECT count(*) FROM singer WHERE 0 = (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n LIMIT 1 OFFSET 99999)"
+    assert evidence(slow, gold, schema, db, QueryConfig(max_vm_steps=100_000)) is Evidence.NONE
 
 
 def test_no_database_gives_no_evidence(schema, tmp_path):

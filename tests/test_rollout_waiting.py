@@ -2,6 +2,8 @@
 
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -22,6 +24,7 @@ from mtsql.rl.rollout import SQL_STEPS, rollout
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache
 from mtsql.sql.schema import schema_from_sqlite
+from mtsql.sql.worker_pool import set_num_workers
 
 GOLD = "SELECT name FROM singer WHERE age > 26"
 RUNAWAY = "SELECT count(*) FROM singer a, singer b, singer c, singer d, singer e WHERE a.age + b.age < c.age - {}"
@@ -145,7 +148,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
 
 @pytest.mark.parametrize("where", ["judge", "environment", "engine"])
 def test_a_fault_is_raised_and_nobody_waits_for_queries(renderer, db_path, where):
-    """Also while a query that would take a minute runs for another row."""
+    """Also while queries that would take a minute run and wait for other rows."""
 
     class Faulty(SqlEnv):
         def step(self, text, meter=None):
@@ -163,10 +166,11 @@ def test_a_fault_is_raised_and_nobody_waits_for_queries(renderer, db_path, where
         if where == "judge":
             raise LookupError("a fault")
 
-    script = [[(1, call(RUNAWAY.format(2))), (1, answer())], [(2, call("SELECT 'older'")), (1, answer())], [(99, answer())]]
+    script = [[(1, call(RUNAWAY.format(100 + i))), (1, answer())] for i in range(6)]  # more than there are workers
+    script += [[(2, call("SELECT 'older'")), (1, answer())], [(2, answer())], [(99, answer())]]
     start = time.monotonic()
     with pytest.raises(LookupError):
-        play(FaultyEngine(renderer, script, 0.01), renderer, db_path, 3, Faulty, judge, max_vm_steps=10**7, timeout_secs=60.0)
+        play(FaultyEngine(renderer, script, 0.01), renderer, db_path, 9, Faulty, judge, max_vm_steps=10**12, timeout_secs=60.0)
     assert time.monotonic() - start < 20
     assert play(PacedEngine(renderer, [[(1, answer())]]), renderer, db_path, 1)[0].outcome is Outcome.ANSWERED
 
@@ -188,8 +192,8 @@ class Scripted(SqlEnv):
 
 
 def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, monkeypatch):
-    """Tokens, log-probs and rewards bit for bit. A slower machine is deadlines a tenth as long, environments that dawdle,
-    fewer workers and nothing kept."""
+    """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as long, environments that
+    dawdle, one SQL worker instead of several, and a busy loop beside each."""
     register_attention()
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -212,7 +216,15 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
     quick = run(30.0)
     clear_result_cache()
     monkeypatch.setattr(Scripted, "is_slow", True)
-    slow = run(3.0)
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        set_num_workers(1)
+        slow = run(3.0)
+    finally:
+        set_num_workers(0)
+        for loop in loops:
+            loop.kill()
+            loop.wait()
     statuses = {step.status for t, _ in quick for step in t.env.steps}
     assert {QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT} <= statuses
     assert len({len(t.ids) for t, _ in quick}) > 3 and len({parts["propose"] for _, parts in quick}) > 3

@@ -12,13 +12,20 @@ from contextlib import closing
 import pytest
 
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache, run_query, sandbox_counts
-from mtsql.sql.worker_pool import DeadlinePassed, WorkerPool, set_num_workers, the_pool
+from mtsql.sql.worker_pool import (
+    DeadlinePassed,
+    QueriesStopped,
+    WorkerPool,
+    query_threads,
+    set_num_workers,
+    the_pool,
+)
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 # Minutes in one row, without a step: SQLite copies an expression wherever its alias is used.
 STUCK = f"""WITH s AS MATERIALIZED (SELECT hex(zeroblob(19990)) AS a), c0 AS (SELECT length(trim(a, '{'1' * 3300}0')) AS x FROM s)
 {"".join(f", c{i} AS (SELECT x + x AS x FROM c{i - 1})" for i in range(1, 13))} SELECT x FROM c12"""
-ARGUMENTS = {"timeout_secs": 5.0, "memory_bytes": 2**28}
+ARGUMENTS = {"timeout_secs": 60.0, "memory_bytes": 2**28}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def db(tmp_path_factory):
 def pool():
     pool = WorkerPool(2)
     yield pool
-    pool.kill_all()
+    pool.stop()
 
 
 def ask(pool, path, sql="SELECT count(*) FROM item", **config):
@@ -44,7 +51,7 @@ def ask(pool, path, sql="SELECT count(*) FROM item", **config):
 def test_a_worker_is_kept_for_the_next_request(pool, db):
     pids = set()
     for _ in range(5):
-        assert ask(pool, db)[:2] == ("ok", [(2,)])
+        assert ask(pool, db)["rows"] == ((2,),)
         pids |= {worker.process.pid for worker in pool._all}
     assert len(pids) == 1
 
@@ -55,11 +62,11 @@ def test_a_worker_that_dies_is_replaced_and_its_request_tried_again(pool, db):
     [worker] = pool._all
     worker.process.kill()
     worker.process.wait()
-    assert ask(pool, db)[0] == "ok" and pool.counts["died"] == 1
+    assert ask(pool, db)["status"] == "ok" and pool.counts["died"] == 1
     [worker] = pool._all
     threading.Timer(0.3, worker.process.kill).start()
-    answer = ask(pool, db, ENDLESS, max_vm_steps=60_000_000, timeout_secs=60.0)
-    assert answer[0] == "timeout" and pool.counts["died"] == 2  # the whole budget, on another worker
+    answer = ask(pool, db, ENDLESS, max_vm_steps=90_000_000, timeout_secs=60.0)
+    assert answer["status"] == "timeout" and answer["num_ticks"] == 90 and pool.counts["died"] == 2
     assert len(pool._all) == len(pool._idle) == 1
 
 
@@ -68,34 +75,106 @@ def test_a_deadline_kills_and_spares_the_others(pool, db):
     with ThreadPoolExecutor(2) as threads:
         stuck = threads.submit(pool.call, "query", ("file", "x", db.as_uri()), STUCK, vars(QueryConfig()),
                                timeout_secs=0.4, memory_bytes=2**28)  # fmt: skip
-        answers = [threads.submit(ask, pool, db, f"SELECT {i}").result()[:2] for i in range(50)]
-        assert answers == [("ok", [(i,)]) for i in range(50)]
+        answers = [threads.submit(ask, pool, db, f"SELECT {i}").result()["rows"] for i in range(50)]
+        assert answers == [((i,),) for i in range(50)]
         with pytest.raises(DeadlinePassed):
             stuck.result()
-    assert pool.counts == {"deadline": 1}
+    assert pool.counts == {"killed": 1}
+
+
+def test_a_query_that_needs_too_much_memory_is_tried_once_more_on_a_fresh_worker(db):
+    """However many idle workers have served before: the others stay."""
+    pool = WorkerPool(4)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: ask(pool, db, ENDLESS, max_vm_steps=10**7 + i), range(4)))
+    pids = {worker.process.pid for worker in pool._all}
+    assert len(pids) == 4
+    hungry = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, zeroblob(39000) AS z FROM n ORDER BY z, i"
+    source = ("file", str(db), db.as_uri())
+    answer = pool.call("query", source, hungry, vars(QueryConfig()), timeout_secs=60.0, memory_bytes=2**28,
+                       is_out_of_memory=lambda answer: answer["ending"] == "memory")  # fmt: skip
+    assert (answer["status"], answer["ending"]) == ("too_large", "memory") and pool.counts == {"memory": 2}
+    assert len(pids & {worker.process.pid for worker in pool._all}) >= 2
+    pool.stop()
+
+
+def test_stopping_ends_running_and_waiting_requests(pool, db):
+    """Twelve endless requests for two workers, and the next query of a thread whose query was stopped."""
+
+    def one(number):
+        with pytest.raises(QueriesStopped):
+            ask(pool, db, ENDLESS + f" -- {number}", max_vm_steps=10**12, timeout_secs=60.0)
+        with pytest.raises(QueriesStopped):
+            ask(pool, db)
+        return True
+
+    with ThreadPoolExecutor(12) as threads:
+        done = [threads.submit(one, number) for number in range(12)]
+        time.sleep(0.5)
+        start = time.monotonic()
+        pool.stop()
+        assert all(future.result() for future in done) and time.monotonic() - start < 1
+    assert not pool._all and not pool.counts
+    pool.resume()
+    assert ask(pool, db)["status"] == "ok"
+
+
+def test_threads_whose_block_fails_do_not_wait_for_queries(db):
+    long = QueryConfig(max_vm_steps=10**12, timeout_secs=60.0)
+    start = time.monotonic()
+    with pytest.raises(LookupError), query_threads(8, "test") as threads:
+        futures = [threads.submit(run_query, db, ENDLESS + f" -- {i}", long) for i in range(20)]
+        time.sleep(0.3)
+        raise LookupError("a fault")
+    assert time.monotonic() - start < 3 and all(future.done() for future in futures)
+    clear_result_cache()
+    assert run_query(db, "SELECT count(*) FROM item").rows == ((2,),)
+
+
+def test_urgent_requests_go_first(db):
+    """One worker; eight requests wait for it when an urgent one comes."""
+    pool, order = WorkerPool(1), []
+    source = ("file", str(db), db.as_uri())
+
+    def one(name, is_urgent):
+        pool.call("query", source, ENDLESS + f" -- {name}", vars(QueryConfig(max_vm_steps=10**7)), timeout_secs=60.0,
+                  memory_bytes=2**28, is_urgent=is_urgent)  # fmt: skip
+        order.append(name)
+
+    with ThreadPoolExecutor(10) as threads:
+        for number in range(8):
+            threads.submit(one, number, False)
+        while len(pool._all) < 1:
+            time.sleep(0.001)
+        threads.submit(one, "urgent", True)
+    assert order.index("urgent") <= 2
+    pool.stop()
 
 
 def test_a_pool_serves_requests_of_different_memory(pool, db):
     for memory_bytes in (2**27, 2**28, 2**27, 2**29):
         source = ("file", str(db), db.as_uri())
         answer = pool.call("query", source, "SELECT 1", vars(QueryConfig()), timeout_secs=5.0, memory_bytes=memory_bytes)
-        assert answer[0] == "ok" and len(pool._all) <= pool.size
+        assert answer["status"] == "ok" and len(pool._all) <= pool.size
 
 
 def test_a_fault_of_ours_is_raised_with_its_traceback(pool, db):
     with pytest.raises(RuntimeError, match="(?s)a SQL worker failed: Traceback.*worker.py.*AttributeError"):
         pool.call("no such operation", **ARGUMENTS)
-    assert ask(pool, db)[0] == "ok" and len(pool._all) == 1
+    assert ask(pool, db)["status"] == "ok" and len(pool._all) == 1
 
 
 def test_the_number_of_workers_is_a_key(db):
-    size = the_pool().size
     try:
+        set_num_workers(3)
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(lambda i: run_query(db, ENDLESS, QueryConfig(max_vm_steps=10**7 + i)), range(3)))
+        assert len(the_pool()._all) == 3
         set_num_workers(1)
         clear_result_cache()
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda i: run_query(db, f"SELECT {i}"), range(50)))
-        assert the_pool().size == 1 and len(the_pool()._idle) <= size
+        assert the_pool().size == 1 and len(the_pool()._all) == 1
         with pytest.raises(ValueError, match="must not be negative"):
             set_num_workers(-1)
     finally:
@@ -236,7 +315,7 @@ def test_a_worker_imports_only_the_standard_library_and_writes_nothing(pool, tmp
     path = tmp_path / "x.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("CREATE TABLE item (a);")
-    assert ask(pool, path)[0] == "ok"
+    assert ask(pool, path)["status"] == "ok"
     [worker] = pool._all
     with open(f"/proc/{worker.process.pid}/limits") as limits:
         text = " ".join(limits.read().split())

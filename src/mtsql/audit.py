@@ -132,7 +132,7 @@ def audit(corpus: Corpus, config: Config) -> Report:
         elif gold.is_empty:
             found("gold empty", f"{len(gold.rows)} rows, all NULL" if gold.rows else "no rows")
         if gold.is_ok:
-            doubt = _undetermined(text, gold, lambda sql: (run_query(db_path, sql + " ", limits),
+            doubt = _undetermined(text, gold, lambda sql: (run_query(db_path, f"{sql} ", limits),  # another text: it runs again, with other random numbers
                                                            run_query(Mirror(db_path), sql, limits)))  # fmt: skip
             if doubt:
                 found(doubt, f"{len(gold.rows)} rows", len(gold.rows))
@@ -158,8 +158,7 @@ def audit(corpus: Corpus, config: Config) -> Report:
 
 
 def _undetermined(text: str, gold: QueryResult, run: Callable[[str], tuple[QueryResult, QueryResult]]) -> str | None:
-    """The check a gold fails when run once more, with other random numbers, and on the same rows stored in the opposite
-    order."""
+    """Run the gold twice more: with other random numbers, and on rows in the opposite order. Return the check it fails."""
     again, mirrored = run(text)
     if not again.is_ok or not mirrored.is_ok:
         return None  # the mirror has no index: too slow to tell

@@ -29,7 +29,7 @@ from mtsql.runlog import git_commit
 FORMAT = "mtsql-checkpoint-1"
 MAY_CHANGE = (
     "run", "resume", "eval_every", "eval_turns", "max_batch_tokens", "sft.max_batch_tokens", "engine.", "checkpoint.",
-    "optim.offload", "sft.optim.offload", "model.gradient_checkpointing",
+    "optim.offload", "sft.optim.offload", "model.gradient_checkpointing", "env.num_sql_workers",
 )  # fmt: skip
 """Keys that a resumed run may change; all but the batch and engine sizes leave its numbers as they were."""
 

@@ -14,7 +14,7 @@ from mtsql.agent.parser import Reply, parse_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.cache import WorkMeter
+from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, run_query
 from mtsql.sql.schema import Schema
 
@@ -63,7 +63,7 @@ class EnvLimits:
     query: QueryConfig = field(default_factory=QueryConfig)
     """Limits on each query, whoever runs it: tools, memory, rewards, guard, evaluation."""
     num_sql_workers: int = 0
-    """Processes that run queries, for each rank (0: as many as it has processors)."""
+    """Processes that run queries, for each rank (0: its share of the machine's processors)."""
 
     def __post_init__(self):
         if self.max_steps < 1:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.cache import WorkMeter
+from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, run_query
 
 CLAUSES = ("select", "from", "where", "group by", "having", "order by", "limit", "intersect", "union", "except")

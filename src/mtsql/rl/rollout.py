@@ -19,8 +19,8 @@ from mtsql.llm.engine import Completion, Engine, StopReason
 from mtsql.llm.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.cache import WorkMeter
-from mtsql.sql.worker_pool import stop_queries
+from mtsql.sql.meter import WorkMeter
+from mtsql.sql.worker_pool import query_threads
 
 T = TypeVar("T")
 
@@ -29,11 +29,13 @@ CUT = {
     StopReason.TRAJECTORY_TOKENS: Outcome.TRAJECTORY_TOKENS,
 }
 SQL_STEPS = 2
-"""Engine steps from a reply to its observation, and one more for each tick (a million
-virtual-machine steps) of its
-queries: other rows wait for SQL only where so much work takes longer than that many steps."""
-NUM_THREADS = 16
-"""For environments, and as many for judging. They mostly wait for SQL workers."""
+"""An observation joins so many engine steps after its reply, plus one step for each tick (a million
+virtual-machine steps) of its queries. If the queries are not done by then, the engine waits."""
+NUM_ACTORS = 16
+"""Threads in which environments act. They mostly wait for SQL workers, which serve them first."""
+NUM_JUDGES = 2
+"""Threads that judge finished trajectories. More would take the interpreter from the decoding
+thread."""
 
 
 def turn_key(turn_id: str) -> int:
@@ -51,7 +53,8 @@ class _Acting:
     future: Future
 
     def is_due(self, step: int) -> bool:
-        """Whether the observation joins by this step. Waits until the work done so far tells."""
+        """Whether the observation joins by this step. Waits until the queries are done or have used
+        more ticks than that."""
         num_ticks = step - self.since - SQL_STEPS
         return num_ticks >= 0 and self.meter.is_done_within(num_ticks)
 
@@ -75,62 +78,45 @@ def rollout(
     1) * num_samples`, with `sample` counting from 0. A prompt over `max_prompt_tokens` ends its
     whole group with `Outcome.PROMPT_TOKENS`.
     """
-    trajectories: list[Trajectory] = []
-    live: dict[int, Trajectory] = {}
-    for turn in turns:
-        envs = [make_env(turn) for _ in range(num_samples)]
-        prompts = [renderer.render_prompt(*env.reset()) for env in envs]
-        group = [Trajectory(turn, i, prompts[0], env) for i, env in enumerate(envs)]
-        trajectories += group
-        if len(prompts[0]) > max_prompt_tokens:
-            for trajectory in group:
-                trajectory.env.end(Outcome.PROMPT_TOKENS)
-            continue
-        keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
-        live.update(zip(engine.open_group(prompts[0], keys), group, strict=True))
+    with query_threads(NUM_ACTORS, "act") as actors, query_threads(NUM_JUDGES, "judge") as judges:
+        judged: list[Future[T] | None] = [None] * (len(turns) * num_samples)
+        live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place in `judged`, trajectory)
+        for number, turn in enumerate(turns):
+            envs = [make_env(turn) for _ in range(num_samples)]
+            prompts = [renderer.render_prompt(*env.reset()) for env in envs]
+            group = [Trajectory(turn, i, prompts[0], env) for i, env in enumerate(envs)]
+            places = range(number * num_samples, (number + 1) * num_samples)
+            if len(prompts[0]) > max_prompt_tokens:
+                for place, trajectory in zip(places, group, strict=True):
+                    trajectory.env.end(Outcome.PROMPT_TOKENS)
+                    judged[place] = judges.submit(judge, trajectory)
+                continue
+            keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
+            handles = engine.open_group(prompts[0], keys)
+            live.update(zip(handles, zip(places, group, strict=True), strict=True))
 
-    # Acting goes first: a row waits for it. Hence two pools of threads.
-    actors, judges = (
-        ThreadPoolExecutor(NUM_THREADS, "act"),
-        ThreadPoolExecutor(NUM_THREADS, "judge"),
-    )
-    acting: list[_Acting] = []  # in the order of their replies
-    judged: dict[int, Future[T]] = {}  # by id() of the trajectory
+        def finish(handle: int) -> None:
+            engine.close(handle)
+            place, trajectory = live.pop(handle)
+            judged[place] = judges.submit(judge, trajectory)
 
-    def finish(handle: int) -> None:
-        engine.close(handle)
-        trajectory = live.pop(handle)
-        judged[id(trajectory)] = judges.submit(judge, trajectory)
-
-    is_complete = False
-    try:
+        acting: list[_Acting] = []  # in the order of their replies
         step = 0
         while live:
             step += 1
             for completion in engine.step() if engine.has_work else []:
+                _, trajectory = live[completion.handle]
                 meter = WorkMeter()
-                if future := _take(
-                    completion, live[completion.handle], renderer, actors, finish, meter
-                ):
+                if future := _act(completion, trajectory, renderer, actors, finish, meter):
                     acting.append(_Acting(step, completion.handle, meter, future))
             for one in [one for one in acting if one.is_due(step)]:
                 acting.remove(one)
-                _observe(
-                    one.future.result(), one.handle, live[one.handle], renderer, engine, finish
-                )
-        results = [judged[id(t)].result() if id(t) in judged else judge(t) for t in trajectories]
-        is_complete = True
-    finally:
-        if not is_complete:  # a fault, or Ctrl-C: nobody waits for queries any more
-            for pool in (actors, judges):
-                pool.shutdown(wait=False, cancel_futures=True)
-            stop_queries()
-        for pool in (actors, judges):
-            pool.shutdown()
-    return results
+                _, trajectory = live[one.handle]
+                _observe(one.future.result(), one.handle, trajectory, renderer, engine, finish)
+        return [future.result() for future in judged]
 
 
-def _take(
+def _act(
     completion: Completion,
     trajectory: Trajectory,
     renderer: Renderer,

@@ -8,39 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from mtsql.sql.meter import WorkMeter
+
 V = TypeVar("V")
-
-
-class WorkMeter:
-    """Counts what the queries of one piece of work cost, in ticks of `connection.TICK_VM_STEPS`.
-
-    A result from the cache counts as much as when it was computed, so the count does not depend on
-    what ran before. The waiting thread can go on with other work once the count shows that this
-    work takes longer.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._num_ticks = 0
-        self._is_done = False
-
-    def add(self, num_ticks: int = 1) -> None:
-        """A query of the work has taken so many more ticks."""
-        with self._condition:
-            self._num_ticks += num_ticks
-            self._condition.notify_all()
-
-    def finish(self) -> None:
-        """The work is done: no tick follows."""
-        with self._condition:
-            self._is_done = True
-            self._condition.notify_all()
-
-    def is_done_within(self, num_ticks: int) -> bool:
-        """Whether the work takes at most so many ticks in all. Waits until that is known."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._is_done or self._num_ticks > num_ticks)
-            return self._num_ticks <= num_ticks
 
 
 class _Pending(Generic[V]):
@@ -62,6 +32,8 @@ class SharedCache(Generic[V]):
     num_bytes: a function that gives the size of a value.
     num_ticks: a function that gives what a value cost to compute; the meter of a cache hit counts
     it.
+    is_lasting: a function that says whether a value may be stored. If not, only those threads share
+    it that ask while it is computed.
     """
 
     def __init__(
@@ -69,12 +41,14 @@ class SharedCache(Generic[V]):
         max_bytes: int,
         num_bytes: Callable[[V], int],
         num_ticks: Callable[[V], int] = lambda _: 0,
+        is_lasting: Callable[[V], bool] = lambda _: True,
     ) -> None:
-        self.max_bytes, self._num_bytes, self._num_ticks = max_bytes, num_bytes, num_ticks
+        self.max_bytes, self._num_bytes = max_bytes, num_bytes
+        self._num_ticks, self._is_lasting = num_ticks, is_lasting
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._pending: dict[Hashable, _Pending[V]] = {}
-        self.bytes_kept = 0
+        self.bytes_stored = 0
         _ALL.add(self)
 
     def get(
@@ -112,13 +86,13 @@ class SharedCache(Generic[V]):
         """Remove every stored value."""
         with self._lock:
             self._values.clear()
-            self.bytes_kept = 0
+            self.bytes_stored = 0
 
     def start_afresh(self) -> None:
         """Start empty in a forked child: the threads that compute values exist in the parent
         only."""
         self._lock = threading.Lock()
-        self._values, self._pending, self.bytes_kept = OrderedDict(), {}, 0
+        self._values, self._pending, self.bytes_stored = OrderedDict(), {}, 0
 
     def _make(
         self, key: Hashable, pending: _Pending[V], make: Callable[[Callable[[], None]], V]
@@ -130,36 +104,38 @@ class SharedCache(Generic[V]):
             for meter in meters:
                 meter.add()
 
-        is_made = False
         try:
-            value = make(tick)
-            is_made = True
+            pending.value = make(tick)
+            pending.is_made = True
         finally:
             with self._lock:
                 del self._pending[key]
-                if is_made:
-                    self._keep(key, value)
-            if is_made:
-                pending.value, pending.is_made = value, True
+                if not pending.is_made:  # these ticks belong to no result
+                    for meter in pending.meters:
+                        meter.add(-pending.num_ticks)
             pending.ended.set()
-        return value
+        self._store(key, pending.value)
+        return pending.value
 
-    def _keep(self, key: Hashable, value: V) -> None:
+    def _store(self, key: Hashable, value: V) -> None:
         size = self._num_bytes(value)
-        if size * 4 > self.max_bytes:
+        if size * 4 > self.max_bytes or not self._is_lasting(value):
             return
-        self._values[key] = value
-        self.bytes_kept += size
-        while self.bytes_kept > self.max_bytes:
-            self.bytes_kept -= self._num_bytes(self._values.popitem(last=False)[1])
+        with self._lock:
+            if key in self._values:  # another thread has made it again meanwhile
+                return
+            self._values[key] = value
+            self.bytes_stored += size
+            while self.bytes_stored > self.max_bytes:
+                self.bytes_stored -= self._num_bytes(self._values.popitem(last=False)[1])
 
 
 _ALL: weakref.WeakSet[SharedCache] = weakref.WeakSet()
 
 
 def _start_afresh() -> None:
-    for kept in _ALL:
-        kept.start_afresh()
+    for cache in _ALL:
+        cache.start_afresh()
 
 
 os.register_at_fork(after_in_child=_start_afresh)

@@ -44,7 +44,7 @@ class SeededRandom:
     be repeated (splitmix64)."""
 
     def __init__(self) -> None:
-        self.state = 0
+        self.state, self.max_bytes = 0, 0
 
     def start(self, sql: str) -> None:
         self.state = zlib.crc32(sql.encode())
@@ -58,7 +58,7 @@ class SeededRandom:
 
     def blob(self, size: object) -> bytes:
         """As randomblob(size): at least one byte. SQLite refuses one that is over its limit."""
-        size = max(1, int(size)) if isinstance(size, (int, float)) else 1
+        size = min(max(1, int(size)), self.max_bytes + 1) if isinstance(size, (int, float)) else 1
         piece = b"".join(
             (self.number() + 2**63).to_bytes(8, "little") for _ in range(min(512, -(-size // 8)))
         )
@@ -98,6 +98,7 @@ class SandboxConnection:
             (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
         ):
             self.connection.setlimit(category, value)
+        self.random.max_bytes = config["max_value_bytes"]
         self.connection.set_progress_handler(self.clock.tick, tick_steps(config["max_vm_steps"])[1])
         self.config = config
 

@@ -30,8 +30,8 @@ from mtsql.sql.variants import altered, memory_copy, reversed_rows
 NUM_COPIES = 5
 MAX_COPIES = 12
 """Copies of a gold; more, while none of them tells it from a constant."""
-MAX_KEPT_BYTES = 128 * 2**20
-"""Of the golds' copies and results that are kept."""
+MAX_CACHED_BYTES = 128 * 2**20
+"""All cached trials together take at most so many bytes."""
 NUM_DIGITS = 9
 """Of a float that are compared."""
 
@@ -58,7 +58,9 @@ class Trial:
 
     copies: tuple[_Copy, ...]
     is_telling: bool
-    num_bytes: int
+    num_bytes: int = 0
+    is_lasting: bool = True
+    """Whether it may be cached: False if the clock ended one of the gold's queries."""
 
 
 def is_same_query(sql: str, other_sql: str, schema: Schema) -> bool:
@@ -84,7 +86,8 @@ def evidence(sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: Que
     for copy in trial.copies:
         result = run_query(copy.database, text, limits)
         if result.status in (QueryStatus.TIMEOUT, QueryStatus.TOO_LARGE):
-            return Evidence.NONE  # it ended within the limits on the database: no sign of another meaning
+            # The answer finished on the real database, so a limit on a copy does not show that it means something else.
+            return Evidence.NONE
         if not result.is_ok or not results_agree(_distinct(result.rows), copy.gold_rows, copy.is_ordered):
             return Evidence.DIFFERS
     return Evidence.AGREES if trial.is_telling else Evidence.NONE
@@ -101,19 +104,20 @@ def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) 
         key = gold_sql, schema, content_hash(*file_version(db_path)), limits
         return _TRIALS.get(key, lambda _: _make_trial(gold_sql, schema, db_path, limits))
     except DatabaseFileError:
-        return Trial((), False, 0)
+        return Trial((), False)
 
 
 def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
     text = executed_text(gold_sql)
     original = run_query(db_path, text, limits)
-    copies, is_telling, num_bytes = [], False, 0
+    copies, is_telling, num_bytes, is_lasting = [], False, 0, not original.is_late
     for seed in range(MAX_COPIES if original.is_ok else 0):
         if seed >= NUM_COPIES and (is_telling or original.is_empty):
             break
         tables = altered(db_path, gold_sql, schema, seed)
         copy = memory_copy(tables)
         result, mirrored = (run_query(memory, text, limits) for memory in (copy, memory_copy(reversed_rows(tables))))
+        is_lasting &= not (result.is_late or mirrored.is_late)
         order = stable_order(result.rows, mirrored.rows, text) if result.is_ok and mirrored.is_ok else None
         if order is None:
             continue
@@ -122,10 +126,14 @@ def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfi
         num_bytes += len(copy.packed) + result.num_bytes
         is_same = results_agree(rows, _distinct(original.rows), False)
         is_telling |= not (original.is_empty or result.is_empty or is_same)
-    return Trial(tuple(copies), is_telling, num_bytes)
+    return Trial(tuple(copies), is_telling, num_bytes, is_lasting)
 
 
-_TRIALS: SharedCache[Trial] = SharedCache(MAX_KEPT_BYTES, lambda trial: trial.num_bytes + 1000)
+_TRIALS: SharedCache[Trial] = SharedCache(
+    MAX_CACHED_BYTES,
+    num_bytes=lambda trial: trial.num_bytes + 1000,
+    is_lasting=lambda trial: trial.is_lasting,
+)
 
 
 def stable_order(rows: Sequence[tuple], mirrored: Sequence[tuple], gold_text: str) -> bool | None:

@@ -15,10 +15,10 @@ What is covered. tests/test_sandbox.py and test_sandbox_bounds.py attack each li
 - Virtual tables and table-valued functions: pragma_...(), json_each(), dbstat, FTS and R-Tree
   tables, and sqlite_stmt, which shows the SQL of its connection. They are denied by name, also if a
   view of the file opens them.
-- Work: endless recursions, cross joins, expensive functions in a loop, calls that SQLite copies
-  wherever their alias is used, the planning of 64 joined tables, printf() of two billion
-  characters, functions in the file's own generated columns and views. Loops end at the budget of
-  steps, everything else at the deadline.
+- Work: endless recursions, cross joins, expensive functions in a loop, an expensive call whose
+  alias is used often (SQLite evaluates it again at each use), the planning of 64 joined tables,
+  printf() of two billion characters, functions in the file's own generated columns and views. Loops
+  end at the budget of steps, everything else at the deadline.
 - Memory: values, sorts and compilations that grow without end. The worker runs out of memory, this
   process does not.
 - Results: too many rows, cells or bytes (`QueryConfig`). The worker fetches rows one by one and
@@ -31,8 +31,8 @@ What is covered. tests/test_sandbox.py and test_sandbox_bounds.py attack each li
   fresh rows.
 - Load: any number of threads. At most as many queries run as there are workers; the others wait,
   and their time starts when a worker takes them.
-- Ends: no worker outlives its parent, however the parent ends, by more than the running query's
-  deadline. A forked child starts workers of its own.
+- Ends: a worker ends with its parent, however the parent ends: at the next tick of the running
+  query, or one second after its deadline. A forked child starts workers of its own.
 
 random() and randomblob() return the same numbers for the same text, so that a run can be repeated.
 
@@ -47,21 +47,21 @@ import hashlib
 import logging
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 
-from mtsql.sql.cache import SharedCache, WorkMeter
+from mtsql.sql.cache import SharedCache
+from mtsql.sql.meter import WorkMeter
 from mtsql.sql.worker_pool import DeadlinePassed, WorkerDied, the_pool
 
-MAX_KEPT_BYTES = 64 * 2**20
-"""Of all cached results, as Python objects."""
+MAX_CACHED_BYTES = 256 * 2**20
+"""All cached results together take at most so many bytes, counted as Python objects."""
 READ_SECS = 20.0
-READ_MEMORY_BYTES = 512 * 2**20
-"""Limits for reading a schema or the tables of a database."""
+"""Reading a schema, or the tables of a database, may take so many seconds."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -88,7 +88,7 @@ class QueryConfig:
     max_cells: int = 2_000_000
     """Cells of the result."""
     max_bytes: int = 64_000_000
-    """Bytes of the result, as Python objects take (a short text is ~60)."""
+    """Bytes of the result. A cell counts as a Python object does: a short text about 60."""
     max_value_bytes: int = 40_000
     """Bytes of any text, blob or table row that a query reads whole or computes."""
     max_sql_bytes: int = 20_000
@@ -96,7 +96,7 @@ class QueryConfig:
     max_expr_depth: int = 200
     """Nesting of expressions."""
     max_compound_selects: int = 100
-    """Arms of UNION and the like."""
+    """SELECTs that UNION, INTERSECT or EXCEPT connect."""
     max_memory_bytes: int = 2**30
     """Memory of a worker beyond what it needs at rest. SQLite may use half of it; the result
     needs the rest."""
@@ -105,10 +105,14 @@ class QueryConfig:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name}: expected a positive number, found {value!r}")
-        if self.max_value_bytes > 10**9:
-            raise ValueError(
-                f"max_value_bytes: SQLite allows 10**9 at most, found {self.max_value_bytes}"
-            )
+        for name, most in (
+            ("timeout_secs", 10**6),
+            ("max_value_bytes", 10**9),
+            ("max_expr_depth", 10**6),
+            ("max_compound_selects", 10**6),
+        ):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}: expected at most {most}, found {getattr(self, name)!r}")
         if self.max_memory_bytes < 32 * 2**20:
             raise ValueError(
                 f"max_memory_bytes: a worker needs 33554432 at least, found {self.max_memory_bytes}"
@@ -121,6 +125,7 @@ class QueryResult:
 
     num_ticks: what the query cost, in ticks of a million virtual-machine steps (fewer steps if the
     budget is smaller).
+    is_late: the clock ended it, not its work: on a faster machine it might get further.
     secs: seconds in the worker. A cached result keeps those of its only run.
     """
 
@@ -130,6 +135,7 @@ class QueryResult:
     message: str = ""
     num_ticks: int = 0
     num_bytes: int = 0
+    is_late: bool = False
     secs: float = field(default=0.0, compare=False)
 
     @property
@@ -138,7 +144,7 @@ class QueryResult:
 
     @property
     def is_empty(self) -> bool:
-        """It ran and says nothing: no rows, or nothing but NULL."""
+        """The query ran, but it returned no rows or only NULL."""
         return self.is_ok and all(cell is None for row in self.rows for cell in row)
 
 
@@ -187,13 +193,12 @@ def run_query(
         if "\0" in sql:
             return QueryResult(QueryStatus.ERROR, message="the query contains a null character")
         content, request = _source(source)
+        is_urgent = meter is not None  # a row of a rollout waits for it
         return _RESULTS.get(
-            (content, sql, config), lambda tick: _run(source, request, sql, config, tick), meter
+            (content, sql, config), lambda tick: _run(request, sql, config, is_urgent, tick), meter
         )
     except (UnicodeError, DatabaseFileError) as error:  # a lone surrogate in the text, an odd file
         return QueryResult(QueryStatus.ERROR, message=str(error))
-    except WorkerDied as error:
-        return QueryResult(QueryStatus.TOO_LARGE, message=f"the query ended its process: {error}")
 
 
 def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple]]]:
@@ -235,7 +240,7 @@ def _source(source: Source) -> tuple[tuple, tuple]:
 
 
 def _run(
-    source: Source, request: tuple, sql: str, config: QueryConfig, tick: Callable[[], None]
+    request: tuple, sql: str, config: QueryConfig, is_urgent: bool, tick: Callable[[], None]
 ) -> QueryResult:
     num_told = 0
 
@@ -244,42 +249,46 @@ def _run(
         num_told += 1
         tick()
 
+    start = time.monotonic()
     try:
-        status, rows, columns, message, secs, num_ticks, num_bytes, ending = the_pool().call(
+        answer = the_pool().call(
             "query",
             request,
             sql,
-            _as_dict(config),
+            vars(config),
             timeout_secs=config.timeout_secs,
             memory_bytes=config.max_memory_bytes,
             topic=request[:2],
+            is_urgent=is_urgent,
             tick=count,
-            is_spoiled=lambda answer: answer[-1] == "memory",
+            is_out_of_memory=lambda answer: answer["ending"] == "memory",
         )
     except DeadlinePassed:
-        status, rows, columns, secs, num_ticks, num_bytes = (
-            "timeout",
-            (),
-            (),
-            config.timeout_secs,
-            num_told,
-            0,
-        )
-        message, ending = f"no result within {config.timeout_secs:g} seconds", "deadline"
+        message = f"no result within {config.timeout_secs:g} seconds"
+        answer = {"status": "timeout", "message": message, "ending": "deadline"}
+    except WorkerDied:
+        message = "the query was stopped: it crashed or needed too much memory"
+        answer = {"status": "too_large", "message": message, "ending": "died"}
+    ending = answer.pop("ending")
     if ending == "open":
-        raise DatabaseFileError(message)
+        raise DatabaseFileError(answer["message"])
     if ending == "deadline":
         _COUNTS["deadline"] += 1
-        where = "a copy" if isinstance(source, MemoryCopy) else source
         _LOGGER.warning(
-            "a query on %s ended at its deadline of %g s, before its budget of steps: %.200r",
-            where,
+            "a query on %s was stopped after %g s, before it had used its budget of steps: %.200r",
+            request[2] if request[0] != "copy" else "a copy",
             config.timeout_secs,
             sql,
         )
-    num_bytes += len(sql) + 1000
     return QueryResult(
-        QueryStatus(status), tuple(rows), columns, message, num_ticks, num_bytes, secs
+        QueryStatus(answer["status"]),
+        answer.get("rows", ()),
+        answer.get("columns", ()),
+        answer["message"],
+        num_ticks=max(num_told, answer.get("num_ticks", 0)),
+        num_bytes=answer.get("num_bytes", 0) + len(sql) + 1000,
+        is_late=ending == "deadline",
+        secs=answer.get("secs", time.monotonic() - start),
     )
 
 
@@ -291,7 +300,7 @@ def _read(name: str, db_path: Path, *arguments: object) -> list:
             Path(path).as_uri(),
             *arguments,
             timeout_secs=READ_SECS,
-            memory_bytes=READ_MEMORY_BYTES,
+            memory_bytes=QueryConfig().max_memory_bytes,
         )
     except DeadlinePassed as error:
         raise DatabaseFileError(
@@ -319,10 +328,13 @@ def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
     return path, (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
-@lru_cache(maxsize=4096)
 def content_hash(path: str, version: tuple[int, ...]) -> bytes:
     """A hash of the file's bytes, which are read once for each version. Raises
     DatabaseFileError."""
+    return _HASHES.get((path, version), lambda _: _hash_file(path))
+
+
+def _hash_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
@@ -330,12 +342,11 @@ def content_hash(path: str, version: tuple[int, ...]) -> bytes:
         raise DatabaseFileError(f"{path}: {error.strerror}") from error
 
 
-@lru_cache(maxsize=64)
-def _as_dict(config: QueryConfig) -> dict[str, float]:
-    return asdict(config)
-
-
 _COUNTS: Counter[str] = Counter()
+_HASHES: SharedCache[bytes] = SharedCache(2**20, lambda _: 200)
 _RESULTS: SharedCache[QueryResult] = SharedCache(
-    MAX_KEPT_BYTES, lambda r: r.num_bytes, lambda r: r.num_ticks
+    MAX_CACHED_BYTES,
+    num_bytes=lambda result: result.num_bytes,
+    num_ticks=lambda result: result.num_ticks,
+    is_lasting=lambda result: not result.is_late,
 )

@@ -12,8 +12,7 @@ import json
 import os
 import re
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, product
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_predict
 from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema, load_schemas
-from mtsql.sql.worker_pool import set_num_workers
+from mtsql.sql.worker_pool import query_threads, set_num_workers
 
 LEVELS = (*HARDNESS, "all")
 TURNS = ("1", "2", "3", "4", "> 4")
@@ -251,8 +250,7 @@ def score_files(
         interaction, turn, gold, pred = pair
         return _score(interaction, turn, gold, pred, schemas[gold.db_id], files[gold.db_id], options)
 
-    set_num_workers(options.num_threads)
-    with ThreadPoolExecutor(options.num_threads) as pool:
+    with query_threads(options.num_threads, "score") as pool:
         gold_errors = tuple(error for error in pool.map(check, chain.from_iterable(golds)) if error)
         scores = tuple(pool.map(score, pairs))
     num_empty = len(golds) - len({score.interaction for score in scores})
@@ -376,14 +374,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flag("--compare-values", "exact match: literals count")
     flag("--compare-distinct", "exact match: DISTINCT of columns counts")
     flag("--official-zip", "cut the longer of two interactions silently")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="queries at a time")
+    steps = OFFICIAL_LIMITS.max_vm_steps
+    parser.add_argument("--max-steps", type=int, default=steps, help=f"VM steps of a query (default: {steps:,})")
     parser.add_argument("--json", type=Path, help="write figures and verdicts to this file")
     given = parser.parse_args(arguments)
     try:
         options = ScoringOptions(
             given.etype, given.keep_distinct, given.plug_value, given.compare_values, given.compare_distinct,
-            given.official_zip, given.threads,
+            given.official_zip, given.threads, replace(OFFICIAL_LIMITS, max_vm_steps=given.max_steps),
         )  # fmt: skip
+        set_num_workers(given.threads)
         report = score_files(given.gold, given.pred, given.tables, given.databases, options)
     except ValueError as error:
         parser.error(str(error))

@@ -28,9 +28,11 @@ MAX_ROWS = 200
 BLOCK_ROWS = 25
 """Rows of a table that are looked at; that are sampled, before the rows they refer to join them; side by side."""
 MAX_CELL_BYTES = 2000
-MAX_READ_BYTES = 64 * 2**20
-MAX_KEPT_BYTES = 128 * 2**20
-"""Of a value, after which it is cut; of all that is looked at in one database; of databases kept for later copies."""
+"""A longer text or blob is cut."""
+MAX_READ_BYTES = 32 * 2**20
+"""What is read of one database, counted as Python objects."""
+MAX_CACHED_BYTES = 128 * 2**20
+"""All databases together that stay in memory for later copies."""
 _LOGGER = logging.getLogger(__name__)
 SHARES = (0.15, 0.4, 0.6)
 """Of the rows that are dropped, in turn."""
@@ -47,8 +49,8 @@ class TableRows:
 
 def tables_of(db_path: Path) -> tuple[TableRows, ...]:
     """Every ordinary table of a database file: at most `MAX_READ_ROWS` rows of it and its share of `MAX_READ_BYTES`,
-    longer values cut, and without the tables that cannot be read; none where the file cannot be read within the time.
-    Raises DatabaseFileError for a file that is missing or none."""
+    longer values cut, and without the tables that cannot be read; none if the file cannot be read in time. Raises
+    DatabaseFileError if the file is missing or is not a file."""
     path, version = file_version(db_path)
     return _TABLES.get(content_hash(path, version), lambda _: _read(db_path))
 
@@ -57,7 +59,7 @@ def _read(db_path: Path) -> tuple[TableRows, ...]:
     try:
         found = read_tables(db_path, MAX_READ_ROWS, MAX_CELL_BYTES, MAX_READ_BYTES)
     except DatabaseFileError as error:
-        _LOGGER.warning("no copies of a database can be made, so the guard cannot tell answers apart on it: %s", error)
+        _LOGGER.warning("the guard has no evidence for a database, because its tables cannot be read: %s", error)
         found = []
     return tuple(TableRows(name, tuple(columns), tuple(rows)) for name, columns, rows in found)
 
@@ -226,4 +228,4 @@ def _num_bytes(tables: tuple[TableRows, ...]) -> int:
     return sum(getsizeof(row) + sum(map(getsizeof, row)) for table in tables for row in table.rows)
 
 
-_TABLES: SharedCache[tuple[TableRows, ...]] = SharedCache(MAX_KEPT_BYTES, _num_bytes)
+_TABLES: SharedCache[tuple[TableRows, ...]] = SharedCache(MAX_CACHED_BYTES, _num_bytes)

@@ -40,10 +40,10 @@ from mtsql.sql.connection import (
 from mtsql.sql.tables import read_schema, read_tables, written
 
 MAX_CONNECTIONS = 64
-"""SharedCache open in a worker, the most recently used."""
+"""How many connections a worker keeps open. It closes the least recently used first."""
 ALARM_SECS = 1.0
-"""After a query's deadline, by which the parent has killed this process unless it is gone
-itself."""
+"""This process ends itself so many seconds after a query's deadline. Usually the parent has killed
+it before; the alarm is for a parent that is gone."""
 MARSHAL_VERSION = 2
 
 
@@ -55,8 +55,8 @@ class Worker:
         self.clock = Clock(lambda: _tick(replies))
         self.kept: OrderedDict[tuple, SandboxConnection] = OrderedDict()
 
-    def query(self, source: tuple, sql: str, config: dict) -> tuple:
-        """-> (status, rows, columns, message, seconds, ticks, bytes of the rows, ending).
+    def query(self, source: tuple, sql: str, config: dict) -> dict:
+        """-> status, rows, columns, message, secs, num_ticks, num_bytes (of the rows) and ending.
 
         ending: "open" if the database cannot be opened, "memory" if memory ran out, "deadline" if
         the clock ended the query, else "".
@@ -91,7 +91,16 @@ class Worker:
             message, ending = f"no result within {config['timeout_secs']:g} seconds", "deadline"
         elif status == TIMEOUT:
             message = f"no result within {config['max_vm_steps']} steps of SQLite's virtual machine"
-        return status, rows, columns, message, secs, self.clock.num_ticks, num_bytes, ending
+        return {
+            "status": status,
+            "rows": tuple(rows),
+            "columns": columns,
+            "message": message,
+            "secs": secs,
+            "num_ticks": self.clock.num_ticks,
+            "num_bytes": num_bytes,
+            "ending": ending,
+        }
 
     def schema(self, uri: str) -> list | str:
         """What `read_schema` finds in a file, or SQLite's words where it cannot be read."""
@@ -205,9 +214,8 @@ def main() -> None:
             timeout_secs, name, *arguments = marshal.loads(
                 _read_exactly(requests, int.from_bytes(head, "little"))
             )
-            signal.setitimer(
-                signal.ITIMER_REAL, timeout_secs + ALARM_SECS
-            )  # SIGALRM ends the process
+            # SIGALRM ends the process.
+            signal.setitimer(signal.ITIMER_REAL, timeout_secs + ALARM_SECS)
             write_message(replies, (getattr(worker, name)(*arguments),))
         except MemoryError:  # while a request was read or a result was packed
             write_message(replies, ())

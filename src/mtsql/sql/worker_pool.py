@@ -15,26 +15,35 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from mtsql.sql.worker import MARSHAL_VERSION, MAX_CONNECTIONS
 
 GRACE_SECS = 0.1
-"""After its deadline in which a worker may still end a query itself, at a tick."""
+"""The parent waits so long after the deadline before it kills a worker, because the worker may
+still end the query itself at its next tick."""
 START_SECS = 120.0
-"""In which a new worker must be ready. It takes 0.03 s on an idle machine."""
+"""A new worker must be ready after so many seconds. It takes 0.03 s on an idle machine."""
+MAX_POLL_MS = 1_000_000
 _SOURCES = str(Path(__file__).resolve().parents[2])
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker import main; main()"
 
 
 class WorkerDied(Exception):
-    """The worker ended in the middle of a request, by itself or by the operating system; the
-    text says how."""
+    """The worker ended in the middle of a request, by itself or by the operating system. The text
+    says how."""
 
 
 class DeadlinePassed(Exception):
     """The worker did not answer in time, and was killed."""
+
+
+class QueriesStopped(Exception):
+    """All queries of this process were stopped: at Ctrl-C, or because of a bug in another
+    thread."""
 
 
 class _Worker:
@@ -44,9 +53,7 @@ class _Worker:
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
         self.is_fresh = True
-        self.served: OrderedDict[Hashable, None] = (
-            OrderedDict()
-        )  # topics of requests, the latest last
+        self.served: OrderedDict[Hashable, None] = OrderedDict()  # topics, the latest last
         self._buffer = bytearray()
         # -I -S: nothing from the environment, the working folder or site-packages is imported.
         command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
@@ -66,8 +73,9 @@ class _Worker:
         try:
             self._receive(time.monotonic() + START_SECS, lambda: None)
         except (WorkerDied, DeadlinePassed) as error:
+            why = str(error) or f"it was not ready after {START_SECS:g} seconds"
             raise RuntimeError(
-                f"a SQL worker could not be started ({' '.join(command)}): {error}"
+                f"a SQL worker could not be started ({' '.join(command)}): {why}"
             ) from error
 
     def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
@@ -107,9 +115,11 @@ class _Worker:
                     self._buffer = bytearray()
                     return value
             left = deadline - time.monotonic()
-            if left <= 0 or not self._poll.poll(1000 * left + 1):
+            if left <= 0:
                 self.kill()
                 raise DeadlinePassed
+            if not self._poll.poll(min(1000 * left + 1, MAX_POLL_MS)):
+                continue
             piece = os.read(output, 1 << 20)
             if not piece:
                 raise self._died()
@@ -126,7 +136,8 @@ class WorkerPool:
     """At most `size` workers. Requests beyond that wait; their deadlines start when a worker takes
     them.
 
-    counts: how often a worker was killed at a deadline ("deadline") or died by itself ("died").
+    counts: how often a worker was killed at a deadline ("killed"), died by itself ("died") or ran
+    out of memory ("memory").
     """
 
     def __init__(self, size: int) -> None:
@@ -138,7 +149,9 @@ class WorkerPool:
         self._idle: list[_Worker] = []  # the most recently used last
         self._all: set[_Worker] = set()
         self._num_starting = 0
+        self._num_urgent = 0  # urgent requests that wait for a worker
         self._num_stops = 0
+        self._is_stopped = False
 
     def call(
         self,
@@ -147,25 +160,27 @@ class WorkerPool:
         timeout_secs: float,
         memory_bytes: int,
         topic: Hashable = None,
+        is_urgent: bool = False,
         tick: Callable[[], None] = lambda: None,
-        is_spoiled: Callable[[object], bool] = lambda _: False,
+        is_out_of_memory: Callable[[object], bool] = lambda _: False,
     ) -> object:
         """Let a worker call its method `name(*arguments)` and return the result.
 
         topic: an idle worker that has served this topic before is preferred.
+        is_urgent: this request is served before waiting requests that are not urgent.
         tick: is called for each tick of the worker.
-        is_spoiled: says of a result that the worker ran out of memory.
+        is_out_of_memory: says of a result that the worker ran out of memory.
 
         A worker that dies, or runs out of memory, is replaced. If it had served other requests
         before, this request is tried once more on a new worker, in the time that is left, so that
         no verdict depends on earlier requests. The second try reports only those ticks that the
-        first did not. Raises DeadlinePassed, WorkerDied, and RuntimeError with the worker's
-        traceback for a bug.
+        first did not. Raises DeadlinePassed, WorkerDied, QueriesStopped, and RuntimeError with the
+        worker's traceback for a bug.
         """
         body = marshal.dumps((timeout_secs, name, *arguments), MARSHAL_VERSION)
         message = len(body).to_bytes(8, "little") + body
         num_told, num_stops, secs_left = 0, self._num_stops, timeout_secs
-        while True:
+        for must_be_fresh in (False, True):
             num_ticks = 0
 
             def count() -> None:
@@ -175,45 +190,60 @@ class WorkerPool:
                     num_told = num_ticks
                     tick()
 
-            worker = self._take(memory_bytes, topic)
-            was_fresh, worker.is_fresh = worker.is_fresh, False
-            is_sound, start = False, time.monotonic()
+            worker, is_sound, start = None, False, time.monotonic()
             try:
+                worker = self._take(memory_bytes, topic, is_urgent, must_be_fresh, num_stops)
+                was_fresh, worker.is_fresh = worker.is_fresh, False
+                start = time.monotonic()
                 reply = worker.ask(message, secs_left, count)
                 if isinstance(reply, str):
                     raise RuntimeError(f"a SQL worker failed: {reply}")
-                is_sound = bool(reply) and not is_spoiled(*reply)
+                is_sound = bool(reply) and not is_out_of_memory(*reply)
             except WorkerDied:
+                if self._num_stops > num_stops:
+                    raise QueriesStopped from None
                 self._count("died")
-                if was_fresh or self._num_stops > num_stops:
+                if was_fresh:
                     raise
                 continue
             except DeadlinePassed:
-                self._count("deadline")
+                self._count("killed")
                 raise
             finally:
                 secs_left -= time.monotonic() - start
-                self._give(worker, is_sound, topic)
-            if is_sound or (was_fresh and reply):
+                if worker is not None:
+                    self._give(worker, is_sound, topic)
+            if is_sound:
+                return reply[0]
+            self._count("memory")
+            if was_fresh and reply:
                 return reply[0]
             if was_fresh:
                 raise WorkerDied("no memory for the result")
+        raise AssertionError("a fresh worker has answered or raised")
 
-    def kill_all(self) -> None:
-        """Kill every worker; requests that are running end with WorkerDied. Later ones get new
-        workers."""
+    def stop(self) -> None:
+        """Kill every worker. Requests that run, wait or come later raise QueriesStopped, until
+        `resume`."""
         with self._condition:
             self._num_stops += 1
+            self._is_stopped = True
             idle, self._idle = self._idle, []
             busy = self._all.difference(idle)
             self._all.difference_update(idle)
+            self._condition.notify_all()
         for worker in busy:
             worker.process.kill()
         for worker in idle:
             worker.kill()
 
+    def resume(self) -> None:
+        """Accept requests again after `stop`."""
+        with self._condition:
+            self._is_stopped = False
+
     def resize(self, size: int) -> None:
-        """Have at most `size` workers from now on; surplus ones end when they are idle."""
+        """Have at most `size` workers from now on. Surplus ones end when they are idle."""
         with self._condition:
             self.size = size
             surplus = self._idle[: max(0, len(self._all) - size)]
@@ -228,42 +258,55 @@ class WorkerPool:
         the parent."""
         for worker in self._all:
             worker.close_pipes()
-            worker.process.returncode = (
-                0  # it is no child of this process: Popen must not wait for it
-            )
+            worker.process.returncode = 0  # not a child of this process: Popen must not wait for it
 
-    def _take(self, memory_bytes: int, topic: Hashable) -> _Worker:
-        unfit = None
+    def _take(
+        self,
+        memory_bytes: int,
+        topic: Hashable,
+        is_urgent: bool,
+        must_be_fresh: bool,
+        num_stops: int,
+    ) -> _Worker:
+        replaced = None
         with self._condition:
-            while True:
-                fit = [w for w in self._idle if w.memory_bytes == memory_bytes]
-                if fit:
-                    worker = next((w for w in reversed(fit) if topic in w.served), fit[-1])
-                    self._idle.remove(worker)
-                    return worker
-                if len(self._all) + self._num_starting < self.size:
-                    break
-                if self._idle:
-                    unfit = self._idle.pop(0)
-                    self._all.discard(unfit)
-                    break
-                self._condition.wait()
+            self._num_urgent += is_urgent
+            try:
+                while True:
+                    if self._is_stopped or self._num_stops > num_stops:
+                        raise QueriesStopped
+                    if is_urgent or not self._num_urgent:
+                        fit = [w for w in self._idle if w.memory_bytes == memory_bytes]
+                        if fit and not must_be_fresh:
+                            worker = next((w for w in reversed(fit) if topic in w.served), fit[-1])
+                            self._idle.remove(worker)
+                            return worker
+                        if len(self._all) + self._num_starting < self.size:
+                            break
+                        if self._idle:
+                            replaced = self._idle.pop(0)
+                            self._all.discard(replaced)
+                            break
+                    self._condition.wait()
+            finally:
+                self._num_urgent -= is_urgent
+                self._condition.notify_all()
             self._num_starting += 1
         worker = None
         try:
-            if unfit is not None:
-                unfit.kill()
+            if replaced is not None:
+                replaced.kill()
             worker = _Worker(memory_bytes)
         finally:
             with self._condition:
                 self._num_starting -= 1
                 if worker is not None:
                     self._all.add(worker)
-                self._condition.notify()
+                self._condition.notify_all()
         return worker
 
     def _give(self, worker: _Worker, is_sound: bool, topic: Hashable) -> None:
-        is_sound = is_sound and len(self._all) <= self.size
+        is_sound = is_sound and len(self._all) <= self.size and not self._is_stopped
         if not is_sound and worker.process.returncode is None:
             worker.kill()
         with self._condition:
@@ -275,7 +318,7 @@ class WorkerPool:
                 self._idle.append(worker)
             else:
                 self._all.discard(worker)
-            self._condition.notify()
+            self._condition.notify_all()
 
     def _count(self, name: str) -> None:
         with self._condition:
@@ -313,10 +356,25 @@ def set_num_workers(size: int) -> None:
 
 
 def stop_queries() -> None:
-    """End all running queries, so that no thread waits for them any longer (Ctrl-C, a bug in
-    another thread)."""
+    """End all queries for good, also those that wait: for the end of the process."""
     if _POOLS:
-        _POOLS[0].kill_all()
+        _POOLS[0].stop()
+
+
+@contextmanager
+def query_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads for work that runs queries. If the block raises, Ctrl-C included, running queries are
+    stopped and further work is cancelled, so that nobody waits for it."""
+    threads, is_complete = ThreadPoolExecutor(num_threads, name), False
+    try:
+        yield threads
+        is_complete = True
+    finally:
+        if not is_complete:
+            the_pool().stop()
+            threads.shutdown(cancel_futures=True)
+            the_pool().resume()
+        threads.shutdown()
 
 
 def _forget() -> None:

@@ -1,0 +1,34 @@
+"""What a piece of work costs in steps of SQLite's virtual machine, known while it still runs."""
+
+import threading
+
+
+class WorkMeter:
+    """Counts what the queries of one piece of work cost, in ticks of `connection.TICK_VM_STEPS`.
+
+    A cached result adds the same count as its first run, so the total does not depend on earlier
+    queries. A thread that waits can go on as soon as the count exceeds the number it asked for.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._num_ticks = 0
+        self._is_done = False
+
+    def add(self, num_ticks: int = 1) -> None:
+        """A query of the work has taken so many more ticks."""
+        with self._condition:
+            self._num_ticks += num_ticks
+            self._condition.notify_all()
+
+    def finish(self) -> None:
+        """The work is done: no tick follows."""
+        with self._condition:
+            self._is_done = True
+            self._condition.notify_all()
+
+    def is_done_within(self, num_ticks: int) -> bool:
+        """Whether the work takes at most so many ticks in all. Waits until that is known."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_done or self._num_ticks > num_ticks)
+            return self._num_ticks <= num_ticks
