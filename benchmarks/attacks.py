@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtsql.sql.sandbox import QueryConfig, run_query
-from mtsql.sql.worker_pool import stop_queries
+from mtsql.sql.worker_pool import the_pool
 
 LONG, HALF, SET = "hex(zeroblob(19980))", "hex(zeroblob(9990)) || '1'", "'" + "1" * 3300 + "0'"
 COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
@@ -107,7 +107,8 @@ def attack(name: str, timeout_secs: float) -> dict:
         added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert snapshot(path.parent) == files, "the folder has changed"
         os.chdir(os.sep)
-    stop_queries()
+    the_pool().stop()  # so that the peaks of its workers can be read
+    the_pool().resume()
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     held_by = result.message or f"nothing to hold: {len(result.rows)} rows"
     return {"secs": secs, "status": result.status.value, "held_by": held_by, "parent": added / 1024, "worker": worker / 1024}
