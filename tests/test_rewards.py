@@ -18,7 +18,7 @@ from mtsql.rl.rewards import (
     total_reward,
 )
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.sandbox import QueryStatus
+from mtsql.sql.sandbox import QueryConfig, QueryStatus
 from mtsql.sql.schema import schema_from_sqlite
 
 PASS, NO_PASS = Verdict.PASS, Verdict.NO_PASS
@@ -78,9 +78,9 @@ def play(tmp_path_factory):
                                  "INSERT INTO singer VALUES ('Ann', 'USA', 41), ('Bob', 'Peru', 25);")  # fmt: skip
     schema = schema_from_sqlite(path)
 
-    def play(replies, config=RewardConfig()):
-        turn = Turn("dev:0:0", 0, "shows", "?", GOLD)
-        env = SqlEnv(turn, schema, path, EnvLimits(), PromptStyle.BRIEF)
+    def play(replies, config=RewardConfig(), gold=GOLD, **query):
+        turn = Turn("dev:0:0", 0, "shows", "?", gold)
+        env = SqlEnv(turn, schema, path, EnvLimits(query=QueryConfig(**query)), PromptStyle.BRIEF)
         for reply in replies:
             env.step(format_reply(reply))
         return reward_components(env, config)
@@ -125,3 +125,12 @@ def test_the_scalar_is_the_weighted_sum():
     assert total_reward(parts, RewardWeights(1, 1, 0, 0, 0)) == 1  # outcome only
     with pytest.raises(ValueError, match="every weight is 0"):
         RewardWeights(0, 0, 0, 0, 0)
+
+
+def test_rewards_use_the_limits_of_the_episodes_tools(play):
+    """`env.query` is the only place that limits queries: a gold of two rows cannot be met where one is allowed."""
+    answer = [Reply(answer="SELECT name FROM singer WHERE age > 1")]
+    assert play(answer, gold="SELECT name FROM singer")["ex"] == 0  # on copies with other ages it differs
+    answer = [Reply(answer="SELECT singer.name FROM singer")]
+    assert play(answer, gold="SELECT name FROM singer")["ex"] == 1
+    assert play(answer, gold="SELECT name FROM singer", max_rows=1)["ex"] == 0
