@@ -13,13 +13,13 @@ import pytest
 
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache, run_query, sandbox_counts
 from mtsql.sql.worker_pool import (
-    DeadlinePassed,
     QueriesStopped,
     WorkerPool,
     query_threads,
     set_num_workers,
     the_pool,
 )
+from mtsql.sql.worker_process import DeadlinePassed
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 # Minutes in one row, without a step: SQLite copies an expression wherever its alias is used.

@@ -64,23 +64,28 @@ class SharedCache(Generic[V]):
             with self._lock:
                 if key in self._values:
                     self._values.move_to_end(key)
-                    value = self._values[key]
-                    break
-                pending = self._pending.get(key)
-                is_mine = pending is None
-                if is_mine:
-                    pending = self._pending[key] = _Pending()
-                if meter is not None:
-                    meter.add(pending.num_ticks)
-                    pending.meters.append(meter)
-            if is_mine:
-                return self._make(key, pending, make)
+                    if meter is not None:
+                        meter.add(self._num_ticks(self._values[key]))
+                    return self._values[key]
+            mine: _Pending[V] = _Pending()
+            try:
+                with self._lock:
+                    if key in self._values:  # made just now
+                        continue
+                    pending = self._pending.setdefault(key, mine)
+                    if meter is not None:
+                        meter.add(pending.num_ticks)
+                        pending.meters.append(meter)
+                if pending is mine:
+                    mine.value = make(lambda: self._tick(mine))
+                    mine.is_made = True
+            finally:
+                self._end(key, mine)
+            if pending is mine:
+                return mine.value
             pending.ended.wait()
             if pending.is_made:
                 return pending.value
-        if meter is not None:
-            meter.add(self._num_ticks(value))
-        return value
 
     def clear(self) -> None:
         """Remove every stored value."""
@@ -94,40 +99,36 @@ class SharedCache(Generic[V]):
         self._lock = threading.Lock()
         self._values, self._pending, self.bytes_stored = OrderedDict(), {}, 0
 
-    def _make(
-        self, key: Hashable, pending: _Pending[V], make: Callable[[Callable[[], None]], V]
-    ) -> V:
-        def tick() -> None:
-            with self._lock:
-                pending.num_ticks += 1
-                meters = list(pending.meters)
-            for meter in meters:
-                meter.add()
+    def _tick(self, pending: _Pending[V]) -> None:
+        with self._lock:
+            pending.num_ticks += 1
+            meters = list(pending.meters)
+        for meter in meters:
+            meter.add()
 
-        try:
-            pending.value = make(tick)
-            pending.is_made = True
-        finally:
-            with self._lock:
-                del self._pending[key]
-                if not pending.is_made:  # these ticks belong to no result
-                    for meter in pending.meters:
-                        meter.add(-pending.num_ticks)
-            pending.ended.set()
-        self._store(key, pending.value)
-        return pending.value
+    def _end(self, key: Hashable, mine: _Pending[V]) -> None:
+        """If this thread was computing the value, it no longer is, whether it succeeded or not."""
+        with self._lock:
+            if self._pending.get(key) is not mine:
+                return
+            del self._pending[key]
+            try:
+                if mine.is_made:
+                    self._store(key, mine.value)
+                else:  # its ticks belong to no result
+                    for meter in mine.meters:
+                        meter.add(-mine.num_ticks)
+            finally:
+                mine.ended.set()
 
     def _store(self, key: Hashable, value: V) -> None:
         size = self._num_bytes(value)
         if size * 4 > self.max_bytes or not self._is_lasting(value):
             return
-        with self._lock:
-            if key in self._values:  # another thread has made it again meanwhile
-                return
-            self._values[key] = value
-            self.bytes_stored += size
-            while self.bytes_stored > self.max_bytes:
-                self.bytes_stored -= self._num_bytes(self._values.popitem(last=False)[1])
+        self._values[key] = value
+        self.bytes_stored += size
+        while self.bytes_stored > self.max_bytes:
+            self.bytes_stored -= self._num_bytes(self._values.popitem(last=False)[1])
 
 
 _ALL: weakref.WeakSet[SharedCache] = weakref.WeakSet()

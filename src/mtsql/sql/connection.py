@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Callable
 from functools import cache
-from sys import getsizeof
 
 TICK_VM_STEPS = 1_000_000
 """At most so many steps of SQLite's virtual machine pass between two ticks: 5 to 30 ms."""
@@ -39,6 +38,17 @@ class Refusal(Exception):
         self.status = status
 
 
+def row_bytes(row: tuple) -> int:
+    """About what a row takes as Python objects. It depends on the values only: `sys.getsizeof` of a
+    short text grows once SQLite has seen it."""
+    num_bytes = 56 + 40 * len(row)
+    for cell in row:
+        if isinstance(cell, (str, bytes)):
+            is_narrow = isinstance(cell, bytes) or cell.isascii()
+            num_bytes += 24 + (len(cell) if is_narrow else 4 * len(cell))
+    return num_bytes
+
+
 class SeededRandom:
     """random() and randomblob(): numbers that depend on the query's text only, so that a run can
     be repeated (splitmix64)."""
@@ -58,7 +68,8 @@ class SeededRandom:
 
     def blob(self, size: object) -> bytes:
         """As randomblob(size): at least one byte. SQLite refuses one that is over its limit."""
-        size = min(max(1, int(size)), self.max_bytes + 1) if isinstance(size, (int, float)) else 1
+        size = int(size) if isinstance(size, (int, float)) or str(size).isdecimal() else 1
+        size = min(max(1, size), self.max_bytes + 1)
         piece = b"".join(
             (self.number() + 2**63).to_bytes(8, "little") for _ in range(min(512, -(-size // 8)))
         )
@@ -75,12 +86,11 @@ class SandboxConnection:
         self.random = SeededRandom()
         # The schema is loaded here, before limits on values apply to it.
         rows = connection.execute("SELECT name, type, rootpage FROM sqlite_master").fetchall()
-        plain = {
-            name.lower()
-            for name, kind, root in rows
-            if kind == "view" or (kind == "table" and root)
-        }
-        virtual = {name.lower() for name, kind, root in rows if kind == "table" and not root}
+        rows = [
+            (str(name).lower(), kind, root) for name, kind, root in rows
+        ]  # a file may hold any type
+        plain = {name for name, kind, root in rows if kind == "view" or (kind == "table" and root)}
+        virtual = {name for name, kind, root in rows if kind == "table" and not root}
         self.denied_tables = (_modules() - plain) | virtual
         self.plain_tables = plain
         connection.create_function("random", 0, self.random.number)
@@ -121,7 +131,7 @@ class SandboxConnection:
         return sqlite3.SQLITE_DENY
 
     def run(self, sql: str, config: dict) -> tuple[list[tuple], tuple[str, ...], int]:
-        """-> (rows, columns, bytes that the rows take as Python objects)."""
+        """-> (rows, columns, `row_bytes` of all of them)."""
         self.is_denied = False
         self.random.start(sql)
         cursor = self.connection.execute(sql)
@@ -129,17 +139,19 @@ class SandboxConnection:
             if cursor.description is None:
                 raise sqlite3.ProgrammingError("the text holds no query")
             columns = tuple(entry[0] for entry in cursor.description)
+            num_bytes = row_bytes(columns)
             max_rows, max_cells, max_bytes = (
                 config["max_rows"],
                 config["max_cells"],
                 config["max_bytes"],
             )
             max_rows = min(max_rows, max_cells // len(columns))
+            if num_bytes > max_bytes:
+                raise Refusal(TOO_LARGE, f"more than {max_bytes} bytes of column names")
             rows: list[tuple] = []
-            num_bytes = 0
             for row in cursor:
                 rows.append(row)
-                num_bytes += getsizeof(row) + sum(map(getsizeof, row))
+                num_bytes += row_bytes(row)
                 if len(rows) > max_rows:
                     if len(rows) > config["max_rows"]:
                         raise Refusal(TOO_LARGE, f"more than {config['max_rows']} rows")
@@ -194,15 +206,17 @@ def open_memory(tables: list[tuple[str, str, list[tuple]]]) -> sqlite3.Connectio
     """Build a database in memory from (CREATE statement, INSERT statement, rows). A table that
     SQLite rejects is left out."""
     connection = _prepared(sqlite3.connect(":memory:", isolation_level=None, cached_statements=0))
-    connection.execute("BEGIN")
     for create, insert, rows in tables:
+        connection.execute("BEGIN")
         try:
             connection.execute(create)
             connection.executemany(insert, rows)
         except sqlite3.Error as error:
             if is_out_of_memory(error):
                 raise
-    connection.execute("COMMIT")
+            connection.execute("ROLLBACK")
+        else:
+            connection.execute("COMMIT")
     return connection
 
 

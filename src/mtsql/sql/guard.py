@@ -60,7 +60,7 @@ class Trial:
     is_telling: bool
     num_bytes: int = 0
     is_lasting: bool = True
-    """Whether it may be cached: False if the clock ended one of the gold's queries."""
+    """Whether it may be cached: every query of the gold was `is_repeatable`."""
 
 
 def is_same_query(sql: str, other_sql: str, schema: Schema) -> bool:
@@ -110,14 +110,14 @@ def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) 
 def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
     text = executed_text(gold_sql)
     original = run_query(db_path, text, limits)
-    copies, is_telling, num_bytes, is_lasting = [], False, 0, not original.is_late
+    copies, is_telling, num_bytes, is_lasting = [], False, 0, original.is_repeatable
     for seed in range(MAX_COPIES if original.is_ok else 0):
         if seed >= NUM_COPIES and (is_telling or original.is_empty):
             break
         tables = altered(db_path, gold_sql, schema, seed)
         copy = memory_copy(tables)
         result, mirrored = (run_query(memory, text, limits) for memory in (copy, memory_copy(reversed_rows(tables))))
-        is_lasting &= not (result.is_late or mirrored.is_late)
+        is_lasting &= result.is_repeatable and mirrored.is_repeatable
         order = stable_order(result.rows, mirrored.rows, text) if result.is_ok and mirrored.is_ok else None
         if order is None:
             continue

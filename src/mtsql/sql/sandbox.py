@@ -56,10 +56,13 @@ from pathlib import Path
 
 from mtsql.sql.cache import SharedCache
 from mtsql.sql.meter import WorkMeter
-from mtsql.sql.worker_pool import DeadlinePassed, WorkerDied, the_pool
+from mtsql.sql.worker_pool import the_pool
+from mtsql.sql.worker_process import DeadlinePassed, WorkerDied
 
 MAX_CACHED_BYTES = 256 * 2**20
 """All cached results together take at most so many bytes, counted as Python objects."""
+MAX_HASHED_BYTES = 256 * 2**20
+"""A larger database file is known by its path, size and times instead of by its content."""
 READ_SECS = 20.0
 """Reading a schema, or the tables of a database, may take so many seconds."""
 _LOGGER = logging.getLogger(__name__)
@@ -103,13 +106,17 @@ class QueryConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}: expected a positive number, found {value!r}")
+            is_number = isinstance(value, (int, float) if name == "timeout_secs" else int)
+            if not is_number or not value > 0:
+                kind = "number" if name == "timeout_secs" else "whole number"
+                raise ValueError(f"{name}: expected a positive {kind}, found {value!r}")
         for name, most in (
             ("timeout_secs", 10**6),
             ("max_value_bytes", 10**9),
             ("max_expr_depth", 10**6),
             ("max_compound_selects", 10**6),
+            ("max_vm_steps", 10**15),
+            ("max_memory_bytes", 2**50),
         ):
             if getattr(self, name) > most:
                 raise ValueError(f"{name}: expected at most {most}, found {getattr(self, name)!r}")
@@ -125,7 +132,8 @@ class QueryResult:
 
     num_ticks: what the query cost, in ticks of a million virtual-machine steps (fewer steps if the
     budget is smaller).
-    is_late: the clock ended it, not its work: on a faster machine it might get further.
+    is_repeatable: whether another run gives the same. Not if the clock ended the query, something
+    killed its process, or the file changed meanwhile. Such a result is not stored.
     secs: seconds in the worker. A cached result keeps those of its only run.
     """
 
@@ -135,7 +143,7 @@ class QueryResult:
     message: str = ""
     num_ticks: int = 0
     num_bytes: int = 0
-    is_late: bool = False
+    is_repeatable: bool = True
     secs: float = field(default=0.0, compare=False)
 
     @property
@@ -266,9 +274,10 @@ def _run(
     except DeadlinePassed:
         message = f"no result within {config.timeout_secs:g} seconds"
         answer = {"status": "timeout", "message": message, "ending": "deadline"}
-    except WorkerDied:
+    except WorkerDied as error:
         message = "the query was stopped: it crashed or needed too much memory"
-        answer = {"status": "too_large", "message": message, "ending": "died"}
+        ending = "killed" if error.is_killed else "died"
+        answer = {"status": "too_large", "message": message, "ending": ending}
     ending = answer.pop("ending")
     if ending == "open":
         raise DatabaseFileError(answer["message"])
@@ -286,10 +295,21 @@ def _run(
         answer.get("columns", ()),
         answer["message"],
         num_ticks=max(num_told, answer.get("num_ticks", 0)),
-        num_bytes=answer.get("num_bytes", 0) + len(sql) + 1000,
-        is_late=ending == "deadline",
+        num_bytes=answer.get("num_bytes", 0) + 4 * len(sql) + 4 * len(answer["message"]) + 1000,
+        is_repeatable=ending not in ("deadline", "killed") and not _has_changed(request),
         secs=answer.get("secs", time.monotonic() - start),
     )
+
+
+def _has_changed(request: tuple) -> bool:
+    """Whether the file is another one than the request names: whose rows came back is not known."""
+    if request[0] == "copy":
+        return False
+    path, version = request[1]
+    try:
+        return file_version(path)[1] != version
+    except DatabaseFileError:
+        return True
 
 
 def _read(name: str, db_path: Path, *arguments: object) -> list:
@@ -329,14 +349,22 @@ def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def content_hash(path: str, version: tuple[int, ...]) -> bytes:
-    """A hash of the file's bytes, which are read once for each version. Raises
-    DatabaseFileError."""
+    """A hash of the file's bytes, which are read once for each version. Raises DatabaseFileError.
+
+    A file of more than MAX_HASHED_BYTES is not read: its path and version stand for its content.
+    """
+    if version[2] > MAX_HASHED_BYTES:
+        return repr((path, version)).encode("utf-8", "surrogateescape")
     return _HASHES.get((path, version), lambda _: _hash_file(path))
 
 
 def _hash_file(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        # Not blocking: meanwhile a pipe may stand there.
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(opened, "rb") as file:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                raise DatabaseFileError(f"{path}: not a file")
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError as error:
         raise DatabaseFileError(f"{path}: {error.strerror}") from error
@@ -348,5 +376,5 @@ _RESULTS: SharedCache[QueryResult] = SharedCache(
     MAX_CACHED_BYTES,
     num_bytes=lambda result: result.num_bytes,
     num_ticks=lambda result: result.num_ticks,
-    is_lasting=lambda result: not result.is_late,
+    is_lasting=lambda result: result.is_repeatable,
 )

@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 
 from mtsql.sql.sandbox import DatabaseFileError, read_schema
 
 ColumnRef = tuple[str, str]
 """(table name, column name)."""
 
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -139,19 +141,19 @@ def schema_from_sqlite(db_path: Path) -> Schema:
         found = read_schema(db_path)
     except DatabaseFileError as error:
         raise ValueError(str(error)) from error
-    tables: dict[str, Table] = {}  # by lower-cased name: SQLite compares names without case
+    tables: dict[str, Table] = {}  # by folded name
     for name, rows, _ in found:
         columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
         key = sorted((position, column) for column, _, position in rows if position)
-        tables[name.lower()] = Table(name, columns, tuple(column for _, column in key))
-    links = [link for name, _, keys in found for link in _foreign_keys(tables[name.lower()], keys, tables)]
+        tables[fold(name)] = Table(name, columns, tuple(column for _, column in key))
+    links = [link for name, _, keys in found for link in _foreign_keys(tables[fold(name)], keys, tables)]
     return Schema(Path(db_path).stem, tuple(tables.values()), tuple(links))
 
 
 def _foreign_keys(table: Table, rows: list[tuple], tables: dict[str, Table]) -> list[tuple[ColumnRef, ColumnRef]]:
     found = []
     for other_name, column, other_column, position in rows:
-        other = tables.get(other_name.lower())
+        other = tables.get(fold(other_name))
         if other is None:
             continue
         if other_column is None:
@@ -162,10 +164,15 @@ def _foreign_keys(table: Table, rows: list[tuple], tables: dict[str, Table]) -> 
     return found
 
 
+def fold(name: str) -> str:
+    """A name as SQLite compares names: without the case of ASCII letters, and of no others."""
+    return name.translate(_LOWER)
+
+
 def _own_case(table: Table, column: str) -> ColumnRef | None:
     """The column as its table spells it; declarations of keys may spell it in another case."""
     for own in table.columns:
-        if own.name.lower() == column.lower():
+        if fold(own.name) == fold(column):
             return table.name, own.name
     return None
 

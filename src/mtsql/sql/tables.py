@@ -2,9 +2,8 @@
 is involved."""
 
 import sqlite3
-from sys import getsizeof
 
-from mtsql.sql.connection import UNREADABLE, is_out_of_memory
+from mtsql.sql.connection import UNREADABLE, is_out_of_memory, row_bytes
 
 _TABLE_NAMES = """SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')
                   AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid"""
@@ -20,6 +19,13 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+# Words that would not be part of the type in a CREATE TABLE.
+_CONSTRAINTS = frozenset(
+    "ALWAYS AS AUTOINCREMENT CHECK COLLATE CONSTRAINT DEFAULT FOREIGN GENERATED KEY NOT NULL ON PRIMARY"
+    " REFERENCES UNIQUE".split()
+)
+
+
 def read_tables(
     connection: sqlite3.Connection,
     max_rows: int = -1,
@@ -33,10 +39,13 @@ def read_tables(
     left out. Virtual tables, and tables that SQLite cannot read (a damaged page, a name that is not
     UTF-8), are left out.
     """
-    found = connection.execute(
-        "SELECT name, rootpage FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
-    ).fetchall()
-    names = [name for name, root in found if root and not name.lower().startswith("sqlite_")]
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")
+    plain = {
+        row[1]
+        for row in connection.execute("PRAGMA table_list")
+        if row[0] == "main" and row[2] != "virtual"
+    }
+    names = [name for (name,) in found if name in plain and not name.lower().startswith("sqlite_")]
     tables = []
     for name in names:
         try:
@@ -44,7 +53,7 @@ def read_tables(
             rows, num_bytes = [], 0
             for row in connection.execute(f"SELECT * FROM {quoted(name)} LIMIT ?", (max_rows,)):
                 row = tuple(c[:max_value_bytes] if isinstance(c, (str, bytes)) else c for c in row)
-                num_bytes += getsizeof(row) + sum(map(getsizeof, row))
+                num_bytes += row_bytes(row)
                 if num_bytes > max_bytes // len(names):
                     break
                 rows.append(row)
@@ -81,6 +90,7 @@ def _declared(kind: str) -> str:
     unusual characters."""
     words, bracket, sizes = kind.partition("(")
     is_plain = words.replace(" ", "").replace("_", "").isalnum() or not kind
+    is_plain &= not _CONSTRAINTS.intersection(words.upper().split())
     if bracket:
         is_plain &= sizes.endswith(")") and sizes[:-1].replace(",", "").replace(" ", "").isdigit()
     return kind if is_plain else quoted(kind)
@@ -90,7 +100,7 @@ def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], 
     """-> (name, (column, declared type, place in the primary key), foreign keys) of every table
     and view that SQLite can resolve."""
     tables = []
-    for name, _ in connection.execute(_TABLE_NAMES).fetchall():
+    for name in [name for name, _ in connection.execute(_TABLE_NAMES) if isinstance(name, str)]:
         try:
             columns = connection.execute(_COLUMNS, (name,)).fetchall()
             keys = connection.execute(_FOREIGN_KEYS, (name,)).fetchall()

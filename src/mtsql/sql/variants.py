@@ -11,7 +11,8 @@ import hashlib
 import logging
 import marshal
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sys import getsizeof
@@ -19,7 +20,7 @@ from sys import getsizeof
 from mtsql.sql.cache import SharedCache
 from mtsql.sql.parse import ColumnName, ColumnUse, Condition, Query, parse_sql
 from mtsql.sql.sandbox import DatabaseFileError, MemoryCopy, content_hash, file_version, read_tables
-from mtsql.sql.schema import Schema
+from mtsql.sql.schema import Schema, fold
 from mtsql.sql.tables import written
 from mtsql.sql.worker import MARSHAL_VERSION
 
@@ -85,15 +86,15 @@ def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> list[Tab
     keys = _keys(schema)
     changed = []
     for table in tables:
-        name = table.name.lower()
+        name = fold(table.name)
         columns = [list(column) for column in zip(*rows[name], strict=True)]
         planted = {}
         for place, (column, _) in enumerate(table.columns if columns else ()):
-            if (name, column.lower()) in keys:
+            if (name, fold(column)) in keys:
                 continue
             if rng.random() < 0.5:
                 rng.shuffle(columns[place])
-            values = [value for key, value in literals if key == ColumnName(name, column.lower())]
+            values = [value for key, value in literals if key == ColumnName(table.name.lower(), column.lower())]
             if values:
                 planted[place] = values
         _plant(columns, planted, rng)
@@ -104,17 +105,17 @@ def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> list[Tab
 def _keys(schema: Schema) -> set[tuple[str, str]]:
     """(table, column) of all primary and foreign keys, lower-cased."""
     primary = {(table.name, column) for table in schema.tables for column in table.primary_key}
-    return {(table.lower(), column.lower()) for table, column in primary.union(*schema.foreign_keys)}
+    return {(fold(table), fold(column)) for table, column in primary.union(*schema.foreign_keys)}
 
 
 def _links(tables: Sequence[TableRows], schema: Schema) -> list[tuple[str, int, str, int]]:
     """Foreign keys as (referring table, place of its column, referred table, place of its column)."""
-    places = {t.name.lower(): {name.lower(): i for i, (name, _) in enumerate(t.columns)} for t in tables}
+    places = {fold(t.name): {fold(name): i for i, (name, _) in enumerate(t.columns)} for t in tables}
     links = []
     for (table, column), (parent, key) in schema.foreign_keys:
-        at, parent_at = places.get(table.lower(), {}), places.get(parent.lower(), {})
-        if column.lower() in at and key.lower() in parent_at:
-            links.append((table.lower(), at[column.lower()], parent.lower(), parent_at[key.lower()]))
+        at, parent_at = places.get(fold(table), {}), places.get(fold(parent), {})
+        if fold(column) in at and fold(key) in parent_at:
+            links.append((fold(table), at[fold(column)], fold(parent), parent_at[fold(key)]))
     return links
 
 
@@ -125,26 +126,27 @@ def _sampled(
 
     Blocks, because rows that belong to one group often stand side by side.
     """
-    rows, kept = {table.name.lower(): table.rows for table in tables}, {}
+    rows, kept = {fold(table.name): table.rows for table in tables}, {}
     for table in tables:
-        name, num_rows = table.name.lower(), len(table.rows)
+        name, num_rows = fold(table.name), len(table.rows)
         blocks = range(0, num_rows, max(BLOCK_ROWS, num_rows * BLOCK_ROWS // MAX_ROWS))
         kept[name] = {i for start in blocks for i in range(start, min(start + BLOCK_ROWS, num_rows))}
         for place, (column, _) in enumerate(table.columns):
-            wanted = {str(value) for key, value in literals if key == ColumnName(name, column.lower())}
+            wanted = {str(value) for key, value in literals if key == ColumnName(table.name.lower(), column.lower())}
             found = [i for i, row in enumerate(table.rows) if str(row[place]) in wanted] if wanted else []
             kept[name].update(found[:BLOCK_ROWS])
     links = _links(tables, schema)
+    links_of = _grouped(links, lambda link: link[0])
     index = {(parent, key): {_key(row[key]): i for i, row in enumerate(rows[parent])} for _, _, parent, key in links}
-    is_growing = True
-    while is_growing:
-        is_growing = False
-        for table, column, parent, key in links:
-            known = index[parent, key]
-            wanted = {known.get(_key(rows[table][i][column])) for i in kept[table]} - kept[parent] - {None}
-            kept[parent] |= wanted
-            is_growing |= bool(wanted)
-    return [TableRows(t.name, t.columns, tuple(t.rows[i] for i in sorted(kept[t.name.lower()]))) for t in tables]
+    unvisited = [(table, i) for table, found in kept.items() for i in found]
+    while unvisited:
+        table, i = unvisited.pop()
+        for _, column, parent, key in links_of.get(table, ()):
+            wanted = index[parent, key].get(_key(rows[table][i][column]))
+            if wanted is not None and wanted not in kept[parent]:
+                kept[parent].add(wanted)
+                unvisited.append((parent, wanted))
+    return [TableRows(t.name, t.columns, tuple(t.rows[i] for i in sorted(kept[fold(t.name)]))) for t in tables]
 
 
 def _dropped(
@@ -154,22 +156,48 @@ def _dropped(
 
     Where that empties a table, less is dropped: an empty one makes an outer join out of every join.
     """
-    before = {table.name.lower(): list(table.rows) for table in tables}
+    before = {fold(table.name): list(table.rows) for table in tables}
     links = _links(tables, schema)
     for share in (share, share / 2, share / 4, 0.0):
-        rows = {name: [row for row in all_rows if rng.random() >= share] for name, all_rows in before.items()}
-        is_shrinking = True
-        while is_shrinking:
-            is_shrinking = False
-            for table, column, parent, key in links:
-                left = {_key(row[key]) for row in rows[parent]}
-                gone = {_key(row[key]) for row in before[parent]} - left - {None}
-                kept = [row for row in rows[table] if _key(row[column]) not in gone]
-                is_shrinking |= len(kept) < len(rows[table])
-                rows[table] = kept
+        is_kept = {name: [rng.random() >= share for _ in all_rows] for name, all_rows in before.items()}
+        _drop_referring(before, is_kept, links)
+        rows = {name: [row for row, kept in zip(before[name], is_kept[name], strict=True) if kept] for name in before}
         if all(rows[name] or not before[name] for name in rows):
             break
     return rows
+
+
+def _drop_referring(
+    rows: dict[str, list[tuple]], is_kept: dict[str, list[bool]], links: list[tuple[str, int, str, int]]
+) -> None:
+    """Take away the rows whose referred rows are all gone, then those that referred to them, and so on."""
+    keys_of = _grouped(sorted({(parent, key) for _, _, parent, key in links}), lambda pair: pair[0])
+    referring: dict[tuple, list[tuple[str, int]]] = {}  # (table, column, key) -> rows that refer to it
+    for table, column, parent, key in links:
+        for i, row in enumerate(rows[table]):
+            referring.setdefault((parent, key, _key(row[column])), []).append((table, i))
+    left = Counter()  # (table, column, key) -> how many kept rows have it
+    for parent, pairs in keys_of.items():
+        for row, kept in zip(rows[parent], is_kept[parent], strict=True):
+            left.update({(parent, key, _key(row[key])): int(kept) for _, key in pairs})
+    gone = [spot for spot, count in left.items() if not count]
+    while gone:
+        spot = gone.pop()
+        for table, i in referring.get(spot, ()) if spot[2] is not None else ():
+            if is_kept[table][i]:
+                is_kept[table][i] = False
+                for _, key in keys_of.get(table, ()):
+                    own = table, key, _key(rows[table][i][key])
+                    left[own] -= 1
+                    if not left[own]:
+                        gone.append(own)
+
+
+def _grouped(items: Iterable[tuple], key: Callable[[tuple], str]) -> dict[str, list[tuple]]:
+    groups: dict[str, list[tuple]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _key(value: object) -> str | None:

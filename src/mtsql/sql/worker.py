@@ -44,6 +44,8 @@ MAX_CONNECTIONS = 64
 ALARM_SECS = 1.0
 """This process ends itself so many seconds after a query's deadline. Usually the parent has killed
 it before; the alarm is for a parent that is gone."""
+MAX_MESSAGE_CHARS = 1000
+"""A longer error message is cut."""
 MARSHAL_VERSION = 2
 
 
@@ -53,6 +55,9 @@ class Worker:
 
     def __init__(self, replies: int) -> None:
         self.clock = Clock(lambda: _tick(replies))
+        self.max_connections = max(
+            1, min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        )
         self.kept: OrderedDict[tuple, SandboxConnection] = OrderedDict()
 
     def query(self, source: tuple, sql: str, config: dict) -> dict:
@@ -95,7 +100,7 @@ class Worker:
             "status": status,
             "rows": tuple(rows),
             "columns": columns,
-            "message": message,
+            "message": message[:MAX_MESSAGE_CHARS],
             "secs": secs,
             "num_ticks": self.clock.num_ticks,
             "num_bytes": num_bytes,
@@ -129,7 +134,7 @@ class Worker:
         kind, key, content = source
         sandbox = self.kept.get((kind, key))
         if sandbox is None:
-            while len(self.kept) >= MAX_CONNECTIONS:
+            while len(self.kept) >= self.max_connections:
                 self.kept.popitem(last=False)[1].connection.close()
             if kind == "file":
                 connection = open_file(content)
@@ -201,6 +206,8 @@ def _tell_fault(replies: int, kind: type, error: BaseException, trace: object) -
 def main() -> None:
     """Serve until stdin ends. The only argument is the memory it may take, in bytes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the parent does with it
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     requests, replies = os.dup(0), os.dup(1)
     sys.excepthook = lambda *error: _tell_fault(replies, *error)
     null = os.open(os.devnull, os.O_RDWR)

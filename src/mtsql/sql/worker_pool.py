@@ -6,130 +6,27 @@ serves one request at a time. A worker that does not answer by the request's dea
 worker that died is replaced. Neither disturbs other requests. Nothing here knows SQL.
 """
 
-import atexit
 import marshal
 import os
-import select
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from mtsql.sql.worker import MARSHAL_VERSION, MAX_CONNECTIONS
+from mtsql.sql.worker_process import DeadlinePassed, WorkerDied, WorkerProcess
 
-GRACE_SECS = 0.1
-"""The parent waits so long after the deadline before it kills a worker, because the worker may
-still end the query itself at its next tick."""
-START_SECS = 120.0
-"""A new worker must be ready after so many seconds. It takes 0.03 s on an idle machine."""
-MAX_POLL_MS = 1_000_000
-_SOURCES = str(Path(__file__).resolve().parents[2])
-_START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker import main; main()"
-
-
-class WorkerDied(Exception):
-    """The worker ended in the middle of a request, by itself or by the operating system. The text
-    says how."""
-
-
-class DeadlinePassed(Exception):
-    """The worker did not answer in time, and was killed."""
+LOCK_SECS = 2.0
+"""At the end of the process nothing waits longer for the pool's lock."""
+NUM_TRIES = 3
+"""Workers for a request if something outside kills them, and tries to start one."""
 
 
 class QueriesStopped(Exception):
     """All queries of this process were stopped: at Ctrl-C, or because of a bug in another
     thread."""
-
-
-class _Worker:
-    """One worker process and its two pipes. Only the thread that took it from the pool may use
-    it."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        self.memory_bytes = memory_bytes
-        self.is_fresh = True
-        self.served: OrderedDict[Hashable, None] = OrderedDict()  # topics, the latest last
-        self._buffer = bytearray()
-        # -I -S: nothing from the environment, the working folder or site-packages is imported.
-        command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
-        # A session of its own: Ctrl-C in a terminal reaches the parent only.
-        # No stderr: a program that reads the parent's to its end would wait for the worker, too.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-            cwd=os.sep,
-        )
-        self._poll = select.poll()
-        self._poll.register(self.process.stdout, select.POLLIN)
-        try:
-            self._receive(time.monotonic() + START_SECS, lambda: None)
-        except (WorkerDied, DeadlinePassed) as error:
-            why = str(error) or f"it was not ready after {START_SECS:g} seconds"
-            raise RuntimeError(
-                f"a SQL worker could not be started ({' '.join(command)}): {why}"
-            ) from error
-
-    def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
-        """Send a packed request and wait for its answer; `tick` is called for each tick. The
-        clock starts here."""
-        deadline = time.monotonic() + max(0.0, timeout_secs) + GRACE_SECS
-        try:
-            rest = memoryview(message)
-            while rest:
-                rest = rest[os.write(self.process.stdin.fileno(), rest) :]
-        except OSError:  # it died while it was idle
-            raise self._died() from None
-        return self._receive(deadline, tick)
-
-    def kill(self) -> None:
-        """End it for good, whatever it does."""
-        self.process.kill()
-        self.process.wait()
-        self.close_pipes()
-
-    def close_pipes(self) -> None:
-        """An idle worker ends by itself after this."""
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-    def _receive(self, deadline: float, tick: Callable[[], None]) -> object:
-        buffer, output = self._buffer, self.process.stdout.fileno()
-        while True:
-            if len(buffer) >= 8:
-                size = int.from_bytes(buffer[:8], "little")
-                if size == 0:
-                    del buffer[:8]
-                    tick()
-                    continue
-                if len(buffer) >= 8 + size:
-                    value = marshal.loads(memoryview(buffer)[8 : 8 + size])
-                    self._buffer = bytearray()
-                    return value
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self.kill()
-                raise DeadlinePassed
-            if not self._poll.poll(min(1000 * left + 1, MAX_POLL_MS)):
-                continue
-            piece = os.read(output, 1 << 20)
-            if not piece:
-                raise self._died()
-            buffer += piece
-
-    def _died(self) -> WorkerDied:
-        self.process.kill()
-        code = self.process.wait()
-        self.close_pipes()
-        return WorkerDied(f"signal {-code}" if code < 0 else f"exit code {code}")
 
 
 class WorkerPool:
@@ -145,10 +42,11 @@ class WorkerPool:
             raise ValueError(f"a pool of SQL workers needs at least 1, not {size}")
         self.size = size
         self.counts: Counter[str] = Counter()
-        self._condition = threading.Condition()
-        self._idle: list[_Worker] = []  # the most recently used last
-        self._all: set[_Worker] = set()
-        self._num_starting = 0
+        # A plain lock, entered in C: Ctrl-C cannot come between taking it and its `with` block.
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        self._idle: list[WorkerProcess] = []  # the most recently used last
+        self._all: set[WorkerProcess] = set()
         self._num_urgent = 0  # urgent requests that wait for a worker
         self._num_stops = 0
         self._is_stopped = False
@@ -172,15 +70,15 @@ class WorkerPool:
         is_out_of_memory: says of a result that the worker ran out of memory.
 
         A worker that dies, or runs out of memory, is replaced. If it had served other requests
-        before, this request is tried once more on a new worker, in the time that is left, so that
-        no verdict depends on earlier requests. The second try reports only those ticks that the
-        first did not. Raises DeadlinePassed, WorkerDied, QueriesStopped, and RuntimeError with the
-        worker's traceback for a bug.
+        before, or was killed from outside, this request is tried again on a new worker, in the time
+        that is left, so that no verdict depends on earlier requests. The second try reports only
+        those ticks that the first did not. Raises DeadlinePassed, WorkerDied, QueriesStopped, and
+        RuntimeError with the worker's traceback for a bug.
         """
         body = marshal.dumps((timeout_secs, name, *arguments), MARSHAL_VERSION)
         message = len(body).to_bytes(8, "little") + body
         num_told, num_stops, secs_left = 0, self._num_stops, timeout_secs
-        for must_be_fresh in (False, True):
+        for number in range(NUM_TRIES):
             num_ticks = 0
 
             def count() -> None:
@@ -192,18 +90,18 @@ class WorkerPool:
 
             worker, is_sound, start = None, False, time.monotonic()
             try:
-                worker = self._take(memory_bytes, topic, is_urgent, must_be_fresh, num_stops)
+                worker = self._take(memory_bytes, topic, is_urgent, number > 0, num_stops)
                 was_fresh, worker.is_fresh = worker.is_fresh, False
                 start = time.monotonic()
                 reply = worker.ask(message, secs_left, count)
                 if isinstance(reply, str):
                     raise RuntimeError(f"a SQL worker failed: {reply}")
                 is_sound = bool(reply) and not is_out_of_memory(*reply)
-            except WorkerDied:
+            except WorkerDied as error:
                 if self._num_stops > num_stops:
                     raise QueriesStopped from None
                 self._count("died")
-                if was_fresh:
+                if number + 1 == NUM_TRIES or (was_fresh and not error.is_killed):
                     raise
                 continue
             except DeadlinePassed:
@@ -220,18 +118,22 @@ class WorkerPool:
                 return reply[0]
             if was_fresh:
                 raise WorkerDied("no memory for the result")
-        raise AssertionError("a fresh worker has answered or raised")
+        raise AssertionError("the last try returns or raises")
 
     def stop(self) -> None:
         """Kill every worker. Requests that run, wait or come later raise QueriesStopped, until
         `resume`."""
-        with self._condition:
-            self._num_stops += 1
-            self._is_stopped = True
-            idle, self._idle = self._idle, []
-            busy = self._all.difference(idle)
-            self._all.difference_update(idle)
+        self._num_stops += 1
+        self._is_stopped = True
+        is_locked = self._lock.acquire(
+            timeout=LOCK_SECS
+        )  # at the end of a process nothing may hang
+        idle, self._idle = self._idle, []
+        busy = self._all.difference(idle)
+        self._all.difference_update(idle)
+        if is_locked:
             self._condition.notify_all()
+            self._lock.release()
         for worker in busy:
             worker.process.kill()
         for worker in idle:
@@ -239,12 +141,12 @@ class WorkerPool:
 
     def resume(self) -> None:
         """Accept requests again after `stop`."""
-        with self._condition:
+        with self._lock:
             self._is_stopped = False
 
     def resize(self, size: int) -> None:
         """Have at most `size` workers from now on. Surplus ones end when they are idle."""
-        with self._condition:
+        with self._lock:
             self.size = size
             surplus = self._idle[: max(0, len(self._all) - size)]
             self._idle = self._idle[len(surplus) :]
@@ -267,9 +169,9 @@ class WorkerPool:
         is_urgent: bool,
         must_be_fresh: bool,
         num_stops: int,
-    ) -> _Worker:
+    ) -> WorkerProcess:
         replaced = None
-        with self._condition:
+        with self._lock:
             self._num_urgent += is_urgent
             try:
                 while True:
@@ -281,7 +183,7 @@ class WorkerPool:
                             worker = next((w for w in reversed(fit) if topic in w.served), fit[-1])
                             self._idle.remove(worker)
                             return worker
-                        if len(self._all) + self._num_starting < self.size:
+                        if len(self._all) < self.size:
                             break
                         if self._idle:
                             replaced = self._idle.pop(0)
@@ -290,26 +192,40 @@ class WorkerPool:
                     self._condition.wait()
             finally:
                 self._num_urgent -= is_urgent
-                self._condition.notify_all()
-            self._num_starting += 1
-        worker = None
-        try:
-            if replaced is not None:
-                replaced.kill()
-            worker = _Worker(memory_bytes)
-        finally:
-            with self._condition:
-                self._num_starting -= 1
-                if worker is not None:
-                    self._all.add(worker)
-                self._condition.notify_all()
+                if is_urgent:
+                    self._condition.notify_all()
+            worker = self._new_worker(memory_bytes)
+        if replaced is not None:
+            replaced.kill()
+        for number in range(NUM_TRIES):
+            is_ready = False
+            try:
+                worker.wait_until_ready()
+                is_ready = True
+                return worker
+            except RuntimeError:
+                if self._num_stops > num_stops:
+                    raise QueriesStopped from None
+                if number + 1 == NUM_TRIES:
+                    raise
+            finally:
+                if not is_ready:
+                    self._give(worker, False, None)
+            with self._lock:
+                worker = self._new_worker(memory_bytes)
+        raise AssertionError("the last try returns or raises")
+
+    def _new_worker(self, memory_bytes: int) -> WorkerProcess:
+        """Known to `stop`, and to a forked child, from its birth. The lock must be held."""
+        worker = WorkerProcess(memory_bytes)
+        self._all.add(worker)
         return worker
 
-    def _give(self, worker: _Worker, is_sound: bool, topic: Hashable) -> None:
+    def _give(self, worker: WorkerProcess, is_sound: bool, topic: Hashable) -> None:
         is_sound = is_sound and len(self._all) <= self.size and not self._is_stopped
         if not is_sound and worker.process.returncode is None:
             worker.kill()
-        with self._condition:
+        with self._lock:
             if is_sound:
                 worker.served[topic] = None
                 worker.served.move_to_end(topic)
@@ -318,10 +234,14 @@ class WorkerPool:
                 self._idle.append(worker)
             else:
                 self._all.discard(worker)
-            self._condition.notify_all()
+            # One waiting thread is enough, unless it would have to let an urgent one pass.
+            if self._num_urgent:
+                self._condition.notify_all()
+            else:
+                self._condition.notify()
 
     def _count(self, name: str) -> None:
-        with self._condition:
+        with self._lock:
             self.counts[name] += 1
 
 
@@ -386,5 +306,7 @@ def _forget() -> None:
     _POOLS.clear()
 
 
-atexit.register(stop_queries)
+# Before the process waits for its threads, which may wait for a query. Public handlers run afterwards;
+# concurrent.futures uses this one for the same purpose.
+threading._register_atexit(stop_queries)
 os.register_at_fork(after_in_child=_forget)

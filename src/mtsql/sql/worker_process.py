@@ -1,0 +1,132 @@
+"""One SQL worker as its parent sees it: a process, two pipes, and a deadline for each request."""
+
+import marshal
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+GRACE_SECS = 0.1
+"""The parent waits so long after the deadline before it kills a worker, because the worker may still
+end the query itself at its next tick."""
+START_SECS = 120.0
+"""A new worker must be ready after so many seconds. It takes 0.03 s on an idle machine."""
+MAX_POLL_MS = 1_000_000
+PIPE_BYTES = 4096
+"""A pipe that is ready takes so many bytes without waiting (PIPE_BUF)."""
+_SOURCES = str(Path(__file__).resolve().parents[2])
+_START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker import main; main()"
+
+
+class WorkerDied(Exception):
+    """The worker ended in the middle of a request. The text says how.
+
+    is_killed: by a signal that nothing in a worker sends (the system's out-of-memory killer, a
+    person), so it says nothing about the request.
+    """
+
+    def __init__(self, how: str, is_killed: bool = False) -> None:
+        super().__init__(how)
+        self.is_killed = is_killed
+
+
+class DeadlinePassed(Exception):
+    """The worker did not answer in time, and was killed."""
+
+
+class WorkerProcess:
+    """One worker process and its two pipes. Only the thread that took it from the pool may use
+    it."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.is_fresh = True
+        self.served: OrderedDict[Hashable, None] = OrderedDict()  # topics, the latest last
+        self._buffer = bytearray()
+        # -I -S: nothing from the environment, the working folder or site-packages is imported.
+        command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
+        # A session of its own: Ctrl-C in a terminal reaches the parent only.
+        # No stderr: a program that reads the parent's to its end would wait for the worker, too.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+            cwd=os.sep,
+        )
+        os.set_blocking(self.process.stdin.fileno(), False)
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self.process.stdout, select.POLLIN)
+        self._writable.register(self.process.stdin, select.POLLOUT)
+
+    def wait_until_ready(self) -> None:
+        """RuntimeError if the process does not start."""
+        try:
+            self._receive(time.monotonic() + START_SECS, lambda: None)
+        except (WorkerDied, DeadlinePassed) as error:
+            why = str(error) or f"it was not ready after {START_SECS:g} seconds"
+            command = " ".join(self.process.args)
+            raise RuntimeError(f"a SQL worker could not be started ({command}): {why}") from error
+
+    def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
+        """Send a packed request and wait for its answer; `tick` is called for each tick. The
+        clock starts here."""
+        deadline = time.monotonic() + max(0.0, timeout_secs) + GRACE_SECS
+        try:
+            rest = memoryview(message)
+            while rest:
+                self._wait(self._writable, deadline)
+                rest = rest[os.write(self.process.stdin.fileno(), rest[:PIPE_BYTES]) :]
+        except OSError:  # it died while it was idle
+            raise self._died() from None
+        return self._receive(deadline, tick)
+
+    def kill(self) -> None:
+        """End it for good, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        self.close_pipes()
+
+    def close_pipes(self) -> None:
+        """An idle worker ends by itself after this."""
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def _receive(self, deadline: float, tick: Callable[[], None]) -> object:
+        buffer, output = self._buffer, self.process.stdout.fileno()
+        while True:
+            if len(buffer) >= 8:
+                size = int.from_bytes(buffer[:8], "little")
+                if size == 0:
+                    del buffer[:8]
+                    tick()
+                    continue
+                if len(buffer) >= 8 + size:
+                    value = marshal.loads(memoryview(buffer)[8 : 8 + size])
+                    self._buffer = bytearray()
+                    return value
+            self._wait(self._readable, deadline)
+            piece = os.read(output, 1 << 20)
+            if not piece:
+                raise self._died()
+            buffer += piece
+
+    def _wait(self, pipe: select.poll, deadline: float) -> None:
+        """Until the pipe is ready. A worker that is stopped reads nothing, too."""
+        while not pipe.poll(max(0, min(1000 * (deadline - time.monotonic()) + 1, MAX_POLL_MS))):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise DeadlinePassed
+
+    def _died(self) -> WorkerDied:
+        code = self.process.wait()  # its pipes are closed: it has ended, or is about to
+        self.close_pipes()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return WorkerDied(how, code in (-signal.SIGKILL, -signal.SIGTERM))
