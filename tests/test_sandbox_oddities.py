@@ -1,0 +1,227 @@
+"""Odd files, odd moments and odd signals: what an attack on the sandbox found, one test for each."""
+
+import marshal
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mtsql.sql.guard import trial_of
+from mtsql.sql.sandbox import MemoryCopy, Mirror, QueryConfig, QueryStatus, clear_result_cache, run_query
+from mtsql.sql.schema import fold, schema_from_sqlite, schema_text
+from mtsql.sql.variants import TableRows, altered, memory_copy, tables_of
+from mtsql.sql.worker import MARSHAL_VERSION
+from mtsql.sql.worker_pool import the_pool
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+def database(path: Path, script: str) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    return path
+
+
+def test_names_of_columns_and_messages_count_as_bytes(tmp_path):
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a)")
+    name = '"' + "n" * 11_000 + '"'
+    sql = f"WITH t({name}) AS (SELECT 1) SELECT " + ",".join(["t.*"] * 1500) + " FROM t"
+    result = run_query(path, sql)
+    assert result.is_ok and result.num_bytes > 1500 * 11_000
+    assert run_query(path, sql, QueryConfig(max_bytes=10_000_000)).message == "more than 10000000 bytes of column names"
+    long = run_query(path, f"SELECT {'x' * 15_000} FROM t")
+    assert len(long.message) <= 1000 < len(long.message) * 4 < long.num_bytes
+
+
+@pytest.mark.parametrize("kind", ["CAST(name AS BLOB)", "CAST(name || '' AS BLOB) || x'00'"])
+def test_names_of_any_type_in_the_schema_are_survived(tmp_path, kind):
+    path = database(
+        tmp_path / "x.sqlite",
+        "CREATE TABLE t (x); CREATE TABLE u (y); INSERT INTO u VALUES (7); PRAGMA writable_schema = 1;"
+        f"UPDATE sqlite_master SET name = {kind} WHERE name = 't';",
+    )
+    assert run_query(path, "SELECT y FROM u").rows == ((7,),)
+    assert run_query(Mirror(path), "SELECT y FROM u").rows == ((7,),)
+    schema = schema_from_sqlite(path)
+    assert "u(" in schema_text(schema) and {table.name for table in tables_of(path)} >= {"u"}
+    assert trial_of("SELECT y FROM u", schema, path, QueryConfig()).copies
+
+
+def test_names_are_folded_as_sqlite_folds_them(tmp_path):
+    path = database(
+        tmp_path / "x.sqlite",
+        'CREATE TABLE "É" (a, b, c); CREATE TABLE "é" (a); INSERT INTO "É" VALUES (1, 2, 3);'
+        'INSERT INTO "é" VALUES (1), (2), (3), (4);',
+    )
+    assert (fold("NaMe"), fold("É")) == ("name", "É")
+    schema = schema_from_sqlite(path)
+    assert [table.name for table in schema.tables] == ["É", "é"]
+    assert trial_of('SELECT a FROM "é"', schema, path, QueryConfig()).copies
+
+
+def test_a_long_chain_of_references_is_walked_once(tmp_path):
+    """5,000 rows, each referring to another one, in the worst order: 10 s for a copy before, 0.1 s now."""
+    columns = ", ".join(f"p{i} INTEGER REFERENCES t (id)" for i in range(10))
+    path = database(tmp_path / "x.sqlite", f"CREATE TABLE t (id INTEGER PRIMARY KEY, {columns})")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        rows = [(i, i + 1 if i < 4999 else None, *[None] * 9) for i in range(5000)]
+        connection.executemany(f"INSERT INTO t VALUES ({', '.join('?' * 11)})", rows)
+    schema = schema_from_sqlite(path)
+    start = time.process_time()
+    [table] = altered(path, "SELECT id FROM t", schema, 0)
+    assert time.process_time() - start < 3 and {row[1] for row in table.rows} <= {row[0] for row in table.rows} | {None}
+
+
+def test_a_huge_file_is_not_read_for_a_small_query(tmp_path):
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1);")
+    os.truncate(path, 3 * 2**30)  # sparse
+    start = time.monotonic()
+    assert run_query(path, "SELECT a FROM t", QueryConfig(timeout_secs=5)).status in (QueryStatus.OK, QueryStatus.ERROR)
+    assert time.monotonic() - start < 2
+
+
+def test_a_stopped_worker_is_killed_also_while_it_reads_a_long_request(tmp_path):
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a)")
+    copy = memory_copy([TableRows("t", (("a", ""),), tuple((f"{i:0200}",) for i in range(4000)))])
+    run_query(path, "SELECT 1")
+    for worker in list(the_pool()._all):
+        os.kill(worker.process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with ThreadPoolExecutor(the_pool().size) as threads:
+        results = list(threads.map(
+            lambda i: run_query(copy, f"SELECT count(*) + {i} FROM t", QueryConfig(timeout_secs=0.4)), range(the_pool().size)
+        ))  # fmt: skip
+    assert QueryStatus.TIMEOUT in {result.status for result in results} and time.monotonic() - start < 3
+    assert run_query(copy, "SELECT count(*) FROM t").rows == ((4000,),)
+
+
+def test_workers_killed_from_outside_change_no_verdict(tmp_path):
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1), (2);")
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(run_query, path, f"SELECT count(*) + {i} FROM t") for i in range(600)]
+        for _ in range(12):
+            time.sleep(0.02)
+            for worker in list(the_pool()._all):
+                worker.process.kill()
+        results = [future.result() for future in futures]
+    wrong = [i for i, result in enumerate(results) if result.rows != ((2 + i,),)]
+    assert all(not results[i].is_repeatable for i in wrong) and len(wrong) < 10
+    assert all(run_query(path, f"SELECT count(*) + {i} FROM t").rows == ((2 + i,),) for i in wrong)
+
+
+def test_the_size_of_a_result_does_not_depend_on_earlier_queries(tmp_path):
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (x); INSERT INTO t VALUES ('é'), ('é'), ('é');")
+    first = run_query(path, "SELECT x FROM t")
+    copy = memory_copy([TableRows("c", (("x", ""),), (("é",),))])
+    for i in range(2 * the_pool().size):
+        run_query(copy, f"SELECT *, {i} FROM c")
+    clear_result_cache()
+    assert run_query(path, "SELECT x FROM t") == first
+
+
+def test_a_file_replaced_during_a_query_stores_no_rows_for_another(tmp_path, monkeypatch):
+    one = database(tmp_path / "one.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1);")
+    two = database(tmp_path / "two.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (2);")
+    live = tmp_path / "live.sqlite"
+    live.write_bytes(one.read_bytes())
+    call = the_pool().call
+
+    def replaced_before(*arguments, **named):
+        live.write_bytes(two.read_bytes())
+        return call(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(the_pool(), "call", replaced_before)
+        assert not run_query(live, "SELECT a FROM t").is_repeatable
+    assert [run_query(path, "SELECT a FROM t").rows for path in (one, two, live)] == [((1,),), ((2,),), ((2,),)]
+
+
+def test_a_virtual_table_that_poses_as_an_ordinary_one_is_left_out(tmp_path):
+    path = database(
+        tmp_path / "x.sqlite",
+        "CREATE TABLE t (a); INSERT INTO t VALUES (1); CREATE VIRTUAL TABLE notes USING fts5(body);"
+        "INSERT INTO notes VALUES ('x'); PRAGMA writable_schema = 1;"
+        "UPDATE sqlite_master SET rootpage = 2 WHERE name = 'notes';",
+    )
+    assert "notes" not in {table.name for table in tables_of(path)}
+    assert run_query(Mirror(path), "SELECT * FROM notes").status is QueryStatus.ERROR
+    assert run_query(path, "SELECT * FROM notes").status is QueryStatus.DENIED
+
+
+@pytest.mark.parametrize("kind", ["UNIQUE", "NOT NULL", "AS (1)", "CHECK", "PRIMARY KEY", "DEFAULT", "int ) ; --"])
+def test_a_declared_type_of_any_words_changes_no_copy(tmp_path, kind):
+    path = database(tmp_path / "x.sqlite", f'CREATE TABLE t (a "{kind}", b); INSERT INTO t VALUES (1, 1), (1, 2), (NULL, 3);')
+    rows = ((1, 1), (1, 2), (None, 3))
+    assert run_query(path, "SELECT a, b FROM t").rows == rows
+    assert run_query(Mirror(path), "SELECT a, b FROM t").rows == rows[::-1]
+    assert run_query(memory_copy(tables_of(path)), "SELECT a, b FROM t").rows == rows
+
+
+def test_a_table_that_cannot_be_copied_whole_is_not_copied_in_part():
+    strict = TableRows("t", (("a", "INTEGER PRIMARY KEY"),), ((1,), ("x",)))  # as nothing we read has it
+    assert run_query(memory_copy([strict]), "SELECT * FROM t").rows == ((1,), ("x",))
+    half = marshal.dumps([("CREATE TABLE t (a UNIQUE)", "INSERT INTO t VALUES (?)", [(1,), (1,)])], MARSHAL_VERSION)
+    broken = MemoryCopy(b"half", half)
+    assert run_query(broken, "SELECT * FROM t").message == "no such table: t"
+
+
+def test_a_worker_has_its_alarm_whatever_its_parent_does_with_signals(tmp_path):
+    """The parent ignores and blocks SIGALRM, and is gone in the middle of a query without ticks."""
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a)")
+    code = """
+import os, signal, sys, threading, time
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+from mtsql.sql.sandbox import QueryConfig, run_query
+from mtsql.sql.worker import MARSHAL_VERSION
+from mtsql.sql.worker_pool import the_pool
+stuck = "SELECT " + " + ".join([f"instr(hex(zeroblob(1500000 + {i})), hex(zeroblob(700000)) || '1')" for i in range(9)])
+wide = QueryConfig(timeout_secs=1.0, max_value_bytes=10**7)
+threading.Thread(target=run_query, args=(sys.argv[1], stuck, wide), daemon=True).start()
+time.sleep(0.5)
+print(*(worker.process.pid for worker in the_pool()._all), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=20)
+    pids = [int(word) for word in done.stdout.split()]
+    assert pids
+    deadline = time.monotonic() + 6
+    while time.monotonic() < deadline and any(map(is_alive, pids)):
+        time.sleep(0.05)
+    assert not any(map(is_alive, pids))
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_stopping_finds_a_worker_that_is_starting(tmp_path):
+    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a)")
+    long = QueryConfig(max_vm_steps=10**12, timeout_secs=30)
+    for secs in (0.0, 0.003, 0.01, 0.03):
+        the_pool().stop()
+        the_pool().resume()
+        start = time.monotonic()
+        with ThreadPoolExecutor(2) as threads:
+            future = threads.submit(run_query, path, ENDLESS, long)
+            time.sleep(secs)
+            the_pool().stop()
+            assert future.exception(timeout=5) is not None and time.monotonic() - start < 3
+        the_pool().resume()
+
+
+def test_whole_numbers_are_asked_for():
+    for name in ("max_vm_steps", "max_value_bytes", "max_memory_bytes"):
+        with pytest.raises(ValueError, match=f"{name}: expected a positive whole number"):
+            QueryConfig(**{name: 33554432.5})
+    assert QueryConfig(timeout_secs=2).timeout_secs == 2
