@@ -4,7 +4,7 @@
 
 Baseline: taoyds/test-suite-sql-eval, whole program, Spider dev (spec: metrics, section 13): 1.4 s and 7.4 s.
 Golds are parsed, and their results kept, before the clock starts; no prediction is seen twice. The processor's own
-seconds, of all threads together, are given too: on a busy machine the clock says little.
+seconds are given too, of all threads of this process; the queries themselves run in SQL workers, which are not in them.
 """
 
 import argparse

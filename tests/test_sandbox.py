@@ -418,6 +418,19 @@ def test_a_view_opens_no_virtual_table(tmp_path):
         assert run_query(path, sql).status is DENIED, sql  # also on a connection whose views have opened them
     assert run_query(path, "SELECT a FROM json_each").rows == (("a table of that name",),)
     assert run_query(path, "WITH dbstat AS (SELECT 7 AS a) SELECT a FROM dbstat").rows == ((7,),)
+    for sql in (
+        "WITH json_tree AS (SELECT 1 AS x) SELECT count(*) FROM json_tree",
+        "WITH one AS (SELECT 2), pragma_y(a, b) AS (SELECT 1, 2) SELECT count(*) FROM pragma_y, one",
+        "WITH RECURSIVE fts3(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM fts3 WHERE n < 1) SELECT count(*) FROM [fts3]",
+    ):
+        assert run_query(path, sql).rows == ((1,),), sql
+    for sql in (
+        "SELECT count(*) FROM json_tree('[1]')",
+        "WITH sqlite_stmt AS (SELECT 1 AS sql) SELECT count(*) FROM main.sqlite_stmt",
+        "WITH x AS (SELECT 1) SELECT count(*) FROM sqlite_stmt",
+        "WITH notes AS (SELECT 1 AS a) SELECT count(*) FROM main.notes",
+    ):
+        assert run_query(path, sql).status in (DENIED, ERROR), sql
 
 
 def test_a_schema_over_the_limit_of_values_is_read(tmp_path):

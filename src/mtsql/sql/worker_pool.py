@@ -88,7 +88,7 @@ class WorkerPool:
                     num_told = num_ticks
                     tick()
 
-            worker, is_sound, start = None, False, time.monotonic()
+            worker, was_fresh, is_sound, start = None, True, False, time.monotonic()
             try:
                 worker = self._take(memory_bytes, topic, is_urgent, number > 0, num_stops)
                 was_fresh, worker.is_fresh = worker.is_fresh, False
@@ -203,7 +203,7 @@ class WorkerPool:
                 worker.wait_until_ready()
                 is_ready = True
                 return worker
-            except RuntimeError:
+            except (RuntimeError, WorkerDied):
                 if self._num_stops > num_stops:
                     raise QueriesStopped from None
                 if number + 1 == NUM_TRIES:
@@ -306,7 +306,7 @@ def _forget() -> None:
     _POOLS.clear()
 
 
-# Before the process waits for its threads, which may wait for a query. Public handlers run afterwards;
-# concurrent.futures uses this one for the same purpose.
+# Before the process waits for its threads, which may wait for a query. Public handlers run
+# afterwards; concurrent.futures uses this one for the same purpose.
 threading._register_atexit(stop_queries)
 os.register_at_fork(after_in_child=_forget)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 
 GRACE_SECS = 0.1
-"""The parent waits so long after the deadline before it kills a worker, because the worker may still
-end the query itself at its next tick."""
+"""The parent waits so long after the deadline before it kills a worker, because the worker may
+still end the query itself at its next tick."""
 START_SECS = 120.0
 """A new worker must be ready after so many seconds. It takes 0.03 s on an idle machine."""
 MAX_POLL_MS = 1_000_000
@@ -67,10 +67,12 @@ class WorkerProcess:
         self._writable.register(self.process.stdin, select.POLLOUT)
 
     def wait_until_ready(self) -> None:
-        """RuntimeError if the process does not start."""
+        """RuntimeError if the process does not start, WorkerDied if something kills it meanwhile."""
         try:
             self._receive(time.monotonic() + START_SECS, lambda: None)
         except (WorkerDied, DeadlinePassed) as error:
+            if getattr(error, "is_killed", False):
+                raise
             why = str(error) or f"it was not ready after {START_SECS:g} seconds"
             command = " ".join(self.process.args)
             raise RuntimeError(f"a SQL worker could not be started ({command}): {why}") from error
