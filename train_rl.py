@@ -140,7 +140,8 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     if config.model.path or config.warm_start is None:
         return config
     sft = train_sft.Config(
-        seed=config.seed, model=config.model, data=config.data, env=replace(config.env, num_sql_workers=0), style=config.style,
+        seed=config.seed, model=config.model, data=config.data, style=config.style,
+        env=replace(config.env, num_sql_workers=0),  # which changes no result, and so no name of a folder
         engine=config.engine, max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
         checkpoint=CheckpointConfig(every=0),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from mtsql.sql.variants import TableRows, altered, memory_copy, tables_of
 from mtsql.sql.worker import MARSHAL_VERSION
 from mtsql.sql.worker_pool import the_pool
 
+DENIED, ERROR = QueryStatus.DENIED, QueryStatus.ERROR
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
@@ -225,3 +226,84 @@ def test_whole_numbers_are_asked_for():
         with pytest.raises(ValueError, match=f"{name}: expected a positive whole number"):
             QueryConfig(**{name: 33554432.5})
     assert QueryConfig(timeout_secs=2).timeout_secs == 2
+
+
+def test_a_view_opens_no_virtual_table(tmp_path):
+    path = tmp_path / "views.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """
+        CREATE TABLE item (a); INSERT INTO item VALUES (1);
+        CREATE TABLE json_each (a); INSERT INTO json_each VALUES ('a table of that name');
+        CREATE VIRTUAL TABLE notes USING fts5(body); INSERT INTO notes VALUES ('text');
+        CREATE VIEW statements AS SELECT sql FROM sqlite_stmt;
+        CREATE VIEW over_notes AS SELECT * FROM notes;
+        CREATE VIEW parts AS SELECT * FROM json_tree('[1]');
+        CREATE VIEW settings AS SELECT * FROM pragma_database_list;
+        CREATE VIEW pages AS SELECT * FROM dbstat;
+        CREATE VIEW library AS SELECT load_extension('x');
+        """
+    )
+    connection.close()
+    names = ("statements", "over_notes", "parts", "settings", "pages", "library")
+    for sql in (*(f"SELECT * FROM {name}" for name in names), *(f"SELECT count(*) FROM {name}" for name in names[:5])):
+        assert run_query(path, sql).status in (DENIED, ERROR), sql  # ERROR: SQLite itself calls a view unsafe
+    for sql in ("SELECT * FROM notes", "SELECT sql FROM sqlite_stmt", "SELECT * FROM dbstat"):
+        assert run_query(path, sql).status is DENIED, sql  # also on a connection whose views have opened them
+    assert run_query(path, "SELECT a FROM json_each").rows == (("a table of that name",),)
+    assert run_query(path, "WITH dbstat AS (SELECT 7 AS a) SELECT a FROM dbstat").rows == ((7,),)
+    for sql in (
+        "WITH json_tree AS (SELECT 1 AS x) SELECT count(*) FROM json_tree",
+        "WITH one AS (SELECT 2), pragma_y(a, b) AS (SELECT 1, 2) SELECT count(*) FROM pragma_y, one",
+        "WITH RECURSIVE fts3(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM fts3 WHERE n < 1) SELECT count(*) FROM [fts3]",
+    ):
+        assert run_query(path, sql).rows == ((1,),), sql
+    for sql in (
+        "SELECT count(*) FROM json_tree('[1]')",
+        "WITH sqlite_stmt AS (SELECT 1 AS sql) SELECT count(*) FROM main.sqlite_stmt",
+        "WITH x AS (SELECT 1) SELECT count(*) FROM sqlite_stmt",
+        "WITH notes AS (SELECT 1 AS a) SELECT count(*) FROM main.notes",
+    ):
+        assert run_query(path, sql).status in (DENIED, ERROR), sql
+
+
+def test_a_schema_over_the_limit_of_values_is_read(tmp_path):
+    path = tmp_path / "long.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE wide (" + ", ".join(f"c{i}" for i in range(1800)) + f", -- {'x' * 60_000}\n z)")
+    connection.execute("CREATE TABLE item (a)")
+    connection.execute("INSERT INTO item VALUES (5)")
+    connection.commit()
+    connection.close()
+    assert run_query(path, "SELECT a FROM item").rows == ((5,),)
+    assert run_query(path, "SELECT count(*) FROM wide").rows == ((0,),)
+
+
+def test_names_that_are_not_utf8_are_an_error(tmp_path):
+    path = tmp_path / "latin.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript('CREATE TABLE t ("cafA" TEXT, b); INSERT INTO t VALUES (1, 2);')
+    connection.close()
+    path.write_bytes(path.read_bytes().replace(b"cafA", b"caf\xe9"))
+    assert run_query(path, "SELECT b FROM t").rows == ((2,),)
+    assert run_query(path, "SELECT * FROM t").status is ERROR
+
+
+def test_a_stored_value_beyond_its_limit_cannot_be_returned(tmp_path):
+    path = tmp_path / "long.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript("CREATE TABLE t (a, b); INSERT INTO t VALUES ('x', zeroblob(50000));")
+    connection.close()
+    assert run_query(path, "SELECT b FROM t").status is QueryStatus.TOO_LARGE
+    assert run_query(path, "SELECT a, length(b) FROM t").rows == (("x", 50000),)
+    assert run_query(path, "SELECT b FROM t", QueryConfig(max_value_bytes=60_000)).rows == ((b"\0" * 50000,),)
+
+
+BOUNDED = ("timeout_secs", "max_value_bytes", "max_expr_depth", "max_compound_selects")
+
+
+@pytest.mark.parametrize("name", list(vars(QueryConfig())))
+def test_limits_must_be_positive(name):
+    for value in (0, -1, float("nan"), *([10**12] if name in BOUNDED else [])):
+        with pytest.raises(ValueError, match=name):
+            QueryConfig(**{name: value})

@@ -132,8 +132,9 @@ def audit(corpus: Corpus, config: Config) -> Report:
         elif gold.is_empty:
             found("gold empty", f"{len(gold.rows)} rows, all NULL" if gold.rows else "no rows")
         if gold.is_ok:
-            doubt = _undetermined(text, gold, lambda sql: (run_query(db_path, f"{sql} ", limits),  # another text: it runs again, with other random numbers
-                                                           run_query(Mirror(db_path), sql, limits)))  # fmt: skip
+            # With one blank more it is another text: it runs again, with other random numbers.
+            others = [run_query(db_path, f"{text} ", limits), run_query(Mirror(db_path), text, limits)]
+            doubt = _undetermined(text, gold, others)
             if doubt:
                 found(doubt, f"{len(gold.rows)} rows", len(gold.rows))
             if not gold.is_empty and not trial_of(turn.sql, schema, db_path, limits).is_telling:
@@ -157,12 +158,12 @@ def audit(corpus: Corpus, config: Config) -> Report:
     return report
 
 
-def _undetermined(text: str, gold: QueryResult, run: Callable[[str], tuple[QueryResult, QueryResult]]) -> str | None:
-    """Run the gold twice more: with other random numbers, and on rows in the opposite order. Return the check it fails."""
-    again, mirrored = run(text)
-    if not again.is_ok or not mirrored.is_ok:
+def _undetermined(text: str, gold: QueryResult, others: list[QueryResult]) -> str | None:
+    """The check that the gold fails, from its results with other random numbers and with the rows
+    stored in the opposite order."""
+    if not all(other.is_ok for other in others):
         return None  # the mirror has no index: too slow to tell
-    orders = [stable_order(gold.rows, other.rows, text) for other in (again, mirrored)]
+    orders = [stable_order(gold.rows, other.rows, text) for other in others]
     if None in orders:
         return "gold undetermined"
     return "gold order tied" if False in orders and "order by" in text.lower() else None
