@@ -2,9 +2,13 @@
 
     python eval.py --model.path runs/rl/model --run runs/eval
     python eval.py --model.path MODEL --split dev --history predicted --data.dev dev.json --data.tables tables.json ...
+
+A model that our scripts trained is played as in its training: its prompts, tools and budgets stand
+in MODEL/mtsql.json and are the defaults here. A recipe or a flag wins over them, and what it changes
+is printed. A model folder without this file is played with the defaults that `--help` shows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +22,7 @@ from mtsql.launch import make_accelerator, run_script
 from mtsql.learner import gather_list
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.model import ModelConfig, generation_weights
+from mtsql.played import differences, played_file, prompt_style, read_played
 from mtsql.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
@@ -43,9 +48,18 @@ class Config:
     data: DataConfig = DataConfig()
     env: EnvLimits = EnvLimits()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: brief on the toy world, full on real data)."""
+    """Wording of the prompts (default: the one that the model was trained with, full if it does not
+    say)."""
     engine: EngineLimits = EngineLimits()
     sampling: Sampling = Sampling(temperature=0.0)
+
+    @staticmethod
+    def first_recipe(model_path: str | None) -> Path | None:
+        """The model's mtsql.json, if it has one: what it says are the defaults of this script."""
+        file = played_file(model_path)
+        if file is not None:
+            read_played(file)  # a fault is named before the parser meets it
+        return file
 
 
 def main(config: Config) -> None:
@@ -58,13 +72,15 @@ def main(config: Config) -> None:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {config.split!r}")
     if not config.data.is_toy and getattr(config.data, config.split) is None:
         raise ValueError(f"split is {config.split}, but data.{config.split} is not set")
+    config = replace(config, style=prompt_style(config.style, config.model.path))
     accelerator = make_accelerator(config.model.mixed_precision)
-    style = config.style or (PromptStyle.BRIEF if config.data.is_toy else PromptStyle.FULL)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, style, (config.split,), 0)
+        bench = set_up(config.model, config.data, config.env, config.style, (config.split,), 0)
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)
+    if changed := differences(config):
+        log.print(changed)
     dialogues = corpus.dialogues[: config.max_dialogues or None]
     mine = dialogues[accelerator.process_index :: accelerator.num_processes]
     turns = [turn for dialogue in mine for turn in dialogue.turns]

@@ -11,7 +11,6 @@ agrees by accident is not paid (`reward.guard`); (4) the embedded default is a m
 from scratch, its loss a mean over groups of unequal rewards only (`advantage.equal_groups`; the recipes count all).
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -24,7 +23,9 @@ from accelerate import Accelerator
 import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig, newest_checkpoint, resumed, save_checkpoint
+from mtsql.checkpoint import (
+    CheckpointConfig, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
+)  # fmt: skip
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
 from mtsql.launch import make_accelerator, no_interrupt, run_script
@@ -36,13 +37,14 @@ from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import LossConfig, denominator, policy_loss, worth_a_forward
 from mtsql.llm.model import ModelConfig, is_sharded, load_trained, make_reference, save_policy
+from mtsql.played import differences, notes_of, prompt_style
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig, RewardWeights
 from mtsql.runlog import RunLog, check_free
-from mtsql.sql.datasets import DataConfig, toy_files
-from mtsql.workbench import set_up
+from mtsql.sql.datasets import DataConfig
+from mtsql.workbench import digest, set_up, warm_start_texts
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Config:
     data: DataConfig = DataConfig()
     env: EnvLimits = EnvLimits()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: brief for the embedded model, full for others)."""
+    """Wording of the prompts (default: what the model was trained with, else brief for the embedded
+    model and full for others)."""
     engine: EngineLimits = EngineLimits(max_rows=128)
     sampling: Sampling = Sampling(max_step_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
@@ -135,19 +138,16 @@ def check(config: Config) -> None:
 
 
 def warm_started(config: Config, accelerator: Accelerator) -> Config:
-    """The embedded model gets its warm start from train_sft.py's own code, once; later runs with the same settings and
-    data reuse its folder, whose name is a hash of them all."""
+    """The embedded model gets its warm start from train_sft.py's own code, once. Later runs reuse
+    its folder, whose name is a hash of the settings and of all texts that it was trained on."""
     if config.model.path or config.warm_start is None:
         return config
     sft = train_sft.Config(
-        seed=config.seed, model=config.model, data=config.data, style=config.style,
-        env=replace(config.env, num_sql_workers=0),  # which changes no result, and so no name of a folder
-        engine=config.engine, max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
+        seed=config.seed, model=config.model, data=config.data, env=config.env, style=config.style,
+        max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
         checkpoint=CheckpointConfig(every=0),
     )  # fmt: skip
-    with accelerator.main_process_first():
-        demonstrations = Path(toy_files(config.data).train).with_name("demonstrations.jsonl")
-    key = hashlib.blake2b(json.dumps(to_dict(sft)).encode() + demonstrations.read_bytes(), digest_size=6).hexdigest()
+    key = gather_list(accelerator, [warm_start_key(sft)] if accelerator.is_main_process else [])[0]
     folder = Path(config.warm_start_folder) / f"seed{config.seed}-{key}"
     if not (folder / "model").is_dir():
         if accelerator.is_main_process:
@@ -158,24 +158,36 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
         if accelerator.is_main_process:
             os.replace(partial, folder)
         accelerator.wait_for_everyone()
-    return replace(
-        config, model=replace(config.model, path=str(folder / "model")), style=config.style or PromptStyle.BRIEF
-    )
+    return replace(config, model=replace(config.model, path=str(folder / "model")))
+
+
+def warm_start_key(sft: train_sft.Config) -> str:
+    """A hash of all that makes a warm start what it is, except for the code that learns: the
+    settings, the precision that `model.dtype` means on this machine, and the texts to learn from."""
+    settings = to_dict(replace(sft, env=replace(sft.env, num_sql_workers=0)))  # changes no result
+    texts = warm_start_texts(sft.data, sft.env, sft.style)
+    return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
 
 
 def main(config: Config) -> None:
     """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run folder."""
     check(config)
+    config = replace(config, style=prompt_style(config.style, config.model.path))
     config, state, averages = resumed(config)
     accelerator = make_accelerator(config.model.mixed_precision)
     if accelerator.is_main_process and not config.resume:
         check_free(Path(config.run))  # before the warm start spends its minutes
+    changed = None if config.resume else differences(config)
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train", "dev_seen", "dev"), config.seed)
     start, run, is_main = state.get("update", 0), Path(config.run), accelerator.is_main_process
     log = RunLog(run, config, is_main, (start, state.get("metrics_bytes", 0)) if config.resume else None)
+    if is_main:
+        keep_inputs(run, bench.inputs(), is_resumed=bool(config.resume))
+    if changed:
+        log.print(changed)
     module = PolicyModule(bench.policy, temperature=config.sampling.temperature)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.optim))
     frozen = make_reference(bench.policy) if config.loss.kl_coef or config.advantage.kl_coef else None
@@ -187,10 +199,13 @@ def main(config: Config) -> None:
         return with_reference(accelerator, bench.policy, frozen, samples, max_tokens=config.max_batch_tokens,
                               temperature=config.sampling.temperature)  # fmt: skip
 
+    def save_model(folder: Path) -> None:
+        save_policy(bench.policy, bench.tokenizer, folder, is_main, notes_of(config))
+
     def save(update: int) -> None:
         progress = {"before": before, "ex": ex, "curriculum": curriculum.state(), "config": to_dict(config)}
-        save_checkpoint(run, update, lambda folder: save_policy(bench.policy, bench.tokenizer, folder, is_main),
-                        optimizer_tensors(module, optimizer), progress, config.checkpoint, is_main)  # fmt: skip
+        save_checkpoint(run, update, save_model, optimizer_tensors(module, optimizer), progress,
+                        config.checkpoint, is_main)  # fmt: skip
 
     if state:
         load_trained(bench.policy, newest_checkpoint(run) / "model")
@@ -272,7 +287,7 @@ def main(config: Config) -> None:
     if start < config.num_updates:
         ex = after
         save(config.num_updates)
-    save_policy(bench.policy, bench.tokenizer, run / "model", is_main)
+    save_model(run / "model")
     if is_main:
         plot_training(run / "metrics.jsonl", run / "training.png")
     for split in after:

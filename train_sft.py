@@ -14,14 +14,16 @@ import math
 import os
 import random
 import signal
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig, newest_checkpoint, resumed, save_checkpoint
+from mtsql.checkpoint import (
+    CheckpointConfig, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
+)  # fmt: skip
 from mtsql.config import to_dict
 from mtsql.launch import make_accelerator, no_interrupt, run_script
 from mtsql.learner import (
@@ -32,13 +34,14 @@ from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
 from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
 from mtsql.llm.packing import Sample
+from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
 from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
 from mtsql.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.metrics import hardness
-from mtsql.workbench import Workbench, set_up
+from mtsql.workbench import Workbench, digest, set_up
 
 SOURCES = ("demonstrations", "self")
 
@@ -82,10 +85,12 @@ class Config:
     data: DataConfig = DataConfig()
     env: EnvLimits = EnvLimits()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: brief for the embedded model, full for others)."""
+    """Wording of the prompts (default: what the model was trained with, else brief for the embedded
+    model and full for others)."""
     engine: EngineLimits = EngineLimits()
     sampling: Sampling = Sampling(temperature=0.7)
-    """Sampling while collecting (source=self); its temperature is that of `selftaught`."""
+    """Sampling while collecting (source=self); its temperature is that of `selftaught`. The saved
+    model remembers the budgets, whatever the source."""
     max_prompt_tokens: int = 4000
     """Turns with a longer prompt are left out."""
     selftaught: SelfTaughtConfig = field(default_factory=lambda: SelfTaughtConfig(rounds=1))
@@ -132,7 +137,8 @@ def train_on(module, optimizer, samples: list[Sample], config: Config, accelerat
 
 
 def collected(bench: Workbench, turns, config: Config, accelerator, round_index: int):
-    """`collect`, whose result is kept in the run folder: a resumed run reads it there."""
+    """`collect`, whose result is kept in the run folder: a resumed run reads it there. By then
+    `resumed` and `keep_inputs` have made sure that its configuration and inputs are the same."""
     file = Path(config.run) / "rounds" / f"round{round_index}.json"
     if config.resume and file.is_file():
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -168,6 +174,11 @@ def collect(bench: Workbench, turns, config: Config, accelerator, round_index: i
     return gather_list(accelerator, chosen), set(gather_list(accelerator, solved))
 
 
+def demonstrations_file(config: Config) -> Path:
+    """The demonstrations to learn from: the named file, or the toy world's."""
+    return Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
+
+
 def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.source not in SOURCES:
@@ -181,6 +192,7 @@ def check(config: Config) -> None:
 def main(config: Config) -> None:
     """Stage 1 as a run of its own."""
     check(config)
+    config = replace(config, style=prompt_style(config.style, config.model.path))
     config, state, averages = resumed(config)
     accelerator = make_accelerator(config.model.mixed_precision)
     warm_start(config, accelerator, state, averages)
@@ -189,24 +201,35 @@ def main(config: Config) -> None:
 def warm_start(
     config: Config, accelerator: Accelerator, state: dict | None = None, averages: dict | None = None
 ) -> None:
-    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to <run>/model. `state` and
-    `averages` are those of the checkpoint to go on from."""
+    """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to
+    <run>/model. `config.style` is set. `state` and `averages` are those of the checkpoint to go on
+    from."""
     run, is_main, state = Path(config.run), accelerator.is_main_process, state or {}
     place = Place(**state.get("place", {}))
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
     log = RunLog(run, config, is_main, (place.update, state.get("metrics_bytes", 0)) if config.resume else None)
+    if is_main:
+        inputs = {}
+        if config.source == "demonstrations":
+            inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
+        keep_inputs(run, {**inputs, **bench.inputs()}, is_resumed=bool(config.resume))
+    if not config.resume and (changed := differences(config)):
+        log.print(changed)
     module = PolicyModule(bench.policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.sft.optim))
     if state:
         load_trained(bench.policy, newest_checkpoint(run) / "model")
         load_optimizer(module, optimizer, averages or {}, config.sft.optim.offload)
 
+    def save_model(folder: Path) -> None:
+        save_policy(bench.policy, bench.tokenizer, folder, is_main, notes_of(config))
+
     def save() -> None:
         progress = {"ex": None, "place": asdict(place), "config": to_dict(config)}
-        save_checkpoint(run, place.update, lambda folder: save_policy(bench.policy, bench.tokenizer, folder, is_main),
-                        optimizer_tensors(module, optimizer), progress, config.checkpoint, is_main)  # fmt: skip
+        save_checkpoint(run, place.update, save_model, optimizer_tensors(module, optimizer), progress,
+                        config.checkpoint, is_main)  # fmt: skip
 
     try:
         learn(config, bench, module, optimizer, accelerator, log, place, save)
@@ -215,7 +238,7 @@ def warm_start(
         if not is_sharded(bench.policy):  # shards are gathered by all ranks, which may be anywhere now
             save()
         raise KeyboardInterrupt(f"{place.update} updates are done; go on with --resume {run}") from None
-    save_policy(bench.policy, bench.tokenizer, run / "model", is_main)
+    save_model(run / "model")
     log.print(f"saved {run}/model")
     accelerator.wait_for_everyone()
 
@@ -223,10 +246,10 @@ def warm_start(
 def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log: RunLog, place: Place, save) -> None:
     """The paper's rounds, or one pass over demonstrations; `save()` writes a checkpoint."""
     if config.source == "demonstrations":
-        file = Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
         samples = demonstration_samples(
-            bench.corpora["train"], bench.env_maker("train"), bench.renderer, file, seed=config.seed,
-            max_samples=config.sft.max_samples, max_prompt_tokens=config.max_prompt_tokens,
+            bench.corpora["train"], bench.env_maker("train"), bench.renderer,
+            demonstrations_file(config), seed=config.seed, max_samples=config.sft.max_samples,
+            max_prompt_tokens=config.max_prompt_tokens,
         )  # fmt: skip
         return train_on(module, optimizer, samples, config, accelerator, log, place, save)
     turns = list(bench.corpora["train"].turns)

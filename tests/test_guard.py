@@ -3,19 +3,20 @@
 import json
 import os
 import sqlite3
-import time
 from collections import Counter
 from contextlib import closing
 
 import pytest
 
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql import variants
+from mtsql.sql import content
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.guard import Evidence, evidence, is_copied, stable_order, trial_of
-from mtsql.sql.sandbox import Mirror, QueryConfig, clear_result_cache, run_query
+from mtsql.sql.agreement import stable_order, written_match
+from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence, trial_of
+from mtsql.sql.sandbox import DatabaseFileError, Mirror, QueryConfig, clear_result_cache, run_query
 from mtsql.sql.schema import load_schemas, schema_from_sqlite
-from mtsql.sql.variants import TableRows, altered, memory_copy, reversed_rows, tables_of
+from mtsql.sql.content import Content, TableRows, content_of, memory_copy
+from mtsql.sql.variants import altered
 from mtsql.sql.worker_pool import the_pool
 
 LIMITS = QueryConfig()
@@ -128,11 +129,11 @@ def test_other_ways_to_say_the_same_are_paid(paid, gold, answer):
     assert paid(answer, gold) == (1, 0)
 
 
-def test_an_empty_gold_result_needs_the_structure_too(paid):
+def test_an_empty_gold_result_is_not_met_by_any_empty_result(paid):
     gold = "SELECT name FROM singer WHERE country = 'usa'"
     other = "SELECT title FROM song WHERE year = 1900"
     assert paid(other, gold, guard=False) == (1, 0) and paid(other, gold) == (0, 0)
-    assert paid("SELECT name FROM singer WHERE country IN ('usa')", gold) == (0, 0)  # even if it means the same
+    assert paid("SELECT name FROM singer WHERE NOT country <> 'usa'", gold) == (1, 0)  # copies have rows
     assert paid(gold, gold) == (1, 1)
     two, swapped = f"{gold} AND age > 99", "SELECT name FROM singer WHERE age > 99 AND country = 'usa'"
     assert paid(swapped, two) == (1, 1)
@@ -151,9 +152,9 @@ def test_an_earlier_turns_query_earns_nothing_again(paid):
         assert paid(answer, france, [USA, "SELECT name FROM singer"]) == (0, 0)
     plain = "SELECT country FROM singer"
     distinct = plain.replace("country", "DISTINCT country")
-    assert paid(plain, distinct, [plain], guard=False) == (1, 1)  # the official metrics disregard DISTINCT
+    assert paid(plain, distinct, [plain], guard=False) == (0, 1)  # exact match disregards DISTINCT
     assert paid(plain, distinct, [plain]) == (0, 0)
-    assert paid(plain, distinct) == (1, 1)
+    assert paid(plain, distinct) == (0, 1)
 
 
 def test_a_turn_that_repeats_the_query_is_paid(paid):
@@ -163,8 +164,9 @@ def test_a_turn_that_repeats_the_query_is_paid(paid):
 
 def test_copies_that_do_not_parse_are_compared_as_text(schema):
     odd = "SELECT CASE WHEN age > 3 THEN 1 END FROM singer"
-    assert is_copied(f" {odd.upper()} ; ", [("?", odd)], USA, schema)
-    assert not is_copied(odd, [("?", odd)], odd.lower(), schema)
+    copied = copied_from_history(f" {odd.upper()} ; ", [("?", odd)], USA, schema)
+    assert copied is Copied.QUERY
+    assert copied_from_history(odd, [("?", odd)], odd.lower(), schema) is Copied.NO
 
 
 def test_a_gold_that_no_copy_can_tell_needs_the_structure(paid, db, schema):
@@ -187,11 +189,11 @@ def test_an_answer_that_fails_on_a_copy_differs(db, schema):
 
 def test_copies_keep_keys_and_are_the_same_each_time(db, schema):
     for seed in range(12):
-        tables = {t.name: [dict(zip([c for c, _ in t.columns], row, strict=True)) for row in t.rows]
-                  for t in altered(db, USA, schema, seed)}  # fmt: skip
+        tables = {t.name: [dict(zip(t.columns, row, strict=True)) for row in t.rows]
+                  for t in altered(db, USA, schema, seed).tables}  # fmt: skip
         assert altered(db, USA, schema, seed) == altered(db, USA, schema, seed)
         ids = [row["singer_id"] for row in tables["singer"]]
-        assert len(set(ids)) == len(ids) > 0 and set(ids) <= {1, 2, 3, 4, 5}
+        assert len(set(ids)) == len(ids) > 0 and set(ids) & {1, 2, 3, 4, 5}
         assert tables["song"] and {row["singer_id"] for row in tables["song"]} <= set(ids)
         assert len({row["name"] for row in tables["singer"]}) == len(ids)
     assert altered(db, USA, schema, 0) != altered(db, USA, schema, 1)
@@ -202,8 +204,10 @@ def test_literals_break_no_key_and_repeat_no_unique_value(db, schema):
     gold += "WHERE song.singer_id = 77 AND name = 'Zoe'"
     names = []
     for seed in range(30):
-        singer, song = altered(db, gold, schema, seed)
-        assert {row[3] for row in song.rows} <= {row[0] for row in singer.rows} <= {1, 2, 3, 4, 5}
+        singer, song = altered(db, gold, schema, seed).tables
+        assert {row[3] for row in song.rows} <= {row[0] for row in singer.rows} and 77 not in {
+            row[0] for row in singer.rows
+        }
         assert len({row[1] for row in singer.rows}) == len(singer.rows)
         names += [row[1] for row in singer.rows]
     assert "Zoe" in names
@@ -211,7 +215,7 @@ def test_literals_break_no_key_and_repeat_no_unique_value(db, schema):
 
 def test_planted_literals_are_met_and_missed(db, schema):
     gold = "SELECT name FROM singer WHERE country LIKE '%Chile%' OR age BETWEEN 90 AND 95 AND sales > 1e300"
-    rows = [row for seed in range(60) for row in altered(db, gold, schema, seed)[0].rows]
+    rows = [row for seed in range(60) for row in altered(db, gold, schema, seed).tables[0].rows]
     assert {"Chile", "#"} <= {row[2] for row in rows}
     assert {89, 90, 91, 94, 95, 96} <= {row[3] for row in rows}
     assert 1e300 in {row[4] for row in rows}
@@ -224,25 +228,28 @@ def test_big_tables_are_sampled_with_the_rows_they_refer_to(tmp_path):
         connection.execute("CREATE TABLE b (id INTEGER PRIMARY KEY, a_id TEXT REFERENCES a (id))")  # keys as text
         connection.executemany("INSERT INTO a VALUES (?, ?)", [(i, f"x{i}") for i in range(3000)])
         connection.executemany("INSERT INTO b VALUES (?, ?)", [(i, str(i * 7 % 3000)) for i in range(3000)])
-    a, b = altered(path, "SELECT id FROM a WHERE x = 'x1234'", schema_from_sqlite(path), 0)
+    a, b = altered(path, "SELECT id FROM a WHERE x = 'x1234'", schema_from_sqlite(path), 0).tables
     assert 50 < len(b.rows) <= 225 and 50 < len(a.rows) <= 450
     assert {row[1] for row in b.rows} <= {str(row[0]) for row in a.rows}
     gold = "SELECT x FROM a WHERE id = 1234"
-    copies = [altered(path, gold, schema_from_sqlite(path), seed)[0] for seed in range(3)]
+    copies = [altered(path, gold, schema_from_sqlite(path), seed).tables[0] for seed in range(3)]
     assert any(row[0] == 1234 for table in copies for row in table.rows)
 
 
 def test_copies_are_the_tables_they_are_made_of(db):
-    tables = tables_of(db)
-    assert [t.name for t in tables] == ["singer", "song"] and len(tables[1].rows) == 5
-    odd = TableRows('a "b', (("c d", ""), ("order", "varchar(3)"), ("e", "int ) ; --")), ((b"\0", None, 1), (2**60, "é", 2)))
-    copy, mirror = memory_copy([*tables, odd]), memory_copy(reversed_rows([*tables, odd]))
-    for table in (*tables, odd):
+    content = content_of(db)
+    assert [t.name for t in content.tables] == ["singer", "song"] and len(content.tables[1].rows) == 5
+    create = 'CREATE TABLE "a ""b" ("c d", "order" varchar(3), e "int ) ; --")'
+    odd = TableRows('a "b', create, ("c d", "order", "e"), ((b"\0", None, 1), (2**60, "é", 2)))
+    both = Content((*content.tables, odd))
+    copy, mirror = memory_copy(both), memory_copy(both, is_reversed=True)
+    for table in both.tables:
         quoted = table.name.replace('"', '""')
-        assert run_query(copy, f'SELECT * FROM "{quoted}"').rows == table.rows
-        assert run_query(mirror, f'SELECT * FROM "{quoted}"').rows == table.rows[::-1]
-    assert run_query(Mirror(db), "SELECT * FROM song").rows == tables[1].rows[::-1]
-    assert memory_copy([*tables, odd]) == copy != mirror
+        names = ", ".join('"' + name + '"' for name in table.columns)
+        assert run_query(copy, f'SELECT {names} FROM "{quoted}"').rows == table.rows
+        assert run_query(mirror, f'SELECT {names} FROM "{quoted}"').rows == table.rows[::-1]
+    assert run_query(Mirror(db), "SELECT * FROM song").rows == content.tables[1].rows[::-1]
+    assert memory_copy(both) == copy != mirror
 
 
 def test_order_that_the_gold_fixes():
@@ -311,21 +318,25 @@ def test_what_cannot_be_read_is_left_out_of_the_copies(tmp_path):
         assert evidence("SELECT 2", gold, found, path, LIMITS) is Evidence.DIFFERS, name
 
 
-def test_a_database_that_takes_for_ever_to_read_gives_no_evidence(tmp_path, monkeypatch, caplog):
-    """A generated column that costs seconds a row: reading it has a clock of its own, and is tried once."""
-    path = tmp_path / "costly.sqlite"
-    with closing(sqlite3.connect(path)) as connection, connection:
-        doubled = "length(trim(a, '" + "1" * 3300 + "0'))"
-        connection.execute("CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT)")
-        connection.execute("INSERT INTO singer VALUES (1, 'Ann', 'USA')")
-        connection.execute(f"CREATE TABLE t (a, {', '.join(f'b{i} AS ({doubled})' for i in range(8))})")
-        connection.execute("INSERT INTO t (a) VALUES (hex(zeroblob(19990)))")
-    schema = schema_from_sqlite(path)
-    monkeypatch.setattr("mtsql.sql.sandbox.READ_SECS", 0.3)
-    start, answer = time.monotonic(), "SELECT name FROM singer WHERE country IN ('USA')"
-    assert [evidence(answer, USA, schema, path, LIMITS) for _ in range(3)] == [Evidence.NONE] * 3
-    assert time.monotonic() - start < 3 and caplog.text.count("cannot be read within 0.3 seconds") == 1
-    assert run_query(path, USA).rows == (("Ann",),)
+def test_a_database_that_takes_for_ever_to_read_takes_nothing_away(tmp_path, monkeypatch, caplog):
+    """Reading has a clock of its own, and is tried once."""
+    path, other = tmp_path / "costly.sqlite", tmp_path / "other.sqlite"
+    for file in (path, other):
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT)")
+            connection.execute(f"INSERT INTO singer VALUES (1, 'Ann', 'USA'), (2, 'Bob', '{file.stem}')")
+    num_read = 0
+
+    def too_slow(db_path, *_):
+        nonlocal num_read
+        num_read += 1
+        raise DatabaseFileError(f"{db_path}: cannot be read within 20 seconds")
+
+    schema, answer = schema_from_sqlite(path), "SELECT name FROM singer WHERE country || '' = 'USA'"
+    assert evidence(answer, USA, schema, other, LIMITS) is Evidence.AGREES
+    monkeypatch.setattr("mtsql.sql.content.read_tables", too_slow)
+    assert [evidence(answer, USA, schema, path, LIMITS) for _ in range(3)] == [Evidence.UNKNOWN] * 3
+    assert num_read == 1 and caplog.text.count("cannot be read within 20 seconds") == 1
 
 
 def test_an_answer_that_does_not_end_on_a_copy_is_no_evidence(db, schema):
@@ -334,11 +345,11 @@ def test_an_answer_that_does_not_end_on_a_copy_is_no_evidence(db, schema):
     trial = trial_of(gold, schema, db, QueryConfig(max_vm_steps=100_000))
     assert trial.copies
     slow = "SELECT count(*) FROM singer WHERE 0 = (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n LIMIT 1 OFFSET 99999)"
-    assert evidence(slow, gold, schema, db, QueryConfig(max_vm_steps=100_000)) is Evidence.NONE
+    assert evidence(slow, gold, schema, db, QueryConfig(max_vm_steps=100_000)) is Evidence.UNKNOWN
 
 
 def test_no_database_gives_no_evidence(schema, tmp_path):
-    assert evidence("SELECT 1", USA, schema, tmp_path / "gone.sqlite", LIMITS) is Evidence.NONE
+    assert evidence("SELECT 1", USA, schema, tmp_path / "gone.sqlite", LIMITS) is Evidence.UNKNOWN
 
 
 def test_large_values_are_cut_where_copies_are_made(tmp_path):
@@ -346,8 +357,8 @@ def test_large_values_are_cut_where_copies_are_made(tmp_path):
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE p (id INTEGER PRIMARY KEY, photo)")
         connection.executemany("INSERT INTO p VALUES (?, zeroblob(3000000))", [(i,) for i in range(20)])
-    [table] = tables_of(path)
-    assert len(table.rows) == 20 and {len(photo) for _, photo in table.rows} == {variants.MAX_CELL_BYTES}
+    [table] = content_of(path).tables
+    assert len(table.rows) == 20 and {len(photo) for _, photo in table.rows} == {content.MAX_CELL_BYTES}
 
 
 def test_published_predictions(shared):
@@ -358,7 +369,9 @@ def test_published_predictions(shared):
         pair = json.loads(line)
         if pair["ex"]:
             found = evidence(pair["pred"], pair["gold"], schemas[pair["db_id"]], data / pair["db"], LIMITS)
-            counts["em" if pair["em"] else "ex only", found] += 1
+            # Official verdicts disregard DISTINCT and `value`, which rewards do not.
+            is_met = written_match(pair["pred"], pair["gold"], data / pair["db"], LIMITS)
+            counts["em" if pair["em"] else "ex only", found if is_met else "not met"] += 1
     assert sum(counts.values()) == 159
-    assert counts["em", Evidence.AGREES] >= 80 and counts["em", Evidence.DIFFERS] <= 6  # their literals are wrong
-    assert counts["ex only", Evidence.AGREES] >= 48 and counts["ex only", Evidence.DIFFERS] >= 6
+    assert counts["em", Evidence.AGREES] >= 75 and counts["em", Evidence.DIFFERS] <= 6  # their literals are wrong
+    assert counts["ex only", Evidence.AGREES] >= 53 and counts["ex only", Evidence.DIFFERS] >= 9

@@ -10,7 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 SCRIPTS = [ROOT / name for name in ("train_sft.py", "train_rl.py", "eval.py")]
-MAY_IMPORT = {"sql": {"sql"}, "agent": {"agent", "sql"}, "llm": {"llm"}, "rl": {"rl", "agent", "llm", "sql"}}
+MAY_IMPORT = {
+    "sql": {"sql"},
+    "agent": {"agent", "sql"},
+    "llm": {"llm"},
+    "rl": {"rl", "agent", "llm", "sql"},
+    "audit": {"audit", "rl", "agent", "llm", "sql", "config"},
+}
 PLUMBING = {"config", "runlog", "checkpoint", "plots", "viewer"}
 
 

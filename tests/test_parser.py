@@ -40,6 +40,24 @@ def test_tags_inside_the_thinking_are_thoughts():
     assert parse_reply("<think><answer_sql>SELECT 1</answer_sql></think>").error is ParseError.NO_ACTION
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_further_thought_changes_nothing_wherever_it_stands(place):
+    pieces = ["<think>a</think>", "<exec_verify>pass</exec_verify>", "<answer_sql>SELECT 1</answer_sql>", ""]
+    thought = f"<think>b <exec_verify>no_pass</exec_verify> {CALL} <answer_sql>SELECT 2</answer_sql></think>"
+    plain = parse_reply("".join(pieces))
+    pieces.insert(place, thought)
+    reply = parse_reply("".join(pieces))
+    assert (reply.answer, reply.exec_verdict, reply.tool_call) == ("SELECT 1", Verdict.PASS, None)
+    assert plain.think == "a" and "a" in reply.think and "b" in reply.think
+
+
+def test_a_thought_inside_an_answer_is_text():
+    assert parse_reply("<answer_sql>SELECT '<think>'</answer_sql>").answer == "SELECT '<think>'"
+    assert parse_reply(f"{CALL}<think>").tool_call.code == "SELECT 1"
+    assert parse_reply(f"<think>a</think><think>{CALL}").error is ParseError.UNCLOSED_THINK
+    assert parse_reply("<think>a</think><think>b").think == "a\nb"
+
+
 def test_a_call_goes_before_an_answer_the_first_call_and_the_last_answer_count():
     assert parse_reply(f"<answer_sql>a</answer_sql>{CALL}").tool_call is not None
     assert parse_reply(CALL + CALL.replace("SELECT 1", "SELECT 2")).tool_call.code == "SELECT 1"

@@ -1,13 +1,154 @@
-"""Results as the model reads them: cut by rows and characters, and never turned into more text than is shown."""
+"""What the model reads: the texts for each choice of tools, and results that are cut by rows and
+characters and never turned into more text than is shown."""
 
 import pytest
 
 from mtsql.agent.memory import MemoryEntry
-from mtsql.agent.prompts import PromptStyle, memory_observation, show_result
+from mtsql.agent.prompts import (
+    PromptStyle,
+    exec_observation,
+    first_message,
+    memory_observation,
+    show_result,
+    unknown_tool,
+)
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
+from mtsql.sql.schema import Column, Schema, Table
 
 FULL, BRIEF = PromptStyle.FULL, PromptStyle.BRIEF
+EXEC, MEMORY = ("exec_sql",), ("memory_retrieve",)
+BOTH = EXEC + MEMORY
+SCHEMA = Schema("shop", (Table("singer", (Column("name", "text"), Column("age", "integer"))),))
+TURN = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", (("who ?", "SELECT name"),))
+
+TASK = (
+    "You answer questions about a SQLite database over a conversation. "
+    "Write one SQL query for the current question.\n\n"
+)
+THINK = (
+    "Think inside <think> </think>: what the question asks and what it keeps from earlier turns.\n"
+)
+STEPS = {
+    BOTH: (
+        "2. Call exec_sql with a candidate query, at least once, and judge what comes back.\n"
+        "3. If there are earlier turns, call memory_retrieve once the query runs well, "
+        "and judge its coherence.\n"
+        "4. After any <exec_verify>no_pass</exec_verify> or "
+        "<memory_verify>no_pass</memory_verify>, correct the query.\n"
+    ),
+    EXEC: (
+        "2. Call exec_sql with a candidate query, at least once, and judge what comes back.\n"
+        "3. After any <exec_verify>no_pass</exec_verify>, correct the query.\n"
+    ),
+    MEMORY: (
+        "2. If there are earlier turns, call memory_retrieve with a candidate query, "
+        "and judge its coherence.\n"
+        "3. After any <memory_verify>no_pass</memory_verify>, correct the query.\n"
+    ),
+}
+SITUATION = (
+    "\n\nDatabase schema:\nsinger(name text, age integer)\n\n"
+    "Earlier turns:\nQuestion 1: who ?\nSQL 1: SELECT name\n\nQuestion: how old ?"
+)
+WITH_RESULTS = ("\nResult:\n(1)", "\nResult: (2)")
+CHECKLIST = (
+    "Check the query against the conversation:\n"
+    "1. Take it apart into clauses. 2. Do its tables fit what is talked about? "
+    "3. Do the selected columns fit this question and\nwhat was asked before? "
+    "4. Do WHERE, GROUP BY and HAVING keep or drop earlier conditions as this question wants?\n"
+    "5. Is the ordering kept unless it was changed? "
+    "6. Do the joins follow the paths used before?\n"
+)
+
+
+@pytest.mark.parametrize("offered", STEPS)
+def test_the_first_message_lists_steps_with_the_offered_tools(offered):
+    assert first_message(TURN, SCHEMA, FULL, 4, offered) == (
+        f"{TASK}Work in steps, one action in each message:\n1. {THINK}{STEPS[offered]}"
+        "When you are done, give only the query inside <answer_sql> </answer_sql>. "
+        f"You have at most 4 messages.{SITUATION}"
+    )
+
+
+@pytest.mark.parametrize(("max_steps", "offered"), [(4, ()), (1, ()), (1, BOTH)])
+def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_steps, offered):
+    assert first_message(TURN, SCHEMA, FULL, max_steps, offered) == (
+        f"{TASK}{THINK}Then, in the same message, "
+        f"give only the query inside <answer_sql> </answer_sql>.{SITUATION}"
+    )
+
+
+@pytest.mark.parametrize("offered", [BOTH, EXEC, MEMORY, ()])
+def test_the_brief_texts_name_no_tool(offered):
+    assert first_message(TURN, SCHEMA, BRIEF, 4, offered) == (
+        "singer: name age\nQ: who ?\nSQL: SELECT name\nQ: how old ?"
+    )
+    assert exec_observation(TURN, "SELECT 1", "1", BRIEF, offered) == "1"
+    entry = MemoryEntry("who ?", "SELECT name", ("select",), None)
+    for shown in ("1", None):
+        seen = memory_observation(TURN, "SELECT 1", shown, [entry], BRIEF, 50, offered)
+        assert seen == "who ?\nSELECT name\nhow old ?"
+
+
+@pytest.mark.parametrize(
+    ("offered", "history", "following"),
+    [
+        (BOTH, TURN.history, "call memory_retrieve with the query (once before you finish)"),
+        (BOTH, (), "give the query inside <answer_sql> </answer_sql>"),
+        (EXEC, TURN.history, "give the query inside <answer_sql> </answer_sql>"),
+    ],
+)
+def test_after_an_execution_the_memory_follows_if_there_is_something_to_remember(
+    offered, history, following
+):
+    turn = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", history)
+    assert exec_observation(turn, "SELECT 1", "(1)", FULL, offered) == (
+        "Question: how old ?\nSQL: SELECT 1\nResult:\n(1)\n\n"
+        "Judge the result: 1. did the query run without an error? "
+        "2. do the columns exist and answer the question?\n"
+        "3. is it free of unexpected NULLs and not unexpectedly empty?\n"
+        "If not, write <exec_verify>no_pass</exec_verify>, think, "
+        "and call exec_sql with a better query.\n"
+        f"If so, write <exec_verify>pass</exec_verify> and {following}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("offered", "shown", "results", "seventh", "tool"),
+    [
+        (BOTH, "(1)", WITH_RESULTS, "Do the query and its result", "exec_sql"),
+        (MEMORY, "(1)", WITH_RESULTS, "Do the query and its result", "memory_retrieve"),
+        (MEMORY, None, ("", ""), "Does the query", "memory_retrieve"),
+        (BOTH, None, ("", ""), "Does the query", "exec_sql"),
+    ],
+)
+def test_the_memory_speaks_of_results_only_if_it_shows_them(offered, shown, results, seventh, tool):
+    entry = MemoryEntry("who ?", "SELECT name", ("select", "from"), ((2,),) if shown else None)
+    assert memory_observation(TURN, "SELECT 1", shown, [entry], FULL, 50, offered) == (
+        f"You verify coherence.\nQuestion: how old ?\nProposed SQL: SELECT 1{results[0]}\n\n"
+        "Memory of this conversation:\n[turn 1]\nQuestion: who ?\nSQL: SELECT name\n"
+        f"Clauses: select, from{results[1]}\n\n{CHECKLIST}"
+        f"7. {seventh} answer the question and stay coherent with the conversation?\n"
+        "If not, write <memory_verify>no_pass</memory_verify>, think, "
+        f"and call {tool} with a better query.\n"
+        "If so, write <memory_verify>pass</memory_verify> "
+        "and give the query inside <answer_sql> </answer_sql>."
+    )
+
+
+def test_a_failed_earlier_query_is_not_shown():
+    entry = MemoryEntry("who ?", "SELECT nam", ("select",), None)
+    seen = memory_observation(TURN, "SELECT 1", "(1)", [entry], FULL, 50, BOTH)
+    assert "\nResult: not shown\n" in seen
+
+
+def test_a_call_of_an_unknown_tool_is_told_which_tools_there_are():
+    no_look = "There is no such tool. Tools: exec_sql, memory_retrieve."
+    assert unknown_tool(BOTH) == no_look
+    no_exec = "There is no such tool. Tools: memory_retrieve."
+    assert unknown_tool(MEMORY) == no_exec
+    assert unknown_tool(()) == "There are no tools."
 
 
 class Counted:
@@ -54,5 +195,5 @@ def test_no_more_cells_become_text_than_are_shown():
     Counted.num_texts = 0
     turn = Turn("t:0:1", 1, "shop", "?", "SELECT 1", (("q", "SELECT 2"),))
     entry = MemoryEntry("q", "SELECT 2", ("select",), ((Counted(),) * 9,) * 60_000)
-    seen = memory_observation(turn, "SELECT 1", "(1)", [entry], FULL, preview_chars=50)
+    seen = memory_observation(turn, "SELECT 1", "(1)", [entry], FULL, 50, BOTH)
     assert "Result: (" + "x" * 49 + "... cut here\n" in seen and Counted.num_texts <= 3

@@ -24,6 +24,27 @@ def test_a_recipe_is_a_valid_configuration(file):
         train_rl.check(config)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("env: 3", "recipe own.yaml: env is 3, but it has keys of its own"),
+        ("model: {embedded: [1]}", "recipe own.yaml: model.embedded is [1], but it has keys of its own"),
+        ("warm_start: {optim: 3}", "recipe own.yaml: warm_start.optim is 3, but it has keys of its own"),
+        ("optim: null", "recipe own.yaml: optim is null, but it needs a value"),
+        ("optim.lr: null", "recipe own.yaml: optim.lr is null, but it needs a value"),
+        ("max_prompt_tokens: null", "recipe own.yaml: max_prompt_tokens is null, but it needs a value"),
+    ],
+)
+def test_a_recipe_is_not_ignored_in_silence(text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        parse_config(train_rl.Config, ["--config", "own.yaml"], "")
+    assert str(error.value) == words
+    (tmp_path / "own.yaml").write_text("{warm_start: null, data: {train: null}, preset: null}")
+    assert parse_config(train_rl.Config, ["--config", "own.yaml"], "").warm_start is None
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_sets_what_it_lists_and_flags_win(name):
     config = parse_config(train_rl.Config, ["--preset", name, "--seed", "5"], "", PRESETS)

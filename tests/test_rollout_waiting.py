@@ -138,7 +138,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
             return super().step()
 
     def judge(trajectory):
-        parts = reward_components(trajectory.env, RewardConfig())
+        parts = reward_components(trajectory.env, RewardConfig(process_after="any", proposals="all"))
         judged.set()
         return trajectory.sample, parts["ex"]
 
@@ -209,7 +209,7 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
     def run(timeout_secs):
         with torch.inference_mode():
             engine = Short(model, renderer.stop_ids, Sampling(), EngineLimits(16, 16, 8 << 20, 256))
-            return play(engine, renderer, db_path, 24, Scripted, lambda t: (t, reward_components(t.env, RewardConfig())),
+            return play(engine, renderer, db_path, 24, Scripted, lambda t: (t, reward_components(t.env, RewardConfig(process_after="any", proposals="all"))),
                         max_vm_steps=2_000_000, timeout_secs=timeout_secs)  # fmt: skip
 
     clear_result_cache()

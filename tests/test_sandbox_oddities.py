@@ -1,6 +1,5 @@
 """Odd files, odd moments and odd signals: what an attack on the sandbox found, one test for each."""
 
-import marshal
 import os
 import signal
 import sqlite3
@@ -16,8 +15,8 @@ import pytest
 from mtsql.sql.guard import trial_of
 from mtsql.sql.sandbox import MemoryCopy, Mirror, QueryConfig, QueryStatus, clear_result_cache, run_query
 from mtsql.sql.schema import fold, schema_from_sqlite, schema_text
-from mtsql.sql.variants import TableRows, altered, memory_copy, tables_of
-from mtsql.sql.worker import MARSHAL_VERSION
+from mtsql.sql.content import Content, TableRows, content_of, memory_copy
+from mtsql.sql.variants import altered
 from mtsql.sql.worker_pool import the_pool
 
 DENIED, ERROR = QueryStatus.DENIED, QueryStatus.ERROR
@@ -28,6 +27,12 @@ def database(path: Path, script: str) -> Path:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(script)
     return path
+
+
+def copy_of(create: str, rows: list[tuple], others: tuple[str, ...] = ()) -> MemoryCopy:
+    """A copy of one table `t` or `c` in the memory of workers."""
+    name, columns = create.split()[2], ("x" if "(x)" in create else "a",)
+    return memory_copy(Content((TableRows(name, create, columns, tuple(rows)),), others))
 
 
 def test_names_of_columns_and_messages_count_as_bytes(tmp_path):
@@ -51,7 +56,7 @@ def test_names_of_any_type_in_the_schema_are_survived(tmp_path, kind):
     assert run_query(path, "SELECT y FROM u").rows == ((7,),)
     assert run_query(Mirror(path), "SELECT y FROM u").rows == ((7,),)
     schema = schema_from_sqlite(path)
-    assert "u(" in schema_text(schema) and {table.name for table in tables_of(path)} >= {"u"}
+    assert "u(" in schema_text(schema) and {table.name for table in content_of(path).tables} >= {"u"}
     assert trial_of("SELECT y FROM u", schema, path, QueryConfig()).copies
 
 
@@ -76,7 +81,7 @@ def test_a_long_chain_of_references_is_walked_once(tmp_path):
         connection.executemany(f"INSERT INTO t VALUES ({', '.join('?' * 11)})", rows)
     schema = schema_from_sqlite(path)
     start = time.process_time()
-    [table] = altered(path, "SELECT id FROM t", schema, 0)
+    [table] = altered(path, "SELECT id FROM t", schema, 0).tables
     assert time.process_time() - start < 3 and {row[1] for row in table.rows} <= {row[0] for row in table.rows} | {None}
 
 
@@ -90,7 +95,7 @@ def test_a_huge_file_is_not_read_for_a_small_query(tmp_path):
 
 def test_a_stopped_worker_is_killed_also_while_it_reads_a_long_request(tmp_path):
     path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a)")
-    copy = memory_copy([TableRows("t", (("a", ""),), tuple((f"{i:0200}",) for i in range(4000)))])
+    copy = copy_of("CREATE TABLE t (a)", [(f"{i:0200}",) for i in range(4000)])
     run_query(path, "SELECT 1")
     for worker in list(the_pool()._all):
         os.kill(worker.process.pid, signal.SIGSTOP)
@@ -120,7 +125,7 @@ def test_workers_killed_from_outside_change_no_verdict(tmp_path):
 def test_the_size_of_a_result_does_not_depend_on_earlier_queries(tmp_path):
     path = database(tmp_path / "x.sqlite", "CREATE TABLE t (x); INSERT INTO t VALUES ('é'), ('é'), ('é');")
     first = run_query(path, "SELECT x FROM t")
-    copy = memory_copy([TableRows("c", (("x", ""),), (("é",),))])
+    copy = copy_of("CREATE TABLE c (x)", [("é",)])
     for i in range(2 * the_pool().size):
         run_query(copy, f"SELECT *, {i} FROM c")
     clear_result_cache()
@@ -151,7 +156,7 @@ def test_a_virtual_table_that_poses_as_an_ordinary_one_is_left_out(tmp_path):
         "INSERT INTO notes VALUES ('x'); PRAGMA writable_schema = 1;"
         "UPDATE sqlite_master SET rootpage = 2 WHERE name = 'notes';",
     )
-    assert "notes" not in {table.name for table in tables_of(path)}
+    assert "notes" not in {table.name for table in content_of(path).tables}
     assert run_query(Mirror(path), "SELECT * FROM notes").status is QueryStatus.ERROR
     assert run_query(path, "SELECT * FROM notes").status is QueryStatus.DENIED
 
@@ -162,15 +167,20 @@ def test_a_declared_type_of_any_words_changes_no_copy(tmp_path, kind):
     rows = ((1, 1), (1, 2), (None, 3))
     assert run_query(path, "SELECT a, b FROM t").rows == rows
     assert run_query(Mirror(path), "SELECT a, b FROM t").rows == rows[::-1]
-    assert run_query(memory_copy(tables_of(path)), "SELECT a, b FROM t").rows == rows
+    assert run_query(memory_copy(content_of(path)), "SELECT a, b FROM t").rows == rows
 
 
-def test_a_table_that_cannot_be_copied_whole_is_not_copied_in_part():
-    strict = TableRows("t", (("a", "INTEGER PRIMARY KEY"),), ((1,), ("x",)))  # as nothing we read has it
-    assert run_query(memory_copy([strict]), "SELECT * FROM t").rows == ((1,), ("x",))
-    half = marshal.dumps([("CREATE TABLE t (a UNIQUE)", "INSERT INTO t VALUES (?)", [(1,), (1,)])], MARSHAL_VERSION)
-    broken = MemoryCopy(b"half", half)
-    assert run_query(broken, "SELECT * FROM t").message == "no such table: t"
+def test_rows_that_a_table_rejects_are_left_out():
+    rows = [(1,), ("x",), (1,), (2,)]
+    for create, kept in (
+        ("CREATE TABLE t (a INTEGER PRIMARY KEY)", ((1,), (2,))),
+        ("CREATE TABLE t (a INT) STRICT", ((1,), (1,), (2,))),
+        ("CREATE TABLE t (a UNIQUE CHECK (a != 2))", ((1,), ("x",))),
+        ("CREATE TABLE t (a CHECK (no_such_function(a)))", ()),
+    ):
+        assert run_query(copy_of(create, rows), "SELECT * FROM t").rows == kept, create
+    unknown = copy_of("CREATE TABLE t (a)", rows, others=("CREATE INDEX i ON t (no_such(a))",))
+    assert run_query(unknown, "SELECT count(*) FROM t").rows == ((4,),)
 
 
 def test_a_worker_has_its_alarm_whatever_its_parent_does_with_signals(tmp_path):

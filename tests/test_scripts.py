@@ -35,10 +35,18 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     assert [line["update"] for line in lines if line["stage"] == "rl"] == [0, 1]
     again = start("train_rl.py", *SMALL, *flags, cwd=tmp_path)
     assert again.returncode == 1 and "already holds a run" in again.stderr
-    scored = start("eval.py", "--model.path", str(run / "model"), "--history", "predicted", "--max_dialogues", "2",
-                   "--sampling.max_step_tokens", "8", cwd=tmp_path)  # fmt: skip
+    remembered = json.loads((run / "model/mtsql.json").read_text())
+    for folder in (run / "checkpoints").glob("update-*"):
+        assert json.loads((folder / "model/mtsql.json").read_text()) == remembered
+        assert "model/mtsql.json" in json.loads((folder / "state.json").read_text())["files"]
+    scored = start("eval.py", "--model.path", "runs/rl/model", "--history", "predicted", "--max_dialogues", "2",
+                   "--env.max_steps", "3", cwd=tmp_path)  # fmt: skip
     assert scored.returncode == 0, scored.stderr
+    assert "differs from the training of runs/rl/model: env.max_steps 3 (was 4)\n" in scored.stdout
     scores = json.loads((tmp_path / "runs/eval/scores.json").read_text())
+    assert scores["config"]["style"] == "BRIEF" == remembered["style"]
+    assert scores["config"]["sampling"]["max_step_tokens"] == 8 == remembered["sampling"]["max_step_tokens"]
+    assert scores["config"]["sampling"]["max_trajectory_tokens"] == 640
     assert scores["history"] == "predicted" and scores["interaction"]["count"] == 2
     predictions = (tmp_path / "runs/eval/predictions.sql").read_text().rstrip("\n").split("\n\n")
     assert [len(p.splitlines()) for p in predictions] == [

@@ -1,4 +1,5 @@
-"""A self-taught round: what was right is kept by difficulty and trained on, solved turns leave, the pool stays."""
+"""A self-taught round keeps what was right by difficulty and trains on it; solved turns leave the
+data, the pool stays. Demonstrations teach what an agent with the offered tools does."""
 
 import json
 from dataclasses import replace
@@ -9,10 +10,23 @@ import torch
 from safetensors.torch import load_file
 
 import train_sft
+from mtsql.agent.env import EnvLimits, SqlEnv
 from mtsql.agent.parser import Reply
+from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import CheckpointConfig
 from mtsql.llm.model import EmbeddedSize, ModelConfig
-from mtsql.rl.selftaught import SelfTaughtConfig, read_demonstrations, replay
+from mtsql.llm.rendering import Renderer
+from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.rl.selftaught import (
+    SelfTaughtConfig,
+    demonstration_samples,
+    read_demonstrations,
+    replay,
+)
+from mtsql.sql.datasets import DataConfig
+from mtsql.sql.dialogues import load_corpus
+from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.workbench import _texts
 
 WRONG = [Reply(answer="SELECT 1")]
 
@@ -26,28 +40,34 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     asked = []
 
     def play(engine, renderer, turns, make_env, *, num_samples, judge, **_):
-        """Every second turn of the first round is answered as demonstrated by its first sample, all else wrongly."""
+        """The first sample of every second turn of the first round answers as demonstrated, all
+        others wrongly."""
         demonstrations = read_demonstrations(Path("data/toyworld/demonstrations.jsonl"))
         asked.append([turn.turn_id for turn in turns])
-        good = set(asked[0][::2])
+        good = {turn_id: demonstrations[turn_id] for turn_id in asked[0][::2]}
         return [
-            judge(replay(t, demonstrations[t.turn_id] if t.turn_id in good and not i else WRONG, make_env(t), renderer))
-            for t in turns
-            for i in range(num_samples)
+            judge(replay(turn, replies, make_env(turn), renderer))
+            for turn in turns
+            for replies in [good.get(turn.turn_id, WRONG)] + [WRONG] * (num_samples - 1)
         ]
 
     monkeypatch.setattr(train_sft, "rollout", play)
     tiny = EmbeddedSize(hidden_size=32, num_layers=1, intermediate_size=32)
     config = train_sft.Config(
-        source="self", run="runs/self", max_turns=6, model=ModelConfig(embedded=tiny),
-        selftaught=SelfTaughtConfig(rounds=2, samples_per_turn=2), sft=train_sft.SftConfig(epochs=1, samples_per_update=2),
-    )  # fmt: skip
+        source="self",
+        run="runs/self",
+        max_turns=6,
+        model=ModelConfig(embedded=tiny),
+        selftaught=SelfTaughtConfig(rounds=2, samples_per_turn=2),
+        sft=train_sft.SftConfig(epochs=1, samples_per_update=2),
+    )
     train_sft.main(config)
     out = capsys.readouterr().out
     assert "round 0: solved 3 of 6 turns, pool 3 trajectories" in out
     assert "round 1: solved 0 of 3 turns, pool 3 trajectories" in out
     assert asked[1] == asked[0][1::2]
-    stages = [json.loads(line)["stage"] for line in Path("runs/self/metrics.jsonl").read_text().splitlines()]
+    metrics = Path("runs/self/metrics.jsonl").read_text().splitlines()
+    stages = [json.loads(line)["stage"] for line in metrics]
     assert stages == ["round0"] * 2 + ["round1"] * 2
     assert Path("runs/self/model/model.safetensors").is_file()
 
@@ -55,7 +75,11 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     config = replace(config, run="runs/died", checkpoint=CheckpointConfig(every=1, keep_best=0))
     with monkeypatch.context() as patch:
         steps, take_step = iter(range(9)), train_sft.take_step
-        patch.setattr(train_sft, "take_step", lambda *a, **k: take_step(*a, **k) if next(steps) < 3 else 1 / 0)
+        patch.setattr(
+            train_sft,
+            "take_step",
+            lambda *args, **named: take_step(*args, **named) if next(steps) < 3 else 1 / 0,
+        )
         with pytest.raises(ZeroDivisionError):
             train_sft.main(config)
     monkeypatch.delattr(train_sft, "collect")
@@ -64,3 +88,40 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     assert [untimed(line) for line in lines[0]] == [untimed(line) for line in lines[1]]
     first, second = (load_file(f"runs/{run}/model/model.safetensors") for run in ("self", "died"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize(
+    ("limits", "missing"),
+    [
+        (EnvLimits(), ()),
+        (EnvLimits(use_memory=False), ("memory_",)),
+        (EnvLimits(use_exec=False), ("exec_",)),
+        (EnvLimits(use_exec=False, use_memory=False, max_steps=1), ("memory_", "exec_", "<tool")),
+    ],
+)
+def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limits, missing, style):
+    folder = tmp_path / "world"
+    write_toy_world(folder, 0, ToySize(2, 1, 10, 1, 1))
+    corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")
+    texts = list(_texts(corpus, DataConfig(toy_folder=str(folder)), limits, style))
+    renderer = Renderer(train_tokenizer(texts, 600))
+
+    def make_env(turn):
+        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
+        return SqlEnv(turn, schema, db_path, limits, style)
+
+    samples = demonstration_samples(
+        corpus,
+        make_env,
+        renderer,
+        folder / "demonstrations.jsonl",
+        seed=0,
+        max_samples=0,
+        max_prompt_tokens=9999,
+    )
+    assert len(samples) == len(corpus.turns)
+    texts += [renderer.text(sample.prompt_ids + sample.ids) for sample in samples]
+    text = "\n".join(texts)
+    for name in ("memory_retrieve", "memory_verify", "exec_sql", "exec_verify", "<tool_call>"):
+        assert (name in text) == (not name.startswith(missing)), name

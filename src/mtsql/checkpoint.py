@@ -5,6 +5,8 @@
         optimizer.safetensors            Adam's averages by parameter name
         state.json                       update, curriculum (or the place in train_sft.py's rounds), config, commit, bytes
                                          of metrics.jsonl, sizes of all files
+    <run>/inputs.json                    hashes of the turns, the prompts, the tokens and the first
+                                         weights: a run goes on only if they are the same
 
 No generator state is stored: every random number of an update is drawn from (seed, update, rank). A checkpoint is
 written beside its place, synced and renamed, so a folder of that name is whole. Nothing in it is ever unpickled.
@@ -136,6 +138,29 @@ def check_unchanged(config: Any, run: Path) -> None:
             raise ValueError(
                 f"{key} is {now.get(key)!r}, but {run} was started with {saved.get(key)!r}: leave it, or start a new "
                 "run with --model.path on a checkpoint's model folder"
+            )
+
+
+def keep_inputs(run: Path, inputs: dict[str, str], is_resumed: bool) -> None:
+    """Write down what goes into a run besides its configuration, as hashes by name, in inputs.json.
+
+    A resumed run compares instead: ValueError for an input that has changed since the run started.
+    """
+    file = run / "inputs.json"
+    if not is_resumed or not file.is_file():
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, file)
+        return
+    try:
+        saved = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read as a JSON object: {error}") from error
+    for name, value in inputs.items():
+        if saved.get(name, value) != value:
+            raise ValueError(
+                f"resume {run}: {name} changed since the run was started: undo the change, or "
+                "start a new run with --model.path on a checkpoint's model folder"
             )
 
 

@@ -1,7 +1,9 @@
-"""Evaluation of a policy over a split: greedy episodes, EX and EM by turn and by hardness, abilities, predictions.
+"""Evaluation of a policy over a split: greedy episodes, EX and EM by turn and by hardness,
+abilities, predictions.
 
-Two history modes, always reported by name: "gold" shows the agent the gold SQL of earlier turns (the paper's setting),
-"predicted" its own earlier answers, so that a mistake is carried on (paper table 6).
+Two history modes, always reported by name: "gold" shows the agent the gold SQL of earlier turns
+(the paper's setting), "predicted" its own earlier answers, so that a mistake is carried on (paper
+table 6).
 """
 
 from collections import Counter
@@ -11,15 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from mtsql.agent.env import SqlEnv
 from mtsql.llm.engine import Engine
 from mtsql.llm.rendering import Renderer
-from mtsql.rl.rewards import RewardConfig, reward_components
+from mtsql.rl.rewards import RewardConfig, calls_of, process_scores
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.metrics import HARDNESS, hardness
+from mtsql.sql.metrics import HARDNESS, exact_match, execution_match, hardness
 from mtsql.sql.scoring import TURNS, Figures, Score, aggregate
 
 HISTORIES = ("gold", "predicted")
-OFFICIAL = RewardConfig(guard=False)
+ABILITIES = RewardConfig(process_after="any", proposals="all")
+"""Abilities are the paper's process rewards, however an episode ends."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ def evaluate(
     max_prompt_tokens: int,
     seed: int = 0,
 ) -> tuple[list[TurnScore], list[Trajectory]]:
-    """Play one episode of each turn with the engine's sampling (greedy at temperature 0) and score it.
+    """Play one episode of each turn with the engine's sampling (greedy at temperature 0) and score
+    it.
 
-    Under predicted history the turns of a dialogue are played in order, all dialogues side by side; `turns` must then
-    hold whole dialogues. Results come in the order of `turns`.
+    Under predicted history the turns of a dialogue are played in order, all dialogues side by side;
+    `turns` must then hold whole dialogues. Results come in the order of `turns`.
     """
     if history not in HISTORIES:
         raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {history!r}")
@@ -71,17 +75,18 @@ def evaluate(
 
 
 def score_turn(trajectory: Trajectory) -> TurnScore:
-    """Official verdicts and abilities (paper section 5.4, our definitions) of one finished episode."""
-    turn, env = trajectory.turn, trajectory.env
-    parts = reward_components(env, OFFICIAL)
-    used = {record.reply.tool_call.name for record in env.steps if record.reply.tool_call is not None}
+    """Official verdicts and abilities (paper section 5.4, our definitions) of one finished
+    episode."""
+    turn, env, sql = trajectory.turn, trajectory.env, trajectory.env.final_sql
+    parts = process_scores(env, ABILITIES)
+    used = {call.tool for call in calls_of(env.steps, env.limits.offered)}
     return TurnScore(
         turn_id=turn.turn_id,
         dialogue_id=turn.turn_id.rsplit(":", 1)[0],
         turn=TURNS[min(turn.index, 4)],
         hardness=hardness(turn.sql, env.schema) or "unparsed",
-        ex=bool(parts["ex"]),
-        em=bool(parts["em"]),
+        ex=sql is not None and execution_match(sql, turn.sql, env.db_path, limits=env.limits.query),
+        em=sql is not None and exact_match(sql, turn.sql, env.schema),
         prediction=" ".join((env.final_sql or "").split()),
         outcome=env.outcome.value,
         num_steps=len(trajectory.step_spans),
@@ -96,7 +101,8 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
 
 
 def summarize(scores: list[TurnScore]) -> dict:
-    """EX and EM in percent: overall, by turn, by hardness; interaction match; abilities; outcomes counted.
+    """EX and EM in percent: overall, by turn, by hardness; interaction match; abilities; outcomes
+    counted.
 
     The official tables come from sql/scoring.py, as those of prediction files do.
     """
@@ -104,9 +110,15 @@ def summarize(scores: list[TurnScore]) -> dict:
         raise ValueError("nothing to summarise: no turn was scored")
 
     def table(figures: Figures) -> dict:
-        return {"count": figures.count, "ex": round(100 * figures.ex, 2), "em": round(100 * figures.em, 2)}
+        return {
+            "count": figures.count,
+            "ex": round(100 * figures.ex, 2),
+            "em": round(100 * figures.em, 2),
+        }
 
-    tables = aggregate([Score(s.dialogue_id, TURNS.index(s.turn), s.hardness, s.em, s.ex) for s in scores])
+    tables = aggregate(
+        [Score(s.dialogue_id, TURNS.index(s.turn), s.hardness, s.em, s.ex) for s in scores]
+    )
     return {
         "all": table(tables.by_hardness["all"]),
         "by_turn": {name: table(figures) for name, figures in tables.by_turn.items()},
@@ -122,8 +134,9 @@ def summarize(scores: list[TurnScore]) -> dict:
 
 
 def predictions_text(scores: list[TurnScore]) -> str:
-    """The official prediction format: one SQL a line, a blank line between dialogues. No answer: `SELECT 1`-free text
-    the official parser counts as wrong (an empty line would end the dialogue)."""
+    """The official prediction format: one SQL a line, a blank line between dialogues. No answer:
+    `SELECT 1`-free text the official parser counts as wrong (an empty line would end the dialogue).
+    """
     lines, last = [], None
     for score in scores:
         if last is not None and score.dialogue_id != last:
@@ -144,13 +157,16 @@ def _waves(turns: list[Turn]) -> list[list[Turn]]:
 
 
 def _with_predicted_history(turn: Turn, played: dict[str, Trajectory]) -> Turn:
-    """The turn with the agent's own answers in place of the gold SQL; an unanswered turn shows an empty answer."""
+    """The turn with the agent's own answers in place of the gold SQL; an unanswered turn shows an
+    empty answer."""
     stem = turn.turn_id.rsplit(":", 1)[0]
     history = []
     for index, (question, _) in enumerate(turn.history):
         earlier = played.get(f"{stem}:{index}")
         if earlier is None:
-            raise ValueError(f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} in the same split")
+            raise ValueError(
+                f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} in the same split"
+            )
         history.append((question, earlier.env.final_sql or ""))
     return replace(turn, history=tuple(history))
 

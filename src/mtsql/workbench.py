@@ -1,30 +1,42 @@
-"""What every script needs before its loop: corpora, tokenizer, renderer, policy and an environment for each turn."""
+"""What every script needs before its loop: corpora, tokenizer, renderer, policy and an environment for
+each turn. And what these are made of, as text, so that nothing is used again after it has changed."""
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtsql.agent.env import EnvLimits, SqlEnv
-from mtsql.agent.parser import format_reply
+from mtsql.agent.demonstrations import fit
+from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
+from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
+from mtsql.llm import rendering
+from mtsql.llm import tokenizer as tokenizing
 from mtsql.llm.model import ModelConfig, build_embedded, load_policy, load_tokenizer
 from mtsql.llm.rendering import Renderer
 from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.played import prompt_style
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.datasets import DataConfig, describe_losses, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.worker_pool import set_num_workers
 
 NUM_TOKENIZER_TURNS = 3000
+NUM_PROBED_TURNS = 20
+VOLATILE = re.compile("random|now|current_", re.IGNORECASE)
+"""Matches every query whose result may be another one at another time, and some others."""
 
 
 @dataclass
 class Workbench:
-    """The pieces on the table. `corpora` holds the splits by name: train, dev and, if there is one, dev_seen."""
+    """The pieces on the table. `corpora` holds the splits by name: train, dev and, if there is one,
+    dev_seen."""
 
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
@@ -40,9 +52,47 @@ class Workbench:
             turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], self.env, self.style
         )
 
+    def inputs(self) -> dict[str, str]:
+        """Hashes, by name, of what a training takes from elsewhere than its configuration: the
+        turns, the text of all prompts, some episodes as text and tokens, and the weights before the
+        first update (a few of each, and none of a matrix that peft has just drawn)."""
+        turns = {name: corpus.turns for name, corpus in self.corpora.items()}
+        contents = (
+            json.dumps([name, t.turn_id, t.db_id, t.question, t.sql, t.history])
+            for name in turns
+            for t in turns[name]
+        )
+        prompts = (
+            json.dumps(self.env_maker(name)(turn).reset()) for name in turns for turn in turns[name]
+        )
+        weights = (
+            f"{name} {weight.flatten()[:16].bfloat16().tolist()}"  # as peft keeps frozen ones
+            for name, weight in self.policy.named_parameters()
+            if "lora_A" not in name
+        )
+        return {
+            "the turns": digest(contents),
+            "the text of the prompts": digest(prompts),
+            "the text or tokens of an episode": digest(self._probe(turns["train"])),
+            "the weights to start from": digest(weights),
+        }
+
+    def _probe(self, turns: list[Turn]) -> Iterator[str]:
+        """Episodes in which the gold query goes to each tool and is the answer, as text and
+        tokens."""
+        lasting = (t for t in turns if not VOLATILE.search(f"{t.sql} {t.history}"))
+        for turn in islice(lasting, NUM_PROBED_TURNS):
+            env = self.env_maker("train")(turn)
+            yield str(self.renderer.render_prompt(*env.reset()))
+            calls = [Reply(tool_call=ToolCall(tool, turn.sql)) for tool in self.env.offered]
+            for text in episode_texts(env, [*calls, Reply(answer=turn.sql)]):
+                tokens = self.renderer.render_reply(text), self.renderer.render_observation(text)
+                yield f"{text} {tokens}"
+
 
 def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]:
-    """The named splits; `dev_seen` is left out where the data has none. Says what of each cannot be used."""
+    """The named splits; `dev_seen` is left out where the data has none. Says what of each cannot be
+    used."""
     wanted = [s for s in splits if s != "dev_seen" or data.is_toy or data.dev_seen]
     corpora = {name: load_split(data, name) for name in wanted}
     for name, corpus in corpora.items():
@@ -53,19 +103,27 @@ def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]
 
 
 def set_up(
-    model: ModelConfig, data: DataConfig, env: EnvLimits, style: PromptStyle | None, splits: tuple[str, ...], seed: int
+    model: ModelConfig,
+    data: DataConfig,
+    env: EnvLimits,
+    style: PromptStyle | None,
+    splits: tuple[str, ...],
+    seed: int,
 ) -> Workbench:
-    """Load or build everything. With no `model.path` the small embedded model is built from `seed`, and its tokenizer
-    is trained on the toy world's own text; it reads the brief prompts unless `style` says otherwise."""
+    """Load or build everything. With no `model.path` the small embedded model is built from `seed`,
+    and its tokenizer is trained on the toy world's own text."""
     set_num_workers(env.num_sql_workers)
     corpora = load_corpora(data, splits)
-    style = style or (PromptStyle.FULL if model.path else PromptStyle.BRIEF)
+    style = prompt_style(style, model.path)
     if model.path:
         tokenizer = load_tokenizer(model.path)
         policy = load_policy(model)
     else:
         if not data.is_toy:
-            raise ValueError("model.path is not set: the embedded model only knows the toy world, name a model folder")
+            raise ValueError(
+                "model.path is not set: the embedded model only knows the toy world, "
+                "name a model folder"
+            )
         corpus = corpora.get("train") or load_split(data, "train")
         tokenizer = train_tokenizer(_texts(corpus, data, env, style), model.embedded.vocab_size)
         policy = build_embedded(tokenizer, model.embedded, seed)
@@ -73,10 +131,50 @@ def set_up(
 
 
 def _texts(corpus: Corpus, data: DataConfig, env: EnvLimits, style: PromptStyle) -> Iterator[str]:
-    """Training text for the embedded tokenizer: prompts and demonstrated replies of the toy world."""
+    """Training text for the embedded tokenizer: prompts and demonstrated replies of the toy world,
+    as they are with the tools offered."""
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for turn in islice(corpus.turns, NUM_TOKENIZER_TURNS):
-        messages, _ = SqlEnv(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], env, style).reset()
+        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
+        messages, _ = SqlEnv(turn, schema, db_path, env, style).reset()
         yield from (message["content"] for message in messages)
-        yield from (format_reply(reply) for reply in demonstrations.get(turn.turn_id, []))
+        replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
+        yield from (format_reply(reply) for reply in replies)
         yield "system user assistant no rows more rows"
+
+
+def warm_start_texts(data: DataConfig, env: EnvLimits, style: PromptStyle) -> Iterator[str]:
+    """All texts that go into the warm start of the embedded model: what its tokenizer is trained
+    on, every demonstration as it is played with these settings, and the code that makes tokens."""
+    set_num_workers(env.num_sql_workers)
+    corpus = load_split(data, "train")
+    yield from _texts(corpus, data, env, style)
+    demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
+    for turn in corpus.turns:
+        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
+        replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
+        yield from episode_texts(SqlEnv(turn, schema, db_path, env, style), replies)
+    for module in (rendering, tokenizing):
+        yield Path(module.__file__).read_text(encoding="utf-8")
+
+
+def episode_texts(env: SqlEnv, replies: Iterable[Reply]) -> Iterator[str]:
+    """An episode in which the model gives these replies, as text: the messages and tool schemas
+    that open it, then each reply and what the environment returns."""
+    yield json.dumps(env.reset())
+    for reply in replies:
+        text = format_reply(reply)
+        yield text
+        observed = env.step(text)
+        if isinstance(observed, Outcome):
+            yield observed.value
+            return
+        yield observed
+
+
+def digest(texts: Iterable[str]) -> str:
+    """A short hash of the texts and their order."""
+    total = hashlib.blake2b(digest_size=6)
+    for text in texts:
+        total.update(json.dumps(text).encode())  # quoted, so that it shows where a text ends
+    return total.hexdigest()

@@ -1,1 +1,2 @@
-"""The agent as text: prompts, reply parser, tools, memory, environment. Imports only `mtsql.sql`."""
+"""The agent as text: prompts, reply parser, tools, memory, environment. Imports only
+`mtsql.sql`."""

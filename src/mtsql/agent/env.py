@@ -1,7 +1,9 @@
 """The environment of one episode: one question, one database, text in and text out.
 
-`reset()` gives the opening messages; `step(reply)` gives an observation, or the `Outcome` that ended the episode. The
-environment reads replies only: nothing in an observation, whatever a database put there, is ever parsed.
+`reset()` gives the opening messages; `step(reply)` gives an observation, or the `Outcome` that
+ended the episode. The environment reads replies only: nothing in an observation, whatever a
+database put there, is ever parsed. A tool that is not offered does not exist: no message names it,
+and a call to it is answered like a call to any unknown tool.
 """
 
 from dataclasses import dataclass, field
@@ -58,8 +60,12 @@ class EnvLimits:
     """Offer exec_sql (paper ablation T3)."""
     use_memory: bool = True
     """Offer memory_retrieve (paper ablation T3)."""
+    memory_results: bool | None = None
+    """Whether memory_retrieve runs queries and shows their results. None: only if exec_sql is
+    offered. (The brief style runs the proposed query but never shows a result.)"""
     answer_fallback: bool = False
-    """Take the last tool call's SQL when an episode ends without an answer, as the released code does."""
+    """Take the last tool call's SQL when an episode ends without an answer, as the released code
+    does."""
     query: QueryConfig = field(default_factory=QueryConfig)
     """Limits on each query, whoever runs it: tools, memory, rewards, guard, evaluation."""
     num_sql_workers: int = 0
@@ -70,11 +76,26 @@ class EnvLimits:
             raise ValueError("env.max_steps must be at least 1")
         if self.num_sql_workers < 0:
             raise ValueError("env.num_sql_workers must not be negative")
+        if self.memory_results is not None and not self.use_memory:
+            raise ValueError("env.memory_results has no effect without env.use_memory")
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The names of the tools in use, in the order in which they are listed to the model."""
+        used = {EXEC_SQL: self.use_exec, MEMORY_RETRIEVE: self.use_memory}
+        return tuple(name for name, is_used in used.items() if is_used)
+
+    @property
+    def has_memory_results(self) -> bool:
+        """Whether memory_retrieve runs queries: `memory_results`, or by default whether exec_sql is
+        offered, because an agent without execution must not see results through the memory."""
+        return self.use_exec if self.memory_results is None else self.memory_results
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One reply and what its action met. `status` is None unless SQL ran; `observation` is None at the end."""
+    """One reply and what its action met. `status` is None unless SQL ran; `observation` is None at
+    the end."""
 
     reply: Reply
     status: QueryStatus | None = None
@@ -88,30 +109,38 @@ class StepRecord:
 
 
 class SqlEnv:
-    """One episode. Not shared between threads at the same time; any number of episodes may run side by side."""
+    """One episode. Not shared between threads at the same time; any number of episodes may run side
+    by side."""
 
-    def __init__(self, turn: Turn, schema: Schema, db_path: Path, limits: EnvLimits, style: PromptStyle):
-        self.turn, self.schema, self.db_path, self.limits, self.style = turn, schema, db_path, limits, style
+    def __init__(
+        self, turn: Turn, schema: Schema, db_path: Path, limits: EnvLimits, style: PromptStyle
+    ):
+        self.turn, self.schema, self.db_path = turn, schema, db_path
+        self.limits, self.style = limits, style
         self.steps: list[StepRecord] = []
         self.outcome: Outcome | None = None
         self.final_sql: str | None = None
 
     def reset(self) -> tuple[list[dict], list[dict]]:
-        """(messages, tool schemas) that open the episode. The brief style names no tools: its model learns them."""
-        limits = self.limits
+        """(messages, tool schemas) that open the episode. The brief style names no tools: its model
+        learns them."""
+        offered = self.limits.offered
         text = prompts.first_message(
-            self.turn, self.schema, self.style, limits.max_steps, limits.use_exec, limits.use_memory
+            self.turn, self.schema, self.style, self.limits.max_steps, offered
         )
-        tools = [] if self.style is PromptStyle.BRIEF else tool_schemas(limits.use_exec, limits.use_memory)
+        tools = [] if self.style is PromptStyle.BRIEF else tool_schemas(offered)
         return [{"role": "user", "content": text}], tools
 
     def step(self, reply_text: str, meter: WorkMeter | None = None) -> str | Outcome:
-        """Act on a reply: the observation to show next, or how the episode ended. RuntimeError after the end.
+        """Act on a reply: the observation to show next, or how the episode ended. RuntimeError
+        after the end.
 
         `meter` is told what the queries cost while they run.
         """
         if self.outcome is not None:
-            raise RuntimeError(f"the episode of turn {self.turn.turn_id} has ended: {self.outcome.value}")
+            raise RuntimeError(
+                f"the episode of turn {self.turn.turn_id} has ended: {self.outcome.value}"
+            )
         reply = parse_reply(reply_text)
         record, ended = StepRecord(reply), None
         if reply.answer is not None:
@@ -127,7 +156,7 @@ class SqlEnv:
     def end(self, outcome: Outcome) -> Outcome:
         """End the episode, also from outside (token budgets)."""
         self.outcome = outcome
-        calls = [record.reply.tool_call for record in self.steps if record.reply.tool_call is not None]
+        calls = [step.reply.tool_call for step in self.steps if step.reply.tool_call is not None]
         if self.final_sql is None and self.limits.answer_fallback and calls:
             self.final_sql = calls[-1].code
         return outcome
@@ -138,23 +167,38 @@ class SqlEnv:
         for record in self.steps:
             reply = record.reply
             action = reply.tool_call or reply.answer or reply.error
-            parts.append(f"[model] {reply.think} {reply.exec_verdict or ''} {reply.memory_verdict or ''}\n  {action}")
+            verdicts = f"{reply.exec_verdict or ''} {reply.memory_verdict or ''}"
+            parts.append(f"[model] {reply.think} {verdicts}\n  {action}")
             if record.observation is not None:
                 parts.append(f"[observation] {record.observation}")
-        return "\n".join([*parts, f"[{self.outcome.value if self.outcome else 'running'}] {self.final_sql}"])
+        ended = self.outcome.value if self.outcome else "running"
+        return "\n".join([*parts, f"[{ended}] {self.final_sql}"])
 
     def _call(self, reply: Reply, meter: WorkMeter | None) -> StepRecord:
-        """Run the one tool a reply calls. Calling a tool that is not offered is answered, not punished by an end."""
-        call, limits = reply.tool_call, self.limits
-        known = [EXEC_SQL] * limits.use_exec + [MEMORY_RETRIEVE] * limits.use_memory
-        if call.name not in known:
-            return StepRecord(reply, observation=prompts.unknown_tool(call.name, known))
+        """Run the one tool a reply calls. Calling a tool that is not offered is answered, not
+        punished by an end."""
+        call, limits, offered = reply.tool_call, self.limits, self.limits.offered
+        if call.name not in offered:
+            return StepRecord(reply, observation=prompts.unknown_tool(offered))
+        is_exec = call.name == EXEC_SQL
+        if not is_exec and not limits.has_memory_results:
+            return StepRecord(reply, observation=self._remember(call.code, None, meter))
         result = run_query(self.db_path, call.code, limits.query, meter)
-        shown = prompts.show_result(result, limits.max_observation_rows, limits.max_observation_chars, self.style)
-        if call.name == EXEC_SQL:
-            text = prompts.exec_observation(self.turn, call.code, shown, self.style, limits.use_memory)
+        shown = prompts.show_result(
+            result, limits.max_observation_rows, limits.max_observation_chars, self.style
+        )
+        if is_exec:
+            text = prompts.exec_observation(self.turn, call.code, shown, self.style, offered)
         else:
-            with_results = self.style is PromptStyle.FULL
-            memory = recall(self.turn, self.db_path, limits.query, with_results, meter)
-            text = prompts.memory_observation(self.turn, call.code, shown, memory, self.style, limits.preview_chars)
+            text = self._remember(call.code, shown, meter)
         return StepRecord(reply, result.status, result.is_empty, text)
+
+    def _remember(self, sql: str, shown: str | None, meter: WorkMeter | None) -> str:
+        """What the memory returns about a proposed query. `shown` is the query's result as text, or
+        None if the memory runs nothing."""
+        limits = self.limits
+        with_results = shown is not None and self.style is PromptStyle.FULL
+        memory = recall(self.turn, self.db_path, limits.query, with_results, meter)
+        return prompts.memory_observation(
+            self.turn, sql, shown, memory, self.style, limits.preview_chars, limits.offered
+        )

@@ -1,4 +1,5 @@
-"""The dialogue memory: every earlier turn with its question, SQL, the query's elements and a preview of its result."""
+"""The dialogue memory: every earlier turn with its question, its SQL, the clauses that the query
+has and a preview of its result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,23 @@ from mtsql.sql.dialogues import Turn
 from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, run_query
 
-CLAUSES = ("select", "from", "where", "group by", "having", "order by", "limit", "intersect", "union", "except")
+CLAUSES = (
+    "select",
+    "from",
+    "where",
+    "group by",
+    "having",
+    "order by",
+    "limit",
+    "intersect",
+    "union",
+    "except",
+)
 
 
 @dataclass(frozen=True)
 class MemoryEntry:
-    """One earlier turn. `result` is None when previews are off or the query failed."""
+    """One earlier turn. `result` is None if the query did not run or failed."""
 
     question: str
     sql: str
@@ -21,10 +33,17 @@ class MemoryEntry:
 
 
 def recall(
-    turn: Turn, db_path: Path, config: QueryConfig, with_results: bool, meter: WorkMeter | None = None
+    turn: Turn,
+    db_path: Path,
+    config: QueryConfig,
+    with_results: bool,
+    meter: WorkMeter | None = None,
 ) -> list[MemoryEntry]:
-    """The turn's history, oldest first: gold SQL in training, the agent's own under predicted history. The current
-    turn's gold SQL is never read."""
+    """The turn's history, oldest first: gold SQL in training, the agent's own under predicted
+    history.
+
+    The earlier queries run only if `with_results`. The current turn's gold SQL is never read.
+    """
     entries = []
     for question, sql in turn.history:
         result = run_query(db_path, sql, config, meter) if with_results else None

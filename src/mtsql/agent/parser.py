@@ -1,11 +1,14 @@
-"""The model's reply as data. Total: any string gives a `Reply`, with a named error in it if it cannot be acted on.
+"""The model's reply as data. Total: any string gives a `Reply`, with a named error in it if it
+cannot be acted on.
 
-A reply is, in this order and each part optional: `<think>..</think>`, `<exec_verify>..</exec_verify>`,
-`<memory_verify>..</memory_verify>`, then one `<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`. Tags
-inside the thinking are thoughts, not actions. Only `str.find` is used: time is linear in the reply.
+A reply is, in this order and each part optional: `<think>..</think>`,
+`<exec_verify>..</exec_verify>`, `<memory_verify>..</memory_verify>`, then one
+`<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`. Tags inside a thought are
+thoughts, not actions, and there may be several thoughts. Time is linear in the reply.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -40,7 +43,8 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """One model reply. At most one of `tool_call`, `answer`, `error` is set; a missing verdict is None."""
+    """One model reply. At most one of `tool_call`, `answer`, `error` is set; a missing verdict is
+    None."""
 
     think: str = ""
     exec_verdict: Verdict | None = None
@@ -51,21 +55,16 @@ class Reply:
 
 
 def parse_reply(text: str) -> Reply:
-    """Parse a reply. With both a tool call and an answer the call counts (the episode goes on, as in the paper); of
-    several calls the first counts, of several answers the last."""
-    think, rest = "", text
-    if text.lstrip().startswith("<think>"):
-        inner = text.lstrip()[len("<think>") :]
-        end = inner.find("</think>")
-        if end < 0:
-            return Reply(think=inner.strip(), error=ParseError.UNCLOSED_THINK)
-        think, rest = inner[:end].strip(), inner[end + len("</think>") :]
-    else:
-        end = rest.find("</think>")  # templates may open the thinking in the prompt
-        if end >= 0:
-            think, rest = rest[:end].strip(), rest[end + len("</think>") :]
-    verdicts = {"exec_verdict": _verdict(rest, "exec_verify"), "memory_verdict": _verdict(rest, "memory_verify")}
-    call, answer, error = None, None, ParseError.NO_ACTION
+    """Parse a reply. With both a tool call and an answer the call counts (the episode goes on, as
+    in the paper); of several calls the first counts, of several answers the last."""
+    thoughts, rest, is_closed = _split_thoughts(text)
+    think = "\n".join(thoughts)
+    verdicts = {
+        "exec_verdict": _verdict(rest, "exec_verify"),
+        "memory_verdict": _verdict(rest, "memory_verify"),
+    }
+    call, answer = None, None
+    error = ParseError.NO_ACTION if is_closed else ParseError.UNCLOSED_THINK
     if "<tool_call>" in rest:
         body = _inside(rest, "tool_call", last=False)
         call, error = _parse_call(body) if body is not None else (None, ParseError.UNCLOSED_CALL)
@@ -77,10 +76,43 @@ def parse_reply(text: str) -> Reply:
     return Reply(think=think, **verdicts, tool_call=call, answer=answer, error=error)
 
 
+_OPENING = re.compile("<(think|tool_call|answer_sql)>")
+
+
+def _split_thoughts(text: str) -> tuple[list[str], str, bool]:
+    """-> (thoughts, the text without them, whether the last thought is closed).
+
+    A thought may stand anywhere but inside an action. The first one may have been opened by the
+    prompt, as some templates do.
+    """
+    thoughts, kept, start = [], [], 0
+    end, opening = text.find("</think>"), text.find("<think>")
+    if 0 <= end and not 0 <= opening < end:
+        thoughts, start = [text[:end].strip()], end + len("</think>")
+    while found := _OPENING.search(text, start):
+        closing = f"</{found[1]}>"
+        end = text.find(closing, found.end())
+        if found[1] == "think":
+            kept.append(text[start : found.start()])
+            if end < 0:
+                thoughts.append(text[found.end() :].strip())
+                return thoughts, "".join(kept), False
+            thoughts.append(text[found.end() : end].strip())
+        elif end < 0:
+            break
+        else:
+            kept.append(text[start : end + len(closing)])
+        start = end + len(closing)
+    return thoughts, "".join([*kept, text[start:]]), True
+
+
 def format_reply(reply: Reply) -> str:
     """The canonical text of a well-formed reply; `parse_reply` gives the reply back."""
     parts = [f"<think>\n{reply.think}\n</think>"] if reply.think else []
-    for tag, verdict in (("exec_verify", reply.exec_verdict), ("memory_verify", reply.memory_verdict)):
+    for tag, verdict in (
+        ("exec_verify", reply.exec_verdict),
+        ("memory_verify", reply.memory_verdict),
+    ):
         if verdict is not None:
             parts.append(f"<{tag}>{verdict.value}</{tag}>")
     if reply.tool_call is not None:
@@ -92,7 +124,8 @@ def format_reply(reply: Reply) -> str:
 
 
 def _inside(text: str, tag: str, last: bool) -> str | None:
-    """Stripped text between the first (or last) opening tag and the close after it; None if it is not closed."""
+    """Stripped text between the first (or last) opening tag and the close after it; None if it is
+    not closed."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = (text.rfind(opening) if last else text.find(opening)) + len(opening)
     end = text.find(closing, start)
@@ -108,7 +141,8 @@ def _verdict(text: str, tag: str) -> Verdict | None:
 
 
 def _parse_call(body: str) -> tuple[ToolCall | None, ParseError | None]:
-    """A Hermes call: a JSON object with `name` and `arguments` (an object, or that object as a JSON string)."""
+    """A Hermes call: a JSON object with `name` and `arguments` (an object, or that object as a JSON
+    string)."""
     try:
         call = json.loads(body)
         arguments = call.get("arguments") if isinstance(call, dict) else None

@@ -18,16 +18,8 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
 from transformers.utils import logging
 
 from mtsql.llm.attention import ATTENTION_NAME, register_attention
@@ -223,11 +215,16 @@ def reference(model: torch.nn.Module, frozen: PreTrainedModel | None) -> Iterato
 
 
 def save_policy(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, is_main: bool = True
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    is_main: bool = True,
+    notes: dict[str, dict] | None = None,
 ) -> None:
     """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into place.
 
-    With FSDP2 every rank calls this, as gathering the shards takes them all; only `is_main` writes.
+    `notes`: file name -> content of JSON files that the folder also holds. With FSDP2 every rank
+    calls this, as gathering the shards takes them all; only `is_main` writes.
     """
     model, folder = unwrap(model), Path(folder)
     state = None
@@ -248,6 +245,8 @@ def save_policy(
     logging.disable_progress_bar()
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
+    for name, note in (notes or {}).items():
+        (partial / name).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)

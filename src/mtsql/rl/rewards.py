@@ -1,35 +1,41 @@
 """Rewards of a finished episode: named components in [0, 1], then one weighted scalar.
 
-To change the reward, change or add a function here and name its weight in `RewardWeights`. A reward reads the episode's
-records (parsed replies, query statuses), never tokens and never text patterns in observations; answers were parsed from
-the model's own reply, so nothing a database or the memory returned can inject one.
+To change the reward, change or add a function here and name its weight in `RewardWeights`. A reward
+reads the episode's records (parsed replies, query statuses), never tokens and never text patterns
+in observations. Answers were parsed from the model's own reply, so nothing that a database or the
+memory returned can inject one.
 
-Source: paper sections 4.2 and 4.3. The defects of the released scorer (section 4.4) are mended: the status comes from
-the executor, each verdict is read from its own tag, and a verdict is looked for only in the reply right after its call.
+Source: paper sections 4.2 and 4.3. The defects of the released scorer (section 4.4) are mended: the
+status comes from the executor, each verdict is read from its own tag, and a verdict must come
+before the next call. What else differs: SQL is judged as it was written and as the tool runs it, a
+call of a tool that is not offered counts nowhere, and a call that is repeated counts once.
 """
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from mtsql.agent.env import SqlEnv, StepRecord
 from mtsql.agent.parser import Verdict
+from mtsql.sql.agreement import written_match
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.guard import Evidence, evidence, is_copied
-from mtsql.sql.metrics import clause_f1, exact_match, execution_match
-from mtsql.sql.sandbox import QueryConfig
+from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence
+from mtsql.sql.metrics import clause_f1, exact_match
+from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema
 
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Weight of each component in the scalar; 0 leaves a component out of it (it is still logged)."""
+    """Weight of each component in the scalar; 0 leaves a component out of it (it is still
+    logged)."""
 
     ex: float = 1.0
     """Execution match of the final SQL."""
     em: float = 1.0
     """Exact set match of the final SQL."""
     propose: float = 0.8
-    """Mean clause F1 of the SQL in the episode's tool calls (propose and self-correct)."""
+    """Clause F1 of the SQL in the episode's tool calls (propose and self-correct)."""
     exec_verify: float = 0.1
     """Mean agreement of the execution verdicts with what the executor saw."""
     memory_verify: float = 0.1
@@ -46,18 +52,31 @@ class RewardConfig:
 
     weights: RewardWeights = RewardWeights()
     """Weights of the components (released code: 1, 1, 0.8, 0.1, 0.1)."""
+    process_after: Literal["any", "answer", "right"] = "right"
+    """What an episode must end with before `propose`, `exec_verify` and `memory_verify` are paid:
+    anything (paper), an answer that runs, or an answer that `ex` or `em` is paid for. Under `any`
+    and `answer`, a policy that understands nothing earns verdicts in full: it calls junk and says
+    no_pass."""
+    proposals: Literal["all", "last"] = "last"
+    """The tool calls that `propose` scores. all: their mean (paper), so that an episode loses by
+    looking up a value or by correcting a query. last: the last one, which is what the agent then
+    answers."""
     strict_clauses: bool = False
-    """Clause F1 as the released code's exact-clause accuracy instead of the paper's set-based F1."""
+    """Clause F1 as the released code's exact-clause accuracy instead of the paper's set-based
+    F1."""
     missing_verdict_passes: bool = True
-    """A reply without a verdict after a tool call counts as `pass` (released code). False: it earns nothing."""
+    """A reply without a verdict after a tool call counts as `pass` (released code). False: it earns
+    nothing."""
     null_no_pass: float = 0.1
     """What `no_pass` earns after an empty or all-NULL result (released code: 0.1)."""
     guard: bool = True
-    """Pay an answer only for what cannot be had by accident (sql/guard.py): an execution match must hold on altered
-    copies of the database too, an empty gold result needs a match in structure as well, and an earlier turn's query
-    given again earns nothing unless it is the gold. The official metrics have no such guard."""
+    """Pay an answer only for what cannot be had by accident (sql/guard.py): an execution match must
+    hold on altered copies of the database too. If no copy tells the gold from a constant, a match
+    in structure is needed as well. An earlier turn's query earns nothing, unless it is the gold.
+    The official metrics have no such guard."""
     overlong_buffer: int = 0
-    """DAPO's soft punishment of length: over its last so many tokens, the trajectory budget costs up to 1. 0: off."""
+    """DAPO's soft punishment of length: over its last so many tokens, the trajectory budget costs
+    up to 1. 0: off."""
 
     def __post_init__(self):
         if self.overlong_buffer < 0:
@@ -65,71 +84,138 @@ class RewardConfig:
 
 
 def reward_components(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
-    """The five components of a finished episode, each in [0, 1]. Keys are the fields of `RewardWeights`.
+    """The five components of a finished episode, each in [0, 1]. Keys are the fields of
+    `RewardWeights`.
 
     Queries run within the limits of the episode's own tools (`env.limits.query`).
     """
-    sql, turn, schema = env.final_sql, env.turn, env.schema
-    ex, em = 0.0, 0.0
-    if sql is not None:
-        ex, em = answer_scores(sql, turn, schema, env.db_path, config, env.limits.query)
+    ex, em, runs = 0.0, 0.0, False
+    if env.final_sql is not None:
+        runs = run_query(env.db_path, env.final_sql, env.limits.query).is_ok
+        ex, em = answer_scores(
+            env.final_sql, env.turn, env.schema, env.db_path, config, env.limits.query
+        )
+    ends_well = {"any": True, "answer": runs, "right": bool(ex or em)}[config.process_after]
+    process = process_scores(env, config)
+    return {"ex": ex, "em": em, **{k: v if ends_well else 0.0 for k, v in process.items()}}
+
+
+def process_scores(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
+    """`propose`, `exec_verify` and `memory_verify` of an episode, however it ended."""
+    gold, schema, strict = env.turn.sql, env.schema, config.strict_clauses
     calls = [
-        (record, clause_f1(record.reply.tool_call.code, turn.sql, schema, strict=config.strict_clauses))
-        for record in env.steps
-        if record.reply.tool_call is not None
+        (call, clause_f1(call.sql, gold, schema, strict=strict))
+        for call in calls_of(env.steps, env.limits.offered)
     ]
-    verdicts = list(zip(calls, env.steps[1:] + [None], strict=False))
+    scored = calls[-1:] if config.proposals == "last" else calls
     return {
-        "ex": ex,
-        "em": em,
-        "propose": _mean([f1 for _, f1 in calls]),
+        "propose": _mean([f1 for _, f1 in scored]),
         "exec_verify": _mean(
-            exec_verify_score(record, after, config)
-            for (record, _), after in verdicts
-            if record.reply.tool_call.name == "exec_sql"
+            [exec_verify_score(call, config) for call, _ in calls if call.tool == "exec_sql"]
         ),
         "memory_verify": _mean(
-            memory_verify_score(f1, after, config)
-            for (record, f1), after in verdicts
-            if record.reply.tool_call.name == "memory_retrieve"
+            [
+                memory_verify_score(f1, call, config)
+                for call, f1 in calls
+                if call.tool == "memory_retrieve"
+            ]
         ),
     }
+
+
+@dataclass(frozen=True)
+class ScoredCall:
+    """A tool call as rewards and abilities see it, with the verdicts that follow it.
+
+    A verdict is None if the replies up to the next call that counts hold none.
+    """
+
+    tool: str
+    sql: str
+    record: StepRecord
+    exec_verdict: Verdict | None = None
+    memory_verdict: Verdict | None = None
+
+
+def calls_of(steps: list[StepRecord], offered: tuple[str, ...]) -> list[ScoredCall]:
+    """The calls of offered tools, each different one once, at its first place.
+
+    A call of another tool, and one that repeats an earlier call, counts nowhere: neither adds to a
+    reward or an ability, nor takes from it. Verdicts are looked for past such calls.
+    """
+    seen: set[tuple[str, str]] = set()
+    places = []
+    for place, step in enumerate(steps):
+        call = step.reply.tool_call
+        key = (call.name, " ".join(call.code.split())) if call is not None else None
+        if call is None or (call.name in offered and key not in seen):
+            places.append(place)
+            seen.add(key)
+    found = []
+    for number, place in enumerate(places):
+        call = steps[place].reply.tool_call
+        if call is None:
+            continue
+        end = places[number + 1] + 1 if number + 1 < len(places) else len(steps)
+        replies = [step.reply for step in steps[place + 1 : end]]
+        found.append(
+            ScoredCall(
+                call.name,
+                call.code,
+                steps[place],
+                next((r.exec_verdict for r in replies if r.exec_verdict), None),
+                next((r.memory_verdict for r in replies if r.memory_verdict), None),
+            )
+        )
+    return found
 
 
 def answer_scores(
     sql: str, turn: Turn, schema: Schema, db_path: Path, config: RewardConfig, limits: QueryConfig
 ) -> tuple[float, float]:
-    """(ex, em) of an answer, each 0 or 1. The guard takes back what proves nothing; it never gives."""
-    em = exact_match(sql, turn.sql, schema)
-    ex = execution_match(sql, turn.sql, db_path, limits=limits)
-    if config.guard and (ex or em) and is_copied(sql, turn.history, turn.sql, schema):
-        ex = em = False
-    if config.guard and ex:
-        found = evidence(sql, turn.sql, schema, db_path, limits)
-        ex = found is Evidence.AGREES or (found is Evidence.NONE and em)
+    """(ex, em) of an answer, each 0 or 1. Nothing is paid for an answer that the tool could not
+    run.
+
+    The guard takes back what proves nothing; it never gives.
+    """
+    if not run_query(db_path, sql, limits).is_ok:
+        return 0.0, 0.0
+    em = exact_match(sql, turn.sql, schema, is_official=False)
+    ex = written_match(sql, turn.sql, db_path, limits)
+    if config.guard and (ex or em):
+        copied = copied_from_history(sql, turn.history, turn.sql, schema)
+        if copied is Copied.QUERY:
+            return 0.0, 0.0
+        found = evidence(sql, turn.sql, schema, db_path, limits) if ex else Evidence.DIFFERS
+        is_new = copied is Copied.NO
+        proves = found in (Evidence.AGREES, Evidence.UNKNOWN)
+        ex = proves or (found is Evidence.NONE and em and is_new)
+        em = em and (ex or is_new)
     return float(ex), float(em)
 
 
 def total_reward(components: dict[str, float], weights: RewardWeights) -> float:
-    """The scalar: the weighted sum of the components (paper section 4.2; range 0 to 3 with the default weights)."""
+    """The scalar: the weighted sum of the components (paper section 4.2; range 0 to 3 with the
+    default weights)."""
     return sum(getattr(weights, name) * value for name, value in components.items())
 
 
-def exec_verify_score(record: StepRecord, after: StepRecord | None, config: RewardConfig) -> float:
-    """Paper's table: error wants no_pass (1), ok wants pass (1), an empty result pays `null_no_pass` for no_pass."""
-    verdict = _verdict(after.reply.exec_verdict if after else None, config)
+def exec_verify_score(call: ScoredCall, config: RewardConfig) -> float:
+    """Paper's table: error wants no_pass (1), ok wants pass (1), an empty result pays
+    `null_no_pass` for no_pass."""
+    verdict = _verdict(call.exec_verdict, config)
     if verdict is None:
         return 0.0
-    if not record.is_ok:
+    if not call.record.is_ok:
         return float(verdict is Verdict.NO_PASS)
-    if record.is_empty:
+    if call.record.is_empty:
         return config.null_no_pass if verdict is Verdict.NO_PASS else 0.0
     return float(verdict is Verdict.PASS)
 
 
-def memory_verify_score(f1: float, after: StepRecord | None, config: RewardConfig) -> float:
+def memory_verify_score(f1: float, call: ScoredCall, config: RewardConfig) -> float:
     """F1 of the proposed SQL if the verdict is pass, 1 - F1 if it is no_pass."""
-    verdict = _verdict(after.reply.memory_verdict if after else None, config)
+    verdict = _verdict(call.memory_verdict, config)
     if verdict is None:
         return 0.0
     return f1 if verdict is Verdict.PASS else 1.0 - f1
@@ -139,6 +225,5 @@ def _verdict(verdict: Verdict | None, config: RewardConfig) -> Verdict | None:
     return Verdict.PASS if verdict is None and config.missing_verdict_passes else verdict
 
 
-def _mean(values) -> float:
-    values = list(values)
+def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0

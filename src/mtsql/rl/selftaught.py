@@ -1,7 +1,9 @@
-"""Stage 1, self-taught warm start: keep what the model got right, choose by difficulty (paper section 3.1).
+"""Stage 1, self-taught warm start: keep what the model got right, choose by difficulty (paper
+section 3.1).
 
-Rollouts that match in execution and in structure are kept. For an easy turn, or one that is always solved, up to two
-short ones are chosen; for any other, three long ones that differ. Solved turns leave the data; the pool accumulates.
+Rollouts that match in execution and in structure are kept. For an easy turn, or one that is always
+solved, up to two short ones are chosen; for any other, three long ones that differ. Solved turns
+leave the data; the pool accumulates.
 """
 
 import json
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import Outcome, SqlEnv
 from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
 from mtsql.llm.packing import Sample
@@ -36,18 +39,28 @@ class SelfTaughtConfig:
 
     def __post_init__(self):
         if self.rounds < 0 or min(self.samples_per_turn, self.max_easy, self.max_hard) < 1:
-            raise ValueError("selftaught: rounds must be >= 0; samples_per_turn, max_easy, max_hard at least 1")
+            raise ValueError(
+                "selftaught: rounds must be >= 0; samples_per_turn, max_easy, max_hard at least 1"
+            )
         if self.temperature <= 0:
-            raise ValueError("selftaught.temperature must be above 0: rollouts of one turn would all be equal")
+            raise ValueError(
+                "selftaught.temperature must be above 0: rollouts of one turn would all be equal"
+            )
 
 
 def select(
-    rollouts: list[Trajectory], is_valid: list[bool], is_easy: bool, config: SelfTaughtConfig, seed: int
+    rollouts: list[Trajectory],
+    is_valid: list[bool],
+    is_easy: bool,
+    config: SelfTaughtConfig,
+    seed: int,
 ) -> list[Trajectory]:
-    """Choose from one turn's rollouts by difficulty. `is_valid[i]`: EX and EM of rollout i. Empty if none is valid.
+    """Choose from one turn's rollouts by difficulty. `is_valid[i]`: EX and EM of rollout i. Empty
+    if none is valid.
 
-    Ties are broken by the seed. Of the long ones, those least alike are taken: greedily, each next one has the lowest
-    similarity to those already chosen (cosine of word counts of the replies; the paper clusters sentence embeddings).
+    Ties are broken by the seed. Of the long ones, those least alike are taken: greedily, each next
+    one has the lowest similarity to those already chosen (cosine of word counts of the replies; the
+    paper clusters sentence embeddings).
     """
     valid = [trajectory for trajectory, ok in zip(rollouts, is_valid, strict=True) if ok]
     random.Random(seed).shuffle(valid)
@@ -56,21 +69,28 @@ def select(
     chosen: list[Trajectory] = []
     rest = sorted(valid, key=lambda t: -len(t.step_spans))
     while rest and len(chosen) < config.max_hard:
-        chosen.append(min(rest, key=lambda t: (-len(t.step_spans), max((_alike(t, c) for c in chosen), default=0.0))))
+        chosen.append(min(rest, key=lambda t: (-len(t.step_spans), _most_alike(t, chosen))))
         rest = [t for t in rest if t is not chosen[-1] and t.ids != chosen[-1].ids]
     return chosen
+
+
+def _most_alike(trajectory: Trajectory, others: list[Trajectory]) -> float:
+    """Similarity to the most similar one of the others; 0 if there are none."""
+    return max((_alike(trajectory, other) for other in others), default=0.0)
 
 
 def _alike(a: Trajectory, b: Trajectory) -> float:
     """Cosine similarity of the two trajectories' sampled token counts, in [0, 1]."""
     x, y = (Counter(i for i, m in zip(t.ids, t.loss_mask, strict=True) if m) for t in (a, b))
     dot = sum(x[i] * y[i] for i in x)
-    return dot / (sum(v * v for v in x.values()) * sum(v * v for v in y.values())) ** 0.5 if dot else 0.0
+    squares = sum(v * v for v in x.values()) * sum(v * v for v in y.values())
+    return dot / squares**0.5 if dot else 0.0
 
 
 def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) -> Trajectory:
-    """A demonstration as a trajectory: its replies are rendered as the policy would have sampled them and played
-    through the real environment, which writes the observations. ValueError if the episode does not end with its answer.
+    """A demonstration as a trajectory: its replies are rendered as the policy would have sampled
+    them and played through the real environment, which writes the observations. ValueError if the
+    episode does not end with its answer.
     """
     trajectory = Trajectory(turn, 0, renderer.render_prompt(*env.reset()), env)
     for reply in replies:
@@ -82,12 +102,15 @@ def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) ->
             break
         trajectory.add_context(renderer.render_observation(observed))
     if env.outcome is not Outcome.ANSWERED or len(trajectory.step_spans) != len(replies):
-        raise ValueError(f"demonstration of turn {turn.turn_id} does not end with its answer: {env.outcome}")
+        raise ValueError(
+            f"demonstration of turn {turn.turn_id} does not end with its answer: {env.outcome}"
+        )
     return trajectory
 
 
 def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
-    """Turn id -> replies, from a demonstrations.jsonl. ValueError naming file and line for a malformed one."""
+    """Turn id -> replies, from a demonstrations.jsonl. ValueError naming file and line for a
+    malformed one."""
     demonstrations = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -112,7 +135,8 @@ def demonstration_samples(
     max_samples: int,
     max_prompt_tokens: int,
 ) -> list[Sample]:
-    """Replay a file's demonstrations through the environment; the samples stand in an order drawn from `seed`."""
+    """Replay a file's demonstrations, fitted to the tools that are offered, through the
+    environment. The samples stand in an order drawn from `seed`."""
     turns = {turn.turn_id: turn for turn in corpus.turns}
     demonstrations = sorted(read_demonstrations(file).items())
     random.Random(seed).shuffle(demonstrations)
@@ -122,11 +146,15 @@ def demonstration_samples(
             continue
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
-        trajectory = replay(turns[turn_id], replies, make_env(turns[turn_id]), renderer)
+        env = make_env(turns[turn_id])
+        trajectory = replay(turns[turn_id], fit(replies, env.limits.offered), env, renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
     if not samples:
-        raise ValueError(f"{file}: no demonstration whose prompt has at most max_prompt_tokens={max_prompt_tokens}")
+        raise ValueError(
+            f"{file}: no demonstration whose prompt has at most "
+            f"max_prompt_tokens={max_prompt_tokens}"
+        )
     return samples
 
 

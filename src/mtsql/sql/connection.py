@@ -215,22 +215,42 @@ def open_file(uri: str) -> sqlite3.Connection:
     return _prepared(sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0))
 
 
-def open_memory(tables: list[tuple[str, str, list[tuple]]]) -> sqlite3.Connection:
-    """Build a database in memory from (CREATE statement, INSERT statement, rows). A table that
-    SQLite rejects is left out."""
+def open_memory(steps: list[tuple[str, list[tuple] | None]]) -> sqlite3.Connection:
+    """Build a database in memory from statements, each with the rows it inserts or None.
+
+    A statement or a row that SQLite rejects is left out: a module that is not loaded, a value that
+    a STRICT table or a constraint does not allow.
+    """
     connection = _prepared(sqlite3.connect(":memory:", isolation_level=None, cached_statements=0))
-    for create, insert, rows in tables:
-        connection.execute("BEGIN")
+    for sql, rows in steps:
         try:
-            connection.execute(create)
-            connection.executemany(insert, rows)
-        except sqlite3.Error as error:
+            if rows is None:
+                connection.execute(sql)
+            else:
+                _insert(connection, sql, rows)
+        except UNREADABLE as error:
             if is_out_of_memory(error):
                 raise
-            connection.execute("ROLLBACK")
-        else:
-            connection.execute("COMMIT")
     return connection
+
+
+def _insert(connection: sqlite3.Connection, sql: str, rows: list[tuple]) -> None:
+    connection.execute("BEGIN")
+    try:
+        connection.executemany(sql, rows)
+        connection.execute("COMMIT")
+    except UNREADABLE as error:
+        connection.execute("ROLLBACK")
+        if is_out_of_memory(error):
+            raise
+        connection.execute("BEGIN")
+        for row in rows:
+            try:
+                connection.execute(sql, row)
+            except UNREADABLE as single:
+                if is_out_of_memory(single):
+                    raise
+        connection.execute("COMMIT")
 
 
 def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:

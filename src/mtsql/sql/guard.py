@@ -1,39 +1,51 @@
-"""Whether an execution match proves anything: the guard between the official verdicts and a reward.
+"""Whether an execution match proves anything: the guard between rows that agree and a reward.
 
-A policy is paid for what it can find, and it finds what agrees by accident: `SELECT 3` where the gold counts three
-rows, a filter left out where it keeps every row of a tiny database, anything without rows where the gold has none, the
-last turn's SQL once more. So an answer is run again on altered copies of the database (variants.py), where only a
-query that means the same keeps agreeing. The official metrics have no such guard, and evaluation uses none.
+A policy is paid for what it can find, and it finds what agrees by accident: `SELECT 3` where the
+gold counts three rows, a filter left out where it keeps every row of a tiny database, a list of the
+values that a tool has shown, anything without rows where the gold has none, the last turn's SQL
+once more. So an answer is run again on altered copies of the database (variants.py), where only a
+query that means the same keeps agreeing. The official metrics have no such guard, and evaluation
+uses none.
 """
 
-import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from mtsql.sql.execution import executed_text, official_prediction, results_agree
+from mtsql.sql.agreement import (
+    agrees_but_for_ties,
+    is_ordered,
+    rounded,
+    rows_agree,
+    selects_distinct,
+    stable_order,
+    without_quotes,
+)
 from mtsql.sql.cache import SharedCache
+from mtsql.sql.content import memory_copy
+from mtsql.sql.metrics import exact_match
 from mtsql.sql.parse import parse_sql
+from mtsql.sql.runnable import QUOTED
 from mtsql.sql.sandbox import (
     DatabaseFileError,
     MemoryCopy,
     QueryConfig,
+    QueryResult,
     QueryStatus,
     content_hash,
     file_version,
     run_query,
 )
 from mtsql.sql.schema import Schema
-from mtsql.sql.variants import altered, memory_copy, reversed_rows
+from mtsql.sql.variants import altered
 
 NUM_COPIES = 5
 MAX_COPIES = 12
 """Copies of a gold; more, while none of them tells it from a constant."""
 MAX_CACHED_BYTES = 128 * 2**20
 """All cached trials together take at most so many bytes."""
-NUM_DIGITS = 9
-"""Of a float that are compared."""
 
 
 class Evidence(Enum):
@@ -42,25 +54,37 @@ class Evidence(Enum):
     AGREES = "agrees"
     DIFFERS = "differs"
     NONE = "none"
+    """Copies could be made, but on all of them the gold returns nothing, or the same constant, or
+    rows that depend on how the database stores them."""
+    UNKNOWN = "unknown"
+    """The copies lack what the gold or the answer needs, or a query did not end there."""
 
 
 @dataclass(frozen=True)
 class _Copy:
+    """is_telling: the gold's result is neither empty here nor the one it has on the database, so
+    that no constant can agree with both."""
+
     database: MemoryCopy
     gold_rows: tuple[tuple, ...]
-    is_ordered: bool
+    mirrored_rows: tuple[tuple, ...]
+    is_telling: bool
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The copies a gold is tried on. `is_telling`: on one of them at least its result is neither empty nor the one it
-    has on the database, so that no constant can agree with both."""
+    """The copies a gold is tried on."""
 
     copies: tuple[_Copy, ...]
-    is_telling: bool
+    is_unknown: bool = False
+    """Whether there are no copies, or the gold did not run on one of them."""
     num_bytes: int = 0
     is_lasting: bool = True
     """Whether it may be cached: every query of the gold was `is_repeatable`."""
+
+    @property
+    def is_telling(self) -> bool:
+        return any(copy.is_telling for copy in self.copies)
 
 
 def is_same_query(sql: str, other_sql: str, schema: Schema) -> bool:
@@ -71,62 +95,171 @@ def is_same_query(sql: str, other_sql: str, schema: Schema) -> bool:
     return parsed is not None and parsed == parse_sql(other_sql, schema)
 
 
-def is_copied(sql: str, history: Sequence[tuple[str, str]], gold_sql: str, schema: Schema) -> bool:
-    """Whether the answer is an earlier turn's query, while this turn's gold is another one."""
-    copied = any(is_same_query(sql, earlier, schema) for _, earlier in history)
-    return copied and not is_same_query(sql, gold_sql, schema)
+def has_same_program(sql: str, other_sql: str, db_path: Path, config: QueryConfig) -> bool:
+    """Whether SQLite compiles both texts to the same steps: aliases, redundant brackets and quotes
+    change nothing there. Then they return the same rows, whatever the tables hold."""
+    one, other = (run_query(db_path, f"EXPLAIN {text}", config) for text in (sql, other_sql))
+    return one.is_ok and other.is_ok and one.rows == other.rows
 
 
-def evidence(sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Evidence:
-    """Try an answer on the gold's copies. NONE where the gold has no rows on the database, or no copy can tell."""
-    if is_same_query(sql, gold_sql, schema):
+class Copied(Enum):
+    """What an answer has of an earlier turn's query, where this turn's gold is another one."""
+
+    NO = "no"
+    STRUCTURE = "structure"
+    """All but the literals, as exact match compares. An honest answer may look like that, too: then
+    its literals are those that this turn asks for."""
+    QUERY = "query"
+    """All of it, but for DISTINCT, the order of columns, and a SELECT around it."""
+
+
+def copied_from_history(
+    sql: str, history: Sequence[tuple[str, str]], gold_sql: str, schema: Schema
+) -> Copied:
+    """Compare an answer with the (question, SQL) pairs of earlier turns."""
+    forms = {sql, _unwrapped(sql)}
+    if any(_means_same(form, gold_sql, schema) for form in forms):
+        return Copied.NO
+    found = Copied.NO
+    for _, earlier in history:
+        if _means_same(earlier, gold_sql, schema):
+            continue  # the question asks for the same again
+        for form in forms:
+            if _folded(form) == _folded(earlier):
+                return Copied.QUERY
+            if exact_match(form, earlier, schema, is_official=False):
+                if _literals(form) == _literals(earlier):
+                    return Copied.QUERY
+                found = Copied.STRUCTURE
+    return found
+
+
+def _means_same(sql: str, other_sql: str, schema: Schema) -> bool:
+    """Equal as exact match compares, and in their literals and DISTINCT."""
+    if _folded(sql) == _folded(other_sql):
+        return True
+    is_match = exact_match(
+        sql, other_sql, schema, compare_values=True, compare_distinct=True, is_official=False
+    )
+    return is_match and all(of(sql) == of(other_sql) for of in (_literals, _num_distinct))
+
+
+def _num_distinct(sql: str) -> int:
+    """How often the text says DISTINCT. Exact match does not see it behind SELECT."""
+    return len(re.findall(r"\bdistinct\b", without_quotes(sql), re.IGNORECASE))
+
+
+_LITERAL = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w.])\d+(?:\.\d+)?(?![\w.])""")
+_OPENING = re.compile(r"\s*select\s+(?:distinct\s+)?(?:\w+\.)?\*\s*from\s*\(", re.IGNORECASE)
+
+
+def _literals(sql: str) -> list[str]:
+    """The numbers and quoted texts, sorted; LIMIT's number is one of them."""
+    return sorted(literal.strip("'\"").lower() for literal in _LITERAL.findall(sql))
+
+
+def _unwrapped(sql: str) -> str:
+    """The query within any number of `SELECT * FROM (...)`."""
+    while opening := _OPENING.match(sql):
+        end = sql.rfind(")")
+        alias = sql[end + 1 :].strip("; \n\t").lower().split()
+        is_whole = not alias or alias[:-1] in ([], ["as"])
+        if end < opening.end() or not is_whole:
+            break
+        sql = sql[opening.end() : end]
+    return sql
+
+
+def evidence(
+    sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig
+) -> Evidence:
+    """Try an answer, which runs on the database, on the gold's copies."""
+    if _folded(sql) == _folded(gold_sql):
         return Evidence.AGREES
     trial = trial_of(gold_sql, schema, db_path, limits)
-    text = executed_text(official_prediction(sql))
+    is_telling, is_unknown = False, trial.is_unknown
     for copy in trial.copies:
-        result = run_query(copy.database, text, limits)
-        if result.status in (QueryStatus.TIMEOUT, QueryStatus.TOO_LARGE):
-            # The answer finished on the real database, so a limit on a copy does not show that it means something else.
-            return Evidence.NONE
-        if not result.is_ok or not results_agree(_distinct(result.rows), copy.gold_rows, copy.is_ordered):
+        result = run_query(copy.database, sql, limits)
+        if _cannot_tell(result):
+            is_unknown = True
+        elif not result.is_ok or not _agrees(result.rows, copy, sql, gold_sql):
             return Evidence.DIFFERS
-    return Evidence.AGREES if trial.is_telling else Evidence.NONE
+        else:
+            is_telling |= copy.is_telling
+    if is_telling or has_same_program(sql, gold_sql, db_path, limits):
+        return Evidence.AGREES
+    return Evidence.UNKNOWN if is_unknown else Evidence.NONE
+
+
+_MISSING = re.compile(r"no such (table|column|index|function|collation|module)|no query solution")
+
+
+def _cannot_tell(result: QueryResult) -> bool:
+    """The query ran on the database. If it needs more on a copy, or something that could not be
+    copied, then its failure there does not show that it means something else."""
+    if result.status in (QueryStatus.TIMEOUT, QueryStatus.TOO_LARGE):
+        return True
+    return result.status is QueryStatus.ERROR and bool(_MISSING.search(result.message))
+
+
+def _agrees(rows: Sequence[tuple], copy: _Copy, sql: str, gold_sql: str) -> bool:
+    """Whether an answer's rows on a copy are the gold's.
+
+    How often a row comes counts only if one of the two says SELECT DISTINCT: a join repeats what IN
+    does not.
+    """
+    gold, mirrored = copy.gold_rows, copy.mirrored_rows
+    if not (selects_distinct(sql) or selects_distinct(gold_sql)):
+        rows, gold, mirrored = map(_once, (rows, gold, mirrored))
+    if not rows_agree(rows, gold):
+        return False
+    if not is_ordered(gold_sql) or rows_agree(rows, gold, keeps_order=True):
+        return True
+    return agrees_but_for_ties(rows, gold, mirrored)
+
+
+def _once(rows: Sequence[tuple]) -> tuple[tuple, ...]:
+    """Each row once, at its first place."""
+    return tuple(dict.fromkeys(rounded(rows)))
 
 
 def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
     """Make the copies and run the gold on each, once for all answers to a turn.
 
-    A copy on which the gold's own rows depend on the order of the stored ones (a tie at LIMIT, a bare column beside
-    an aggregate) is not used; where only the order of its rows does, they count as a multiset. A database that cannot
-    be read gives no copies.
+    A copy on which the gold's own rows depend on the order of the stored ones (a tie at LIMIT, a
+    bare column beside an aggregate) is not used. A database that cannot be read gives no copies.
     """
     try:
         key = gold_sql, schema, content_hash(*file_version(db_path)), limits
         return _TRIALS.get(key, lambda _: _make_trial(gold_sql, schema, db_path, limits))
     except DatabaseFileError:
-        return Trial((), False)
+        return Trial((), is_unknown=True)
 
 
 def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
-    text = executed_text(gold_sql)
-    original = run_query(db_path, text, limits)
-    copies, is_telling, num_bytes, is_lasting = [], False, 0, original.is_repeatable
+    original = run_query(db_path, gold_sql, limits)
+    copies: list[_Copy] = []
+    is_unknown, num_bytes, is_lasting = False, 0, original.is_repeatable
     for seed in range(MAX_COPIES if original.is_ok else 0):
-        if seed >= NUM_COPIES and (is_telling or original.is_empty):
+        if seed >= NUM_COPIES and any(copy.is_telling for copy in copies):
             break
-        tables = altered(db_path, gold_sql, schema, seed)
-        copy = memory_copy(tables)
-        result, mirrored = (run_query(memory, text, limits) for memory in (copy, memory_copy(reversed_rows(tables))))
+        content = altered(db_path, gold_sql, schema, seed)
+        if not content.tables:
+            is_unknown = True
+            break
+        copy = memory_copy(content)
+        result, mirrored = (
+            run_query(one, gold_sql, limits) for one in (copy, replace(copy, is_reversed=True))
+        )
         is_lasting &= result.is_repeatable and mirrored.is_repeatable
-        order = stable_order(result.rows, mirrored.rows, text) if result.is_ok and mirrored.is_ok else None
-        if order is None:
-            continue
-        rows = _distinct(result.rows)
-        copies.append(_Copy(copy, rows, order))
-        num_bytes += len(copy.packed) + result.num_bytes
-        is_same = results_agree(rows, _distinct(original.rows), False)
-        is_telling |= not (original.is_empty or result.is_empty or is_same)
-    return Trial(tuple(copies), is_telling, num_bytes, is_lasting)
+        if not (result.is_ok and mirrored.is_ok):
+            is_unknown = True
+        elif stable_order(result.rows, mirrored.rows, gold_sql) is not None:
+            is_same = rows_agree(_once(result.rows), _once(original.rows))
+            is_telling = not (result.is_empty or is_same)
+            copies.append(_Copy(copy, result.rows, mirrored.rows, is_telling))
+            num_bytes += len(copy.packed) + result.num_bytes + mirrored.num_bytes
+    return Trial(tuple(copies), is_unknown, num_bytes, is_lasting)
 
 
 _TRIALS: SharedCache[Trial] = SharedCache(
@@ -136,29 +269,11 @@ _TRIALS: SharedCache[Trial] = SharedCache(
 )
 
 
-def stable_order(rows: Sequence[tuple], mirrored: Sequence[tuple], gold_text: str) -> bool | None:
-    """Whether the gold fixes the order of its rows; None if not even which rows it returns."""
-    rows, mirrored = _rounded(rows), _rounded(mirrored)
-    is_ordered = "order by" in gold_text.lower()
-    if results_agree(mirrored, rows, is_ordered):
-        return is_ordered
-    return False if results_agree(mirrored, rows, False) else None
-
-
-def _rounded(rows: Sequence[tuple]) -> tuple[tuple, ...]:
-    """Floats without the digits that depend on the order of a sum."""
-    return tuple(tuple(_round(cell) if isinstance(cell, float) else cell for cell in row) for row in rows)
-
-
-def _distinct(rows: Sequence[tuple]) -> tuple[tuple, ...]:
-    """Each row once: a join repeats what IN does not, and the official verdict disregards DISTINCT."""
-    return tuple(dict.fromkeys(_rounded(rows)))
-
-
-def _round(number: float) -> float:
-    return float(f"{number:.{NUM_DIGITS}g}") if math.isfinite(number) else number
+_PIECE = re.compile(rf"(?P<quoted>{QUOTED}) | [^'\"`\[/-]++ | .", re.VERBOSE | re.DOTALL)
 
 
 def _folded(sql: str) -> str:
-    return " ".join(sql.lower().split()).rstrip("; ")
-
+    """The text in lower case with single blanks, but for what is quoted."""
+    pieces = (m[0] if m["quoted"] else m[0].lower() for m in _PIECE.finditer(sql.strip()))
+    words = (piece if piece[0] in "'\"`[" else re.sub(r"\s+", " ", piece) for piece in pieces)
+    return "".join(words).rstrip("; ")

@@ -70,13 +70,16 @@ def exact_match(
     *,
     compare_values: bool = False,
     compare_distinct: bool = False,
+    is_official: bool = True,
 ) -> bool:
     """Whether the clauses are equal as sets. False where either text does not parse.
 
     Values and DISTINCT are disregarded, as the official program does unless its source is changed.
+    is_official: make the official change to the prediction first (`official_prediction`).
     """
     names = names_of(schema)
-    pred = _prepared(official_prediction(pred_sql), names, compare_values, compare_distinct)
+    pred_text = official_prediction(pred_sql) if is_official else pred_sql
+    pred = _prepared(pred_text, names, compare_values, compare_distinct)
     gold = _prepared(gold_sql, names, compare_values, compare_distinct)
     return (
         pred is not None and gold is not None and (pred == gold or _is_equal(gold, pred, _parts(gold, pred)))

@@ -56,6 +56,7 @@ from pathlib import Path
 
 from mtsql.sql.cache import SharedCache
 from mtsql.sql.meter import WorkMeter
+from mtsql.sql.runnable import runnable
 from mtsql.sql.worker_pool import the_pool
 from mtsql.sql.worker_process import DeadlinePassed, WorkerDied
 
@@ -160,17 +161,18 @@ class QueryResult:
 class MemoryCopy:
     """A small database that a worker builds in its memory. There is no file that could get lost.
 
-    packed: a marshalled list of (CREATE statement, INSERT statement, rows). digest: of `packed`.
+    packed: a marshalled list of (statement, rows), as `tables.written` makes it. digest: of
+    `packed`. is_reversed: the rows of each table are stored in the opposite order.
     """
 
     digest: bytes
     packed: bytes = field(compare=False, repr=False)
+    is_reversed: bool = False
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """The database of a file with the rows of each table stored in the opposite order, without keys
-    or indexes.
+    """The database of a file with the rows of each table stored in the opposite order.
 
     A worker builds it in its memory. If it does not fit there, each query on it is TOO_LARGE.
     """
@@ -189,8 +191,8 @@ class DatabaseFileError(Exception):
 def run_query(
     source: Source, sql: str, config: QueryConfig = QueryConfig(), meter: WorkMeter | None = None
 ) -> QueryResult:
-    """Run one query, or return its cached result. Nothing that the SQL or the file does raises an
-    exception: the status says what happened.
+    """Run one query as `runnable` writes it, or return its cached result. Nothing that the SQL or
+    the file does raises an exception: the status says what happened.
 
     `meter` counts the query's ticks while it runs, or all of them at once if its result was cached.
     """
@@ -200,6 +202,7 @@ def run_query(
             return QueryResult(QueryStatus.TOO_LARGE, message=message)
         if "\0" in sql:
             return QueryResult(QueryStatus.ERROR, message="the query contains a null character")
+        sql = runnable(sql)
         content, request = _source(source)
         is_urgent = meter is not None  # a row of a rollout waits for it
         return _RESULTS.get(
@@ -218,9 +221,11 @@ def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple]]]:
     return _read("schema", db_path)
 
 
-def read_tables(db_path: Path, max_rows: int, max_value_bytes: int, max_bytes: int) -> list[tuple]:
-    """(name, (column, declared type) pairs, rows) of each table that can be read, within bounds
-    (`tables.read_tables`).
+def read_tables(
+    db_path: Path, max_rows: int, max_value_bytes: int, max_bytes: int
+) -> tuple[list[tuple], list[str]]:
+    """(name, CREATE statement, columns, rows) of each table that can be read, within bounds, and
+    the CREATE statements of indexes and views (`tables.read_tables`).
 
     Raises DatabaseFileError.
     """
@@ -241,8 +246,11 @@ def sandbox_counts() -> dict[str, int]:
 def _source(source: Source) -> tuple[tuple, tuple]:
     """-> (the key of the content, the source as the worker expects it)."""
     if isinstance(source, MemoryCopy):
-        return ("copy", source.digest), ("copy", source.digest, source.packed)
-    kind, path = ("reversed", source.db_path) if isinstance(source, Mirror) else ("file", source)
+        kind = "reversed copy" if source.is_reversed else "copy"
+        return (kind, source.digest), (kind, source.digest, source.packed)
+    kind, path = (
+        ("reversed file", source.db_path) if isinstance(source, Mirror) else ("file", source)
+    )
     path, version = file_version(path)
     return (kind, content_hash(path, version)), (kind, (path, version), Path(path).as_uri())
 
@@ -285,7 +293,7 @@ def _run(
         _COUNTS["deadline"] += 1
         _LOGGER.warning(
             "a query on %s was stopped after %g s, before it had used its budget of steps: %.200r",
-            request[2] if request[0] != "copy" else "a copy",
+            "a copy" if request[0].endswith("copy") else request[2],
             config.timeout_secs,
             sql,
         )
@@ -303,7 +311,7 @@ def _run(
 
 def _has_changed(request: tuple) -> bool:
     """Whether the file is another one than the request names: whose rows came back is not known."""
-    if request[0] == "copy":
+    if request[0].endswith("copy"):
         return False
     path, version = request[1]
     try:
@@ -312,7 +320,7 @@ def _has_changed(request: tuple) -> bool:
         return True
 
 
-def _read(name: str, db_path: Path, *arguments: object) -> list:
+def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
     path, _ = file_version(db_path)
     try:
         found = the_pool().call(

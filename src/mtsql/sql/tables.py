@@ -1,29 +1,26 @@
-"""Read a database's schema and rows, and write rows as SQL. Runs in a SQL worker; no model's SQL
-is involved."""
+"""Read a database's schema and rows, and write them as the statements of a copy. Runs in a SQL
+worker; no model's SQL is involved."""
 
+import re
 import sqlite3
 
-from mtsql.sql.connection import UNREADABLE, is_out_of_memory, row_bytes
+from mtsql.sql.connection import UNREADABLE, decode, is_out_of_memory, row_bytes
 
 _TABLE_NAMES = """SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')
                   AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid"""
 # hidden 1 marks columns of virtual tables that `SELECT *` does not show.
 _COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
+# hidden 2 and 3 mark generated columns, which no INSERT may name.
+_STORED_COLUMNS = "SELECT name, hidden FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
 # SQLite numbers foreign keys from the last one declared.
 _FOREIGN_KEYS = (
     'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq'
 )
+_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE sql NOT NULL ORDER BY rowid"
 
 
 def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-# Words that would not be part of the type in a CREATE TABLE.
-_CONSTRAINTS = frozenset(
-    "ALWAYS AS AUTOINCREMENT CHECK COLLATE CONSTRAINT DEFAULT FOREIGN GENERATED KEY NOT NULL ON"
-    " PRIMARY REFERENCES UNIQUE".split()
-)
 
 
 def read_tables(
@@ -31,30 +28,41 @@ def read_tables(
     max_rows: int = -1,
     max_value_bytes: int = 2**30,
     max_bytes: int = 2**40,
-) -> list[tuple[str, list[tuple[str, str]], list[tuple]]]:
-    """-> (name, (column, declared type) pairs, rows) of every ordinary table.
+) -> tuple[list[tuple[str, str, list[str], list[tuple]]], list[str]]:
+    """-> (name, CREATE statement, columns, rows) of every ordinary table, and the CREATE statements
+    of indexes and views.
 
+    Columns are those that are stored: SQLite computes generated ones again.
     max_rows: of each table. max_value_bytes: longer values are cut.
     max_bytes: of all rows as Python objects. Each table gets an equal share; its further rows are
     left out. Virtual tables, and tables that SQLite cannot read (a damaged page, a name that is not
     UTF-8), are left out.
     """
-    found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")
     plain = {
         row[1]
         for row in connection.execute("PRAGMA table_list")
         if row[0] == "main" and row[2] != "virtual"
     }
-    names = [name for (name,) in found if name in plain and not name.lower().startswith("sqlite_")]
+    creates, others = [], []
+    for kind, name, sql in _objects(connection):
+        if kind == "table" and name in plain and not name.lower().startswith("sqlite_"):
+            creates.append((name, sql))
+        elif kind in ("index", "view"):
+            others.append(sql)
     tables = []
-    for name in names:
+    for name, create in creates:
         try:
-            columns = [(column, kind) for column, kind, _ in connection.execute(_COLUMNS, (name,))]
+            found = connection.execute(_STORED_COLUMNS, (name,)).fetchall()
+            columns = [column for column, hidden in found if not hidden]
+            # A quoted name that is no column would be a text, so columns are named only if need be.
+            picked = "*" if len(columns) == len(found) else ", ".join(map(quoted, columns))
             rows, num_bytes = [], 0
-            for row in connection.execute(f"SELECT * FROM {quoted(name)} LIMIT ?", (max_rows,)):
+            for row in connection.execute(
+                f"SELECT {picked} FROM {quoted(name)} LIMIT ?", (max_rows,)
+            ):
                 row = tuple(c[:max_value_bytes] if isinstance(c, (str, bytes)) else c for c in row)
                 num_bytes += row_bytes(row)
-                if num_bytes > max_bytes // len(names):
+                if num_bytes > max_bytes // len(creates):
                     break
                 rows.append(row)
         except UNREADABLE as error:
@@ -62,38 +70,65 @@ def read_tables(
                 raise
             continue
         if columns:
-            tables.append((name, columns, rows))
-    return tables
+            tables.append((name, create, columns, rows))
+    return tables, others
+
+
+def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """-> (type, name, CREATE statement) of all whose name and statement are UTF-8."""
+    connection.text_factory = bytes
+    try:
+        rows = connection.execute(_OBJECTS).fetchall()
+    finally:
+        connection.text_factory = decode
+    found = []
+    for row in rows:
+        try:
+            found.append(tuple(cell.decode() for cell in row))
+        except (UnicodeDecodeError, AttributeError):  # a damaged schema holds any type
+            continue
+    return found
+
+
+_ROW_ORDER = re.compile(
+    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | \[[^\]]*\] | --[^\n]* | /\*.*?\*/
+        | \b(?P<kind>integer)\b
+        | (?P<rule>\bautoincrement\b | ,\s*without\s+rowid\b | \bwithout\s+rowid\b\s*,?)""",
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
+
+
+def _without_row_order(create: str) -> str:
+    """The same table, but SQLite stores its rows in the order of their insertion.
+
+    INTEGER PRIMARY KEY and WITHOUT ROWID store rows by their key. INT is INTEGER without that.
+    """
+    return _ROW_ORDER.sub(
+        lambda m: "INT" if m["kind"] else "" if m["rule"] else m[0],
+        create,
+    )
 
 
 def written(
-    tables: list[tuple[str, list[tuple[str, str]], list[tuple]]],
-) -> list[tuple[str, str, list[tuple]]]:
-    """Turn what `read_tables` returns into what `open_memory` takes: no keys, no indexes, the
-    same order of rows."""
-    out = []
-    for name, columns, rows in tables:
-        declared = ", ".join(f"{quoted(column)} {_declared(kind)}" for column, kind in columns)
-        marks = ", ".join("?" * len(columns))
-        out.append(
-            (
-                f"CREATE TABLE {quoted(name)} ({declared})",
-                f"INSERT INTO {quoted(name)} VALUES ({marks})",
-                rows,
-            )
-        )
-    return out
+    tables: list[tuple[str, str, list[str], list[tuple]]],
+    others: list[str],
+    is_reversed: bool = False,
+) -> list[tuple[str, list[tuple] | None]]:
+    """Turn what `read_tables` returns into what `open_memory` takes: statements with their rows.
 
-
-def _declared(kind: str) -> str:
-    """A declared type for a CREATE TABLE: unchanged if it is plain, quoted if it contains
-    unusual characters."""
-    words, bracket, sizes = kind.partition("(")
-    is_plain = words.replace(" ", "").replace("_", "").isalnum() or not kind
-    is_plain &= not _CONSTRAINTS.intersection(words.upper().split())
-    if bracket:
-        is_plain &= sizes.endswith(")") and sizes[:-1].replace(",", "").replace(" ", "").isdigit()
-    return kind if is_plain else quoted(kind)
+    is_reversed: the rows of each table are stored in the opposite order.
+    """
+    # Unique indexes reject rows, so they come first. Others are built faster over whole tables.
+    is_unique = {sql: sql.split(None, 2)[1].upper() == "UNIQUE" for sql in others if sql.strip()}
+    steps: list[tuple[str, list[tuple] | None]] = []
+    for _, create, _, _ in tables:
+        steps.append((_without_row_order(create) if is_reversed else create, None))
+    steps += [(sql, None) for sql in others if is_unique.get(sql)]
+    for name, _, columns, rows in tables:
+        names, marks = ", ".join(map(quoted, columns)), ", ".join("?" * len(columns))
+        insert = f"INSERT OR IGNORE INTO {quoted(name)} ({names}) VALUES ({marks})"
+        steps.append((insert, rows[::-1] if is_reversed else rows))
+    return steps + [(sql, None) for sql in others if not is_unique.get(sql, True)]
 
 
 def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], list[tuple]]]:

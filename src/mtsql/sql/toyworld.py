@@ -6,6 +6,7 @@ public data sets, so nothing else knows that it is a toy, and a demonstrations.j
 {"turn_id", "steps": [{"think", "exec_verdict", "memory_verdict", "action", "sql"}]} without any protocol tag.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -15,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
+from mtsql.sql import toydialogues, toydomains
 from mtsql.sql.toydialogues import MAX_ROWS, Domain, demonstrate, first_turn, follow_up, to_sql
 from mtsql.sql.toydomains import CATEGORIES, DEV_DOMAINS, FIRST, LAST, NUMBERS, TRAIN_DOMAINS
 
-VERSION = 2
+SOURCES = (__file__, toydialogues.__file__, toydomains.__file__)
+"""The code that decides what the world looks like."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,25 @@ class ToySize:
 
 
 def write_toy_world(folder: Path, seed: int = 0, size: ToySize = ToySize()) -> None:
-    """Write the world for `seed` to `folder`: tables.json, train.json, dev_seen.json, dev.json, demonstrations.jsonl
-    and database/. A folder that already holds this world is left alone; one that holds anything else is a ValueError.
+    """Write the world for `seed` to `folder`: tables.json, train.json, dev_seen.json, dev.json,
+    demonstrations.jsonl and database/. Its stamp, toyworld.json, says what it was made from.
+
+    A folder that already holds this very world is left alone. ValueError for one that holds anything
+    else: a world of another seed or size, or one that other code wrote.
     """
     folder = Path(folder)
-    stamp = {"version": VERSION, "seed": seed, **asdict(size)}
+    sources = b"".join(Path(source).read_bytes() for source in SOURCES)
+    made_from = {"seed": seed, **asdict(size)}
+    stamp = {"code": hashlib.blake2b(sources, digest_size=6).hexdigest(), **made_from}
     if folder.exists():
-        found = folder / "toyworld.json"
-        if found.is_file() and json.loads(found.read_text()) == stamp:
+        found = _read_stamp(folder)
+        if found == stamp:
             return
-        raise ValueError(f"{folder} exists and holds another world: remove it, or set data.toy_folder to a new folder")
+        is_stale = made_from.items() <= found.items()
+        what = "this world as other code wrote it" if is_stale else "another world"
+        raise ValueError(
+            f"{folder} exists and holds {what}: remove it, or set data.toy_folder to a new folder"
+        )
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -81,6 +93,15 @@ def write_toy_world(folder: Path, seed: int = 0, size: ToySize = ToySize()) -> N
     (partial / "demonstrations.jsonl").write_text(lines, encoding="utf-8")
     _write_json(partial / "toyworld.json", stamp)
     os.replace(partial, folder)
+
+
+def _read_stamp(folder: Path) -> dict:
+    """What a world was made from; nothing if the folder holds no world."""
+    try:
+        stamp = json.loads((folder / "toyworld.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def _write_json(file: Path, value: object) -> None:

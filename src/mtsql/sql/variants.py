@@ -1,128 +1,163 @@
-"""Small altered copies of a database, on which a query that agreed with the gold by accident disagrees.
+"""Small altered copies of a database, on which a query that agreed with the gold by accident
+disagrees.
 
-The idea is that of distilled test suites (Zhong, Yu and Klein, EMNLP 2020), made cheap: a sample of the rows that
-keeps foreign keys whole; then rows are dropped (with the rows that refer to them), values change places within their
-column, and the gold's literals and values next to them are planted in the columns it compares them with. Keys keep
-their values and unique columns stay unique, so a query that is equivalent to the gold because of keys stays so.
-A copy has no index and no key of its own, so that the order of its rows is ours to choose.
+The idea is that of distilled test suites (Zhong, Yu and Klein, EMNLP 2020), made cheap: a sample of
+the rows that keeps foreign keys whole; then rows are dropped (with the rows that refer to them),
+values change places within their column, some cells and rows get new values (new_values.py), and
+the gold's literals and values next to them are planted in the columns it compares them with. Keys
+keep their values and unique columns stay unique, so a query that is equivalent to the gold because
+of keys stays so. A copy has the file's own tables, keys, indexes and views.
 """
 
-import hashlib
-import logging
-import marshal
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from sys import getsizeof
 
-from mtsql.sql.cache import SharedCache
+from mtsql.sql.content import Content, Link, TableRows, content_of
+from mtsql.sql.new_values import new_rows, renew_cells
 from mtsql.sql.parse import ColumnName, ColumnUse, Condition, Query, parse_sql
-from mtsql.sql.sandbox import DatabaseFileError, MemoryCopy, content_hash, file_version, read_tables
 from mtsql.sql.schema import Schema, fold
-from mtsql.sql.tables import written
-from mtsql.sql.worker import MARSHAL_VERSION
 
-MAX_READ_ROWS = 5000
 MAX_ROWS = 200
+"""Rows of a table that are sampled, before the rows they refer to join them."""
 BLOCK_ROWS = 25
-"""Rows of a table that are looked at; that are sampled, before the rows they refer to join them; side by side."""
-MAX_CELL_BYTES = 2000
-"""A longer text or blob is cut."""
-MAX_READ_BYTES = 32 * 2**20
-"""What is read of one database, counted as Python objects."""
-MAX_CACHED_BYTES = 128 * 2**20
-"""All databases together that stay in memory for later copies."""
-_LOGGER = logging.getLogger(__name__)
+"""Rows of a sample that stand side by side."""
 SHARES = (0.15, 0.4, 0.6)
 """Of the rows that are dropped, in turn."""
 
 
 @dataclass(frozen=True)
-class TableRows:
-    """A table's name, its columns with their declared types, and rows."""
+class _Pattern:
+    """A LIKE pattern with a % in it, without its quotes."""
 
-    name: str
-    columns: tuple[tuple[str, str], ...]
-    rows: tuple[tuple, ...]
+    text: str
 
-
-def tables_of(db_path: Path) -> tuple[TableRows, ...]:
-    """Every ordinary table of a database file: at most `MAX_READ_ROWS` rows of it and its share of `MAX_READ_BYTES`,
-    longer values cut, and without the tables that cannot be read; none if the file cannot be read in time. Raises
-    DatabaseFileError if the file is missing or is not a file."""
-    path, version = file_version(db_path)
-    return _TABLES.get(content_hash(path, version), lambda _: _read(db_path))
+    def examples(self, column: Sequence[object]) -> list[str]:
+        """Texts that match. A date or a number must be one of the column's own, since other texts
+        around it would make it no date."""
+        bare = self.text.replace("%", "")
+        if any(map(str.isalpha, bare)):
+            return [bare, self.text.replace("%", "x")]
+        return [v for v in column if isinstance(v, str) and bare in v][:3] or [bare]
 
 
-def _read(db_path: Path) -> tuple[TableRows, ...]:
-    try:
-        found = read_tables(db_path, MAX_READ_ROWS, MAX_CELL_BYTES, MAX_READ_BYTES)
-    except DatabaseFileError as error:
-        _LOGGER.warning("the guard has no evidence for a database, because its tables cannot be read: %s", error)
-        found = []
-    return tuple(TableRows(name, tuple(columns), tuple(rows)) for name, columns, rows in found)
-
-
-def memory_copy(tables: Sequence[TableRows]) -> MemoryCopy:
-    """The tables as a database that workers build in memory, in this order of rows; no keys, no indexes."""
-    packed = marshal.dumps(written([(t.name, t.columns, t.rows) for t in tables]), MARSHAL_VERSION)
-    return MemoryCopy(hashlib.blake2b(packed, digest_size=16).digest(), packed)
-
-
-def reversed_rows(tables: Sequence[TableRows]) -> list[TableRows]:
-    """The same content in the opposite order: what a query returns from both does not depend on the order."""
-    return [TableRows(table.name, table.columns, table.rows[::-1]) for table in tables]
-
-
-def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> list[TableRows]:
-    """The tables of one altered copy. The same for the same arguments and file, on every machine."""
+def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> Content:
+    """One altered copy. The same for the same arguments and file, on every machine."""
+    content = content_of(db_path)
     gold = parse_sql(gold_sql, schema)
-    literals = sorted(set(_literals(gold)), key=repr) if gold else []
-    tables = _sampled(tables_of(db_path), schema, literals)
+    examples = _examples(content, sorted(set(_literals(gold)), key=repr) if gold else [])
+    links = _links(content, schema)
+    tables = _sampled(content.tables, links, examples)
     rng = random.Random(f"{seed}/{gold_sql}")
-    rows = _dropped(tables, schema, rng, share=SHARES[seed % len(SHARES)])
-    keys = _keys(schema)
+    rows = _dropped(tables, links, rng, share=SHARES[seed % len(SHARES)])
+    fixed = _fixed(schema, links)
+    referring = {(table, place) for table, place, _, _ in links}
+    foreign = {(fold(table), fold(column)) for (table, column), _ in schema.foreign_keys}
     changed = []
     for table in tables:
         name = fold(table.name)
         columns = [list(column) for column in zip(*rows[name], strict=True)]
         planted = {}
-        for place, (column, _) in enumerate(table.columns if columns else ()):
-            if (name, fold(column)) in keys:
+        for place, column in enumerate(table.columns if columns else ()):
+            if (name, fold(column)) in fixed:
                 continue
             if rng.random() < 0.5:
                 rng.shuffle(columns[place])
-            values = [value for key, value in literals if key == ColumnName(table.name.lower(), column.lower())]
-            if values:
-                planted[place] = values
+            is_open = (name, fold(column)) not in foreign and place not in table.checked
+            if rng.random() < 0.5 and is_open and (name, place) not in referring:
+                renew_cells(columns[place], place in content.unique[name], rng)
+            if place in examples[name] and is_open:
+                planted[place] = examples[name][place]
         _plant(columns, planted, rng)
-        changed.append(TableRows(table.name, table.columns, tuple(zip(*columns, strict=True))))
-    return changed
+        changed.append(replace(table, rows=tuple(zip(*columns, strict=True))))
+    return Content(_with_new_rows(changed, content.unique, links, schema, rng), content.others)
 
 
-def _keys(schema: Schema) -> set[tuple[str, str]]:
-    """(table, column) of all primary and foreign keys, lower-cased."""
-    primary = {(table.name, column) for table in schema.tables for column in table.primary_key}
-    return {(fold(table), fold(column)) for table, column in primary.union(*schema.foreign_keys)}
+def _with_new_rows(
+    tables: Sequence[TableRows],
+    unique: dict[str, frozenset[int]],
+    links: Sequence[Link],
+    schema: Schema,
+    rng: random.Random,
+) -> tuple[TableRows, ...]:
+    """The tables with some rows more, at any place. Referred tables come first, so that new rows
+    can refer to new keys."""
+    parents = {fold(table.name): set() for table in tables}
+    for table, _, parent, _ in links:
+        parents[table] |= {parent} - {table}
+    primary = {fold(table.name): [fold(c) for c in table.primary_key] for table in schema.tables}
+    by_name = {fold(table.name): table for table in tables}
+    new_keys: dict[tuple[str, int], list] = {}
+    done: dict[str, TableRows] = {}
+    while len(done) < len(by_name):
+        waiting = [name for name in by_name if name not in done]
+        name = next((n for n in waiting if parents[n] <= done.keys()), waiting[0])  # a cycle: any
+        table = by_name[name]
+        places = {fold(column): place for place, column in enumerate(table.columns)}
+        key = tuple(places[column] for column in primary.get(name, ()) if column in places)
+        own = [link for link in links if link[0] == name]
+        references = {place: new_keys.get((parent, at), []) for _, place, parent, at in own}
+        own_keys = frozenset(key[:1] if not references.keys() & set(key) else ())
+        added = new_rows(table.rows, own_keys, unique[name], references, key, table.checked, rng)
+        for place in range(len(table.columns)):
+            new_keys[name, place] = [row[place] for row in added]
+        rows = list(table.rows)
+        for row in added:
+            rows.insert(rng.randint(0, len(rows)), row)
+        done[name] = replace(table, rows=tuple(rows))
+    return tuple(done[fold(table.name)] for table in tables)
 
 
-def _links(tables: Sequence[TableRows], schema: Schema) -> list[tuple[str, int, str, int]]:
-    """Foreign keys as (referring table, place of its column, referred table, place of its column)."""
-    places = {fold(t.name): {fold(name): i for i, (name, _) in enumerate(t.columns)} for t in tables}
+def _examples(content: Content, literals: Iterable[tuple[ColumnName, object]]) -> dict[str, dict]:
+    """Folded table name -> place of a column -> values that meet the gold's comparisons with it."""
+    found: dict[str, dict[int, list]] = {fold(table.name): {} for table in content.tables}
+    for table in content.tables:
+        for place, column in enumerate(table.columns):
+            name = ColumnName(table.name.lower(), column.lower())
+            for key, literal in literals:
+                if key != name:
+                    continue
+                values = [literal]
+                if isinstance(literal, _Pattern):
+                    values = literal.examples([row[place] for row in table.rows])
+                found[fold(table.name)].setdefault(place, []).extend(values)
+    return found
+
+
+def _fixed(schema: Schema, links: Sequence[Link]) -> set[tuple[str, str]]:
+    """(table, column), folded, of the keys whose values stay where they are: primary keys, referred
+    columns, and foreign keys of several columns. The values of any other foreign key may change
+    places: each still refers to a row."""
+    fixed = {(fold(table.name), fold(c)) for table in schema.tables for c in table.primary_key}
+    pairs = Counter((table, parent) for table, _, parent, _ in links)
+    for (table, column), (parent, key) in schema.foreign_keys:
+        fixed.add((fold(parent), fold(key)))
+        if pairs[fold(table), fold(parent)] > 1 or fold(table) == fold(parent):
+            fixed.add((fold(table), fold(column)))
+    return fixed
+
+
+def _links(content: Content, schema: Schema) -> list[Link]:
+    """The foreign keys of the schema, and what the data show beside them."""
+    places = {
+        fold(t.name): {fold(name): i for i, name in enumerate(t.columns)} for t in content.tables
+    }
     links = []
     for (table, column), (parent, key) in schema.foreign_keys:
         at, parent_at = places.get(fold(table), {}), places.get(fold(parent), {})
         if fold(column) in at and fold(key) in parent_at:
             links.append((fold(table), at[fold(column)], fold(parent), parent_at[fold(key)]))
-    return links
+    declared = {link[:2] for link in links} | {link[2:] for link in links}
+    return links + [link for link in content.likely_links if link[:2] not in declared]
 
 
 def _sampled(
-    tables: Sequence[TableRows], schema: Schema, literals: Sequence[tuple[ColumnName, object]]
+    tables: Sequence[TableRows], links: Sequence[Link], examples: dict[str, dict]
 ) -> list[TableRows]:
-    """Some rows of each table that hold one of the literals, blocks of others, and all rows these refer to.
+    """Some rows of each table that hold one of the literals, blocks of others, and all rows these
+    refer to.
 
     Blocks, because rows that belong to one group often stand side by side.
     """
@@ -130,14 +165,18 @@ def _sampled(
     for table in tables:
         name, num_rows = fold(table.name), len(table.rows)
         blocks = range(0, num_rows, max(BLOCK_ROWS, num_rows * BLOCK_ROWS // MAX_ROWS))
-        kept[name] = {i for start in blocks for i in range(start, min(start + BLOCK_ROWS, num_rows))}
-        for place, (column, _) in enumerate(table.columns):
-            wanted = {str(value) for key, value in literals if key == ColumnName(table.name.lower(), column.lower())}
-            found = [i for i, row in enumerate(table.rows) if str(row[place]) in wanted] if wanted else []
+        kept[name] = {
+            i for start in blocks for i in range(start, min(start + BLOCK_ROWS, num_rows))
+        }
+        for place, values in examples[name].items():
+            wanted = set(map(str, values))
+            found = [i for i, row in enumerate(table.rows) if str(row[place]) in wanted]
             kept[name].update(found[:BLOCK_ROWS])
-    links = _links(tables, schema)
     links_of = _grouped(links, lambda link: link[0])
-    index = {(parent, key): {_key(row[key]): i for i, row in enumerate(rows[parent])} for _, _, parent, key in links}
+    index = {
+        (parent, key): {_key(row[key]): i for i, row in enumerate(rows[parent])}
+        for _, _, parent, key in links
+    }
     unvisited = [(table, i) for table, found in kept.items() for i in found]
     while unvisited:
         table, i = unvisited.pop()
@@ -146,33 +185,40 @@ def _sampled(
             if wanted is not None and wanted not in kept[parent]:
                 kept[parent].add(wanted)
                 unvisited.append((parent, wanted))
-    return [TableRows(t.name, t.columns, tuple(t.rows[i] for i in sorted(kept[fold(t.name)]))) for t in tables]
+    return [replace(t, rows=tuple(t.rows[i] for i in sorted(kept[fold(t.name)]))) for t in tables]
 
 
 def _dropped(
-    tables: Sequence[TableRows], schema: Schema, rng: random.Random, share: float
+    tables: Sequence[TableRows], links: Sequence[Link], rng: random.Random, share: float
 ) -> dict[str, list[tuple]]:
     """A random share of each table's rows is gone, and with a row those that refer to it.
 
     Where that empties a table, less is dropped: an empty one makes an outer join out of every join.
     """
     before = {fold(table.name): list(table.rows) for table in tables}
-    links = _links(tables, schema)
     for share in (share, share / 2, share / 4, 0.0):
-        is_kept = {name: [rng.random() >= share for _ in all_rows] for name, all_rows in before.items()}
+        is_kept = {
+            name: [rng.random() >= share for _ in all_rows] for name, all_rows in before.items()
+        }
         _drop_referring(before, is_kept, links)
-        rows = {name: [row for row, kept in zip(before[name], is_kept[name], strict=True) if kept] for name in before}
+        rows = {
+            name: [row for row, kept in zip(before[name], is_kept[name], strict=True) if kept]
+            for name in before
+        }
         if all(rows[name] or not before[name] for name in rows):
             break
     return rows
 
 
 def _drop_referring(
-    rows: dict[str, list[tuple]], is_kept: dict[str, list[bool]], links: list[tuple[str, int, str, int]]
+    rows: dict[str, list[tuple]], is_kept: dict[str, list[bool]], links: Sequence[Link]
 ) -> None:
-    """Take away the rows whose referred rows are all gone, then those that referred to them, and so on."""
+    """Take away the rows whose referred rows are all gone, then those that referred to them, and so
+    on."""
     keys_of = _grouped(sorted({(parent, key) for _, _, parent, key in links}), lambda pair: pair[0])
-    referring: dict[tuple, list[tuple[str, int]]] = {}  # (table, column, key) -> rows that refer to it
+    referring: dict[
+        tuple, list[tuple[str, int]]
+    ] = {}  # (table, column, key) -> rows that refer to it
     for table, column, parent, key in links:
         for i, row in enumerate(rows[table]):
             referring.setdefault((parent, key, _key(row[column])), []).append((table, i))
@@ -205,7 +251,7 @@ def _key(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _literals(query: Query) -> Iterator[tuple[ColumnName, float | int | str]]:
+def _literals(query: Query) -> Iterator[tuple[ColumnName, float | int | str | _Pattern]]:
     """(column, literal) of every comparison, in all nested queries and arms too."""
     for conditions in (query.on, query.where, query.having):
         for condition in conditions:
@@ -214,26 +260,40 @@ def _literals(query: Query) -> Iterator[tuple[ColumnName, float | int | str]]:
                 for value in (condition.value, condition.high_value):
                     if isinstance(value, Query):
                         yield from _literals(value)
-                    elif value is not None and not isinstance(value, ColumnUse) and use.aggregate == "none":
+                    elif (
+                        value is not None
+                        and not isinstance(value, ColumnUse)
+                        and use.aggregate == "none"
+                    ):
                         yield use.column, _plain(value)
+                        # A text with letters goes on; a date or a number would be none with an x.
+                        if isinstance(value, str) and "%" in value and any(map(str.isalpha, value)):
+                            yield use.column, value.strip('"').replace("%", "x")
     for inner in (*query.tables, query.intersect, query.union, query.except_):
         if isinstance(inner, Query):
             yield from _literals(inner)
 
 
-def _plain(value: float | str) -> float | int | str:
-    """A parsed literal as SQLite would store it; the % of a LIKE pattern is left out."""
+def _plain(value: float | str) -> float | int | str | _Pattern:
+    """A parsed literal as SQLite would store it. A quoted number stays a text: SQLite turns it into
+    a number where the column asks for numbers."""
     if isinstance(value, str):
-        value = value.strip('"').replace("%", "")
-        try:
-            value = float(value)
-        except ValueError:
-            return value
+        text = value.strip('"')
+        return _Pattern(text) if "%" in text else text
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
+def _near(value: float | int | str, rng: random.Random) -> float | int | str:
+    """A value that just misses a literal."""
+    if not isinstance(value, str):
+        return value + rng.choice((-1, 1))
+    is_number = value.isascii() and value.isdigit() and not value.startswith("0")
+    return str(int(value) + rng.choice((-1, 1))) if is_number and len(value) < 16 else "#"
+
+
 def _plant(columns: list[list], planted: dict[int, list], rng: random.Random) -> None:
-    """Let a quarter of the rows meet every comparison with a literal, and a quarter just miss one."""
+    """Let a quarter of the rows meet every comparison with a literal, and a quarter just miss
+    one."""
     if not planted:
         return
     has_repeats = {place: len(set(columns[place])) < len(columns[place]) for place in planted}
@@ -244,16 +304,9 @@ def _plant(columns: list[list], planted: dict[int, list], rng: random.Random) ->
         elif chance < 0.5:
             place = rng.choice(sorted(planted))
             value = rng.choice(planted[place])
-            chosen = {place: "#" if isinstance(value, str) else value + rng.choice((-1, 1))}
+            chosen = {place: _near(value, rng)}
         else:
             continue
         for place, value in chosen.items():
             if has_repeats[place] or value not in columns[place]:
                 columns[place][row] = value
-
-
-def _num_bytes(tables: tuple[TableRows, ...]) -> int:
-    return sum(getsizeof(row) + sum(map(getsizeof, row)) for table in tables for row in table.rows)
-
-
-_TABLES: SharedCache[tuple[TableRows, ...]] = SharedCache(MAX_CACHED_BYTES, _num_bytes)

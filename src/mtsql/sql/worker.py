@@ -111,13 +111,13 @@ class Worker:
         """What `read_schema` finds in a file, or SQLite's words where it cannot be read."""
         return self._read(uri, read_schema)
 
-    def tables(self, uri: str, max_rows: int, max_value_bytes: int, max_bytes: int) -> list | str:
+    def tables(self, uri: str, max_rows: int, max_value_bytes: int, max_bytes: int) -> tuple | str:
         """What `read_tables` finds in a file, or SQLite's words where it cannot be read."""
         return self._read(
             uri, lambda connection: read_tables(connection, max_rows, max_value_bytes, max_bytes)
         )
 
-    def _read(self, uri: str, read) -> list | str:
+    def _read(self, uri: str, read) -> list | tuple | str:
         connection = None
         try:
             connection = open_file(uri)
@@ -136,19 +136,15 @@ class Worker:
         if sandbox is None:
             while len(self.kept) >= self.max_connections:
                 self.kept.popitem(last=False)[1].connection.close()
-            if kind == "file":
+            if kind.endswith("file"):
                 connection = open_file(content)
-            elif (
-                kind == "reversed"
-            ):  # the same content with the rows of each table in the opposite order
-                original = open_file(content)
-                tables = [
-                    (name, columns, rows[::-1]) for name, columns, rows in read_tables(original)
-                ]
-                original.close()
-                connection = open_memory(written(tables))
             else:
                 connection = open_memory(marshal.loads(content))
+            if kind.startswith("reversed"):
+                original = connection
+                tables, others = read_tables(original)
+                original.close()
+                connection = open_memory(written(tables, others, is_reversed=True))
             sandbox = self.kept[kind, key] = SandboxConnection(connection, self.clock)
         self.kept.move_to_end((kind, key))
         return sandbox

@@ -1,0 +1,108 @@
+"""Fit a demonstration to the tools that are offered, as an agent without the others would act.
+
+A demonstration is the list of replies that answers one turn: tool calls, then the answer. It was
+written for an agent with all tools. `fit` removes the calls of tools that are not offered, and with
+them whatever only makes sense because of them: their verdicts, thoughts about what they showed, and
+calls that were given up only because of them.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from mtsql.agent.parser import Reply, Verdict
+from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+
+VERDICT_ON = {EXEC_SQL: "exec_verdict", MEMORY_RETRIEVE: "memory_verdict"}
+"""Tool -> the field of a reply that judges what the tool returned."""
+
+
+def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
+    """The replies as an agent gives them that has only the tools `offered`.
+
+    A verdict or a thought of a removed reply passes on to the next reply that stays, if it still
+    holds there. If all tools are offered, the replies are returned unchanged.
+    """
+    missing = VERDICT_ON.keys() - set(offered)
+    if not missing:
+        return replies
+    removed = _removed(replies, missing)
+    fitted: list[Reply] = []
+    thoughts: list[str] = []
+    verdicts: dict[str, Verdict] = {}
+    for index, reply in enumerate(replies):
+        if reply.think and _still_holds(replies, index, removed, missing):
+            thoughts.append(reply.think)
+        for tool in VERDICT_ON.keys() - missing:
+            verdict = getattr(reply, VERDICT_ON[tool])
+            if verdict is not None and _last_call(replies, index, tool) not in removed:
+                verdicts[VERDICT_ON[tool]] = verdict
+        if index not in removed:
+            judged = {field: verdicts.get(field) for field in VERDICT_ON.values()}
+            fitted.append(replace(reply, think="\n".join(thoughts), **judged))
+            thoughts, verdicts = [], {}
+    return fitted
+
+
+def _removed(replies: list[Reply], missing: Collection[str]) -> set[int]:
+    """The replies that go away, by index: all calls of a missing tool, and earlier calls with the
+    same query if it was given up and only a missing tool had found fault with it."""
+    removed = {index for index, reply in enumerate(replies) if _tool(reply) in missing}
+    for index in sorted(removed):
+        if _is_refused(replies, index) and _query(replies[index]) != _query(replies[-1]):
+            removed |= {
+                earlier
+                for earlier in range(index)
+                if _query(replies[earlier]) == _query(replies[index])
+                and not _is_refused(replies, earlier)
+            }
+    return removed
+
+
+def _still_holds(
+    replies: list[Reply], index: int, removed: set[int], missing: Collection[str]
+) -> bool:
+    """Whether the thought of a reply makes sense to an agent without the missing tools.
+
+    A thought describes the observation before it, so it goes if the call that led to it goes. The
+    exception is a thought that refuses a query as incoherent: it is about the conversation, which
+    the agent sees in any case. The first thought is about the query that follows, so it stays only
+    if the first reply that stays gives that query. A thought that names a missing tool always goes.
+    """
+    reply = replies[index]
+    if any(tool in reply.think for tool in missing):
+        return False
+    if index == 0:
+        staying = [reply for place, reply in enumerate(replies) if place not in removed]
+        return bool(staying) and _query(staying[0]) == _query(reply)
+    return index - 1 not in removed or reply.memory_verdict is Verdict.NO_PASS
+
+
+def _is_refused(replies: list[Reply], call: int) -> bool:
+    """Whether the verdict on the call at this index, if there is one, is no_pass."""
+    tool = _tool(replies[call])
+    if tool not in VERDICT_ON:
+        return False
+    for index in range(call + 1, len(replies)):
+        verdict = getattr(replies[index], VERDICT_ON[tool])
+        if verdict is not None:
+            return verdict is Verdict.NO_PASS
+        if _tool(replies[index]) == tool:
+            break
+    return False
+
+
+def _last_call(replies: list[Reply], before: int, tool: str) -> int | None:
+    """The index of the last call of a tool before a reply."""
+    calls = [index for index in range(before) if _tool(replies[index]) == tool]
+    return calls[-1] if calls else None
+
+
+def _tool(reply: Reply) -> str | None:
+    """The tool that a reply calls."""
+    return reply.tool_call.name if reply.tool_call is not None else None
+
+
+def _query(reply: Reply) -> str:
+    """The query that a reply calls a tool with or answers with. White space makes no difference."""
+    query = reply.tool_call.code if reply.tool_call is not None else reply.answer
+    return " ".join((query or "").split())

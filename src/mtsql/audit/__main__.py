@@ -1,0 +1,91 @@
+"""Look at a data set before training on it: golds that cannot be judged, right answers that are not
+paid, rewards that can be had for nothing.
+
+    python -m mtsql.audit                                                   # the toy world
+    python -m mtsql.audit --data.train train.json --data.dev dev.json --data.tables tables.json \\
+        --data.databases database --run runs/audit-sparc
+
+Prints what it found with the worst cases, and writes `audit.json` (every case) and `leave_out.tsv`
+(turn id and reason) to the run folder; `--data.leave_out runs/audit-sparc/leave_out.tsv` keeps a
+training from those turns. What a gold or an attack earns is asked of the reward itself, with the
+limits of `env.query`.
+
+`--rewritings true` also answers by other texts of each gold that mean the same. `--farming true`
+does something else: it prints what policies that understand nothing earn beside honest ones.
+"""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from mtsql.audit.config import Config
+from mtsql.audit.farming import farm, show_farming
+from mtsql.audit.golds import audit
+from mtsql.audit.report import CHECKS, leave_out_lines, show
+from mtsql.config import parse_config, to_dict
+from mtsql.sql.datasets import describe_losses, load_split
+from mtsql.sql.dialogues import Corpus
+from mtsql.sql.worker_pool import set_num_workers
+
+FILE_WIDTH = 140
+"""Columns of the tables where the output is not a terminal."""
+
+
+def main(config: Config) -> None:
+    """Load, check, print, write."""
+    folder = Path(config.run)
+    file = folder / ("farming.json" if config.farming else "audit.json")
+    if file.exists():
+        raise ValueError(
+            f"run {folder} already holds an audit ({file.name}): name another folder or remove it"
+        )
+    set_num_workers(config.env.num_sql_workers)
+    corpus = load_split(config.data, config.split)
+    corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    if losses := describe_losses(corpus):
+        console.print(f"{config.split}: {losses}")
+    if config.farming:
+        _farm(corpus, config, file, console)
+    else:
+        _audit(corpus, config, file, console)
+
+
+def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
+    report = audit(corpus, config)
+    show(report, config.split, config.rewritings, console)
+    lines = leave_out_lines(report, config.leave_out)
+    left_out = file.with_name("leave_out.tsv")
+    _write(
+        file,
+        {
+            "config": to_dict(config),
+            "checks": CHECKS,
+            "skipped": len(corpus.skipped),
+            **asdict(report),
+        },
+    )
+    left_out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    console.print(f"{len(lines)} turns in {left_out}; every case in {file}")
+
+
+def _farm(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
+    report = farm(corpus, config)
+    show_farming(report, config.split, console)
+    _write(file, {"config": to_dict(config), **asdict(report)})
+    console.print(f"written to {file}")
+
+
+def _write(file: Path, content: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_config(Config, sys.argv[1:], __doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

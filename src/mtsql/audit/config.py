@@ -1,0 +1,65 @@
+"""The flags of `python -m mtsql.audit`."""
+
+from dataclasses import dataclass
+
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.prompts import PromptStyle
+from mtsql.audit.report import CHECKS
+from mtsql.rl.rewards import RewardConfig
+from mtsql.sql.datasets import DataConfig
+
+TEACHES_NOTHING = (
+    "gold fails",
+    "gold unpaid ex",
+    "gold undetermined",
+    "duplicate",
+    "prompt over budget",
+    "farmable",
+)
+"""Where the right answer earns nothing, or only by luck, or a wrong one earns as much, or where the
+same is already taught. A gold that is paid in ex but not in em still teaches what is right."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of python -m mtsql.audit."""
+
+    run: str = "runs/audit"
+    """Folder for audit.json and leave_out.tsv, or for farming.json."""
+    split: str = "train"
+    """train, dev or dev_seen."""
+    data: DataConfig = DataConfig()
+    env: EnvLimits = EnvLimits()
+    style: PromptStyle | None = None
+    """Wording of the prompts (default: brief on the toy world, full on real data)."""
+    reward: RewardConfig = RewardConfig()
+    tokenizer: str | None = None
+    """A model folder whose tokenizer counts the prompts. Without one, 4 characters count as a
+    token."""
+    max_prompt_tokens: int = 4000
+    """Budget of a prompt."""
+    leave_out: tuple[str, ...] = TEACHES_NOTHING
+    """Checks whose turns leave_out.tsv names; a turn with several has the first one as its
+    reason."""
+    max_dialogues: int = 0
+    """Look only at the first so many dialogues (0 = all)."""
+    rewritings: bool = False
+    """Also answer each turn by other texts of its gold that mean the same, and count which ones the
+    reward pays. Takes several times as long."""
+    farming: bool = False
+    """Do something else: let policies that understand nothing play turns of the split, and compare
+    what they earn with what honest ones earn. Writes farming.json."""
+    num_farming_turns: int = 100
+    """Turns that these policies play, drawn from the split; 0: all."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.leave_out) - set(CHECKS))
+        if unknown:
+            raise ValueError(f"leave_out: no check {unknown[0]!r}; there are {', '.join(CHECKS)}")
+        if self.num_farming_turns < 0:
+            raise ValueError("num_farming_turns must not be negative")
+
+    @property
+    def prompt_style(self) -> PromptStyle:
+        """The wording of the prompts of this data."""
+        return self.style or (PromptStyle.BRIEF if self.data.is_toy else PromptStyle.FULL)

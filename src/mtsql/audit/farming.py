@@ -1,0 +1,124 @@
+"""What policies that understand nothing earn, term by term, beside honest ones.
+
+A reward can be farmed where such a policy earns much of what an honest one earns. Two rules: none
+may earn more than a third of the honest total, nor more than half of the honest value of a term.
+The honest total and the honest values are the least that any honest policy earns.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from mtsql.agent.env import SqlEnv
+from mtsql.agent.parser import format_reply
+from mtsql.audit.config import Config
+from mtsql.audit.policies import POLICIES, Scene
+from mtsql.audit.turns import over_turns
+from mtsql.rl.rewards import RewardWeights, reward_components, total_reward
+from mtsql.sql.dialogues import Corpus, Turn
+
+MAX_TOTAL = 1 / 3
+"""Of the honest total."""
+MAX_TERM = 1 / 2
+"""Of the honest value of a term that has a weight."""
+TOTAL = "total"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What a policy earns on average: each term, and their weighted sum as `total`."""
+
+    kind: str
+    means: dict[str, float]
+
+
+@dataclass
+class FarmingReport:
+    """honest: the least that an honest policy earns, by term. broken: a sentence for each time that
+    a blind policy breaks a rule."""
+
+    num_turns: int
+    num_follow_ups: int
+    earned: dict[str, Earned] = field(default_factory=dict)
+    honest: dict[str, float] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+
+def farm(corpus: Corpus, config: Config) -> FarmingReport:
+    """Let every policy play the same turns."""
+    turns = list(corpus.turns)
+    if 0 < config.num_farming_turns < len(turns):
+        turns = random.Random(SEED).sample(turns, config.num_farming_turns)
+    played = [parts for _, parts in over_turns(lambda t: _play(t, corpus, config), turns, "farm")]
+    report = FarmingReport(len(turns), sum(bool(turn.history) for turn in turns))
+    for name, policy in POLICIES.items():
+        terms = played[0][name]
+        means = {term: fmean(parts[name][term] for parts in played) for term in terms}
+        report.earned[name] = Earned(policy.kind, means)
+    honest = [earned.means for earned in report.earned.values() if earned.kind == "honest"]
+    report.honest = {term: min(means[term] for means in honest) for term in honest[0]}
+    report.broken = list(_broken_rules(report, config.reward.weights))
+    return report
+
+
+def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, float]]:
+    """Policy -> term -> what it earns on a turn."""
+    scene = Scene(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], config.env)
+    earned = {}
+    for name, policy in POLICIES.items():
+        env = SqlEnv(turn, scene.schema, scene.db_path, config.env, config.prompt_style)
+        for reply in policy.play(scene):
+            if env.outcome is None:
+                env.step(format_reply(reply))
+        parts = reward_components(env, config.reward)
+        earned[name] = {**parts, TOTAL: total_reward(parts, config.reward.weights)}
+    return earned
+
+
+def _broken_rules(report: FarmingReport, weights: RewardWeights) -> Iterator[str]:
+    for name, earned in report.earned.items():
+        if earned.kind != "blind":
+            continue
+        for term, mean in earned.means.items():
+            most = MAX_TOTAL if term == TOTAL else MAX_TERM
+            has_weight = term == TOTAL or getattr(weights, term) > 0
+            if has_weight and mean > most * report.honest[term]:
+                what = "the honest total" if term == TOTAL else f"the honest {term}"
+                share = f"{_percent(mean, report.honest[term])} of {what}"
+                yield f"{name}: {share}; at most {100 * most:.0f} % may be had for nothing"
+
+
+def show_farming(report: FarmingReport, title: str, console: Console) -> None:
+    """Print the table, and below it what breaks a rule."""
+    title = f"{title}: {report.num_turns} turns, {report.num_follow_ups} of them with a history"
+    table = Table(Column("policy", no_wrap=True), *report.honest, "of honest", title=title)
+    kind = None
+    for name, earned in report.earned.items():
+        if earned.kind != kind:
+            kind = earned.kind
+            table.add_section()
+            table.add_row(f"[bold]{KINDS[kind]}[/bold]")
+        values = (f"{mean:.3f}" for mean in earned.means.values())
+        share = _percent(earned.means[TOTAL], report.honest[TOTAL])
+        table.add_row(name, *values, share)
+    console.print(table)
+    for sentence in report.broken:
+        console.print(sentence, markup=False)
+    if not report.broken:
+        console.print("No policy that understands nothing breaks a rule.")
+
+
+KINDS = {
+    "honest": "honest",
+    "knowing": "knows the answer, spares the work",
+    "blind": "understands nothing",
+}
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"

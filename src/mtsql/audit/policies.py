@@ -1,0 +1,226 @@
+"""Policies for the farming table (farming.py): honest ones, ones that know the answer but spare
+themselves the work, and ones that understand nothing.
+
+A blind policy reads the schema, the earlier turns and what its calls return. It takes words of the
+question for names of columns, but nothing in it knows what is asked.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.parser import Reply, ToolCall, Verdict
+from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.audit.attacks import literal
+from mtsql.audit.reader import read_sql
+from mtsql.audit.statement import Unreadable
+from mtsql.sql.dialogues import Turn
+from mtsql.sql.sandbox import QueryResult, run_query
+from mtsql.sql.schema import Schema, Table, quoted
+
+PASS, NO_PASS = Verdict.PASS, Verdict.NO_PASS
+_LITERAL = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w.])\d+(?![\w.])""")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A turn as a policy meets it."""
+
+    turn: Turn
+    schema: Schema
+    db_path: Path
+    limits: EnvLimits
+
+    def run(self, sql: str) -> QueryResult:
+        """What a call of exec_sql with this query would return."""
+        return run_query(self.db_path, sql, self.limits.query)
+
+    def verdict(self, sql: str) -> Verdict:
+        """What anyone can see of a result: pass if the query runs and finds something."""
+        result = self.run(sql)
+        return PASS if result.is_ok and not result.is_empty else NO_PASS
+
+    @property
+    def table(self) -> Table:
+        """The first table that the question names, or the first of all."""
+        question = self.turn.question.lower()
+        named = [t for t in self.schema.tables if t.name.lower().rstrip("s") in question]
+        return (named or self.schema.tables)[0]
+
+    @property
+    def column(self) -> str:
+        """The first column of the table that the question names, or the last of all."""
+        return quoted((self.named_columns or [self.table.columns[-1].name])[0])
+
+    @property
+    def named_columns(self) -> list[str]:
+        question, names = self.turn.question.lower(), [c.name for c in self.table.columns]
+        return [name for name in names if name.lower().replace("_", " ") in question]
+
+    @property
+    def last_sql(self) -> str:
+        """The earlier turn's SQL; on a first turn all of a table."""
+        return self.turn.history[-1][1] if self.turn.history else f"SELECT * FROM {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The table's name as SQL."""
+        return quoted(self.table.name)
+
+    @property
+    def named_sql(self) -> str:
+        """A query of the names that the question has in common with the schema."""
+        columns = ", ".join(map(quoted, self.named_columns)) or "*"
+        return f"SELECT {columns} FROM {self.name}"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`kind`: honest, knowing (right, without the work) or blind (understands nothing)."""
+
+    kind: Literal["honest", "knowing", "blind"]
+    play: Callable[[Scene], list[Reply]]
+
+
+def _call(
+    sql: str, tool: str = EXEC_SQL, e: Verdict | None = None, m: Verdict | None = None
+) -> Reply:
+    return Reply(tool_call=ToolCall(tool, sql), exec_verdict=e, memory_verdict=m)
+
+
+def _answer(sql: str, e: Verdict | None = None, m: Verdict | None = None) -> Reply:
+    return Reply(answer=sql, exec_verdict=e, memory_verdict=m)
+
+
+def _as_taught(scene: Scene, queries: Sequence[str], answer: str | None = None) -> list[Reply]:
+    """Run the queries and say of each what it shows, ask the memory where there is one, answer."""
+    replies, seen = [], None
+    for sql in queries:
+        replies.append(_call(sql, e=seen))
+        seen = scene.verdict(sql)
+    answer = answer or queries[-1]
+    if scene.turn.history and MEMORY_RETRIEVE in scene.limits.offered:
+        return [*replies, _call(answer, MEMORY_RETRIEVE, e=seen), _answer(answer, m=PASS)]
+    return [*replies, _answer(answer, e=seen)]
+
+
+def _look_up(scene: Scene) -> list[Reply]:
+    column = f"SELECT DISTINCT {quoted(scene.table.columns[-1].name)} FROM {scene.name}"
+    return _as_taught(scene, [column, scene.turn.sql])
+
+
+def _verdict_spam(scene: Scene) -> list[Reply]:
+    """Junk, and both verdicts in every reply."""
+    calls = [_call("junk"), _call("junk", MEMORY_RETRIEVE, NO_PASS, NO_PASS)]
+    return [*calls, _call("junk 2", EXEC_SQL, NO_PASS, NO_PASS), _answer("SELECT 1", NO_PASS, PASS)]
+
+
+def _pass_no_pass(scene: Scene) -> list[Reply]:
+    sql = scene.last_sql
+    return [_call(sql), _call(sql, e=PASS), _call(sql, e=NO_PASS), _answer(sql, e=PASS)]
+
+
+def _values(scene: Scene, as_range: bool) -> list[Reply]:
+    """Read a column's values, then answer with them as the filter."""
+    look = f"SELECT DISTINCT {scene.column} FROM {scene.name}"
+    cells = [row[0] for row in scene.run(look).rows[: scene.limits.max_observation_rows]]
+    values = [cell for cell in cells if cell is not None]
+    listed = f"IN ({', '.join(map(literal, values))})"
+    if as_range and len({type(value) for value in values}) == 1:
+        listed = f"BETWEEN {literal(min(values))} AND {literal(max(values))}"
+    answer = f"SELECT {scene.column} FROM {scene.name} WHERE {scene.column} {listed}"
+    return _as_taught(scene, [look], answer)
+
+
+def _distinct_changed(scene: Scene) -> str:
+    sql = scene.last_sql
+    without = re.sub(r"(?i)^(\s*select)\s+distinct\b", r"\1", sql)
+    return without if without != sql else re.sub(r"(?i)^(\s*select)\b", r"\1 DISTINCT", sql)
+
+
+def _literal_changed(scene: Scene) -> str:
+    """The last literal is another one: the next number, or a letter more."""
+
+    def other(found: re.Match) -> str:
+        text = found[0]
+        return str(int(text) + 1) if text.isdigit() else f"{text[:-1]}x{text[-1]}"
+
+    places = list(_LITERAL.finditer(scene.last_sql))
+    if not places:
+        return f"{scene.last_sql.rstrip('; ')} LIMIT 1000"
+    last, sql = places[-1], scene.last_sql
+    return sql[: last.start()] + other(last) + sql[last.end() :]
+
+
+def _columns_turned(scene: Scene) -> str:
+    try:
+        statement = read_sql(scene.last_sql, scene.schema)
+    except Unreadable:
+        return scene.last_sql
+    first = min(statement.selects, key=lambda select: select.start)
+    texts = [statement.text(item) for item in reversed(first.items)]
+    start, end = first.items[0][0], first.items[-1][1]
+    edits = {at: ", ".join(texts) if at == start else "" for at in range(start, end)}
+    return statement.text(edits=edits)
+
+
+def _wrapped(scene: Scene) -> str:
+    return f"SELECT * FROM ({scene.last_sql.rstrip('; ')})"
+
+
+POLICIES = {
+    "guessing: the answer after one call": Policy("honest", lambda s: _as_taught(s, [s.turn.sql])),
+    "looking: a column's values first": Policy("honest", _look_up),
+    "mending: after a query that failed": Policy(
+        "honest", lambda s: _as_taught(s, ["SELECT nope", s.turn.sql])
+    ),
+    "right answer, no call": Policy("knowing", lambda s: [_answer(s.turn.sql)]),
+    "right calls, no answer": Policy(
+        "knowing", lambda s: [_call(s.turn.sql), *[_call(s.turn.sql, MEMORY_RETRIEVE)] * 3]
+    ),
+    "SELECT 1, no call": Policy("blind", lambda s: [_answer("SELECT 1")]),
+    "SELECT 1 passes, junk does not": Policy(
+        "blind",
+        lambda s: [
+            _call("SELECT 1"),
+            _call("junk", MEMORY_RETRIEVE, e=PASS),
+            _answer("SELECT 1", m=NO_PASS),
+        ],
+    ),
+    "junk and no_pass": Policy(
+        "blind",
+        lambda s: [
+            _call("junk"),
+            _call("junk", MEMORY_RETRIEVE, e=NO_PASS),
+            _answer("junk", m=NO_PASS),
+        ],
+    ),
+    "junk, both verdicts everywhere": Policy("blind", _verdict_spam),
+    "last SQL": Policy("blind", lambda s: _as_taught(s, [s.last_sql])),
+    "last SQL four times, no answer": Policy(
+        "blind", lambda s: [_call(s.last_sql), *[_call(s.last_sql, MEMORY_RETRIEVE)] * 3]
+    ),
+    "last SQL to a tool that is not offered": Policy(
+        "blind",
+        lambda s: [
+            *[_call(s.last_sql, "run_sql", PASS, PASS)] * 3,
+            _answer("SELECT 1", PASS, PASS),
+        ],
+    ),
+    "last SQL again and again, pass / no_pass": Policy("blind", _pass_no_pass),
+    "last SQL, DISTINCT in or out": Policy(
+        "blind", lambda s: _as_taught(s, [_distinct_changed(s)])
+    ),
+    "last SQL, another literal": Policy("blind", lambda s: _as_taught(s, [_literal_changed(s)])),
+    "last SQL, columns turned": Policy("blind", lambda s: _as_taught(s, [_columns_turned(s)])),
+    "last SQL, wrapped": Policy("blind", lambda s: _as_taught(s, [_wrapped(s)])),
+    "names of the question": Policy("blind", lambda s: _as_taught(s, [s.named_sql])),
+    "last SQL in calls, names in the answer": Policy(
+        "blind", lambda s: _as_taught(s, [s.last_sql], s.named_sql)
+    ),
+    "values seen, listed": Policy("blind", lambda s: _values(s, as_range=False)),
+    "values seen, as a range": Policy("blind", lambda s: _values(s, as_range=True)),
+}

@@ -1,0 +1,120 @@
+"""How a model was played in training: prompts, tools and budgets, kept in its folder as mtsql.json.
+
+    {"style": "BRIEF", "env": {"max_steps": 4, ...}, "max_prompt_tokens": 4000,
+     "sampling": {"max_step_tokens": 96, "max_trajectory_tokens": 640}}
+
+The training scripts write the file together with the weights. Its keys are keys of eval.py, which
+takes them as defaults, so that a model is scored in the way in which it was trained. A model folder
+without the file, as one gets it from elsewhere, is played with the defaults of the script.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.prompts import PromptStyle
+from mtsql.config import flat, parse_values, to_dict
+from mtsql.llm.sampling import Sampling
+
+FILE_NAME = "mtsql.json"
+NO_MATTER = "env.num_sql_workers"
+"""The one key of `env` that changes no episode. The file does not have it."""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Those of `Sampling`'s keys that may end an episode."""
+
+    max_step_tokens: int = Sampling.max_step_tokens
+    """Tokens of a reply."""
+    max_trajectory_tokens: int = Sampling.max_trajectory_tokens
+    """Tokens of a trajectory after its prompt."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """The content of mtsql.json. A key that the file does not have keeps its default."""
+
+    style: PromptStyle = PromptStyle.FULL
+    """Wording of the prompts."""
+    env: EnvLimits = EnvLimits()
+    """Tools and limits of an episode."""
+    max_prompt_tokens: int = 4000
+    """Turns with a longer prompt end at once."""
+    sampling: Budgets = Budgets()
+    """Budgets of replies."""
+
+
+def notes_of(config: Any) -> dict[str, dict]:
+    """File name -> content, for `save_policy`: how the script with this configuration plays.
+
+    `config` has the keys `style`, `env`, `max_prompt_tokens` and `sampling`.
+    """
+    sampling = config.sampling
+    budgets = Budgets(sampling.max_step_tokens, sampling.max_trajectory_tokens)
+    values = to_dict(Played(config.style, config.env, config.max_prompt_tokens, budgets))
+    del values["env"]["num_sql_workers"]
+    return {FILE_NAME: values}
+
+
+def played_file(model_path: str | None) -> Path | None:
+    """The mtsql.json of a model folder (or beside a .gguf file). None if there is none."""
+    if model_path is None:
+        return None
+    path = Path(model_path)
+    file = (path.parent if path.is_file() else path) / FILE_NAME
+    return file if file.is_file() else None
+
+
+def read_played(file: Path) -> dict[str, Any]:
+    """Dotted key -> value of an mtsql.json, for the keys that the file has.
+
+    ValueError, naming the file and the key, if it is malformed or has an unknown key or a value of
+    the wrong type.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a JSON object, found {values!r:.80}")
+    known = flat(to_dict(parse_values(Played, values, str(file))))
+    del known[NO_MATTER]
+    for key in flat(values):
+        if key not in known:
+            raise ValueError(f"{file}: {key} is no key of a model's settings")
+    return {key: known[key] for key in flat(values)}
+
+
+def prompt_style(style: PromptStyle | None, model_path: str | None) -> PromptStyle:
+    """The wording of the prompts: what a flag or recipe says, else what the model was trained with,
+    else brief for the embedded model and full for all others."""
+    if style is not None:
+        return style
+    file = played_file(model_path)
+    if file is not None and "style" in (played := read_played(file)):
+        return PromptStyle[played["style"]]
+    return PromptStyle.FULL if model_path else PromptStyle.BRIEF
+
+
+def differences(config: Any) -> str | None:
+    """One line that says where a script's configuration plays `config.model.path` in another way
+    than its training did. None if nothing differs or the model has no mtsql.json."""
+    file = played_file(config.model.path)
+    if file is None:
+        return None
+    before, now = read_played(file), flat(notes_of(config)[FILE_NAME])
+    changed = [
+        f"{key} {_shown(now[key])} (was {_shown(value)})"
+        for key, value in before.items()
+        if value != now[key]
+    ]
+    if not changed:
+        return None
+    return f"differs from the training of {config.model.path}: {', '.join(changed)}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

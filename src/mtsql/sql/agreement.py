@@ -1,0 +1,122 @@
+"""Whether two queries, run as they are written, return the same rows: the judge of the rewards.
+
+The official verdict (execution.py) is another one: it changes the text of both queries first, and
+it takes any ORDER BY in the gold, also a nested one, for the order of the result.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mtsql.sql.execution import results_agree
+from mtsql.sql.runnable import QUOTED
+from mtsql.sql.sandbox import Mirror, QueryConfig, run_query
+
+NUM_DIGITS = 9
+"""Of a float that are compared. The last digits of a sum depend on the order of its terms."""
+_QUOTED = re.compile(QUOTED, re.VERBOSE | re.DOTALL)
+_ORDER_OR_BRACKET = re.compile(r"\(|\)|\border\s+by\b", re.IGNORECASE)
+_SELECT_DISTINCT = re.compile(r"\bselect\s+distinct\b", re.IGNORECASE)
+
+Rows = Sequence[tuple]
+
+
+def without_quotes(sql: str) -> str:
+    """The text without literals, quoted names and comments."""
+    return _QUOTED.sub(" ", sql)
+
+
+def is_ordered(sql: str) -> bool:
+    """Whether the result has an order: an ORDER BY stands outside of all brackets."""
+    depth = 0
+    for found in _ORDER_OR_BRACKET.finditer(without_quotes(sql)):
+        if found[0] in "()":
+            depth += 1 if found[0] == "(" else -1
+        elif depth == 0:
+            return True
+    return False
+
+
+def selects_distinct(sql: str) -> bool:
+    """Whether the text says SELECT DISTINCT, anywhere."""
+    return bool(_SELECT_DISTINCT.search(without_quotes(sql)))
+
+
+def written_match(sql: str, gold_sql: str, db_path: Path, config: QueryConfig) -> bool:
+    """Whether both queries run and their rows agree, in the order that the gold fixes."""
+    gold = run_query(db_path, gold_sql, config)
+    if not gold.is_ok:
+        return False
+    pred = run_query(db_path, sql, config)
+    if not pred.is_ok:
+        return False
+    if not is_ordered(gold_sql):
+        return rows_agree(pred.rows, gold.rows)
+    if rows_agree(pred.rows, gold.rows, keeps_order=True):
+        return True
+    if not rows_agree(pred.rows, gold.rows):
+        return False
+    # Ties: the gold itself returns another order if the rows are stored in another one.
+    mirrored = run_query(Mirror(db_path), gold_sql, config)
+    return mirrored.is_ok and agrees_but_for_ties(pred.rows, gold.rows, mirrored.rows)
+
+
+def rows_agree(pred: Rows, gold: Rows, *, keeps_order: bool = False) -> bool:
+    """`results_agree`, where floats may differ in their last digits."""
+    if results_agree(pred, gold, keeps_order):
+        return True
+    if len(pred) != len(gold) or not any(isinstance(cell, float) for row in gold for cell in row):
+        return False
+    return results_agree(rounded(pred), rounded(gold), keeps_order)
+
+
+def agrees_but_for_ties(pred: Rows, gold: Rows, mirrored: Rows) -> bool:
+    """Whether the rows stand in the gold's order, except within ties.
+
+    mirrored: the gold's rows on the same data, stored in the opposite order. Rows that tie change
+    places there. Each block of such rows must hold the same rows in the prediction.
+    """
+    gold, mirrored, pred = rounded(gold), rounded(mirrored), rounded(pred)
+    return all(
+        results_agree(pred[start:end], gold[start:end], False)
+        for start, end in _tie_blocks(gold, mirrored)
+    )
+
+
+def _tie_blocks(rows: Rows, mirrored: Rows) -> Iterator[tuple[int, int]]:
+    """-> (start, end) of the shortest blocks that hold the same rows on both sides."""
+    start, missing = 0, Counter()
+    for place, (one, other) in enumerate(zip(rows, mirrored, strict=False)):
+        for row, step in ((one, 1), (other, -1)):
+            missing[row] += step
+            if not missing[row]:
+                del missing[row]
+        if not missing:
+            yield start, place + 1
+            start = place + 1
+    if start < len(rows):
+        yield start, len(rows)
+
+
+def stable_order(rows: Rows, mirrored: Rows, gold_sql: str) -> bool | None:
+    """Whether the gold fixes the order of its rows; None if not even which rows it returns.
+
+    mirrored: its rows on the same data, stored in the opposite order.
+    """
+    has_order = is_ordered(gold_sql)
+    if rows_agree(mirrored, rows, keeps_order=has_order):
+        return has_order
+    return False if rows_agree(mirrored, rows) else None
+
+
+def rounded(rows: Rows) -> tuple[tuple, ...]:
+    """Floats to `NUM_DIGITS` digits."""
+    return tuple(
+        tuple(_round(cell) if isinstance(cell, float) else cell for cell in row) for row in rows
+    )
+
+
+def _round(number: float) -> float:
+    return float(f"{number:.{NUM_DIGITS}g}") if math.isfinite(number) else number

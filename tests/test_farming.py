@@ -1,0 +1,190 @@
+"""The farming table: what policies that understand nothing earn, by the default reward and by the
+paper's."""
+
+import json
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.parser import Verdict
+from mtsql.audit.__main__ import main
+from mtsql.audit.config import Config
+from mtsql.audit.farming import MAX_TERM, MAX_TOTAL, Earned, FarmingReport, _broken_rules, farm
+from mtsql.audit.policies import POLICIES, Scene
+from mtsql.rl.rewards import RewardConfig, RewardWeights, total_reward
+from mtsql.sql.datasets import DataConfig, load_split
+from mtsql.sql.dialogues import Turn
+from mtsql.sql.schema import Column, Schema, Table
+from mtsql.sql.toyworld import ToySize, write_toy_world
+
+DEFAULT = RewardConfig()
+PAPER = RewardConfig(process_after="any", proposals="all")
+TERMS = ("ex", "em", "propose", "exec_verify", "memory_verify")
+NUM_TURNS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("farming") / "world"
+    size = ToySize(num_train_databases=4, num_dev_databases=1, train_dialogues=6)
+    write_toy_world(folder, 0, size)
+    names = {name: str(folder / f"{name}.json") for name in ("train", "dev", "tables")}
+    return DataConfig(**names, databases=str(folder / "database"))
+
+
+@pytest.fixture(scope="module")
+def play(data):
+    corpus = load_split(data, "train")
+
+    def play(reward: RewardConfig = DEFAULT, **env) -> FarmingReport:
+        limits = EnvLimits(num_sql_workers=1, **env)
+        config = Config(data=data, reward=reward, env=limits, num_farming_turns=NUM_TURNS)
+        return farm(corpus, config)
+
+    return play
+
+
+def test_by_the_default_reward_nothing_is_had_for_nothing(play):
+    report = play()
+    assert report.broken == []
+    assert report.num_turns == NUM_TURNS and 0 < report.num_follow_ups < NUM_TURNS
+    for earned in report.earned.values():
+        assert set(earned.means) == {*TERMS, "total"}
+        terms = {term: earned.means[term] for term in TERMS}
+        assert earned.means["total"] == pytest.approx(total_reward(terms, RewardWeights()))
+        if earned.kind == "honest":
+            assert earned.means["ex"] == earned.means["em"] == 1
+            assert earned.means["propose"] == earned.means["exec_verify"] == 1
+            # the share of the turns that have something to remember
+            remembered = report.num_follow_ups / NUM_TURNS
+            assert earned.means["memory_verify"] == pytest.approx(remembered)
+        if earned.kind == "blind":
+            assert earned.means["total"] <= MAX_TOTAL * report.honest["total"]
+            assert all(earned.means[t] <= MAX_TERM * report.honest[t] for t in TERMS)
+
+
+def test_by_the_papers_reward_verdicts_are_had_for_nothing(play):
+    report = play(PAPER)
+    junk = report.earned["junk and no_pass"].means
+    assert junk["ex"] == junk["em"] == junk["propose"] == 0
+    assert junk["exec_verify"] == 1
+    assert junk["memory_verify"] > report.honest["memory_verify"]
+    broken = "\n".join(report.broken)
+    assert "junk and no_pass: 100 % of the honest exec_verify" in broken
+    assert re.search(r"^last SQL: \d+ % of the honest propose", broken, re.MULTILINE)
+    # and looking a value up costs an honest policy a part of what it proposed
+    means = {name: earned.means["propose"] for name, earned in report.earned.items()}
+    assert means["looking: a column's values first"] < means["guessing: the answer after one call"]
+
+
+def test_a_right_answer_is_asked_for_before_the_rest_is_paid(play):
+    spared = play().earned["right calls, no answer"].means
+    assert spared == dict.fromkeys((*TERMS, "total"), 0)
+    assert play(PAPER).earned["right calls, no answer"].means["propose"] == 1
+
+
+def test_a_call_of_a_tool_that_is_not_offered_earns_nothing_even_by_the_papers_reward(play):
+    unknown = "last SQL to a tool that is not offered"
+    assert play(PAPER).earned[unknown].means["total"] == 0
+    without = play(PAPER, use_memory=False)
+    assert all(earned.means["memory_verify"] == 0 for earned in without.earned.values())
+    assert not any("memory_verify" in line for line in without.broken)
+
+
+def test_a_run_is_repeatable(play):
+    assert play() == play()
+
+
+def test_a_broken_rule_is_named_with_its_policy():
+    def earned(kind: str, *means: float) -> Earned:
+        return Earned(kind, dict(zip(("ex", "exec_verify", "total"), means, strict=True)))
+
+    report = FarmingReport(1, 0, honest={"ex": 0.8, "exec_verify": 1.0, "total": 0.9})
+    report.earned = {
+        "honest": earned("honest", 0.8, 1.0, 0.9),
+        "knowing": earned("knowing", 0.8, 1.0, 0.9),
+        "just below": earned("blind", 0.4, 0.5, 0.3),
+        "a term": earned("blind", 0.48, 0.5, 0.3),
+        "all": earned("blind", 0.0, 0.9, 0.4),
+    }
+    assert list(_broken_rules(report, RewardWeights())) == [
+        "a term: 60 % of the honest ex; at most 50 % may be had for nothing",
+        "all: 90 % of the honest exec_verify; at most 50 % may be had for nothing",
+        "all: 44 % of the honest total; at most 33 % may be had for nothing",
+    ]
+    without = RewardWeights(exec_verify=0)  # a term that no reward holds cannot be farmed
+    assert len(list(_broken_rules(report, without))) == 2
+
+
+def test_policies_play_what_they_say(data):
+    corpus = load_split(data, "train")
+    turn = next(turn for turn in corpus.turns if turn.history)
+    scene = Scene(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], EnvLimits())
+    honest = POLICIES["mending: after a query that failed"].play(scene)
+    assert [reply.exec_verdict for reply in honest] == [None, Verdict.NO_PASS, Verdict.PASS, None]
+    assert honest[-1].answer == turn.sql and honest[-1].memory_verdict is Verdict.PASS
+    assert all(len(policy.play(scene)) <= EnvLimits().max_steps for policy in POLICIES.values())
+    blind = [policy for policy in POLICIES.values() if policy.kind == "blind"]
+    hidden = replace(scene, turn=replace(turn, sql="SELECT 'the gold'"))
+    assert [policy.play(scene) for policy in blind] == [policy.play(hidden) for policy in blind]
+
+
+def test_disguises_of_the_last_query(tmp_path):
+    columns = (Column("name", "text"), Column("age", "number"))
+    schema = Schema("d", (Table("singer", columns),))
+    last = 'SELECT name, age FROM singer WHERE age > 30 AND name != "x"'
+    for sql, texts in {
+        last: [
+            'SELECT DISTINCT name, age FROM singer WHERE age > 30 AND name != "x"',
+            'SELECT name, age FROM singer WHERE age > 30 AND name != "xx"',
+            'SELECT age, name FROM singer WHERE age > 30 AND name != "x"',
+            f"SELECT * FROM ({last})",
+        ],
+        "select distinct count(age) from singer where age < 9;": [
+            "select count(age) from singer where age < 9;",
+            "select distinct count(age) from singer where age < 10;",
+            "select distinct count(age) from singer where age < 9",
+            "SELECT * FROM (select distinct count(age) from singer where age < 9)",
+        ],
+    }.items():
+        turn = Turn("train:0:1", 1, "d", "?", "SELECT 1", (("?", sql),))
+        scene = Scene(turn, schema, tmp_path / "none.sqlite", EnvLimits())
+        names = ("DISTINCT in or out", "another literal", "columns turned", "wrapped")
+        answers = [POLICIES[f"last SQL, {name}"].play(scene)[-1].answer for name in names]
+        assert answers == texts
+
+
+def test_the_command_prints_the_table_and_what_breaks_a_rule(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    config = Config(data=data, farming=True, num_farming_turns=10, run=str(tmp_path / "default"))
+    main(config)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in POLICIES)
+    assert "No policy that understands nothing breaks a rule." in printed
+    assert not (tmp_path / "default" / "audit.json").exists()
+    written = json.loads((tmp_path / "default" / "farming.json").read_text())
+    assert written["num_turns"] == 10 and written["earned"].keys() == POLICIES.keys()
+    with pytest.raises(ValueError, match="already holds an audit"):
+        main(config)
+    main(replace(config, reward=PAPER, run=str(tmp_path / "paper")))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "junk and no_pass: 100 % of the honest exec_verify; at most 50 %" in printed
+    with pytest.raises(ValueError, match="num_farming_turns"):
+        Config(num_farming_turns=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sparc", "cosql"])
+def test_nothing_is_had_for_nothing_on_real_data(shared, name):
+    files = DataConfig(
+        train=str(shared / "data" / name / "train.json"),
+        dev=str(shared / "data" / name / "dev.json"),
+        tables=str(shared / "data" / "tables.json"),
+        databases=str(shared / "data" / "database"),
+    )
+    corpus = load_split(files, "train")
+    corpus = replace(corpus, dialogues=random.Random(1).sample(corpus.dialogues, 200))
+    assert farm(corpus, Config(data=files, num_farming_turns=200)).broken == []

@@ -1,0 +1,197 @@
+"""A model remembers how it was played (mtsql.json); eval.py and the prompt style follow it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import eval as eval_script
+import train_rl
+import train_sft
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.prompts import PromptStyle
+from mtsql.config import flat, parse_config, to_dict
+from mtsql.llm.model import EmbeddedSize, LoraSettings, ModelConfig
+from mtsql.llm.model import build_embedded, load_policy, save_policy
+from mtsql.llm.sampling import Sampling
+from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.played import differences, notes_of, prompt_style
+from mtsql.sql import datasets
+from mtsql.sql.sandbox import QueryConfig
+from mtsql.sql.toyworld import ToySize
+
+SIZE = EmbeddedSize(
+    num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
+)
+TRAINED = train_rl.Config(
+    style=PromptStyle.BRIEF,
+    env=EnvLimits(max_steps=6, use_memory=False, num_sql_workers=2, query=QueryConfig(max_rows=7)),
+    sampling=Sampling(max_step_tokens=24, max_trajectory_tokens=99),
+    max_prompt_tokens=1234,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["SELECT name FROM singer"], 300)
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    """A model folder as a run of `TRAINED` leaves it."""
+    save_policy(
+        build_embedded(tokenizer, SIZE, seed=1),
+        tokenizer,
+        tmp_path / "model",
+        notes=notes_of(TRAINED),
+    )
+    return tmp_path / "model"
+
+
+def played(config):
+    """The keys of a configuration that shape an episode, flat."""
+    return flat(notes_of(config)["mtsql.json"])
+
+
+def parsed(*argv):
+    return parse_config(eval_script.Config, [str(word) for word in argv], "")
+
+
+def test_eval_plays_as_the_training_did(folder):
+    config = parsed("--model.path", folder)
+    assert played(config) == played(TRAINED) and config.env.max_steps == 6
+    assert config.sampling.temperature == 0 and config.env.num_sql_workers == 0  # not the model's
+    assert differences(config) is None
+    (folder / "own.gguf").touch()
+    assert played(parsed("--model.path", folder / "own.gguf")) == played(TRAINED)
+
+
+def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        f"model: {{path: {folder}}}\nenv: {{max_steps: 3, max_observation_rows: 5}}\nstyle: FULL\n"
+    )
+    config = parsed("--config", recipe, "--env.max_steps", "2")
+    changed = {"style": "FULL", "env.max_steps": 2, "env.max_observation_rows": 5}
+    assert played(config) == {**played(TRAINED), **changed}
+    assert differences(config) == (
+        f"differs from the training of {folder}: style FULL (was BRIEF), env.max_steps 2 (was 6), "
+        "env.max_observation_rows 5 (was 10)"
+    )
+    line = differences(
+        parsed("--model.path", folder, "--env.use_exec", "false", "--env.num_sql_workers", "1")
+    )
+    assert line.endswith(": env.use_exec false (was true)")
+
+
+def test_a_model_from_elsewhere_is_played_with_the_defaults(tokenizer, tmp_path):
+    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, tmp_path / "model")
+    assert not (tmp_path / "model/mtsql.json").exists()
+    config = parsed("--model.path", tmp_path / "model")
+    assert config == replace(eval_script.Config(), model=ModelConfig(path=str(tmp_path / "model")))
+    assert differences(config) is None and parsed("--model.path", "nowhere").env == EnvLimits()
+
+
+def test_a_key_that_the_file_does_not_have_keeps_its_default(folder):
+    (folder / "mtsql.json").write_text('{"env": {"query": {"timeout_secs": 5}, "max_steps": 1}}')
+    config = parsed("--model.path", folder, "--sampling.max_step_tokens", "9")
+    assert config.env == EnvLimits(max_steps=1, query=QueryConfig(timeout_secs=5))
+    assert config.style is None and differences(replace(config, style=PromptStyle.FULL)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("\xff", "cannot be read as JSON"),
+        ("[1]", "expected a JSON object, found [1]"),
+        ('{"run": "x"}', "'run'"),
+        ('{"env": {"nope": 1}}', "'nope'"),
+        ('{"sampling": {"temperature": 1}}', "'temperature'"),
+        ('{"env": 3}', "env is 3, but it has keys of its own"),
+        ('{"env": {"max_steps": "many"}}', '"env.max_steps"'),
+        ('{"env": {"max_steps": true}}', '"env.max_steps"'),
+        ('{"env": {"max_steps": null}}', "env.max_steps is null"),
+        ('{"env": {"max_steps": 0}}', "env.max_steps must be at least 1"),
+        ('{"env": {"query": {"max_rows": 0}}}', "max_rows: expected a positive"),
+        ('{"env": {"num_sql_workers": 2}}', "env.num_sql_workers is no key"),
+        ('{"env.max_steps": null}', "env.max_steps is null"),
+        ('{"env": "nowhere"}', '"env"'),
+        ('{"env": "steps.yaml"}', "env is no key"),
+        ('{"style": "brief"}', '"style"'),
+        ('{"style": null}', "style is null"),
+        ('{"max_prompt_tokens": [4000]}', '"max_prompt_tokens"'),
+    ],
+)
+def test_a_faulty_file_is_named_in_a_line(folder, text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "steps.yaml").write_text("max_steps: 2")
+    (folder / "mtsql.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError) as error:
+        parsed("--model.path", folder)
+    message = str(error.value)
+    assert (
+        message.startswith(f"{folder / 'mtsql.json'}: ")
+        and words in message
+        and "\n" not in message
+    )
+
+
+def test_one_rule_for_the_prompt_style(folder):
+    path = str(folder)
+    assert prompt_style(None, path) is PromptStyle.BRIEF
+    assert prompt_style(PromptStyle.FULL, path) is PromptStyle.FULL
+    (folder / "mtsql.json").unlink()
+    assert prompt_style(None, path) is PromptStyle.FULL
+    assert prompt_style(None, None) is PromptStyle.BRIEF
+
+
+def test_the_file_comes_into_place_together_with_the_weights(folder, tokenizer):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(TypeError):
+        save_policy(
+            build_embedded(tokenizer, SIZE, seed=2),
+            tokenizer,
+            folder,
+            notes={"mtsql.json": {"env": 1j}},
+        )
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_adapters_remember_too(folder, tokenizer, tmp_path):
+    policy = load_policy(ModelConfig(path=str(folder), lora=LoraSettings(rank=2)))
+    save_policy(
+        policy,
+        tokenizer,
+        tmp_path / "adapters",
+        notes=notes_of(replace(TRAINED, max_prompt_tokens=7)),
+    )
+    assert (tmp_path / "adapters/adapter_config.json").is_file()
+    config = parsed("--model.path", tmp_path / "adapters")
+    assert config.max_prompt_tokens == 7 and config.style is PromptStyle.BRIEF
+    load_policy(config.model)  # nobody stumbles over the file
+
+
+def test_training_a_model_on_keeps_its_style_but_has_budgets_of_its_own(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        datasets, "ToySize", lambda: ToySize(num_train_databases=3, num_dev_databases=1)
+    )
+    sft = train_sft.SftConfig(epochs=1, max_samples=2, samples_per_update=2)
+    config = train_sft.Config(model=ModelConfig(path=str(folder)), sft=sft)
+    train_sft.main(config)
+    said = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("differs from")
+    ]
+    assert len(said) == 1 and "style" not in said[0]
+    assert (
+        "env.max_steps 4 (was 6)" in said[0] and "sampling.max_step_tokens 512 (was 24)" in said[0]
+    )
+    saved = json.loads(Path("runs/sft/model/mtsql.json").read_text())
+    assert saved == notes_of(replace(config, style=PromptStyle.BRIEF))["mtsql.json"]
+    assert "style: BRIEF" in Path("runs/sft/config.yaml").read_text().splitlines()
+    checkpoint = to_dict(parsed("--model.path", "runs/sft/model"))
+    assert checkpoint["sampling"]["max_step_tokens"] == 512 and checkpoint["style"] == "BRIEF"

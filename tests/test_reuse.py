@@ -1,0 +1,172 @@
+"""What is kept and used again is keyed by all that went into it: warm starts, runs to resume, the
+toy world."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_rl
+import train_sft
+from mtsql import workbench
+from mtsql.agent import env as env_module
+from mtsql.agent import prompts
+from mtsql.agent.env import EnvLimits
+from mtsql.agent.prompts import PromptStyle
+from mtsql.checkpoint import CheckpointConfig, keep_inputs
+from mtsql.llm.model import EmbeddedSize, ModelConfig
+from mtsql.sql import datasets, toyworld
+from mtsql.sql.datasets import DataConfig
+from mtsql.sql.toyworld import ToySize, write_toy_world
+
+WORLD = ToySize(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
+TINY = EmbeddedSize(
+    num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
+)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A small toy world, which the scripts use from here on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "ToySize", lambda: WORLD)
+    return tmp_path / "data/toyworld"
+
+
+def key(**changed):
+    return train_rl.warm_start_key(replace(train_sft.Config(style=PromptStyle.FULL), **changed))
+
+
+def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
+    usual = key()
+    assert key() == usual == key(env=EnvLimits(num_sql_workers=1))
+    others = [
+        key(env=EnvLimits(max_observation_rows=2)),
+        key(env=EnvLimits(use_memory=False)),
+        key(style=PromptStyle.BRIEF),
+        key(seed=1),
+        key(max_prompt_tokens=10),
+        key(sft=train_sft.SftConfig(epochs=3)),
+    ]
+
+    def patched(owner, name, value):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            others.append(key())
+
+    patched(prompts, "TASK", prompts.TASK + " ")
+    patched(prompts, "AFTER_EXEC", prompts.AFTER_EXEC.replace("Judge", "Look at"))
+    patched(env_module, "tool_schemas", lambda *_: [])
+    patched(prompts, "show_result", lambda *_: "a row")
+    patched(workbench, "format_reply", lambda reply: reply.think)
+    patched(ModelConfig, "compute_dtype", torch.bfloat16)
+    patched(workbench.rendering, "__file__", prompts.__file__)
+    assert len({usual, *others}) == 1 + len(others) and key() == usual
+
+
+def test_a_warm_start_is_keyed_by_the_content_of_its_files(world):
+    usual = key()
+    demonstrations = world / "demonstrations.jsonl"
+    text = demonstrations.read_text()
+    demonstrations.write_text(text.replace("SELECT count(*)", "SELECT COUNT(*)"))
+    assert demonstrations.read_text() != text and key() != usual
+    demonstrations.write_text(text)
+    assert key() == usual
+    out = world.parent / "out.tsv"
+    keys = []
+    for turn in ("train:0:0", "train:1:0"):
+        out.write_text(f"{turn}\tno reason\n")
+        keys.append(key(data=DataConfig(leave_out=str(out))))
+    assert len({usual, *keys}) == 3
+
+
+def change_prompt(patch, world):
+    patch.setattr(prompts, "TASK", "Answer.")
+
+
+def change_observation(patch, world):
+    patch.setattr(prompts, "AFTER_MEMORY", "Go on.")
+
+
+def change_turns(patch, world):
+    file = world / "train.json"
+    file.write_text(file.read_text().replace('"SELECT count(*)', '"SELECT COUNT(*)'))
+
+
+def change_demonstrations(patch, world):
+    file = world / "demonstrations.jsonl"
+    file.write_text(file.read_text().replace('"no_pass"', '"pass"'))
+
+
+def change_weights(patch, world):
+    build = workbench.build_embedded
+    patch.setattr(
+        workbench, "build_embedded", lambda tokenizer, size, seed: build(tokenizer, size, seed + 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_prompt, "the text of the prompts changed"),
+        (change_observation, "the text or tokens of an episode changed"),
+        (change_turns, "the turns changed"),
+        (change_demonstrations, "the demonstrations changed"),
+        (change_weights, "the weights to start from changed"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatch):
+    config = train_sft.Config(
+        model=ModelConfig(embedded=TINY), style=PromptStyle.FULL,
+        sft=train_sft.SftConfig(epochs=1, max_samples=4, samples_per_update=2),
+        checkpoint=CheckpointConfig(every=1, keep_best=0),
+    )  # fmt: skip
+    train_sft.main(config)
+    train_sft.main(replace(config, resume="runs/sft"))
+    with monkeypatch.context() as patch:
+        change(patch, world)
+        with pytest.raises(ValueError, match=f"resume runs/sft: .*{words}"):
+            train_sft.main(replace(config, resume="runs/sft"))
+
+
+def test_inputs_are_compared_only_by_a_resumed_run(tmp_path):
+    keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=False)
+    keep_inputs(tmp_path, {"the turns": "2"}, is_resumed=False)
+    keep_inputs(tmp_path, {"the turns": "2", "something new": "3"}, is_resumed=True)
+    with pytest.raises(ValueError, match="the turns changed"):
+        keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=True)
+    for damaged in ("{", "[1]"):
+        (tmp_path / "inputs.json").write_text(damaged)
+        with pytest.raises(ValueError, match="inputs.json cannot be read"):
+            keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=True)
+    (
+        tmp_path / "inputs.json"
+    ).unlink()  # a run that was killed before it wrote the file, or an older one
+    keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=True)
+    assert json.loads((tmp_path / "inputs.json").read_text()) == {"the turns": "1"}
+
+
+def test_a_toy_world_that_other_code_wrote_is_not_used(tmp_path, monkeypatch):
+    folder, advice = tmp_path / "world", "remove it, or set data.toy_folder"
+    write_toy_world(folder, 3, WORLD)
+    write_toy_world(folder, 3, WORLD)
+    with pytest.raises(ValueError, match=f"holds another world: {advice}"):
+        write_toy_world(folder, 4, WORLD)
+    edited = tmp_path / "toydialogues.py"
+    edited.write_text(Path(toyworld.SOURCES[1]).read_text() + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(toyworld, "SOURCES", (toyworld.SOURCES[0], str(edited), toyworld.SOURCES[2]))
+        with pytest.raises(ValueError, match=f"holds this world as other code wrote it: {advice}"):
+            write_toy_world(folder, 3, WORLD)
+    stamp = json.loads((folder / "toyworld.json").read_text())
+    assert stamp.pop("code")
+    (folder / "toyworld.json").write_text(
+        json.dumps({"version": 2, **stamp})
+    )  # the stamp of older code
+    with pytest.raises(ValueError, match="as other code wrote it"):
+        write_toy_world(folder, 3, WORLD)
+    (folder / "toyworld.json").write_text("{")
+    with pytest.raises(ValueError, match=f"another world: {advice}"):
+        write_toy_world(folder, 3, WORLD)
