@@ -186,3 +186,9 @@ def test_limits_and_distinct_tell_a_gold_from_an_earlier_query(schema):
     plain, distinct = "SELECT country FROM singer", "SELECT DISTINCT country FROM singer"
     assert copied_from_history(plain, [("?", plain)], distinct, schema) is Copied.QUERY
     assert copied_from_history(distinct, [("?", plain)], distinct, schema) is Copied.NO
+
+
+def test_a_result_of_many_columns_is_compared():
+    rows = [tuple(range(2000)), tuple(range(5, 2005))]
+    turned = [row[::-1] for row in rows[::-1]]
+    assert rows_agree(turned, rows) and not rows_agree([turned[0], turned[0]], rows)

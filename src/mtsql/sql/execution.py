@@ -7,7 +7,7 @@ damaged database, and a query that would hang the official program ends at its l
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -120,10 +120,13 @@ def _has_column_mapping(pred: Sequence[tuple], gold: Sequence[tuple]) -> bool:
     # Columns with many values first: they soon tell all rows apart, and then a wrong choice shows at once.
     order = sorted(range(len(gold[0])), key=lambda place: -len(contents["gold"][place]))
 
-    def extend(depth: int, pred_rows: list[int], gold_rows: list[int], unused: frozenset[int]) -> bool:
-        """Rows come as numbers, equal where the columns mapped so far are equal."""
-        if depth == len(order):
-            return True
+    def choices(
+        depth: int, pred_rows: list[int], gold_rows: list[int], unused: frozenset[int]
+    ) -> Iterator[tuple[int, list[int], list[int], frozenset[int]]]:
+        """The arguments of the next depth, for each column of the prediction that fits this one.
+
+        Rows come as numbers, equal where the columns mapped so far are equal.
+        """
         place = order[depth]
         numbers: dict[tuple, int] = {}
         gold_rows = [
@@ -138,12 +141,20 @@ def _has_column_mapping(pred: Sequence[tuple], gold: Sequence[tuple]) -> bool:
                 continue
             tried.add(column)  # equal columns are interchangeable
             new_rows = [numbers.get(key, -1) for key in zip(pred_rows, column, strict=True)]
-            if Counter(new_rows) == wanted and extend(depth + 1, new_rows, gold_rows, unused - {choice}):
-                return True
-        return False
+            if Counter(new_rows) == wanted:
+                yield depth + 1, new_rows, gold_rows, unused - {choice}
 
     start = [0] * len(gold)
-    return extend(0, start, start, frozenset(order))
+    stack = [choices(0, start, start, frozenset(order))]  # not recursive: there may be 2,000 columns
+    while stack:
+        found = next(stack[-1], None)
+        if found is None:
+            stack.pop()
+        elif found[0] == len(order):
+            return True
+        else:
+            stack.append(choices(*found))
+    return False
 
 
 def _passes_cell_sort(pred: Sequence[tuple], gold: Sequence[tuple], is_ordered: bool) -> bool:
