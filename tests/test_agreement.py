@@ -172,20 +172,20 @@ EARLIER = "SELECT name, country FROM singer WHERE age > 26"
         ("SELECT name FROM singer", Copied.NO),
     ],
 )
-def test_an_earlier_query_is_known_in_disguise(schema, answer, found):
+def test_an_earlier_query_is_known_in_disguise(db, schema, answer, found):
     gold = EARLIER.replace("26", "40")
-    assert copied_from_history(answer, [("?", "SELECT 1"), ("?", EARLIER)], gold, schema) is found
-    assert copied_from_history(answer, [("?", EARLIER)], EARLIER, schema) in (Copied.NO, Copied.STRUCTURE)
+    assert copied_from_history(answer, [("?", "SELECT 1"), ("?", EARLIER)], gold, schema, db, LIMITS) is found
+    assert copied_from_history(answer, [("?", EARLIER)], EARLIER, schema, db, LIMITS) in (Copied.NO, Copied.STRUCTURE)
 
 
-def test_limits_and_distinct_tell_a_gold_from_an_earlier_query(schema):
+def test_limits_and_distinct_tell_a_gold_from_an_earlier_query(db, schema):
     top = "SELECT name FROM singer ORDER BY age LIMIT 1"
     three = top.replace("1", "3")
-    assert copied_from_history(top, [("?", top)], three, schema) is Copied.QUERY
-    assert copied_from_history(three, [("?", top)], three, schema) is Copied.NO
+    assert copied_from_history(top, [("?", top)], three, schema, db, LIMITS) is Copied.QUERY
+    assert copied_from_history(three, [("?", top)], three, schema, db, LIMITS) is Copied.NO
     plain, distinct = "SELECT country FROM singer", "SELECT DISTINCT country FROM singer"
-    assert copied_from_history(plain, [("?", plain)], distinct, schema) is Copied.QUERY
-    assert copied_from_history(distinct, [("?", plain)], distinct, schema) is Copied.NO
+    assert copied_from_history(plain, [("?", plain)], distinct, schema, db, LIMITS) is Copied.QUERY
+    assert copied_from_history(distinct, [("?", plain)], distinct, schema, db, LIMITS) is Copied.NO
 
 
 def test_a_result_of_many_columns_is_compared():

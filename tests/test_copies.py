@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import time
 from contextlib import closing
 
 import pytest
@@ -10,7 +11,7 @@ from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.sql.content import content_of, memory_copy
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.guard import Evidence, evidence, trial_of
-from mtsql.sql.new_values import new_rows, new_value
+from mtsql.sql.new_values import NewValues, new_rows
 from mtsql.sql.sandbox import Mirror, QueryConfig, run_query
 from mtsql.sql.schema import schema_from_sqlite
 from mtsql.sql.variants import altered
@@ -128,7 +129,7 @@ def test_new_rows_refer_to_rows_and_break_no_unique_column(db, schema):
         new_codes |= {code for (code,) in run_query(copy, "SELECT place FROM shop").rows} - {f"c{i}" for i in range(8)}
         new_ids |= {row for (row,) in run_query(copy, "SELECT id FROM shop").rows} - set(range(1, 121))
         assert run_query(copy, "SELECT count(*) FROM shop WHERE kind NOT IN ('a', 'b')").rows == ((0,),)
-    assert len(new_codes) > 5 and len(new_ids) > 20
+    assert len(new_codes) > 5 and len(new_ids) > 5
 
 
 def test_new_values_look_like_those_of_the_column():
@@ -141,24 +142,32 @@ def test_new_values_look_like_those_of_the_column():
         ([0, 5], lambda v: v > 0),
         ([-5, 5], lambda v: -15 <= v <= 15),
         ([1.5, 2.25], lambda v: isinstance(v, float) and v >= 0),
-        ([None, "a", "b"], lambda v: len(v) == 1 and v.islower()),
+        ([None, "a", "b"], lambda v: len(v) in (1, 2) and v.islower()),
     ):
-        found = [value for _ in range(200) if (value := new_value(values, rng)) is not None]
+        found = [value for _ in range(200) if (value := NewValues(values).draw(rng)) is not None]
         assert len(found) > 100 and not set(found) & set(values)
         assert all(map(is_like, found)), (values, found[:20])
         kinds = [v for v in values if v is not None]
         assert max(found) > max(kinds) and (min(found) < min(kinds) or min(kinds) in (0, "a", 1))
-    for values in ([], [None, None], [b"x"], ['{"a": 1}', "[1]"], ["", " "], ["?", "!"]):
-        assert new_value(values, rng) is None
+    for values, is_like in (
+        (["北京", "上海"], lambda v: len(v) == 3),
+        (["?", "!"], lambda v: len(v) == 2),
+        ([b"x", b"y"], lambda v: isinstance(v, bytes)),
+        ([2**60, 2**61], lambda v: 2**60 - 10 <= v < 2**63),
+    ):
+        found = [NewValues(values).draw(rng) for _ in range(50)]
+        assert not set(found) & set(values) and all(map(is_like, filter(None, found)))
+    for values in ([], [None, None], ['{"a": 1}', "[1]"], ["", " "]):
+        assert NewValues(values).draw(rng) is None
 
 
 def test_a_new_row_that_cannot_be_made_is_left_out():
     rng = random.Random(0)
     rows = [(1, 1), (2, 2)]
-    assert new_rows(rows, frozenset(), frozenset({0, 1}), {0: [], 1: []}, (0,), frozenset(), rng) == []  # no new parents
-    [row] = new_rows(rows, frozenset(), frozenset({0, 1}), {0: [7], 1: [9]}, (0,), frozenset(), rng)
+    assert new_rows(rows, frozenset(), frozenset({0, 1}), {0: [], 1: []}, (0,), frozenset(), 0.1, rng) == []  # no new parents
+    [row] = new_rows(rows, frozenset(), frozenset({0, 1}), {0: [7], 1: [9]}, (0,), frozenset(), 0.1, rng)
     assert row == (7, 9)
-    for row in new_rows([(1, 2), (1, 3), (2, 2)] * 10, frozenset(), frozenset(), {0: [], 1: []}, (0, 1), frozenset(), rng):
+    for row in new_rows([(1, 2), (1, 3), (2, 2)] * 10, frozenset(), frozenset(), {0: [], 1: []}, (0, 1), frozenset(), 0.1, rng):
         raise AssertionError(f"{row} repeats a key")
 
 
@@ -176,3 +185,81 @@ def test_what_could_not_be_copied_takes_nothing_away(tmp_path):
         if run_query(path, answer).is_ok:
             assert evidence(answer, gold, schema, path, LIMITS) in (Evidence.AGREES, Evidence.UNKNOWN)
     assert evidence("SELECT id FROM t WHERE id < 11", gold, schema, path, LIMITS) is Evidence.DIFFERS
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        "zeroblob(1000000000)",
+        "json_extract('{}', 'no such table')",
+        "abs(-9223372036854775807 - 1)",
+        "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n)",
+        "length(trim(hex(zeroblob(15000)), '1' || hex(zeroblob(15000)))) + random()",
+    ],
+)
+def test_an_answer_that_fails_where_it_finds_other_rows_differs(db, schema, otherwise):
+    """It knows the file by its number of rows, and does something else on a copy."""
+    gold = "SELECT count(*) FROM shop WHERE grp = 3"
+    count = run_query(db, gold).rows[0][0]
+    answer = f"SELECT CASE WHEN (SELECT count(*) FROM shop) = 120 THEN {count} ELSE {otherwise} END"
+    assert run_query(db, answer).rows == ((count,),)
+    assert evidence(answer, gold, schema, db, LIMITS) is Evidence.DIFFERS
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("SELECT name FROM shop", "SELECT name FROM shop LIMIT 120"),
+        ("SELECT name FROM place", "SELECT name FROM place LIMIT 8"),
+        ("SELECT name FROM shop WHERE grp = 3 AND kind = 'a'", "SELECT name FROM shop WHERE grp = 3 AND kind = 'a' AND id > 0 LIMIT 17"),
+        ("SELECT name FROM shop WHERE zip = '02101' AND grp = 1", "SELECT name FROM shop WHERE zip = '02101'"),
+        ("SELECT count(*) FROM shop WHERE place = 'c3'", "SELECT count(DISTINCT grp) FROM shop WHERE place = 'c3'"),
+    ],
+)  # fmt: skip
+def test_agreement_that_more_rows_or_near_misses_undo(db, schema, gold, answer):
+    assert evidence(answer, gold, schema, db, LIMITS) is Evidence.DIFFERS
+
+
+MOST = "SELECT place FROM shop GROUP BY place ORDER BY count(*) DESC LIMIT 1"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (MOST, "SELECT place FROM shop GROUP BY place HAVING count(*) = (SELECT max(c) FROM (SELECT count(*) AS c FROM shop GROUP BY place))"),
+        (MOST, MOST.replace("GROUP BY place", "GROUP BY place, place")),
+        (MOST, "SELECT place FROM (SELECT place, rank() OVER (ORDER BY count(*) DESC) AS r FROM shop GROUP BY place) WHERE r = 1"),
+        ("SELECT name FROM shop ORDER BY grp", "SELECT name FROM shop ORDER BY grp, id DESC"),
+        ("SELECT name FROM shop WHERE id < 20 ORDER BY grp -- so", "SELECT name FROM shop WHERE id < 20 ORDER BY grp, name DESC"),
+        ("SELECT max(grp) FROM shop WHERE zip = '02101'", "SELECT grp FROM shop WHERE zip = '02101' ORDER BY grp DESC LIMIT 1"),
+    ],
+)  # fmt: skip
+def test_ties_take_nothing_from_an_honest_answer(db, schema, gold, answer):
+    turn = Turn("x:0:0", 0, "shops", "?", gold)
+    assert answer_scores(answer, turn, schema, db, RewardConfig(), LIMITS)[0] == 1
+    if "ORDER" in gold:
+        wrong = answer.replace(" DESC", "") if gold is MOST else answer.replace("grp", "-grp")
+        assert answer_scores(wrong, turn, schema, db, RewardConfig(), LIMITS)[0] == 0 or wrong == answer
+
+
+def test_names_that_differ_in_letters_beyond_ascii_are_judged(tmp_path):
+    path = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript('CREATE TABLE "É" (a INT); CREATE TABLE "é" (b INT); INSERT INTO "É" VALUES (1), (2);')
+    turn = Turn("x:0:0", 0, "x", "?", 'SELECT a FROM "É"')
+    assert answer_scores(turn.sql, turn, schema_from_sqlite(path), path, RewardConfig(), LIMITS)[0] == 1
+
+
+def test_a_wide_database_is_copied_in_bounded_time(tmp_path):
+    """11 s of processor time before columns were summed up once; under a second now."""
+    path = tmp_path / "wide.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"CREATE TABLE w (id INTEGER PRIMARY KEY, {', '.join(f'c{i} INT' for i in range(1200))})")
+        rows = [(i, *((i * 7 + j) % 51 for j in range(1200))) for i in range(600)]
+        connection.executemany(f"INSERT INTO w VALUES ({', '.join('?' * 1201)})", rows)
+        for k in range(20):
+            connection.execute(f"CREATE TABLE t{k} ({', '.join(f'c{k}_{i} INT' for i in range(20))})")
+        connection.execute(f"CREATE TABLE spam (a INT, b TEXT DEFAULT '{'check(' * 3000}')")
+    start = time.process_time()
+    assert trial_of("SELECT count(*) FROM w WHERE c5 > 25", schema_from_sqlite(path), path, LIMITS).is_telling
+    assert time.process_time() - start < 8

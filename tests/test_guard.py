@@ -162,11 +162,11 @@ def test_a_turn_that_repeats_the_query_is_paid(paid):
     assert paid(USA + ";", USA.replace("name", "singer.name"), [USA]) == (1, 1)
 
 
-def test_copies_that_do_not_parse_are_compared_as_text(schema):
+def test_copies_that_do_not_parse_are_compared_as_text(db, schema):
     odd = "SELECT CASE WHEN age > 3 THEN 1 END FROM singer"
-    copied = copied_from_history(f" {odd.upper()} ; ", [("?", odd)], USA, schema)
+    copied = copied_from_history(f" {odd.upper()} ; ", [("?", odd)], USA, schema, db, LIMITS)
     assert copied is Copied.QUERY
-    assert copied_from_history(odd, [("?", odd)], odd.lower(), schema) is Copied.NO
+    assert copied_from_history(odd, [("?", odd)], odd.lower(), schema, db, LIMITS) is Copied.NO
 
 
 def test_a_gold_that_no_copy_can_tell_needs_the_structure(paid, db, schema):
@@ -216,7 +216,8 @@ def test_literals_break_no_key_and_repeat_no_unique_value(db, schema):
 def test_planted_literals_are_met_and_missed(db, schema):
     gold = "SELECT name FROM singer WHERE country LIKE '%Chile%' OR age BETWEEN 90 AND 95 AND sales > 1e300"
     rows = [row for seed in range(60) for row in altered(db, gold, schema, seed).tables[0].rows]
-    assert {"Chile", "#"} <= {row[2] for row in rows}
+    found = {row[2] for row in rows}
+    assert {"Chile", "xChilex", "USA"} < found and len(found) > 20  # and what just misses them
     assert {89, 90, 91, 94, 95, 96} <= {row[3] for row in rows}
     assert 1e300 in {row[4] for row in rows}
 
@@ -339,13 +340,13 @@ def test_a_database_that_takes_for_ever_to_read_takes_nothing_away(tmp_path, mon
     assert num_read == 1 and caplog.text.count("cannot be read within 20 seconds") == 1
 
 
-def test_an_answer_that_does_not_end_on_a_copy_is_no_evidence(db, schema):
-    """It ended on the database; where it needs more there, the copies say nothing about its meaning."""
+def test_an_answer_that_does_not_end_on_a_copy_differs(db, schema):
+    """The gold ends there. Otherwise an answer could choose to be judged on the database alone."""
     gold = "SELECT count(*) FROM singer"
     trial = trial_of(gold, schema, db, QueryConfig(max_vm_steps=100_000))
     assert trial.copies
     slow = "SELECT count(*) FROM singer WHERE 0 = (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n LIMIT 1 OFFSET 99999)"
-    assert evidence(slow, gold, schema, db, QueryConfig(max_vm_steps=100_000)) is Evidence.UNKNOWN
+    assert evidence(slow, gold, schema, db, QueryConfig(max_vm_steps=100_000)) is Evidence.DIFFERS
 
 
 def test_no_database_gives_no_evidence(schema, tmp_path):
@@ -374,4 +375,4 @@ def test_published_predictions(shared):
             counts["em" if pair["em"] else "ex only", found if is_met else "not met"] += 1
     assert sum(counts.values()) == 159
     assert counts["em", Evidence.AGREES] >= 75 and counts["em", Evidence.DIFFERS] <= 6  # their literals are wrong
-    assert counts["ex only", Evidence.AGREES] >= 53 and counts["ex only", Evidence.DIFFERS] >= 9
+    assert counts["ex only", Evidence.AGREES] >= 52 and counts["ex only", Evidence.DIFFERS] >= 9

@@ -157,6 +157,7 @@ class SqlEnv:
         """End the episode, also from outside (token budgets)."""
         self.outcome = outcome
         calls = [step.reply.tool_call for step in self.steps if step.reply.tool_call is not None]
+        calls = [call for call in calls if call.name in self.limits.offered]
         if self.final_sql is None and self.limits.answer_fallback and calls:
             self.final_sql = calls[-1].code
         return outcome

@@ -19,7 +19,7 @@ from mtsql.agent.env import SqlEnv, StepRecord
 from mtsql.agent.parser import Verdict
 from mtsql.sql.agreement import written_match
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence
+from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence, means_same
 from mtsql.sql.metrics import clause_f1, exact_match
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema
@@ -183,14 +183,13 @@ def answer_scores(
     em = exact_match(sql, turn.sql, schema, is_official=False)
     ex = written_match(sql, turn.sql, db_path, limits)
     if config.guard and (ex or em):
-        copied = copied_from_history(sql, turn.history, turn.sql, schema)
+        copied = copied_from_history(sql, turn.history, turn.sql, schema, db_path, limits)
         if copied is Copied.QUERY:
             return 0.0, 0.0
         found = evidence(sql, turn.sql, schema, db_path, limits) if ex else Evidence.DIFFERS
-        is_new = copied is Copied.NO
         proves = found in (Evidence.AGREES, Evidence.UNKNOWN)
-        ex = proves or (found is Evidence.NONE and em and is_new)
-        em = em and (ex or is_new)
+        ex = proves or (found is Evidence.NONE and means_same(sql, turn.sql, schema))
+        em = em and (ex or copied is Copied.NO)
     return float(ex), float(em)
 
 

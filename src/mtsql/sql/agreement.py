@@ -12,12 +12,12 @@ from pathlib import Path
 
 from mtsql.sql.execution import results_agree
 from mtsql.sql.runnable import QUOTED
-from mtsql.sql.sandbox import Mirror, QueryConfig, run_query
+from mtsql.sql.sandbox import QueryConfig, Source, run_query
 
 NUM_DIGITS = 9
 """Of a float that are compared. The last digits of a sum depend on the order of its terms."""
 _QUOTED = re.compile(QUOTED, re.VERBOSE | re.DOTALL)
-_ORDER_OR_BRACKET = re.compile(r"\(|\)|\border\s+by\b", re.IGNORECASE)
+_CLAUSE_OR_BRACKET = re.compile(r"\(|\)|\border\s+by\b|\blimit\b", re.IGNORECASE)
 _SELECT_DISTINCT = re.compile(r"\bselect\s+distinct\b", re.IGNORECASE)
 
 Rows = Sequence[tuple]
@@ -30,13 +30,38 @@ def without_quotes(sql: str) -> str:
 
 def is_ordered(sql: str) -> bool:
     """Whether the result has an order: an ORDER BY stands outside of all brackets."""
+    return _outermost(sql, "order") is not None
+
+
+def _outermost(sql: str, word: str, start: int = 0) -> int | None:
+    """The place of the first ORDER BY or LIMIT outside of all brackets, from `start` on."""
     depth = 0
-    for found in _ORDER_OR_BRACKET.finditer(without_quotes(sql)):
+    masked = _QUOTED.sub(lambda found: " " * len(found[0]), sql)
+    for found in _CLAUSE_OR_BRACKET.finditer(masked):
         if found[0] in "()":
             depth += 1 if found[0] == "(" else -1
-        elif depth == 0:
-            return True
-    return False
+        elif depth == 0 and found.start() >= start and found[0].lower().startswith(word):
+            return found.start()
+    return None
+
+
+def tie_breakers(sql: str, num_columns: int) -> tuple[str, str] | None:
+    """The query with its ties broken by all columns of the result, upwards and downwards. Both
+    return the same rows in the same order if no rows tie. None if the query has no order."""
+    start = _outermost(sql, "order")
+    if start is None:
+        return None
+    masked = _QUOTED.sub(lambda found: " " * len(found[0]), sql)
+    end = _outermost(sql, "limit", start)
+    if end is None:
+        end = masked.find(";", start)
+        end = len(masked.rstrip()) if end < 0 else end
+        end = min(end, len(masked[:end].rstrip()))  # before a comment
+    up, down = (
+        ", " + ", ".join(f"{i} {word}" for i in range(1, num_columns + 1))
+        for word in ("ASC", "DESC")
+    )
+    return f"{sql[:end]}{up} {sql[end:]}", f"{sql[:end]}{down} {sql[end:]}"
 
 
 def selects_distinct(sql: str) -> bool:
@@ -58,9 +83,20 @@ def written_match(sql: str, gold_sql: str, db_path: Path, config: QueryConfig) -
         return True
     if not rows_agree(pred.rows, gold.rows):
         return False
-    # Ties: the gold itself returns another order if the rows are stored in another one.
-    mirrored = run_query(Mirror(db_path), gold_sql, config)
-    return mirrored.is_ok and agrees_but_for_ties(pred.rows, gold.rows, mirrored.rows)
+    orders = ordered_both_ways(gold_sql, len(gold.columns), db_path, config)
+    return orders is not None and agrees_but_for_ties(pred.rows, *orders)
+
+
+def ordered_both_ways(
+    gold_sql: str, num_columns: int, source: Source, config: QueryConfig
+) -> tuple[Rows, Rows] | None:
+    """The rows of an ordered gold with ties broken upwards and downwards. None if it has no order,
+    or if these queries do not run."""
+    texts = tie_breakers(gold_sql, num_columns)
+    if texts is None:
+        return None
+    up, down = (run_query(source, text, config) for text in texts)
+    return (up.rows, down.rows) if up.is_ok and down.is_ok else None
 
 
 def rows_agree(pred: Rows, gold: Rows, *, keeps_order: bool = False) -> bool:
@@ -75,8 +111,8 @@ def rows_agree(pred: Rows, gold: Rows, *, keeps_order: bool = False) -> bool:
 def agrees_but_for_ties(pred: Rows, gold: Rows, mirrored: Rows) -> bool:
     """Whether the rows stand in the gold's order, except within ties.
 
-    mirrored: the gold's rows on the same data, stored in the opposite order. Rows that tie change
-    places there. Each block of such rows must hold the same rows in the prediction.
+    gold, mirrored: the gold's rows with ties broken in two opposite ways. Each block of rows that
+    change places between them must hold the same rows in the prediction.
     """
     gold, mirrored, pred = rounded(gold), rounded(mirrored), rounded(pred)
     return all(

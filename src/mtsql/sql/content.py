@@ -20,7 +20,7 @@ from mtsql.sql.worker import MARSHAL_VERSION
 MAX_READ_ROWS = 5000
 """Rows of a table that are looked at."""
 MAX_CELL_BYTES = 2000
-"""A longer text or blob is cut."""
+"""A longer text or blob is cut, unless it looks like JSON."""
 MAX_READ_BYTES = 32 * 2**20
 """What is read of one database, counted as Python objects."""
 MAX_CACHED_BYTES = 128 * 2**20
@@ -43,23 +43,21 @@ class TableRows:
     columns: tuple[str, ...]
     rows: tuple[tuple, ...]
 
-    @cached_property
-    def checked(self) -> frozenset[int]:
-        """Places of the columns that a CHECK names: the table may reject other values there."""
-        words: set[str] = set()
-        for found in _CHECK.finditer(self.create):
-            words |= set(re.findall(r"\w+", fold(_in_brackets(self.create, found.end()))))
-        return frozenset(i for i, name in enumerate(self.columns) if fold(name) in words)
+    checked: frozenset[int] = frozenset()
+    """Places of the columns that a CHECK names: the table may reject other values there."""
 
 
-def _in_brackets(text: str, start: int) -> str:
-    """What stands up to the bracket that closes the one before `start`."""
-    depth = 1
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if not depth:
-            return text[start:place]
-    return text[start:]
+def checked_columns(create: str, columns: Sequence[str]) -> frozenset[int]:
+    """Places of the columns whose names stand in the brackets of a CHECK."""
+    words: set[str] = set()
+    start = 0
+    while found := _CHECK.search(create, start):
+        depth, start = 1, found.end()
+        while depth and start < len(create):
+            depth += {"(": 1, ")": -1}.get(create[start], 0)
+            start += 1
+        words |= set(re.findall(r"\w+", fold(create[found.end() : start])))
+    return frozenset(i for i, name in enumerate(columns) if fold(name) in words)
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,15 @@ class Content:
         parents = [c for c in columns if c[1] in self.unique[c[0]] and len(c[3]) > 1]
         links = []
         for table, place, name, values in columns:
+            is_text = all(isinstance(v, str) and not v.isdigit() for v in values)
             for parent, key, key_name, keys in parents:
-                if parent == table or not (1 < len(values) <= len(keys)) or not values <= keys:
-                    continue
-                is_text = all(isinstance(v, str) and not v.isdigit() for v in values)
                 is_named = name == key_name or (name.endswith("id") and key_name.endswith("id"))
+                if parent == table or not (is_text or is_named):
+                    continue
+                if not 1 < len(values) <= len(keys) or not values <= keys:
+                    continue
                 # Of two columns with the same values, the one of the earlier table is the parent.
-                is_mutual = values == keys and (table, place) < (parent, key)
-                if (is_text or is_named) and not is_mutual:
+                if values != keys or (table, place) >= (parent, key):
                     links.append((table, place, parent, key))
                     break
         return tuple(links)
@@ -132,7 +131,7 @@ def _read(db_path: Path) -> Content:
         )
         tables, others = [], []
     found = (
-        TableRows(name, create, tuple(columns), tuple(rows))
+        TableRows(name, create, tuple(columns), tuple(rows), checked_columns(create, columns))
         for name, create, columns, rows in tables
     )
     return Content(tuple(found), tuple(others))

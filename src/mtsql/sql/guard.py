@@ -17,6 +17,7 @@ from pathlib import Path
 from mtsql.sql.agreement import (
     agrees_but_for_ties,
     is_ordered,
+    ordered_both_ways,
     rounded,
     rows_agree,
     selects_distinct,
@@ -41,9 +42,11 @@ from mtsql.sql.sandbox import (
 from mtsql.sql.schema import Schema
 from mtsql.sql.variants import altered
 
-NUM_COPIES = 5
+NUM_COPIES = 8
 MAX_COPIES = 12
 """Copies of a gold; more, while none of them tells it from a constant."""
+MAX_SECS = 5.0
+"""A query may take so long on a copy. Only what needs no steps of the virtual machine takes long."""
 MAX_CACHED_BYTES = 128 * 2**20
 """All cached trials together take at most so many bytes."""
 
@@ -57,13 +60,16 @@ class Evidence(Enum):
     """Copies could be made, but on all of them the gold returns nothing, or the same constant, or
     rows that depend on how the database stores them."""
     UNKNOWN = "unknown"
-    """The copies lack what the gold or the answer needs, or a query did not end there."""
+    """There are no copies on which the gold runs, or they lack what the answer names."""
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """is_telling: the gold's result is neither empty here nor the one it has on the database, so
-    that no constant can agree with both."""
+    """A copy, and the gold's rows on it, with ties broken in two opposite ways.
+
+    is_telling: the gold's result is neither empty here nor the one it has on the database, so that
+    no constant can agree with both.
+    """
 
     database: MemoryCopy
     gold_rows: tuple[tuple, ...]
@@ -77,7 +83,7 @@ class Trial:
 
     copies: tuple[_Copy, ...]
     is_unknown: bool = False
-    """Whether there are no copies, or the gold did not run on one of them."""
+    """Whether the gold ran on no copy."""
     num_bytes: int = 0
     is_lasting: bool = True
     """Whether it may be cached: every query of the gold was `is_repeatable`."""
@@ -114,16 +120,23 @@ class Copied(Enum):
 
 
 def copied_from_history(
-    sql: str, history: Sequence[tuple[str, str]], gold_sql: str, schema: Schema
+    sql: str,
+    history: Sequence[tuple[str, str]],
+    gold_sql: str,
+    schema: Schema,
+    db_path: Path,
+    config: QueryConfig,
 ) -> Copied:
     """Compare an answer with the (question, SQL) pairs of earlier turns."""
     forms = {sql, _unwrapped(sql)}
-    if any(_means_same(form, gold_sql, schema) for form in forms):
+    if any(means_same(form, gold_sql, schema) for form in forms):
         return Copied.NO
     found = Copied.NO
     for _, earlier in history:
-        if _means_same(earlier, gold_sql, schema):
+        if means_same(earlier, gold_sql, schema):
             continue  # the question asks for the same again
+        if has_same_program(sql, earlier, db_path, config):
+            return Copied.QUERY
         for form in forms:
             if _folded(form) == _folded(earlier):
                 return Copied.QUERY
@@ -134,19 +147,27 @@ def copied_from_history(
     return found
 
 
-def _means_same(sql: str, other_sql: str, schema: Schema) -> bool:
-    """Equal as exact match compares, and in their literals and DISTINCT."""
+def means_same(sql: str, other_sql: str, schema: Schema) -> bool:
+    """Equal as exact match compares, and in what it does not see: literals, DISTINCT, directions of
+    ORDER BY, and which of two columns that refer to each other is named."""
     if _folded(sql) == _folded(other_sql):
         return True
     is_match = exact_match(
         sql, other_sql, schema, compare_values=True, compare_distinct=True, is_official=False
     )
-    return is_match and all(of(sql) == of(other_sql) for of in (_literals, _num_distinct))
+    return is_match and all(
+        of(sql) == of(other_sql) for of in (_literals, _words, lambda text: _columns(text, schema))
+    )
 
 
-def _num_distinct(sql: str) -> int:
-    """How often the text says DISTINCT. Exact match does not see it behind SELECT."""
-    return len(re.findall(r"\bdistinct\b", without_quotes(sql), re.IGNORECASE))
+def _words(sql: str) -> list[str]:
+    """How often the text says DISTINCT and DESC."""
+    return sorted(re.findall(r"\b(?:distinct|desc)\b", without_quotes(sql).lower()))
+
+
+def _columns(sql: str, schema: Schema) -> list[str]:
+    """All columns that the parsed query names, sorted; also those behind ON."""
+    return sorted(re.findall(r"ColumnName\(.*?\)", repr(parse_sql(sql, schema))))
 
 
 _LITERAL = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w.])\d+(?:\.\d+)?(?![\w.])""")
@@ -176,11 +197,11 @@ def evidence(
     """Try an answer, which runs on the database, on the gold's copies."""
     if _folded(sql) == _folded(gold_sql):
         return Evidence.AGREES
-    trial = trial_of(gold_sql, schema, db_path, limits)
+    trial, limits = trial_of(gold_sql, schema, db_path, limits), _for_copies(limits)
     is_telling, is_unknown = False, trial.is_unknown
     for copy in trial.copies:
         result = run_query(copy.database, sql, limits)
-        if _cannot_tell(result):
+        if not result.is_ok and _lacks_what_it_names(sql, copy.database, limits):
             is_unknown = True
         elif not result.is_ok or not _agrees(result.rows, copy, sql, gold_sql):
             return Evidence.DIFFERS
@@ -191,15 +212,18 @@ def evidence(
     return Evidence.UNKNOWN if is_unknown else Evidence.NONE
 
 
+def _for_copies(limits: QueryConfig) -> QueryConfig:
+    return replace(limits, timeout_secs=min(limits.timeout_secs, MAX_SECS))
+
+
 _MISSING = re.compile(r"no such (table|column|index|function|collation|module)|no query solution")
 
 
-def _cannot_tell(result: QueryResult) -> bool:
-    """The query ran on the database. If it needs more on a copy, or something that could not be
-    copied, then its failure there does not show that it means something else."""
-    if result.status in (QueryStatus.TIMEOUT, QueryStatus.TOO_LARGE):
-        return True
-    return result.status is QueryStatus.ERROR and bool(_MISSING.search(result.message))
+def _lacks_what_it_names(sql: str, copy: MemoryCopy, limits: QueryConfig) -> bool:
+    """Whether SQLite cannot compile the query on the copy, although it runs on the database:
+    something could not be copied. An answer cannot choose this by what it finds in the rows."""
+    compiled = run_query(copy, f"EXPLAIN {sql}", limits)
+    return compiled.status is QueryStatus.ERROR and bool(_MISSING.search(compiled.message))
 
 
 def _agrees(rows: Sequence[tuple], copy: _Copy, sql: str, gold_sql: str) -> bool:
@@ -209,13 +233,17 @@ def _agrees(rows: Sequence[tuple], copy: _Copy, sql: str, gold_sql: str) -> bool
     does not.
     """
     gold, mirrored = copy.gold_rows, copy.mirrored_rows
+    if _is_nothing(rows) and _is_nothing(gold):
+        return True  # max() of no rows is NULL, and ORDER BY with LIMIT 1 returns nothing
     if not (selects_distinct(sql) or selects_distinct(gold_sql)):
         rows, gold, mirrored = map(_once, (rows, gold, mirrored))
     if not rows_agree(rows, gold):
         return False
-    if not is_ordered(gold_sql) or rows_agree(rows, gold, keeps_order=True):
-        return True
-    return agrees_but_for_ties(rows, gold, mirrored)
+    return not is_ordered(gold_sql) or agrees_but_for_ties(rows, gold, mirrored)
+
+
+def _is_nothing(rows: Sequence[tuple]) -> bool:
+    return all(cell is None for row in rows for cell in row)
 
 
 def _once(rows: Sequence[tuple]) -> tuple[tuple, ...]:
@@ -226,8 +254,8 @@ def _once(rows: Sequence[tuple]) -> tuple[tuple, ...]:
 def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
     """Make the copies and run the gold on each, once for all answers to a turn.
 
-    A copy on which the gold's own rows depend on the order of the stored ones (a tie at LIMIT, a
-    bare column beside an aggregate) is not used. A database that cannot be read gives no copies.
+    A copy on which the gold does not fix its own rows (a tie at LIMIT, a bare column beside an
+    aggregate) is not used. A database that cannot be read gives no copies.
     """
     try:
         key = gold_sql, schema, content_hash(*file_version(db_path)), limits
@@ -237,29 +265,43 @@ def trial_of(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) 
 
 
 def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig) -> Trial:
-    original = run_query(db_path, gold_sql, limits)
+    original, limits = run_query(db_path, gold_sql, limits), _for_copies(limits)
     copies: list[_Copy] = []
-    is_unknown, num_bytes, is_lasting = False, 0, original.is_repeatable
+    num_run, num_bytes, is_lasting = 0, 0, original.is_repeatable
     for seed in range(MAX_COPIES if original.is_ok else 0):
         if seed >= NUM_COPIES and any(copy.is_telling for copy in copies):
             break
         content = altered(db_path, gold_sql, schema, seed)
-        if not content.tables:
-            is_unknown = True
-            break
         copy = memory_copy(content)
         result, mirrored = (
             run_query(one, gold_sql, limits) for one in (copy, replace(copy, is_reversed=True))
         )
         is_lasting &= result.is_repeatable and mirrored.is_repeatable
-        if not (result.is_ok and mirrored.is_ok):
-            is_unknown = True
-        elif stable_order(result.rows, mirrored.rows, gold_sql) is not None:
+        if not result.is_ok or not mirrored.is_ok:
+            if QueryStatus.TIMEOUT in (result.status, mirrored.status):
+                break  # it would take as long on the others
+            continue
+        num_run += 1
+        rows = _tied(gold_sql, copy, result, mirrored, limits)
+        if rows is not None:
             is_same = rows_agree(_once(result.rows), _once(original.rows))
             is_telling = not (result.is_empty or is_same)
-            copies.append(_Copy(copy, result.rows, mirrored.rows, is_telling))
+            copies.append(_Copy(copy, *rows, is_telling))
             num_bytes += len(copy.packed) + result.num_bytes + mirrored.num_bytes
-    return Trial(tuple(copies), is_unknown, num_bytes, is_lasting)
+    return Trial(tuple(copies), num_run == 0, num_bytes, is_lasting)
+
+
+def _tied(
+    gold_sql: str, copy: MemoryCopy, result: QueryResult, mirrored: QueryResult, limits: QueryConfig
+) -> tuple[Sequence[tuple], Sequence[tuple]] | None:
+    """The gold's rows on a copy with ties broken in two opposite ways. None if it does not fix
+    which rows it returns."""
+    if stable_order(result.rows, mirrored.rows, gold_sql) is None:
+        return None
+    orders = ordered_both_ways(gold_sql, len(result.columns), copy, limits)
+    if orders is None:
+        return result.rows, mirrored.rows
+    return orders if rows_agree(*orders) else None  # else rows tie at LIMIT
 
 
 _TRIALS: SharedCache[Trial] = SharedCache(

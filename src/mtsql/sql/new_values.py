@@ -14,59 +14,77 @@ from collections.abc import Sequence
 
 Row = tuple
 _YEAR = re.compile(r"(?<![0-9])[12][0-9]{3}(?![0-9])")
-MAX_NUMBER = 2**53
 NEW_CELLS_SHARE = 0.15
 """Of the cells of a column that gets new values."""
-MAX_NEW_ROWS = 5
+MIN_NEW_ROWS = 3
 NEW_ROWS_SHARE = 0.1
+"""Of the rows of a table; `MIN_NEW_ROWS` at least."""
+MORE_ROWS_SHARE = 0.4
+"""The same on a copy that drops no row, so that it has more rows than a small file."""
 
 
-def new_value(values: Sequence[object], rng: random.Random) -> object | None:
-    """A value that looks like `values`, the contents of a column, and is none of them. None if
-    there is none to be had: only NULL and blobs, or JSON."""
-    known = set(values)
-    numbers = [v for v in values if isinstance(v, (int, float)) and abs(v) < MAX_NUMBER]
-    texts = [v for v in values if isinstance(v, str) and v.strip() and v.strip()[0] not in "{["]
-    if not (numbers or texts):
+class NewValues:
+    """Draws values that look like those of a column and that it does not hold."""
+
+    def __init__(self, values: Sequence[object]) -> None:
+        self.known = set(values)
+        filled = [value for value in self.known if value is not None]
+        # Sets have no order, so the rest may depend on sorted values only.
+        self.numbers = sorted(v for v in filled if isinstance(v, (int, float)))
+        self.texts = sorted(v for v in filled if isinstance(v, str) and _is_plain(v))
+        self.blobs = sorted(v for v in filled if isinstance(v, bytes))
+        self.has_floats = any(isinstance(number, float) for number in self.numbers)
+
+    def draw(self, rng: random.Random) -> object | None:
+        """None if there is no such value: the column holds only NULL, or JSON."""
+        for _ in range(20):
+            if self.numbers and len(self.numbers) >= len(self.texts):
+                found = self._number(rng)
+            elif self.texts:
+                found = self._text(rng)
+            elif self.blobs:
+                found = rng.choice(self.blobs) + bytes([rng.randrange(256)])
+            else:
+                return None
+            if found is not None and found not in self.known:
+                self.known.add(found)
+                return found
         return None
-    for _ in range(20):
-        if numbers and len(numbers) >= len(texts):
-            found = _new_number(numbers, rng)
+
+    def _number(self, rng: random.Random) -> int | float | None:
+        """Above all, below all (not below zero unless some are), or among them."""
+        low, high, draw = self.numbers[0], self.numbers[-1], rng.random()
+        if self.has_floats:
+            step = round(rng.uniform(0.01, 10), 2)
+            found = round(rng.choice(self.numbers) + rng.uniform(-1, 1), 2)
         else:
-            found = _new_text(texts, rng)
-        if found is not None and found not in known:
-            return found
-    return None
+            step = rng.randint(1, 10)
+            found = rng.randint(low, high)
+        if draw < 0.4:
+            found = high + step
+        elif draw < 0.8:
+            found = low - step
+        is_stored = isinstance(found, float) or -(2**63) <= found < 2**63
+        return found if is_stored and (found >= 0 or low < 0) else None
+
+    def _text(self, rng: random.Random) -> str:
+        """After all texts in SQL's order, before all of them, or like any one of them."""
+        draw = rng.random()
+        if draw < 0.3:
+            return moved(self.texts[-1], 1, rng)
+        if draw < 0.6:
+            return moved(self.texts[0], -1, rng)
+        return moved(rng.choice(self.texts), 0, rng)
 
 
-def _new_number(numbers: Sequence[int | float], rng: random.Random) -> int | float | None:
-    """Above all numbers, below all of them (not below zero unless some are), or among them."""
-    low, high, draw = min(numbers), max(numbers), rng.random()
-    if any(isinstance(number, float) for number in numbers):
-        step = round(rng.uniform(0.01, 10), 2)
-        found = round(rng.choice(numbers) + rng.uniform(-1, 1), 2)
-    else:
-        step = rng.randint(1, 10)
-        found = rng.randint(low, high)
-    if draw < 0.4:
-        found = high + step
-    elif draw < 0.8:
-        found = low - step
-    return found if found >= 0 or low < 0 else None
+def _is_plain(text: str) -> bool:
+    """Whether a changed text is as good: not one that is JSON."""
+    return bool(text.strip()) and text.strip()[0] not in "{["
 
 
-def _new_text(texts: Sequence[str], rng: random.Random) -> str | None:
-    """After all texts in SQL's order, before all of them, or like any one of them."""
-    draw = rng.random()
-    if draw < 0.3:
-        return _moved(max(texts), 1, rng)
-    if draw < 0.6:
-        return _moved(min(texts), -1, rng)
-    return _moved(rng.choice(texts), 0, rng)
-
-
-def _moved(text: str, direction: int, rng: random.Random) -> str | None:
-    """The text with another year, another letter, or another digit: the first of these it has.
+def moved(text: str, direction: int, rng: random.Random) -> str:
+    """The text with another year, another letter, or another digit: the first of these it has. If
+    it has none, one of its characters comes twice.
 
     direction: 1 and -1 choose the first letter that can move up or down, 0 chooses any.
     """
@@ -77,19 +95,20 @@ def _moved(text: str, direction: int, rng: random.Random) -> str | None:
         year = min(2999, max(1000, int(place[0]) + step))
         return f"{text[: place.start()]}{year}{text[place.end() :]}"
     letters = [i for i, c in enumerate(text) if c.isascii() and c.isalpha()]
-    if not letters:
-        digits = [i for i, c in enumerate(text) if c.isascii() and c.isdigit()]
-        if not digits:
-            return None
-        return _replaced(text, digits[-1], str((int(text[digits[-1]]) + rng.randint(1, 9)) % 10))
-    if direction == 0:
+    digits = [i for i, c in enumerate(text) if c.isascii() and c.isdigit()]
+    if letters and direction == 0:
         place = rng.choice(letters)
         first = "a" if text[place].islower() else "A"
-        moved = (ord(text[place]) - ord(first) + rng.randint(1, 25)) % 26
-        return _replaced(text, place, chr(ord(first) + moved))
+        step = (ord(text[place]) - ord(first) + rng.randint(1, 25)) % 26
+        return _replaced(text, place, chr(ord(first) + step))
     last = "zZ" if direction == 1 else "aA"
     place = next((i for i in letters if text[i] not in last), None)
-    return None if place is None else _replaced(text, place, chr(ord(text[place]) + direction))
+    if place is not None:
+        return _replaced(text, place, chr(ord(text[place]) + direction))
+    if digits:
+        return _replaced(text, digits[-1], str((int(text[digits[-1]]) + rng.randint(1, 9)) % 10))
+    place = rng.randrange(len(text)) if text else 0
+    return text[: place + 1] + text[place:]
 
 
 def _replaced(text: str, place: int, character: str) -> str:
@@ -99,9 +118,9 @@ def _replaced(text: str, place: int, character: str) -> str:
 def renew_cells(column: list, is_unique: bool, rng: random.Random) -> None:
     """Give a column new values in some of its cells, in place. NULL stays."""
     filled = [i for i, value in enumerate(column) if value is not None]
+    values = NewValues(column)
     for i in rng.sample(filled, min(len(filled), max(1, round(len(filled) * NEW_CELLS_SHARE)))):
-        # Values of a unique column must differ from the new ones, too.
-        found = new_value(column, rng)
+        found = values.draw(rng)
         if found is not None and (is_unique or type(found) is type(column[i])):
             column[i] = found
 
@@ -113,6 +132,7 @@ def new_rows(
     references: dict[int, list],
     primary_key: tuple[int, ...],
     fixed: frozenset[int],
+    share: float,
     rng: random.Random,
 ) -> list[Row]:
     """Rows to add to a table: each like one it has, but with new keys and new unique values.
@@ -124,10 +144,10 @@ def new_rows(
     found: list[Row] = []
     if not rows:
         return found
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    values = [NewValues(column) for column in zip(*rows, strict=True)]
     identities = {tuple(row[place] for place in primary_key) for row in rows}
     free = {place: list(keys) for place, keys in references.items()}
-    for _ in range(min(MAX_NEW_ROWS, max(1, round(len(rows) * NEW_ROWS_SHARE)))):
+    for _ in range(max(MIN_NEW_ROWS, round(len(rows) * share))):
         row = list(rng.choice(rows))
         for place in range(len(row)):
             if place in fixed and place not in unique:
@@ -143,15 +163,14 @@ def new_rows(
                 # Texts may refer to numbers.
                 row[place] = str(key) if isinstance(row[place], str) and key is not None else key
             elif place in own_keys or place in unique:
-                row[place] = new_value(columns[place], rng)
+                row[place] = values[place].draw(rng)
             elif row[place] is not None and rng.random() < 0.4:
-                row[place] = new_value(columns[place], rng) or row[place]
+                found_value = values[place].draw(rng)
+                row[place] = row[place] if found_value is None else found_value
         identity = tuple(row[place] for place in primary_key)
         has_all = all(row[place] is not None for place in (*own_keys, *unique))
         if not has_all or (primary_key and identity in identities):
             continue
         identities.add(identity)
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
         found.append(tuple(row))
     return found

@@ -118,7 +118,9 @@ class Names:
         self.columns: dict[str, dict[str, ColumnName]] = {}
         for table in schema.tables:
             names = (column.name.lower() for column in table.columns)
-            self.columns[table.name.lower()] = {name: ColumnName(table.name.lower(), name) for name in names}
+            # Two names may differ in case alone where letters are not ASCII; SQLite tells them apart.
+            own = self.columns.setdefault(table.name.lower(), {})
+            own |= {name: ColumnName(table.name.lower(), name) for name in names}
 
 
 _names_by_id: dict[int, Names] = {}  # hashing or comparing a whole Schema would cost more than parsing

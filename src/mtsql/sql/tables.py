@@ -33,7 +33,7 @@ def read_tables(
     of indexes and views.
 
     Columns are those that are stored: SQLite computes generated ones again.
-    max_rows: of each table. max_value_bytes: longer values are cut.
+    max_rows: of each table. max_value_bytes: longer values are cut, but for what may be JSON.
     max_bytes: of all rows as Python objects. Each table gets an equal share; its further rows are
     left out. Virtual tables, and tables that SQLite cannot read (a damaged page, a name that is not
     UTF-8), are left out.
@@ -60,7 +60,7 @@ def read_tables(
             for row in connection.execute(
                 f"SELECT {picked} FROM {quoted(name)} LIMIT ?", (max_rows,)
             ):
-                row = tuple(c[:max_value_bytes] if isinstance(c, (str, bytes)) else c for c in row)
+                row = tuple(_cut(cell, max_value_bytes) for cell in row)
                 num_bytes += row_bytes(row)
                 if num_bytes > max_bytes // len(creates):
                     break
@@ -72,6 +72,12 @@ def read_tables(
         if columns:
             tables.append((name, create, columns, rows))
     return tables, others
+
+
+def _cut(cell: object, max_bytes: int) -> object:
+    if isinstance(cell, bytes):
+        return cell[:max_bytes]
+    return cell[:max_bytes] if isinstance(cell, str) and cell[:1] not in ("{", "[") else cell
 
 
 def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:

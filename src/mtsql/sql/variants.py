@@ -10,13 +10,14 @@ of keys stays so. A copy has the file's own tables, keys, indexes and views.
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtsql.sql.content import Content, Link, TableRows, content_of
-from mtsql.sql.new_values import new_rows, renew_cells
+from mtsql.sql.content import MAX_READ_ROWS, Content, Link, TableRows, content_of
+from mtsql.sql.new_values import MORE_ROWS_SHARE, NEW_ROWS_SHARE, moved, new_rows, renew_cells
 from mtsql.sql.parse import ColumnName, ColumnUse, Condition, Query, parse_sql
 from mtsql.sql.schema import Schema, fold
 
@@ -24,8 +25,10 @@ MAX_ROWS = 200
 """Rows of a table that are sampled, before the rows they refer to join them."""
 BLOCK_ROWS = 25
 """Rows of a sample that stand side by side."""
-SHARES = (0.15, 0.4, 0.6)
-"""Of the rows that are dropped, in turn."""
+SHARES = (0.15, 0.4, 0.6, 0.0)
+"""Of the rows that are dropped, in turn. Where none is, more new ones are added."""
+MAX_ALTERED_COLUMNS = 400
+"""In a wider database, only the tables that the gold names, and those they refer to, are altered."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class _Pattern:
         bare = self.text.replace("%", "")
         if any(map(str.isalpha, bare)):
             return [bare, self.text.replace("%", "x")]
-        return [v for v in column if isinstance(v, str) and bare in v][:3] or [bare]
+        texts = [value for value in column if isinstance(value, str)]
+        return [text for text in texts if bare in text][:3] or ([] if texts else [bare])
 
 
 def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> Content:
@@ -51,7 +55,9 @@ def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> Content:
     links = _links(content, schema)
     tables = _sampled(content.tables, links, examples)
     rng = random.Random(f"{seed}/{gold_sql}")
-    rows = _dropped(tables, links, rng, share=SHARES[seed % len(SHARES)])
+    share = SHARES[seed % len(SHARES)]
+    rows = _dropped(tables, links, rng, share)
+    touched = _touched(content, gold_sql, links)
     fixed = _fixed(schema, links)
     referring = {(table, place) for table, place, _, _ in links}
     foreign = {(fold(table), fold(column)) for (table, column), _ in schema.foreign_keys}
@@ -59,8 +65,8 @@ def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> Content:
     for table in tables:
         name = fold(table.name)
         columns = [list(column) for column in zip(*rows[name], strict=True)]
-        planted = {}
-        for place, column in enumerate(table.columns if columns else ()):
+        planted: dict[int, list] = {}
+        for place, column in enumerate(table.columns if columns and name in touched else ()):
             if (name, fold(column)) in fixed:
                 continue
             if rng.random() < 0.5:
@@ -72,7 +78,19 @@ def altered(db_path: Path, gold_sql: str, schema: Schema, seed: int) -> Content:
                 planted[place] = examples[name][place]
         _plant(columns, planted, rng)
         changed.append(replace(table, rows=tuple(zip(*columns, strict=True))))
-    return Content(_with_new_rows(changed, content.unique, links, schema, rng), content.others)
+    added = NEW_ROWS_SHARE if share else MORE_ROWS_SHARE
+    whole = _with_new_rows(changed, content.unique, links, schema, touched, added, rng)
+    return Content(whole, content.others)
+
+
+def _touched(content: Content, gold_sql: str, links: Sequence[Link]) -> set[str]:
+    """Folded names of the tables that are altered: all, unless they have very many columns."""
+    names = {fold(table.name) for table in content.tables}
+    if sum(len(table.columns) for table in content.tables) <= MAX_ALTERED_COLUMNS:
+        return names
+    words = set(re.findall(r"\w+", fold(gold_sql)))
+    named = {name for name in names if words.issuperset(re.findall(r"\w+", name))}
+    return named | {parent for table, _, parent, _ in links if table in named}
 
 
 def _with_new_rows(
@@ -80,6 +98,8 @@ def _with_new_rows(
     unique: dict[str, frozenset[int]],
     links: Sequence[Link],
     schema: Schema,
+    touched: set[str],
+    share: float,
     rng: random.Random,
 ) -> tuple[TableRows, ...]:
     """The tables with some rows more, at any place. Referred tables come first, so that new rows
@@ -100,7 +120,11 @@ def _with_new_rows(
         own = [link for link in links if link[0] == name]
         references = {place: new_keys.get((parent, at), []) for _, place, parent, at in own}
         own_keys = frozenset(key[:1] if not references.keys() & set(key) else ())
-        added = new_rows(table.rows, own_keys, unique[name], references, key, table.checked, rng)
+        added = []
+        if name in touched:
+            added = new_rows(
+                table.rows, own_keys, unique[name], references, key, table.checked, share, rng
+            )
         for place in range(len(table.columns)):
             new_keys[name, place] = [row[place] for row in added]
         rows = list(table.rows)
@@ -122,7 +146,8 @@ def _examples(content: Content, literals: Iterable[tuple[ColumnName, object]]) -
                 values = [literal]
                 if isinstance(literal, _Pattern):
                     values = literal.examples([row[place] for row in table.rows])
-                found[fold(table.name)].setdefault(place, []).extend(values)
+                if values:
+                    found[fold(table.name)].setdefault(place, []).extend(values)
     return found
 
 
@@ -177,6 +202,12 @@ def _sampled(
         (parent, key): {_key(row[key]): i for i, row in enumerate(rows[parent])}
         for _, _, parent, key in links
     }
+    # Not all rows of a large table were read. What refers to an unread one is left out.
+    for table, column, parent, key in links:
+        if len(rows[parent]) >= MAX_READ_ROWS:
+            known = index[parent, key]
+            cells = ((i, rows[table][i][column]) for i in kept[table])
+            kept[table] = {i for i, cell in cells if cell is None or _key(cell) in known}
     unvisited = [(table, i) for table, found in kept.items() for i in found]
     while unvisited:
         table, i = unvisited.pop()
@@ -247,7 +278,9 @@ def _grouped(items: Iterable[tuple], key: Callable[[tuple], str]) -> dict[str, l
 
 
 def _key(value: object) -> str | None:
-    """A key as text: a column of numbers may refer to one of texts."""
+    """A key as text: a column of numbers may refer to one of texts, and 1.0 to 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return None if value is None else str(value)
 
 
@@ -266,9 +299,6 @@ def _literals(query: Query) -> Iterator[tuple[ColumnName, float | int | str | _P
                         and use.aggregate == "none"
                     ):
                         yield use.column, _plain(value)
-                        # A text with letters goes on; a date or a number would be none with an x.
-                        if isinstance(value, str) and "%" in value and any(map(str.isalpha, value)):
-                            yield use.column, value.strip('"').replace("%", "x")
     for inner in (*query.tables, query.intersect, query.union, query.except_):
         if isinstance(inner, Query):
             yield from _literals(inner)
@@ -284,11 +314,13 @@ def _plain(value: float | str) -> float | int | str | _Pattern:
 
 
 def _near(value: float | int | str, rng: random.Random) -> float | int | str:
-    """A value that just misses a literal."""
+    """A value that just misses a literal, and looks like it: a date stays a date."""
     if not isinstance(value, str):
         return value + rng.choice((-1, 1))
     is_number = value.isascii() and value.isdigit() and not value.startswith("0")
-    return str(int(value) + rng.choice((-1, 1))) if is_number and len(value) < 16 else "#"
+    if is_number and len(value) < 16:
+        return str(int(value) + rng.choice((-1, 1)))
+    return moved(value, rng.choice((-1, 1)), rng) if value else "#"
 
 
 def _plant(columns: list[list], planted: dict[int, list], rng: random.Random) -> None:
@@ -302,9 +334,10 @@ def _plant(columns: list[list], planted: dict[int, list], rng: random.Random) ->
         if chance < 0.25:
             chosen = {place: rng.choice(values) for place, values in planted.items()}
         elif chance < 0.5:
+            # All comparisons but one are met.
+            chosen = {place: rng.choice(values) for place, values in planted.items()}
             place = rng.choice(sorted(planted))
-            value = rng.choice(planted[place])
-            chosen = {place: _near(value, rng)}
+            chosen[place] = _near(chosen[place], rng)
         else:
             continue
         for place, value in chosen.items():
