@@ -6,9 +6,12 @@
 
 The loop below is the algorithm, in the paper's order: pick, roll out, score, compare, learn, record. Where it departs
 from the published system (paper section 4): (1) verdicts are read from their own tags and statuses from the executor;
-(2) clause F1 is the paper's set-based one, `reward.strict_clauses` gives the released code's; (3) an answer that
-agrees by accident is not paid (`reward.guard`); (4) the embedded default is a model of a few million parameters trained
-from scratch, its loss a mean over groups of unequal rewards only (`advantage.equal_groups`; the recipes count all).
+(2) clause F1 is the paper's set-based one, `reward.strict_clauses` gives the released code's; (3) answers are judged as
+they are written and run, and one that agrees by accident is not paid (`reward.guard`); (4) by default proposals and
+verdicts are paid after a right answer only, and the last call is the proposal (`reward.process_after`,
+`reward.proposals`; the paper's recipes keep the paper's); (5) calls that are not offered, or repeated, do not count;
+(6) the embedded default is a model of a few million parameters trained from scratch, its loss a mean over groups of
+unequal rewards only (`advantage.equal_groups`; the recipes count all).
 """
 
 import json
@@ -41,7 +44,7 @@ from mtsql.played import differences, notes_of, prompt_style
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
-from mtsql.rl.rewards import RewardConfig, RewardWeights
+from mtsql.rl.rewards import RewardConfig
 from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import digest, set_up, warm_start_texts
@@ -95,8 +98,7 @@ class Config:
     curriculum: CurriculumConfig = CurriculumConfig(
         probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.4, 0.5, 0.1)
     )
-    reward: RewardConfig = RewardConfig(weights=RewardWeights(propose=0.2))
-    """The paper's 0.8 for `propose` would punish looking up values: a look is a tool call unlike the gold SQL."""
+    reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig(equal_groups="drop")
     """Groups of equal rewards do not count in the embedded default, whose measured results stand in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
