@@ -1,15 +1,15 @@
 """Stage 2: curriculum GRPO over whole multi-step trajectories.
 
     accelerate launch train_rl.py                          # embedded default: toy world, small model, warm start, RL
-    accelerate launch train_rl.py --config configs/sparc_qwen3_1.7b.yaml
+    accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
     accelerate launch train_rl.py --resume runs/rl         # after a kill: goes on bit for bit from its last checkpoint
 
 The loop below is the algorithm, in the paper's order: pick, roll out, score, compare, learn, record. Where it departs
 from the published system (paper section 4): (1) verdicts are read from their own tags and statuses from the executor;
 (2) clause F1 is the paper's set-based one, `reward.strict_clauses` gives the released code's; (3) answers are judged as
 they are written and run, and one that agrees by accident is not paid (`reward.guard`); (4) by default proposals and
-verdicts are paid after a right answer only, and the last call is the proposal (`reward.process_after`,
-`reward.proposals`; the paper's recipes keep the paper's); (5) calls that are not offered, or repeated, do not count;
+verdicts are paid after an answer that is right in result or structure, and the last call is the proposal
+(`reward.process_after`, `reward.proposals`; the paper's recipes keep the paper's); (5) calls that are not offered, or repeated, do not count;
 (6) the embedded default is a model of a few million parameters trained from scratch, its loss a mean over groups of
 unequal rewards only (`advantage.equal_groups`; the recipes count all).
 """
@@ -27,7 +27,7 @@ import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import (
-    CheckpointConfig, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
+    CheckpointConfig, check_inputs, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
 )  # fmt: skip
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
@@ -185,9 +185,12 @@ def main(config: Config) -> None:
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train", "dev_seen", "dev"), config.seed)
     start, run, is_main = state.get("update", 0), Path(config.run), accelerator.is_main_process
+    inputs = bench.inputs() if is_main else {}
+    if config.resume:
+        check_inputs(run, inputs)  # before anything of the run is touched
     log = RunLog(run, config, is_main, (start, state.get("metrics_bytes", 0)) if config.resume else None)
     if is_main:
-        keep_inputs(run, bench.inputs(), is_resumed=bool(config.resume))
+        keep_inputs(run, inputs)
     if changed:
         log.print(changed)
     module = PolicyModule(bench.policy, temperature=config.sampling.temperature)

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import (
-    CheckpointConfig, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
+    CheckpointConfig, check_inputs, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
 )  # fmt: skip
 from mtsql.config import to_dict
 from mtsql.launch import make_accelerator, no_interrupt, run_script
@@ -138,7 +138,7 @@ def train_on(module, optimizer, samples: list[Sample], config: Config, accelerat
 
 def collected(bench: Workbench, turns, config: Config, accelerator, round_index: int):
     """`collect`, whose result is kept in the run folder: a resumed run reads it there. By then
-    `resumed` and `keep_inputs` have made sure that its configuration and inputs are the same."""
+    `resumed` and `check_inputs` have made sure that its configuration and inputs are the same."""
     file = Path(config.run) / "rounds" / f"round{round_index}.json"
     if config.resume and file.is_file():
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -209,12 +209,14 @@ def warm_start(
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
+    inputs = bench.inputs() if is_main else {}
+    if is_main and config.source == "demonstrations":
+        inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
+    if config.resume:
+        check_inputs(run, inputs)  # before anything of the run is touched
     log = RunLog(run, config, is_main, (place.update, state.get("metrics_bytes", 0)) if config.resume else None)
     if is_main:
-        inputs = {}
-        if config.source == "demonstrations":
-            inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
-        keep_inputs(run, {**inputs, **bench.inputs()}, is_resumed=bool(config.resume))
+        keep_inputs(run, inputs)
     if not config.resume and (changed := differences(config)):
         log.print(changed)
     module = PolicyModule(bench.policy)

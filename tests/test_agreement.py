@@ -122,6 +122,20 @@ def test_ties_may_come_in_any_order_and_nothing_else(db):
     assert not written_match("SELECT name FROM singer ORDER BY name", gold, db, LIMITS)
 
 
+@pytest.mark.parametrize("order", ["age", '"age"', "`age`", "[age]", "age -- by age", "age /* so */ ;", "age LIMIT 4", "'x', age"])
+def test_ties_are_found_whatever_ends_the_text(db, order):
+    gold = f"SELECT name FROM singer ORDER BY {order}"
+    assert written_match("SELECT name FROM singer ORDER BY age, name DESC", gold, db, LIMITS)
+    assert written_match("SELECT name FROM singer ORDER BY age, name", gold, db, LIMITS)
+    assert not written_match("SELECT name FROM singer ORDER BY age DESC", gold, db, LIMITS)
+
+
+def test_columns_change_places_in_all_blocks_alike():
+    rows = [(1, 2), (2, 1), (3, 4)]
+    assert not agrees_but_for_ties([(2, 1), (1, 2), (3, 4)], rows, rows)
+    assert agrees_but_for_ties([(2, 1), (1, 2), (4, 3)], rows, rows)
+
+
 def test_blocks_of_ties():
     gold, mirrored = [(1,), (2,), (3,), (4,)], [(2,), (1,), (3,), (4,)]
     assert agrees_but_for_ties([(1,), (2,), (3,), (4,)], gold, mirrored)

@@ -15,7 +15,7 @@ from mtsql.agent import env as env_module
 from mtsql.agent import prompts
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig, keep_inputs
+from mtsql.checkpoint import CheckpointConfig, check_inputs, keep_inputs
 from mtsql.llm.model import EmbeddedSize, ModelConfig
 from mtsql.sql import datasets, toyworld
 from mtsql.sql.datasets import DataConfig
@@ -131,21 +131,17 @@ def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatc
             train_sft.main(replace(config, resume="runs/sft"))
 
 
-def test_inputs_are_compared_only_by_a_resumed_run(tmp_path):
-    keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=False)
-    keep_inputs(tmp_path, {"the turns": "2"}, is_resumed=False)
-    keep_inputs(tmp_path, {"the turns": "2", "something new": "3"}, is_resumed=True)
+def test_inputs_are_written_once_and_compared(tmp_path):
+    check_inputs(tmp_path, {"the turns": "1"})  # killed before it wrote the file, or an older run
+    keep_inputs(tmp_path, {"the turns": "2"})
+    keep_inputs(tmp_path, {"the turns": "1"})
+    check_inputs(tmp_path, {"the turns": "2", "something new": "3"})
     with pytest.raises(ValueError, match="the turns changed"):
-        keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=True)
+        check_inputs(tmp_path, {"the turns": "1"})
     for damaged in ("{", "[1]"):
         (tmp_path / "inputs.json").write_text(damaged)
         with pytest.raises(ValueError, match="inputs.json cannot be read"):
-            keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=True)
-    (
-        tmp_path / "inputs.json"
-    ).unlink()  # a run that was killed before it wrote the file, or an older one
-    keep_inputs(tmp_path, {"the turns": "1"}, is_resumed=True)
-    assert json.loads((tmp_path / "inputs.json").read_text()) == {"the turns": "1"}
+            check_inputs(tmp_path, {"the turns": "1"})
 
 
 def test_a_toy_world_that_other_code_wrote_is_not_used(tmp_path, monkeypatch):

@@ -265,3 +265,15 @@ def test_a_tool_that_is_not_offered_earns_nothing_in_any_term(play, offered):
     for config in (RewardConfig(), PAPER):
         parts = play([call(GOLD, tool), answer], config, history=history, **{taken: False})
         assert parts == {"ex": 1, "em": 1, "propose": 0, "exec_verify": 0, "memory_verify": 0}
+
+
+def test_calls_that_differ_in_a_literal_only_are_two(play):
+    one, other = "SELECT 'a b'", "SELECT  'a  b'"
+    env_steps = [StepRecord(call(one)), StepRecord(call(other)), StepRecord(call(one.lower().replace(" '", "  '")))]
+    assert [found.sql for found in calls_of(env_steps, OFFERED)] == [one, other]
+
+
+def test_right_means_right_in_result_or_in_structure(play):
+    replies = [call("junk"), Reply(answer=GOLD.replace("30", "77"), exec_verdict=NO_PASS)]
+    parts = play(replies, RewardConfig())
+    assert (parts["ex"], parts["em"], parts["exec_verify"]) == (0, 1, 1)

@@ -49,7 +49,9 @@ class CheckpointConfig:
 
     def __post_init__(self):
         if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
-            raise ValueError("checkpoint.every and keep_best must not be negative, checkpoint.keep_last at least 1")
+            raise ValueError(
+                "checkpoint.every and keep_best must not be negative, checkpoint.keep_last at least 1"
+            )
 
 
 def save_checkpoint(
@@ -78,7 +80,11 @@ def save_checkpoint(
         save_file(optimizer, partial / "optimizer.safetensors")
         metrics = run / "metrics.jsonl"
         _sync(metrics)
-        files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
+        files = {
+            str(f.relative_to(partial)): f.stat().st_size
+            for f in sorted(partial.rglob("*"))
+            if f.is_file()
+        }
         state = {"format": FORMAT, "update": update, **state, "commit": git_commit(),
                  "metrics_bytes": metrics.stat().st_size, "files": files}  # fmt: skip
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -89,7 +95,9 @@ def save_checkpoint(
         _sync(place.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"checkpoint {place} could not be written: {reason}; resume from the one before it") from error
+        raise ValueError(
+            f"checkpoint {place} could not be written: {reason}; resume from the one before it"
+        ) from error
     _prune(place.parent, config)
 
 
@@ -106,15 +114,21 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'state.json'} cannot be read as JSON; {advice}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{folder} is not a checkpoint of this program (its format is not {FORMAT})")
+        raise ValueError(
+            f"{folder} is not a checkpoint of this program (its format is not {FORMAT})"
+        )
     for name, size in state["files"].items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if found != size:
-            raise ValueError(f"{folder / name} has {max(found, 0)} bytes instead of {size}; {advice}")
+            raise ValueError(
+                f"{folder / name} has {max(found, 0)} bytes instead of {size}; {advice}"
+            )
     try:
         return state, load_file(folder / "optimizer.safetensors")
     except SafetensorError as error:
-        raise ValueError(f"{folder / 'optimizer.safetensors'} is damaged ({error}); {advice}") from error
+        raise ValueError(
+            f"{folder / 'optimizer.safetensors'} is damaged ({error}); {advice}"
+        ) from error
 
 
 def resumed(config: Any) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
@@ -141,16 +155,20 @@ def check_unchanged(config: Any, run: Path) -> None:
             )
 
 
-def keep_inputs(run: Path, inputs: dict[str, str], is_resumed: bool) -> None:
+def keep_inputs(run: Path, inputs: dict[str, str]) -> None:
     """Write down what goes into a run besides its configuration, as hashes by name, in inputs.json.
-
-    A resumed run compares instead: ValueError for an input that has changed since the run started.
-    """
+    What the file has already stays."""
     file = run / "inputs.json"
-    if not is_resumed or not file.is_file():
+    if not file.is_file():
         partial = file.with_name(f".{file.name}.partial")
         partial.write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, file)
+
+
+def check_inputs(run: Path, inputs: dict[str, str]) -> None:
+    """ValueError for an input that is another one than `keep_inputs` has written down."""
+    file = run / "inputs.json"
+    if not file.is_file():
         return
     try:
         saved = dict(json.loads(file.read_text(encoding="utf-8")))

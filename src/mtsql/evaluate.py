@@ -22,7 +22,7 @@ from mtsql.sql.scoring import TURNS, Figures, Score, aggregate
 
 HISTORIES = ("gold", "predicted")
 ABILITIES = RewardConfig(process_after="any", proposals="all")
-"""Abilities are the paper's process rewards, however an episode ends."""
+"""Abilities are the paper's process rewards, of the calls that count (`calls_of`)."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,9 @@ def summarize(scores: list[TurnScore]) -> dict:
 
 
 def predictions_text(scores: list[TurnScore]) -> str:
-    """The official prediction format: one SQL a line, a blank line between dialogues. No answer:
-    `SELECT 1`-free text the official parser counts as wrong (an empty line would end the dialogue).
+    """The official prediction format: one SQL a line, a blank line between dialogues. Where there is no
+    answer, the line is `no answer`, which the official program counts as wrong; an empty line would
+    end the dialogue.
     """
     lines, last = [], None
     for score in scores:

@@ -29,7 +29,7 @@ from mtsql.sql.worker_pool import set_num_workers
 
 NUM_TOKENIZER_TURNS = 3000
 NUM_PROBED_TURNS = 20
-VOLATILE = re.compile("random|now|current_", re.IGNORECASE)
+VOLATILE = re.compile(r"random|\bnow\b|current_", re.IGNORECASE)
 """Matches every query whose result may be another one at another time, and some others."""
 
 

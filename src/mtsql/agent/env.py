@@ -128,7 +128,8 @@ class SqlEnv:
         text = prompts.first_message(
             self.turn, self.schema, self.style, self.limits.max_steps, offered
         )
-        tools = [] if self.style is PromptStyle.BRIEF else tool_schemas(offered)
+        is_direct = self.style is PromptStyle.BRIEF or self.limits.max_steps == 1
+        tools = [] if is_direct else tool_schemas(offered)
         return [{"role": "user", "content": text}], tools
 
     def step(self, reply_text: str, meter: WorkMeter | None = None) -> str | Outcome:

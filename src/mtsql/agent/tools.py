@@ -1,5 +1,5 @@
-"""The two tools: what the model is told of them. A new tool is an entry here and a branch in
-`SqlEnv._call`."""
+"""What the model is told of the two tools. A new tool is an entry here, a switch and a branch in
+env.py, its sentences in prompts.py, and its verdict in demonstrations.py."""
 
 from collections.abc import Collection
 

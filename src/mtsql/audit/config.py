@@ -1,6 +1,7 @@
 """The flags of `python -m mtsql.audit`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
@@ -11,6 +12,7 @@ from mtsql.sql.datasets import DataConfig
 TEACHES_NOTHING = (
     "gold fails",
     "gold unpaid ex",
+    "gold unguarded",
     "gold undetermined",
     "duplicate",
     "prompt over budget",
@@ -26,8 +28,8 @@ class Config:
 
     run: str = "runs/audit"
     """Folder for audit.json and leave_out.tsv, or for farming.json."""
-    split: str = "train"
-    """train, dev or dev_seen."""
+    split: Literal["train", "dev", "dev_seen"] = "train"
+    """The split to look at."""
     data: DataConfig = DataConfig()
     env: EnvLimits = EnvLimits()
     style: PromptStyle | None = None
@@ -56,6 +58,8 @@ class Config:
         unknown = sorted(set(self.leave_out) - set(CHECKS))
         if unknown:
             raise ValueError(f"leave_out: no check {unknown[0]!r}; there are {', '.join(CHECKS)}")
+        if self.farming and self.rewritings:
+            raise ValueError("rewritings has no effect with farming, which audits no gold")
         if self.num_farming_turns < 0:
             raise ValueError("num_farming_turns must not be negative")
 

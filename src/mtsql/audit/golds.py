@@ -120,7 +120,10 @@ def _look(turn: Turn, corpus: Corpus, config: Config) -> Findings:
             doubt("gold undetermined", f"{len(gold.rows)} rows", len(gold.rows))
         elif order == "tied" and is_ordered(turn.sql):
             doubt("gold order tied", f"{len(gold.rows)} rows", len(gold.rows))
-        if not gold.is_empty and not trial_of(turn.sql, schema, db_path, limits).is_telling:
+        trial = trial_of(turn.sql, schema, db_path, limits)
+        if trial.is_unknown:
+            doubt("gold unguarded", f"{len(gold.rows)} rows")
+        elif not gold.is_empty and not trial.is_telling:
             doubt("gold untellable", f"{len(gold.rows)} rows", -len(gold.rows))
         if config.rewritings and ex == 1.0 and order in ("fixed", "tied"):
             _rewrite(turn, gold, order == "fixed", schema, db_path, config, found)

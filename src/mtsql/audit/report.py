@@ -14,6 +14,7 @@ CHECKS = {
     "gold empty": "the gold returns nothing: paid only with the structure",
     "gold undetermined": "which rows it returns depends on the order in which they are stored",
     "gold order tied": "its ORDER BY leaves the order of some rows open",
+    "gold unguarded": "it runs on no altered copy: whatever agrees on the database is paid",
     "gold untellable": "no altered copy tells it from a constant: paid only with the structure",
     "duplicate": "the same question after the same questions, with the same gold",
     "prompt over budget": "the prompt is longer than max_prompt_tokens",

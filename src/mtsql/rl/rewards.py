@@ -17,10 +17,12 @@ from typing import Literal
 
 from mtsql.agent.env import SqlEnv, StepRecord
 from mtsql.agent.parser import Verdict
+from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.sql.agreement import written_match
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence, means_same
 from mtsql.sql.metrics import clause_f1, exact_match
+from mtsql.sql.runnable import folded
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema
 
@@ -54,13 +56,13 @@ class RewardConfig:
     """Weights of the components (released code: 1, 1, 0.8, 0.1, 0.1)."""
     process_after: Literal["any", "answer", "right"] = "right"
     """What an episode must end with before `propose`, `exec_verify` and `memory_verify` are paid:
-    anything (paper), an answer that runs, or an answer that `ex` or `em` is paid for. Under `any`
-    and `answer`, a policy that understands nothing earns verdicts in full: it calls junk and says
-    no_pass."""
+    anything (paper), an answer that runs, or one that is right in its result (`ex`) or in its
+    structure (`em`). Under `any` and `answer`, a policy that understands nothing earns verdicts in
+    full: it calls junk and says no_pass."""
     proposals: Literal["all", "last"] = "last"
     """The tool calls that `propose` scores. all: their mean (paper), so that an episode loses by
-    looking up a value or by correcting a query. last: the last one, which is what the agent then
-    answers."""
+    looking up a value or by correcting a query. last: the last one, normally the query that the
+    agent then answers."""
     strict_clauses: bool = False
     """Clause F1 as the released code's exact-clause accuracy instead of the paper's set-based
     F1."""
@@ -89,13 +91,14 @@ def reward_components(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
 
     Queries run within the limits of the episode's own tools (`env.limits.query`).
     """
-    ex, em, runs = 0.0, 0.0, False
+    ex, em = 0.0, 0.0
     if env.final_sql is not None:
-        runs = run_query(env.db_path, env.final_sql, env.limits.query).is_ok
         ex, em = answer_scores(
             env.final_sql, env.turn, env.schema, env.db_path, config, env.limits.query
         )
-    ends_well = {"any": True, "answer": runs, "right": bool(ex or em)}[config.process_after]
+    ends_well = config.process_after == "any" or bool(ex or em)
+    if config.process_after == "answer" and env.final_sql is not None:
+        ends_well = run_query(env.db_path, env.final_sql, env.limits.query).is_ok
     process = process_scores(env, config)
     return {"ex": ex, "em": em, **{k: v if ends_well else 0.0 for k, v in process.items()}}
 
@@ -111,13 +114,13 @@ def process_scores(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
     return {
         "propose": _mean([f1 for _, f1 in scored]),
         "exec_verify": _mean(
-            [exec_verify_score(call, config) for call, _ in calls if call.tool == "exec_sql"]
+            [exec_verify_score(call, config) for call, _ in calls if call.tool == EXEC_SQL]
         ),
         "memory_verify": _mean(
             [
                 memory_verify_score(f1, call, config)
                 for call, f1 in calls
-                if call.tool == "memory_retrieve"
+                if call.tool == MEMORY_RETRIEVE
             ]
         ),
     }
@@ -147,7 +150,7 @@ def calls_of(steps: list[StepRecord], offered: tuple[str, ...]) -> list[ScoredCa
     places = []
     for place, step in enumerate(steps):
         call = step.reply.tool_call
-        key = (call.name, " ".join(call.code.split())) if call is not None else None
+        key = (call.name, folded(call.code)) if call is not None else None
         if call is None or (call.name in offered and key not in seen):
             places.append(place)
             seen.add(key)

@@ -36,13 +36,21 @@ def is_ordered(sql: str) -> bool:
 def _outermost(sql: str, word: str, start: int = 0) -> int | None:
     """The place of the first ORDER BY or LIMIT outside of all brackets, from `start` on."""
     depth = 0
-    masked = _QUOTED.sub(lambda found: " " * len(found[0]), sql)
-    for found in _CLAUSE_OR_BRACKET.finditer(masked):
+    for found in _CLAUSE_OR_BRACKET.finditer(_masked(sql)):
         if found[0] in "()":
             depth += 1 if found[0] == "(" else -1
         elif depth == 0 and found.start() >= start and found[0].lower().startswith(word):
             return found.start()
     return None
+
+
+def _masked(sql: str) -> str:
+    """The text with blanks in place of comments, and with x in place of other quoted text."""
+
+    def mask(found: re.Match) -> str:
+        return (" " if found[0][:2] in ("--", "/*") else "x") * len(found[0])
+
+    return _QUOTED.sub(mask, sql)
 
 
 def tie_breakers(sql: str, num_columns: int) -> tuple[str, str] | None:
@@ -51,7 +59,7 @@ def tie_breakers(sql: str, num_columns: int) -> tuple[str, str] | None:
     start = _outermost(sql, "order")
     if start is None:
         return None
-    masked = _QUOTED.sub(lambda found: " " * len(found[0]), sql)
+    masked = _masked(sql)
     end = _outermost(sql, "limit", start)
     if end is None:
         end = masked.find(";", start)
@@ -115,10 +123,16 @@ def agrees_but_for_ties(pred: Rows, gold: Rows, mirrored: Rows) -> bool:
     change places between them must hold the same rows in the prediction.
     """
     gold, mirrored, pred = rounded(gold), rounded(mirrored), rounded(pred)
-    return all(
-        results_agree(pred[start:end], gold[start:end], False)
-        for start, end in _tie_blocks(gold, mirrored)
+    if len(pred) != len(gold):
+        return False
+    # The number of its block is one more cell of each row: columns may change places in all blocks
+    # alike, as rows may within one.
+    blocks = list(_tie_blocks(gold, mirrored))
+    numbered = [f"block {i}" for i, (start, end) in enumerate(blocks) for _ in range(start, end)]
+    pred, gold = (
+        [(n, *row) for n, row in zip(numbered, rows, strict=True)] for rows in (pred, gold)
     )
+    return results_agree(pred, gold, False)
 
 
 def _tie_blocks(rows: Rows, mirrored: Rows) -> Iterator[tuple[int, int]]:

@@ -28,7 +28,8 @@ from mtsql.sql.cache import SharedCache
 from mtsql.sql.content import memory_copy
 from mtsql.sql.metrics import exact_match
 from mtsql.sql.parse import parse_sql
-from mtsql.sql.runnable import QUOTED
+from mtsql.sql.connection import TICK_VM_STEPS
+from mtsql.sql.runnable import folded
 from mtsql.sql.sandbox import (
     DatabaseFileError,
     MemoryCopy,
@@ -45,8 +46,9 @@ from mtsql.sql.variants import altered
 NUM_COPIES = 8
 MAX_COPIES = 12
 """Copies of a gold; more, while none of them tells it from a constant."""
-MAX_SECS = 5.0
-"""A query may take so long on a copy. Only what needs no steps of the virtual machine takes long."""
+SECS_PER_TICK = 0.1
+"""On a copy, a query may take so many seconds for each million steps of its budget. Steps take a
+tenth of that; only what needs no steps takes longer."""
 MAX_CACHED_BYTES = 128 * 2**20
 """All cached trials together take at most so many bytes."""
 
@@ -95,7 +97,7 @@ class Trial:
 
 def is_same_query(sql: str, other_sql: str, schema: Schema) -> bool:
     """The same text but for blanks and case, or the same parse with values and DISTINCT."""
-    if _folded(sql) == _folded(other_sql):
+    if folded(sql) == folded(other_sql):
         return True
     parsed = parse_sql(sql, schema)
     return parsed is not None and parsed == parse_sql(other_sql, schema)
@@ -138,7 +140,7 @@ def copied_from_history(
         if has_same_program(sql, earlier, db_path, config):
             return Copied.QUERY
         for form in forms:
-            if _folded(form) == _folded(earlier):
+            if folded(form) == folded(earlier):
                 return Copied.QUERY
             if exact_match(form, earlier, schema, is_official=False):
                 if _literals(form) == _literals(earlier):
@@ -150,7 +152,7 @@ def copied_from_history(
 def means_same(sql: str, other_sql: str, schema: Schema) -> bool:
     """Equal as exact match compares, and in what it does not see: literals, DISTINCT, directions of
     ORDER BY, and which of two columns that refer to each other is named."""
-    if _folded(sql) == _folded(other_sql):
+    if folded(sql) == folded(other_sql):
         return True
     is_match = exact_match(
         sql, other_sql, schema, compare_values=True, compare_distinct=True, is_official=False
@@ -195,7 +197,7 @@ def evidence(
     sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig
 ) -> Evidence:
     """Try an answer, which runs on the database, on the gold's copies."""
-    if _folded(sql) == _folded(gold_sql):
+    if folded(sql) == folded(gold_sql):
         return Evidence.AGREES
     trial, limits = trial_of(gold_sql, schema, db_path, limits), _for_copies(limits)
     is_telling, is_unknown = False, trial.is_unknown
@@ -213,15 +215,19 @@ def evidence(
 
 
 def _for_copies(limits: QueryConfig) -> QueryConfig:
-    return replace(limits, timeout_secs=min(limits.timeout_secs, MAX_SECS))
+    secs = SECS_PER_TICK * max(1, limits.max_vm_steps // TICK_VM_STEPS)
+    return replace(limits, timeout_secs=min(limits.timeout_secs, secs))
 
 
-_MISSING = re.compile(r"no such (table|column|index|function|collation|module)|no query solution")
+_MISSING = re.compile(
+    r"no such (column|index|function|collation|module|table: (?!(main\.)?sqlite_))|no query solution"
+)
 
 
 def _lacks_what_it_names(sql: str, copy: MemoryCopy, limits: QueryConfig) -> bool:
     """Whether SQLite cannot compile the query on the copy, although it runs on the database:
-    something could not be copied. An answer cannot choose this by what it finds in the rows."""
+    something could not be copied. What the answer finds in the rows has no influence on that. It may
+    not name SQLite's own tables, which no copy has."""
     compiled = run_query(copy, f"EXPLAIN {sql}", limits)
     return compiled.status is QueryStatus.ERROR and bool(_MISSING.search(compiled.message))
 
@@ -277,6 +283,8 @@ def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfi
             run_query(one, gold_sql, limits) for one in (copy, replace(copy, is_reversed=True))
         )
         is_lasting &= result.is_repeatable and mirrored.is_repeatable
+        if result.is_ok and mirrored.status is QueryStatus.ERROR:
+            mirrored = result  # something in its CREATE statements does not allow another order
         if not result.is_ok or not mirrored.is_ok:
             if QueryStatus.TIMEOUT in (result.status, mirrored.status):
                 break  # it would take as long on the others
@@ -309,13 +317,3 @@ _TRIALS: SharedCache[Trial] = SharedCache(
     num_bytes=lambda trial: trial.num_bytes + 1000,
     is_lasting=lambda trial: trial.is_lasting,
 )
-
-
-_PIECE = re.compile(rf"(?P<quoted>{QUOTED}) | [^'\"`\[/-]++ | .", re.VERBOSE | re.DOTALL)
-
-
-def _folded(sql: str) -> str:
-    """The text in lower case with single blanks, but for what is quoted."""
-    pieces = (m[0] if m["quoted"] else m[0].lower() for m in _PIECE.finditer(sql.strip()))
-    words = (piece if piece[0] in "'\"`[" else re.sub(r"\s+", " ", piece) for piece in pieces)
-    return "".join(words).rstrip("; ")

@@ -117,10 +117,8 @@ class Names:
         self.schema = schema
         self.columns: dict[str, dict[str, ColumnName]] = {}
         for table in schema.tables:
-            names = (column.name.lower() for column in table.columns)
-            # Two names may differ in case alone where letters are not ASCII; SQLite tells them apart.
-            own = self.columns.setdefault(table.name.lower(), {})
-            own |= {name: ColumnName(table.name.lower(), name) for name in names}
+            own = self.columns.setdefault(table.name.lower(), {})  # SQLite tells "É" and "é" apart
+            own |= {c.name.lower(): ColumnName(table.name.lower(), c.name.lower()) for c in table.columns}
 
 
 _names_by_id: dict[int, Names] = {}  # hashing or comparing a whole Schema would cost more than parsing

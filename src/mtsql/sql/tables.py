@@ -104,11 +104,14 @@ _ROW_ORDER = re.compile(
 )
 
 
-def _without_row_order(create: str) -> str:
+def _without_row_order(create: str, columns: list[str]) -> str:
     """The same table, but SQLite stores its rows in the order of their insertion.
 
-    INTEGER PRIMARY KEY and WITHOUT ROWID store rows by their key. INT is INTEGER without that.
+    INTEGER PRIMARY KEY and WITHOUT ROWID store rows by their key. INT is INTEGER without that. A
+    table with a column named integer stays as it is.
     """
+    if "integer" in map(str.lower, columns):
+        return create
     return _ROW_ORDER.sub(
         lambda m: "INT" if m["kind"] else "" if m["rule"] else m[0],
         create,
@@ -127,8 +130,8 @@ def written(
     # Unique indexes reject rows, so they come first. Others are built faster over whole tables.
     is_unique = {sql: sql.split(None, 2)[1].upper() == "UNIQUE" for sql in others if sql.strip()}
     steps: list[tuple[str, list[tuple] | None]] = []
-    for _, create, _, _ in tables:
-        steps.append((_without_row_order(create) if is_reversed else create, None))
+    for _, create, columns, _ in tables:
+        steps.append((_without_row_order(create, columns) if is_reversed else create, None))
     steps += [(sql, None) for sql in others if is_unique.get(sql)]
     for name, _, columns, rows in tables:
         names, marks = ", ".join(map(quoted, columns)), ", ".join("?" * len(columns))
