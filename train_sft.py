@@ -209,9 +209,10 @@ def warm_start(
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
-    inputs = bench.inputs() if is_main else {}
+    inputs = {}
     if is_main and config.source == "demonstrations":
         inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
+    inputs |= bench.inputs() if is_main else {}
     if config.resume:
         check_inputs(run, inputs)  # before anything of the run is touched
     log = RunLog(run, config, is_main, (place.update, state.get("metrics_bytes", 0)) if config.resume else None)
