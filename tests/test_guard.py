@@ -143,6 +143,13 @@ def test_an_empty_gold_result_is_not_met_by_any_empty_result(paid):
     assert paid("SELECT NULL", null, guard=False) == (1, 0) and paid("SELECT NULL", null) == (0, 0)
 
 
+def test_an_answer_that_compiles_to_the_same_is_paid_where_no_copy_can_tell(paid):
+    gold = 'SELECT name FROM singer WHERE country = "nowhere" LIMIT 1'
+    assert paid(gold.replace('= "nowhere"', 'IN ("nowhere")'), gold)[0] == 1
+    every = "SELECT song_id, title, year, singer_id FROM song"
+    assert paid('SELECT "song_id", `title`, [year], singer_id FROM "song"', every, ["SELECT * FROM song"])[0] == 1
+
+
 def test_an_earlier_turns_query_earns_nothing_again(paid):
     france = USA.replace("USA", "France")
     copied = "select  T1.name FROM singer AS T1 WHERE T1.country = 'USA';"

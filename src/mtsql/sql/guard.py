@@ -29,7 +29,7 @@ from mtsql.sql.content import memory_copy
 from mtsql.sql.metrics import exact_match
 from mtsql.sql.parse import parse_sql
 from mtsql.sql.connection import TICK_VM_STEPS
-from mtsql.sql.runnable import folded
+from mtsql.sql.runnable import QUOTED, folded
 from mtsql.sql.sandbox import (
     DatabaseFileError,
     MemoryCopy,
@@ -40,7 +40,7 @@ from mtsql.sql.sandbox import (
     file_version,
     run_query,
 )
-from mtsql.sql.schema import Schema
+from mtsql.sql.schema import Schema, fold
 from mtsql.sql.variants import altered
 
 NUM_COPIES = 8
@@ -51,6 +51,9 @@ SECS_PER_TICK = 0.1
 tenth of that; only what needs no steps takes longer."""
 MAX_CACHED_BYTES = 128 * 2**20
 """All cached trials together take at most so many bytes."""
+
+
+_QUOTED = re.compile(QUOTED, re.VERBOSE | re.DOTALL)
 
 
 class Evidence(Enum):
@@ -110,6 +113,20 @@ def has_same_program(sql: str, other_sql: str, db_path: Path, config: QueryConfi
     return one.is_ok and other.is_ok and one.rows == other.rows
 
 
+def _with_single_quotes(sql: str, schema: Schema) -> str:
+    """The text with 'x' for "x", unless x is a name. SQLite compiles `a IN ("x")` in another way."""
+    names = {fold(table.name) for table in schema.tables}
+    names |= {fold(column.name) for table in schema.tables for column in table.columns}
+
+    def requoted(found: re.Match) -> str:
+        text = found[0]
+        if text[0] != '"' or fold(text[1:-1]) in names or "'" in text or '""' in text[1:-1]:
+            return text
+        return f"'{text[1:-1]}'"
+
+    return _QUOTED.sub(requoted, sql)
+
+
 class Copied(Enum):
     """What an answer has of an earlier turn's query, where this turn's gold is another one."""
 
@@ -135,7 +152,9 @@ def copied_from_history(
         return Copied.NO
     found = Copied.NO
     for _, earlier in history:
-        if means_same(earlier, gold_sql, schema):
+        if means_same(earlier, gold_sql, schema) or has_same_program(
+            earlier, gold_sql, db_path, config
+        ):
             continue  # the question asks for the same again
         if has_same_program(sql, earlier, db_path, config):
             return Copied.QUERY
@@ -209,7 +228,8 @@ def evidence(
             return Evidence.DIFFERS
         else:
             is_telling |= copy.is_telling
-    if is_telling or has_same_program(sql, gold_sql, db_path, limits):
+    texts = (_with_single_quotes(text, schema) for text in (sql, gold_sql))
+    if is_telling or has_same_program(*texts, db_path, limits):
         return Evidence.AGREES
     return Evidence.UNKNOWN if is_unknown else Evidence.NONE
 
