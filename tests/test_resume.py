@@ -107,6 +107,7 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
     assert_same_run(folder / "runs/straight", run)
 
 
+@pytest.mark.slow
 def test_refills_and_several_steps_are_resumed_exactly(folder):
     finish(start(*FLAGS, *OBJECTIVES, "--run", "runs/steps", cwd=folder))
     run = folder / "runs/steps-killed"
