@@ -1,5 +1,6 @@
-"""What every script needs before its loop: corpora, tokenizer, renderer, policy and an environment for
-each turn. And what these are made of, as text, so that nothing is used again after it has changed."""
+"""What every script needs before its loop: corpora, tokenizer, renderer, policy and an environment
+for each turn. And what these are made of, as text, so that nothing is used again after it has
+changed."""
 
 import hashlib
 import json

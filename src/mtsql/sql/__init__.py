@@ -1,1 +1,2 @@
-"""Databases, dialogues, SQL text and the metrics that judge it. Imports neither torch nor transformers."""
+"""Databases, dialogues, SQL text and the metrics that judge it. Imports neither torch nor
+transformers."""

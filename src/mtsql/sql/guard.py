@@ -6,6 +6,10 @@ values that a tool has shown, anything without rows where the gold has none, the
 once more. So an answer is run again on altered copies of the database (variants.py), where only a
 query that means the same keeps agreeing. The official metrics have no such guard, and evaluation
 uses none.
+
+The way of a copy: `content_of` reads a database (content.py, tables.py), `altered` changes it
+(variants.py, new_values.py), `memory_copy` packs it, a SQL worker builds it in its memory
+(connection.py), and `trial_of` runs the gold on it. `evidence` compares an answer with that.
 """
 
 import re
@@ -25,10 +29,10 @@ from mtsql.sql.agreement import (
     without_quotes,
 )
 from mtsql.sql.cache import SharedCache
+from mtsql.sql.connection import TICK_VM_STEPS
 from mtsql.sql.content import memory_copy
 from mtsql.sql.metrics import exact_match
 from mtsql.sql.parse import parse_sql
-from mtsql.sql.connection import TICK_VM_STEPS
 from mtsql.sql.runnable import QUOTED, folded
 from mtsql.sql.sandbox import (
     DatabaseFileError,
@@ -114,7 +118,8 @@ def has_same_program(sql: str, other_sql: str, db_path: Path, config: QueryConfi
 
 
 def _with_single_quotes(sql: str, schema: Schema) -> str:
-    """The text with 'x' for "x", unless x is a name. SQLite compiles `a IN ("x")` in another way."""
+    """The text with 'x' for "x", unless x is a name. SQLite compiles `a IN ("x")` in another
+    way."""
     names = {fold(table.name) for table in schema.tables}
     names |= {fold(column.name) for table in schema.tables for column in table.columns}
 
@@ -240,14 +245,15 @@ def _for_copies(limits: QueryConfig) -> QueryConfig:
 
 
 _MISSING = re.compile(
-    r"no such (column|index|function|collation|module|table: (?!(main\.)?sqlite_))|no query solution"
+    r"no such (column|index|function|collation|module|table: (?!(main\.)?sqlite_))"
+    r"|no query solution"
 )
 
 
 def _lacks_what_it_names(sql: str, copy: MemoryCopy, limits: QueryConfig) -> bool:
     """Whether SQLite cannot compile the query on the copy, although it runs on the database:
-    something could not be copied. What the answer finds in the rows has no influence on that. It may
-    not name SQLite's own tables, which no copy has."""
+    something could not be copied. What the answer finds in the rows has no influence on that. It
+    may not name SQLite's own tables, which no copy has."""
     compiled = run_query(copy, f"EXPLAIN {sql}", limits)
     return compiled.status is QueryStatus.ERROR and bool(_MISSING.search(compiled.message))
 

@@ -28,7 +28,8 @@ BLOCK_ROWS = 25
 SHARES = (0.15, 0.4, 0.6, 0.0)
 """Of the rows that are dropped, in turn. Where none is, more new ones are added."""
 MAX_ALTERED_COLUMNS = 400
-"""In a wider database, only the tables that the gold names, and those they refer to, are altered."""
+"""In a wider database, only the tables that the gold names, and those they refer to, are
+altered."""
 
 
 @dataclass(frozen=True)
