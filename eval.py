@@ -4,8 +4,9 @@
     python eval.py --model.path MODEL --split dev --history predicted --data.dev dev.json --data.tables tables.json ...
 
 A model that our scripts trained is played as in its training: its prompts, tools and budgets stand
-in MODEL/mtsql.json and are the defaults here. A recipe or a flag wins over them, and what it changes
-is printed. A model folder without this file is played with the defaults that `--help` shows.
+in MODEL/mtsql.json and are the defaults here. A recipe or a flag wins over them, and what it
+changes is printed. A model folder without this file is played with the defaults that `--help`
+shows.
 """
 
 from dataclasses import dataclass, replace

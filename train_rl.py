@@ -4,14 +4,16 @@
     accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
     accelerate launch train_rl.py --resume runs/rl         # after a kill: goes on bit for bit from its last checkpoint
 
-The loop below is the algorithm, in the paper's order: pick, roll out, score, compare, learn, record. Where it departs
-from the published system (paper section 4): (1) verdicts are read from their own tags and statuses from the executor;
-(2) clause F1 is the paper's set-based one, `reward.strict_clauses` gives the released code's; (3) answers are judged as
-they are written and run, and one that agrees by accident is not paid (`reward.guard`); (4) by default proposals and
-verdicts are paid after an answer that is right in result or structure, and the last call is the proposal
-(`reward.process_after`, `reward.proposals`; the paper's recipes keep the paper's); (5) calls that are not offered, or repeated, do not count;
-(6) the embedded default is a model of a few million parameters trained from scratch, its loss a mean over groups of
-unequal rewards only (`advantage.equal_groups`; the recipes count all).
+The loop below is the algorithm, in the paper's order: pick, roll out, score, compare, learn,
+record. Where it departs from the published system (paper section 4): (1) verdicts are read from
+their own tags and statuses from the executor; (2) clause F1 is the paper's set-based one,
+`reward.strict_clauses` gives the released code's; (3) answers are judged as they are written and
+run, and one that agrees by accident is not paid (`reward.guard`); (4) by default proposals and
+verdicts are paid after an answer that is right in result or structure, and the last call is the
+proposal (`reward.process_after`, `reward.proposals`; the paper's recipes keep the paper's); (5)
+calls that repeat an earlier call, or name a tool that is not offered, do not count; (6) the
+embedded default is a model of a few million parameters trained from scratch, its loss a mean over
+groups of unequal rewards only (`advantage.equal_groups`; the recipes count all).
 """
 
 import json
@@ -27,8 +29,13 @@ import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import (
-    CheckpointConfig, check_inputs, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
-)  # fmt: skip
+    CheckpointConfig,
+    check_inputs,
+    keep_inputs,
+    newest_checkpoint,
+    resumed,
+    save_checkpoint,
+)
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
 from mtsql.launch import make_accelerator, no_interrupt, run_script
@@ -165,7 +172,8 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
 
 def warm_start_key(sft: train_sft.Config) -> str:
     """A hash of all that makes a warm start what it is, except for the code that learns: the
-    settings, the precision that `model.dtype` means on this machine, and the texts to learn from."""
+    settings, the precision that `model.dtype` means on this machine, and the texts to learn
+    from."""
     settings = to_dict(replace(sft, env=replace(sft.env, num_sql_workers=0)))  # changes no result
     texts = warm_start_texts(sft.data, sft.env, sft.style)
     return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
@@ -209,8 +217,8 @@ def main(config: Config) -> None:
 
     def save(update: int) -> None:
         progress = {"before": before, "ex": ex, "curriculum": curriculum.state(), "config": to_dict(config)}
-        save_checkpoint(run, update, save_model, optimizer_tensors(module, optimizer), progress,
-                        config.checkpoint, is_main)  # fmt: skip
+        tensors = optimizer_tensors(module, optimizer)
+        save_checkpoint(run, update, save_model, tensors, progress, config.checkpoint, is_main)
 
     if state:
         load_trained(bench.policy, newest_checkpoint(run) / "model")

@@ -22,8 +22,13 @@ from accelerate import Accelerator
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import (
-    CheckpointConfig, check_inputs, keep_inputs, newest_checkpoint, resumed, save_checkpoint,
-)  # fmt: skip
+    CheckpointConfig,
+    check_inputs,
+    keep_inputs,
+    newest_checkpoint,
+    resumed,
+    save_checkpoint,
+)
 from mtsql.config import to_dict
 from mtsql.launch import make_accelerator, no_interrupt, run_script
 from mtsql.learner import (
@@ -231,8 +236,10 @@ def warm_start(
 
     def save() -> None:
         progress = {"ex": None, "place": asdict(place), "config": to_dict(config)}
-        save_checkpoint(run, place.update, save_model, optimizer_tensors(module, optimizer), progress,
-                        config.checkpoint, is_main)  # fmt: skip
+        tensors = optimizer_tensors(module, optimizer)
+        save_checkpoint(
+            run, place.update, save_model, tensors, progress, config.checkpoint, is_main
+        )
 
     try:
         learn(config, bench, module, optimizer, accelerator, log, place, save)

@@ -1,33 +1,20 @@
 """Texts that mean the same: what each rewriting makes of a query, that its rows are the query's,
 and that the reward pays it."""
 
-import random
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 
-from mtsql.agent.env import EnvLimits
-from mtsql.audit.config import Config
-from mtsql.audit.golds import audit
 from mtsql.audit.reader import read_sql
 from mtsql.audit.rewritings import REWRITINGS, rewritings_of
 from mtsql.audit.statement import Unreadable
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.sql.agreement import rounded
-from mtsql.sql.datasets import DataConfig, load_split
-from mtsql.sql.dialogues import Corpus, Turn
+from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import schema_from_sqlite
-
-PAID_SHARE = 0.98
-"""Of the golds of real data that have a kind of rewriting, so many at least must be paid for it."""
-NUM_DIALOGUES = 60
-"""Of each file that the slow test looks at."""
-MIN_TRIED = 20
-"""A kind that fewer golds have is not judged by its share."""
 
 SCRIPT = """
 CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER,
@@ -363,47 +350,3 @@ def test_what_is_not_understood_for_sure_is_left_alone(schema, sql):
     with pytest.raises(Unreadable):
         read_sql(sql, schema)
     assert rewritings_of(sql, schema) == {}
-
-
-@pytest.fixture(scope="module")
-def report(shared):
-    """The audit of a sample of each file's dialogues, rewritings included."""
-    reports = {}
-    data = shared / "data"
-    for name in ("sparc", "cosql"):
-        for split in ("train", "dev"):
-            files = DataConfig(
-                train=str(data / name / "train.json"),
-                dev=str(data / name / "dev.json"),
-                tables=str(data / "tables.json"),
-                databases=str(data / "database"),
-            )
-            corpus = _sample(load_split(files, split))
-            config = Config(data=files, rewritings=True, env=EnvLimits(num_sql_workers=1))
-            reports[f"{name} {split}"] = audit(corpus, config)
-    return reports
-
-
-def _sample(corpus: Corpus) -> Corpus:
-    dialogues = random.Random(0).sample(corpus.dialogues, NUM_DIALOGUES)
-    return replace(corpus, dialogues=dialogues)
-
-
-@pytest.mark.slow
-def test_rewritings_of_real_golds_return_their_rows(report):
-    for name, found in report.items():
-        # A sub-query that runs once for each row may be too slow for the limits; nothing else.
-        wrong = [c for c in found.rewritings_set_aside if ": timeout: " not in c.detail]
-        assert wrong == [], name
-
-
-@pytest.mark.slow
-def test_rewritings_of_real_golds_are_paid(report):
-    shares = {}
-    for kind in REWRITINGS:
-        tallies = [found.rewritings[kind] for found in report.values()]
-        num_turns = sum(tally.num_turns for tally in tallies)
-        if num_turns >= MIN_TRIED:
-            shares[kind] = sum(tally.num_paid_ex for tally in tallies) / num_turns
-    assert len(shares) >= 10
-    assert {kind: share for kind, share in shares.items() if share < PAID_SHARE} == {}

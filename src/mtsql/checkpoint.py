@@ -50,7 +50,8 @@ class CheckpointConfig:
     def __post_init__(self):
         if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
             raise ValueError(
-                "checkpoint.every and keep_best must not be negative, checkpoint.keep_last at least 1"
+                "checkpoint.every and keep_best must not be negative, "
+                "checkpoint.keep_last at least 1"
             )
 
 

@@ -134,9 +134,9 @@ def summarize(scores: list[TurnScore]) -> dict:
 
 
 def predictions_text(scores: list[TurnScore]) -> str:
-    """The official prediction format: one SQL a line, a blank line between dialogues. Where there is no
-    answer, the line is `no answer`, which the official program counts as wrong; an empty line would
-    end the dialogue.
+    """The official prediction format: one SQL a line, a blank line between dialogues. Where there
+    is no answer, the line is `no answer`, which the official program counts as wrong; an empty line
+    would end the dialogue.
     """
     lines, last = [], None
     for score in scores:
@@ -166,7 +166,8 @@ def _with_predicted_history(turn: Turn, played: dict[str, Trajectory]) -> Turn:
         earlier = played.get(f"{stem}:{index}")
         if earlier is None:
             raise ValueError(
-                f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} in the same split"
+                f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} "
+                "in the same split"
             )
         history.append((question, earlier.env.final_sql or ""))
     return replace(turn, history=tuple(history))

@@ -73,9 +73,9 @@ class RewardConfig:
     """What `no_pass` earns after an empty or all-NULL result (released code: 0.1)."""
     guard: bool = True
     """Pay an answer only for what cannot be had by accident (sql/guard.py): an execution match must
-    hold on altered copies of the database too. If no copy tells the gold from a constant, a match
-    in structure is needed as well. An earlier turn's query earns nothing, unless it is the gold.
-    The official metrics have no such guard."""
+    hold on altered copies of the database too. If no copy tells the gold from a constant, the
+    answer must be the gold in other words: the same parse, or the same compiled program. An earlier
+    turn's query earns nothing, unless it is the gold. The official metrics have no such guard."""
     overlong_buffer: int = 0
     """DAPO's soft punishment of length: over its last so many tokens, the trajectory budget costs
     up to 1. 0: off."""

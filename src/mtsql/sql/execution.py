@@ -145,7 +145,8 @@ def _has_column_mapping(pred: Sequence[tuple], gold: Sequence[tuple]) -> bool:
                 yield depth + 1, new_rows, gold_rows, unused - {choice}
 
     start = [0] * len(gold)
-    stack = [choices(0, start, start, frozenset(order))]  # not recursive: there may be 2,000 columns
+    # Not recursive, because there may be 2,000 columns.
+    stack = [choices(0, start, start, frozenset(order))]
     while stack:
         found = next(stack[-1], None)
         if found is None:

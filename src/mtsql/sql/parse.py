@@ -117,8 +117,8 @@ class Names:
         self.schema = schema
         self.columns: dict[str, dict[str, ColumnName]] = {}
         for table in schema.tables:
-            own = self.columns.setdefault(table.name.lower(), {})  # SQLite tells "É" and "é" apart
-            own |= {c.name.lower(): ColumnName(table.name.lower(), c.name.lower()) for c in table.columns}
+            key, names = table.name.lower(), [c.name.lower() for c in table.columns]
+            self.columns.setdefault(key, {}).update({n: ColumnName(key, n) for n in names})
 
 
 _names_by_id: dict[int, Names] = {}  # hashing or comparing a whole Schema would cost more than parsing

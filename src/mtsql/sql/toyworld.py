@@ -47,8 +47,8 @@ def write_toy_world(folder: Path, seed: int = 0, size: ToySize = ToySize()) -> N
     """Write the world for `seed` to `folder`: tables.json, train.json, dev_seen.json, dev.json,
     demonstrations.jsonl and database/. Its stamp, toyworld.json, says what it was made from.
 
-    A folder that already holds this very world is left alone. ValueError for one that holds anything
-    else: a world of another seed or size, or one that other code wrote.
+    A folder that already holds this very world is left alone. ValueError for one that holds
+    anything else: a world of another seed or size, or one that other code wrote.
     """
     folder = Path(folder)
     sources = b"".join(Path(source).read_bytes() for source in SOURCES)
