@@ -11,13 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 SCRIPTS = [ROOT / name for name in ("train_sft.py", "train_rl.py", "eval.py")]
 MAY_IMPORT = {
-    "sql": {"sql"},
-    "agent": {"agent", "sql"},
-    "llm": {"llm"},
-    "rl": {"rl", "agent", "llm", "sql"},
-    "audit": {"audit", "rl", "agent", "llm", "sql", "config"},
+    "files": set(),
+    "sql": {"sql", "files"},
+    "agent": {"agent", "sql", "files"},
+    "llm": {"llm", "files"},
+    "rl": {"rl", "agent", "llm", "sql", "files"},
+    "audit": {"audit", "rl", "agent", "llm", "sql", "config", "files"},
 }
-PLUMBING = {"config", "runlog", "checkpoint", "plots", "viewer"}
+PLUMBING = {"config", "runlog", "checkpoint", "plots", "viewer", "locks", "files"}
 
 
 def imported(path: Path) -> set[str]:

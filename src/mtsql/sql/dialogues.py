@@ -13,6 +13,7 @@ class Turn:
 
     turn_id: "train:12:3", the file's stem, the dialogue and the turn.
     history: (question, gold SQL) of all earlier turns of the dialogue, the oldest first.
+    evidence: what the data says besides the question (BIRD), shown with it; often empty.
     """
 
     turn_id: str
@@ -21,6 +22,7 @@ class Turn:
     question: str
     sql: str
     history: tuple[tuple[str, str], ...] = ()
+    evidence: str = ""
 
 
 @dataclass(frozen=True)
