@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 
 from mtsql.agent.memory import MemoryEntry
+from mtsql.agent.parser import ParseError
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
@@ -206,3 +207,12 @@ def _cells(row: tuple, between: str, as_text: Callable[[object], str], max_chars
 def _cut(text: str, max_chars: int) -> str:
     """The text, or its beginning and a mark that it goes on."""
     return text if len(text) <= max_chars else f"{text[:max_chars]}... cut here"
+
+
+MALFORMED_CALL = {
+    ParseError.UNCLOSED_CALL: "The call has no </tool_call> after it.",
+    ParseError.BAD_JSON: "The text inside <tool_call> is not JSON.",
+    ParseError.NO_NAME: "The call names no tool: it needs the keys name and arguments.",
+    ParseError.BAD_ARGUMENTS: 'The arguments must be {"code": the SQL query}.',
+}
+"""What a call that cannot be read gets back if `env.malformed_call` is observe."""
