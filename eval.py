@@ -62,18 +62,22 @@ class Config:
             read_played(file)  # a fault is named before the parser meets it
         return file
 
+    def completed(self) -> "Config":
+        """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        if self.model.path is None:
+            raise ValueError("model.path is not set: name the model folder to score")
+        if self.history not in HISTORIES:
+            raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {self.history!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
+        if not self.data.is_toy and getattr(self.data, self.split) is None:
+            raise ValueError(f"split is {self.split}, but data.{self.split} is not set")
+        return replace(self, style=prompt_style(self.style, self.model.path))
+
 
 def main(config: Config) -> None:
     """Play, score, print the tables, write the files."""
-    if config.model.path is None:
-        raise ValueError("model.path is not set: name the model folder to score")
-    if config.history not in HISTORIES:
-        raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {config.history!r}")
-    if config.split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {config.split!r}")
-    if not config.data.is_toy and getattr(config.data, config.split) is None:
-        raise ValueError(f"split is {config.split}, but data.{config.split} is not set")
-    config = replace(config, style=prompt_style(config.style, config.model.path))
+    config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
     with accelerator.main_process_first():
         bench = set_up(config.model, config.data, config.env, config.style, (config.split,), 0)

@@ -113,6 +113,12 @@ class Config:
     """Constant in the paper, and so in the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    def completed(self) -> "Config":
+        """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        check(self)
+        style = prompt_style(self.style, self.model.path)
+        return replace(self, run=self.resume or self.run, style=style)
+
 
 def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
@@ -181,9 +187,7 @@ def warm_start_key(sft: train_sft.Config) -> str:
 
 def main(config: Config) -> None:
     """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run folder."""
-    check(config)
-    config = replace(config, style=prompt_style(config.style, config.model.path))
-    config, state, averages = resumed(config)
+    config, state, averages = resumed(config.completed())
     accelerator = make_accelerator(config.model.mixed_precision)
     if accelerator.is_main_process and not config.resume:
         check_free(Path(config.run))  # before the warm start spends its minutes

@@ -105,6 +105,12 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
     """`every` counts optimizer steps over all rounds; 0: none is written, unless at Ctrl-C."""
 
+    def completed(self) -> "Config":
+        """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        check(self)
+        style = prompt_style(self.style, self.model.path)
+        return replace(self, run=self.resume or self.run, style=style)
+
 
 @dataclass
 class Place:
@@ -196,9 +202,7 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     """Stage 1 as a run of its own."""
-    check(config)
-    config = replace(config, style=prompt_style(config.style, config.model.path))
-    config, state, averages = resumed(config)
+    config, state, averages = resumed(config.completed())
     accelerator = make_accelerator(config.model.mixed_precision)
     warm_start(config, accelerator, state, averages)
 
