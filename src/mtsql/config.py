@@ -16,6 +16,7 @@ from mtsql.files import read_text, write_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+OWN_FLAGS = {"help", "config", "print_config"}
 MAX_MESSAGE = 400  # of the parser's complaints, which list every type a value could have had
 
 
@@ -42,15 +43,15 @@ def parse_config(
         help="print the configuration that would run, and exit",
     )
     try:
-        parsed = _parsed(parser, argv)
+        parsed = _parsed(parser, kind, argv)
         first_recipe = getattr(kind, "first_recipe", lambda _: None)(parsed.get("model.path"))
         if first_recipe is not None:
-            parsed = _parsed(parser, ["--config", str(first_recipe), *argv])
+            parsed = _parsed(parser, kind, ["--config", str(first_recipe), *argv])
         if implied := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
             at = 0
             if parsed.get("resume") is None and _words(argv, "--preset"):
                 at = max((end for _, end in _words(argv, "--config")), default=0)
-            parsed = _parsed(parser, [*argv[:at], *implied, *argv[at:]])
+            parsed = _parsed(parser, kind, [*argv[:at], *implied, *argv[at:]])
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
@@ -68,8 +69,17 @@ def parse_config(
     return config
 
 
-def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """What the parser makes of the words, once it is known that it can read their recipes."""
+def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
+    """What the parser makes of the words, once it is known that their flags exist, which it does
+    not check in nested keys, and that it can read their recipes."""
+    keys = _keys(kind)
+    sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, 9)}
+    known = {*keys, *sections, *(f"{name}.help" for name in sections)} | OWN_FLAGS
+    for word in argv:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name[2:] not in known:
+            hint = _suggestion(name[2:], keys, "--")
+            raise ValueError(f"unknown flag {name}{hint}; --help lists all")
     for file, _ in _words(argv, "--config"):
         if Path(file).is_file():
             read_yaml(file)
@@ -173,26 +183,35 @@ def _in_a_line(error: Exception) -> str:
 
 def _explained(error: Exception, kind: type) -> str:
     """A complaint of the parser in a line that says what was expected."""
-    text = _in_a_line(error)
-    keys = list(flat(to_dict(kind())))
+    text = " ".join(str(error).split())
     if unknown := re.search(r"unrecognized arguments: (\S+)", text):
-        word = unknown[1].split("=")[0]
-        if not word.startswith("-"):
-            return f"{word!r} belongs to no flag: flags are written --key value"
-        return f"unknown flag {word}{_suggestion(word.lstrip('-'), keys, '--')}; --help lists all"
+        return f"{unknown[1]!r} belongs to no flag: flags are written --key value"
     unknown = re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '?([\w.]+)'?", text)
     if unknown:
         key = ".".join(filter(None, unknown.groups()))
-        return f"unknown key {key}{_suggestion(key, keys, '')}"
+        return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
     if missing := re.search(r"argument (--[\w.]+): expected one argument", text):
         return f"{missing[1]} needs a value"
     complaint = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?: .*[vV]alue: (.*)', text)
-    if complaint and (hint := _hint(kind, complaint[1])) is not None:
-        return f"{complaint[1]} is {complaint[2][:80]}: expected {_expected(hint)}"
+    if complaint:
+        key, value = complaint.groups()
+        if nested := re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value):  # under `X | None`
+            key, value = f"{key}.{nested[1]}", nested[2].strip("'")
+        if (hint := _hint(kind, key)) is not None:
+            return f"{key} is {value[:80]}: expected {_expected(hint)}"
     section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
     if section:
         return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
-    return text
+    return _in_a_line(error)
+
+
+def _keys(kind: type, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration."""
+    keys = []
+    for name, hint in get_type_hints(kind).items():
+        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        keys += _keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return keys
 
 
 def _suggestion(word: str, keys: list[str], dashes: str) -> str:
