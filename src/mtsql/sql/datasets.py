@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mtsql.files import read_lines
 from mtsql.sql.dialogues import Corpus, load_corpus
 from mtsql.sql.toyworld import ToySize, write_toy_world
 
@@ -13,15 +14,16 @@ class DataConfig:
     """Where the dialogues and databases are. With no file named, the toy world is written once to `toy_folder`."""
 
     train: str | None = None
-    """Training dialogues: a SParC, CoSQL or Spider JSON file."""
+    """Training dialogues: a SParC, CoSQL, Spider or BIRD JSON file, or .jsonl or .csv with db_id,
+    question and sql."""
     dev: str | None = None
     """Held-out dialogues on databases that training never sees."""
     dev_seen: str | None = None
     """Held-out dialogues on training databases, where there are any (optional)."""
     tables: str | None = None
-    """The official tables.json."""
+    """The official tables.json. Without it, schemas are read from the database files."""
     databases: str | None = None
-    """Folder with <db_id>/<db_id>.sqlite."""
+    """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db)."""
     leave_out: str | None = None
     """Turns that training leaves out: `turn id<TAB>reason` a line, as `python -m mtsql.audit` writes them."""
     toy_folder: str = "data/toyworld"
@@ -30,9 +32,11 @@ class DataConfig:
     """Seed of the embedded world."""
 
     def __post_init__(self):
-        named = [name for name in ("train", "dev", "tables", "databases") if getattr(self, name)]
-        if named and len(named) < 4 and not (self.dev and self.tables and self.databases):
-            raise ValueError(f"data.{named[0]} is set: data.dev, data.tables and data.databases are needed too")
+        names = ("train", "dev", "dev_seen", "tables", "databases")
+        named = [name for name in names if getattr(self, name)]
+        missing = [f"data.{name}" for name in ("dev", "databases") if not getattr(self, name)]
+        if named and missing:
+            raise ValueError(f"data.{named[0]} is set: {' and '.join(missing)} must be set too")
 
         if self.leave_out and named and not self.train:
             raise ValueError("data.leave_out is set, but data.train is not: it only concerns the training split")
@@ -64,18 +68,13 @@ def load_split(config: DataConfig, name: str) -> Corpus:
     file = getattr(files, name)
     if file is None:
         raise ValueError(f"data.{name} is not set, but this run needs it")
-    corpus = load_corpus(Path(file), Path(files.tables), Path(files.databases))
+    corpus = load_corpus(file, files.tables, files.databases)
     return without_turns(corpus, Path(config.leave_out)) if name == "train" and config.leave_out else corpus
 
 
 def read_leave_out(file: Path) -> dict[str, str]:
     """Turn id -> reason. ValueError naming file and line where one is malformed or names a turn again."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"data.leave_out {file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.leave_out {file}: not UTF-8: {error}") from error
+    lines = read_lines(file, "data.leave_out")
     reasons: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         turn_id, tab, reason = line.partition("\t")
