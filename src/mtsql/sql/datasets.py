@@ -50,7 +50,11 @@ class DataConfig:
 def toy_files(config: DataConfig) -> DataConfig:
     """Write the toy world if it is not there yet and return the configuration that names its files."""
     folder = Path(config.toy_folder)
-    write_toy_world(folder, config.toy_seed, ToySize())
+    try:
+        write_toy_world(folder, config.toy_seed, ToySize())
+    except OSError as error:
+        words = f"data.toy_folder {folder}: cannot be written: {error.strerror}"
+        raise ValueError(words) from error
     return DataConfig(
         train=str(folder / "train.json"),
         dev=str(folder / "dev.json"),
