@@ -55,6 +55,7 @@ class DatabaseFolder:
     def all(self) -> dict[str, Path]:
         """Every database of the folder by its id, sorted. ValueError as `find`."""
         ids = {name for name in self.names if (self.path / name).is_dir()} | self.flat.keys()
+        ids = {db_id for db_id in ids if not db_id.startswith(".")}  # hidden: of other programs
         found = {db_id: self.find(db_id) for db_id in sorted(ids)}
         return {db_id: path for db_id, path in found.items() if path is not None}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mtsql.files import read_text
 from mtsql.sql.database_files import DatabaseFolder
-from mtsql.sql.names import checked_id
+from mtsql.sql.names import RESERVED, checked_id
 
 NO_ANSWER = "no answer"
 """The line of a turn without an answer. The official program counts it as wrong; an empty line
@@ -103,31 +103,48 @@ _PIECE = re.compile(
 )
 
 
+_LAST_WORD = re.compile(r"(\w+|\S)\s*\Z")
+_VALUE_FOLLOWS = (RESERVED - {"AS", "NULL"}) | {"BY", "GLOB", "LIKE", "MATCH", "REGEXP"}
+"""Words behind which a literal is a value; behind other words it is a name."""
+
+
 def prediction_line(sql: str | None) -> str:
     """A prediction as one line, without tabs, that SQLite and the official program read as the same
     query. A text that is such a line already stays as it is, but for blanks around it.
 
     Line breaks and tabs become blanks. In a literal they become `char(10)`, since there they count:
     the literal is `('...'||char(10)||'...')`, which exact match does not know. A comment that ends
-    with its line is left out. A name with a line break in it (in backquotes or brackets) cannot be
-    written in one line: it gets a blank. Half a character becomes a question mark.
+    with its line is left out. A name with a line break in it (in backquotes or brackets, or behind
+    AS) cannot be written in one line: it gets a blank. Half a character becomes a question mark.
 
     For None and a text without anything in it: NO_ANSWER.
     """
     text = (sql or "").encode("utf-8", "replace").decode("utf-8")
     text = _START.sub("", text).rstrip()  # a byte order mark would be lost with the file's own
-    if _BREAKS.search(text):
-        text = "".join(map(_one_line, _PIECE.finditer(text))).strip()
-    return text or NO_ANSWER
+    if not _BREAKS.search(text):
+        return text or NO_ANSWER
+    pieces: list[str] = []
+    last_word = ""
+    for piece in _PIECE.finditer(text):
+        if piece["comment"]:
+            pieces.append(" " if piece["end"] else _BREAKS.sub(" ", piece[0]))
+            continue
+        is_value = last_word.upper() in _VALUE_FOLLOWS or not re.match(r"[\w)'.]", last_word)
+        if piece["text"] and is_value and _BREAKS.search(piece[0]):
+            pieces.append(_concatenated(piece[0]))
+        else:
+            pieces.append(_BREAKS.sub(" ", piece[0]))
+        if piece["text"] or piece["name"]:
+            last_word = "'"
+        elif not piece["block"] and (found := _LAST_WORD.search(piece[0])):
+            last_word = found[1]
+    return "".join(pieces).strip() or NO_ANSWER
 
 
-def _one_line(piece: re.Match) -> str:
-    if piece["comment"]:
-        return " " if piece["end"] else _BREAKS.sub(" ", piece[0])
-    if piece["text"] and _BREAKS.search(piece[0]):
-        quote = piece[0][0]
-        inner = piece[0][1:-1].replace(quote * 2, quote).replace("'", "''")
-        parts = re.split(r"([\n\r\t])", inner)
-        literals = [f"char({ord(x)})" if i % 2 else f"'{x}'" for i, x in enumerate(parts)]
-        return f"({'||'.join(literals)})"
-    return _BREAKS.sub(" ", piece[0])
+def _concatenated(literal: str) -> str:
+    """A literal with line breaks or tabs as an expression without them."""
+    quote = literal[0]
+    inner = literal[1:-1].replace(quote * 2, quote).replace("'", "''")
+    parts = re.split(r"([\n\r\t])", inner)
+    texts = [f"char({ord(part)})" if i % 2 else f"'{part}'" for i, part in enumerate(parts)]
+    return f"({'||'.join(texts)})"

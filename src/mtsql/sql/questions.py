@@ -191,7 +191,9 @@ def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         text, first_line = text.partition("\n")[2], 2
     if not text.strip():
         raise ValueError(f"{file}: no usable turn: the file is empty")
-    headers = {sign: next(csv.reader(io.StringIO(text), delimiter=sign)) for sign in DELIMITERS}
+    blank = re.match(r"\n*", text)[0]
+    text, first_line = text[len(blank) :], first_line + len(blank)
+    headers = {sign: _header(text, sign) for sign in DELIMITERS}
     delimiter = max(DELIMITERS, key=lambda sign: sum(map(bool, _places(headers[sign]).values())))
     header = headers[delimiter]
     columns: dict[str, int] = {}
@@ -217,6 +219,13 @@ def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 "delimiter, a quote or a line break in it needs double quotes around it"
             )
         yield where, {key: cells[place] for key, place in columns.items()}
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(text), delimiter=delimiter))
+    except csv.Error:  # a cell that is too long to be a name
+        return []
 
 
 def _places(header: list[str]) -> dict[str, list[int]]:

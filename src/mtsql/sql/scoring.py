@@ -351,6 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--databases {folder}: no such folder")
         if given.json and given.json.is_dir():
             raise ValueError(f"--json {given.json}: a folder stands there, name a file")
+        try:
+            limits = replace(OFFICIAL_LIMITS, max_vm_steps=given.max_steps)
+        except ValueError as error:
+            raise ValueError(str(error).replace("max_vm_steps", "--max-steps")) from error
         options = ScoringOptions(
             given.etype,
             given.keep_distinct,
@@ -359,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.compare_distinct,
             given.official_zip,
             given.threads,
-            replace(OFFICIAL_LIMITS, max_vm_steps=given.max_steps),
+            limits,
         )
         set_num_workers(given.threads)
         report = score_files(given.gold, given.pred, given.tables, given.databases, options)
