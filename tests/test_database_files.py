@@ -71,7 +71,9 @@ def test_ids_are_compared_with_their_case_and_the_message_says_so(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("db_id", ["two words", "it's", 'a"b', "größe", "名", "select", "1", "a.b", "x"])
+@pytest.mark.parametrize(
+    "db_id", ["two words", "it's", 'a"b', "größe", "名", "select", "1", "a.b", "x"]
+)
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_odd_ids_load_and_run(tmp_path, db_id, is_flat):
     folder = tmp_path / "database" / ("" if is_flat else db_id)
@@ -139,7 +141,9 @@ def test_odd_files_are_skipped_and_named(tmp_path, kind, has_tables):
     entry = tables_entry(schema_from_sqlite(tmp_path / "database" / "good.sqlite"))
     tables = tmp_path / "tables.json"
     tables.write_text(json.dumps([{**entry, "db_id": db_id} for db_id in ("one", "good")]))
-    entries = [{"db_id": db_id, "question": "q", "SQL": "SELECT a FROM t"} for db_id in ("one", "good")]
+    entries = [
+        {"db_id": db_id, "question": "q", "SQL": "SELECT a FROM t"} for db_id in ("one", "good")
+    ]
     (tmp_path / "dev.json").write_text(json.dumps(entries))
     corpus = load_corpus(
         tmp_path / "dev.json", tables if has_tables else None, tmp_path / "database"
@@ -150,7 +154,10 @@ def test_odd_files_are_skipped_and_named(tmp_path, kind, has_tables):
 
 
 def test_a_file_in_wal_mode_in_a_folder_that_cannot_be_written(tmp_path):
-    path = make(tmp_path / "database" / "one" / "one.sqlite", "PRAGMA journal_mode = WAL; CREATE TABLE t (a)")
+    path = make(
+        tmp_path / "database" / "one" / "one.sqlite",
+        "PRAGMA journal_mode = WAL; CREATE TABLE t (a)",
+    )
     path.parent.chmod(0o555)
     try:
         assert load(tmp_path).turns and os.listdir(path.parent) == ["one.sqlite"]

@@ -72,7 +72,8 @@ def test_no_more_is_quoted_than_must_be():
 
 
 @pytest.mark.parametrize(
-    "name", ["1st", "two words", 'a"b', "é", "größe", "名", "a-b", "x.y", "", "a\nb", "'", "[x]", "`"]
+    "name",
+    ["1st", "two words", 'a"b', "é", "größe", "名", "a-b", "x.y", "", "a\nb", "'", "[x]", "`"],
 )
 def test_odd_names_are_quoted_so_that_sqlite_finds_them(name):
     connection = sqlite3.connect(":memory:")
@@ -90,11 +91,15 @@ BAD_IDS = [
 
 @pytest.mark.parametrize("db_id", BAD_IDS)
 def test_an_id_is_a_plain_name(db_id):
-    with pytest.raises(ValueError, match=r"^file, line 3: the database id .* is no plain name") as e:
+    with pytest.raises(
+        ValueError, match=r"^file, line 3: the database id .* is no plain name"
+    ) as e:
         checked_id(db_id, "file, line 3")
     assert "\n" not in str(e.value) and str(e.value).isascii()
 
 
-@pytest.mark.parametrize("db_id", ["a", "concert singer", "größe", "it's", 'a"b', "..a", "a.b", "select"])
+@pytest.mark.parametrize(
+    "db_id", ["a", "concert singer", "größe", "it's", 'a"b', "..a", "a.b", "select"]
+)
 def test_odd_ids_that_are_names(db_id):
     assert checked_id(db_id, "x") == db_id

@@ -44,8 +44,12 @@ def read_back(folder, predictions):
     return found
 
 
-GAPS = st.sampled_from([" ", "  ", "\n", "\t", "\r\n", " \n\n ", "\x0c", "/* c */", "/* it's\n*/ ", "/**/"])
-COMMENTS = st.sampled_from([" -- c\n", "--\n", " -- it's \"x\n", " -- /* \n", "/* -- */", "/* ' */", "/*\n\"*/"])
+GAPS = st.sampled_from(
+    [" ", "  ", "\n", "\t", "\r\n", " \n\n ", "\x0c", "/* c */", "/* it's\n*/ ", "/**/"]
+)
+COMMENTS = st.sampled_from(
+    [" -- c\n", "--\n", " -- it's \"x\n", " -- /* \n", "/* -- */", "/* ' */", '/*\n"*/']
+)
 QUOTES = st.sampled_from("'\"")
 
 
@@ -55,7 +59,11 @@ def queries(draw, gaps, values):
     quote = draw(QUOTES)
     value = draw(values)
     literal = quote + value.replace(quote, quote * 2) + quote
-    head = draw(st.sampled_from(["SELECT name", "SELECT age AS x", "SELECT DISTINCT age", "SELECT count ( * )"]))
+    head = draw(
+        st.sampled_from(
+            ["SELECT name", "SELECT age AS x", "SELECT DISTINCT age", "SELECT count ( * )"]
+        )
+    )
     tail = f"FROM t WHERE name = {literal} OR age < 2" if draw(st.booleans()) else "FROM t"
     if draw(st.booleans()):
         tail = tail.replace("name =", "name LIKE").replace(literal, f"{literal}")
@@ -78,7 +86,11 @@ def test_execution_match_is_that_of_the_text(shop, sql, gold):
     assert execution_match(line, gold, path) == execution_match(sql, gold, path)
 
 
-@given(queries(GAPS.filter(lambda gap: "*" not in gap), st.sampled_from(["Ann", "a  b", "--x", "\u2028"])))
+@given(
+    queries(
+        GAPS.filter(lambda gap: "*" not in gap), st.sampled_from(["Ann", "a  b", "--x", "\u2028"])
+    )
+)
 def test_exact_match_is_that_of_a_text_without_comments(shop, sql):
     folder, schema = shop
     (line,) = read_back(folder, [sql])
@@ -86,7 +98,27 @@ def test_exact_match_is_that_of_a_text_without_comments(shop, sql):
         assert exact_match(line, gold, schema) == exact_match(sql, gold, schema)
 
 
-PIECES = ["'", '"', "''", "`", "[", "]", "--", "/*", "*/", "\n", "\t", "\r", " ", "x", "1", "||", ",", ";", "'a\nb'"]
+PIECES = [
+    "'",
+    '"',
+    "''",
+    "`",
+    "[",
+    "]",
+    "--",
+    "/*",
+    "*/",
+    "\n",
+    "\t",
+    "\r",
+    " ",
+    "x",
+    "1",
+    "||",
+    ",",
+    ";",
+    "'a\nb'",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
@@ -107,7 +139,11 @@ def test_sqlite_reads_the_line_as_the_text(text):
     assert outcomes[0] == outcomes[1]
 
 
-@given(st.text(st.sampled_from([*"\n\r\t\x0b\x0c\x1c\x1e\x85\xa0\u2028\u3000\ufeff\ud83d\0 '\"-/*xé;"])))
+@given(
+    st.text(
+        st.sampled_from([*"\n\r\t\x0b\x0c\x1c\x1e\x85\xa0\u2028\u3000\ufeff\ud83d\0 '\"-/*xé;"])
+    )
+)
 @example("\ufeff\ufeff SELECT 1")
 def test_any_text_is_one_line_that_is_read_back(tmp_path_factory, text):
     line = prediction_line(text)
@@ -153,7 +189,9 @@ def test_the_scorer_gives_the_same_tables_as_the_scores(shop):
         scores.append(turn_score(text or "", ex, em, f"dev:{i // 3}"))
     lines = [f"{gold}\tshop" for gold in golds]
     lines[3:3], lines[7:7] = [""], [""]
-    (folder / "gold.txt").write_text("\r\n".join(lines) + "\r\n\r\n\r\n", encoding="utf-8-sig", newline="")
+    (folder / "gold.txt").write_text(
+        "\r\n".join(lines) + "\r\n\r\n\r\n", encoding="utf-8-sig", newline=""
+    )
     (folder / "pred.sql").write_text(predictions_text(scores), encoding="utf-8")
     files = (folder / name for name in ("gold.txt", "pred.sql", "tables.json"))
     report = score_files(*files, [folder], ScoringOptions(num_threads=1))

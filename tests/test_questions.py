@@ -37,7 +37,8 @@ def read(folder, name, content):
         text = content if isinstance(content, str) else json.dumps(content)
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
     return [
-        [c.db_id, *((q.text, q.sql, q.evidence) for q in c.questions)] for c in read_conversations(file)
+        [c.db_id, *((q.text, q.sql, q.evidence) for q in c.questions)]
+        for c in read_conversations(file)
     ]
 
 
@@ -69,7 +70,12 @@ def test_official_entries_may_stand_one_a_line(tmp_path):
     assert read(tmp_path, "a.jsonl", json.dumps(entry)) == [["one", *[("q", "SELECT 1", "")] * 2]]
 
 
-HEADS = ["db_id,question,sql", "DB_ID, Question ,SQL", "database_id,utterance,query", "id,sql,db_id,question"]
+HEADS = [
+    "db_id,question,sql",
+    "DB_ID, Question ,SQL",
+    "database_id,utterance,query",
+    "id,sql,db_id,question",
+]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -96,7 +102,10 @@ def test_rows_of_one_dialogue_are_a_conversation(tmp_path):
     assert [[q[0] for q in turns] for _, *turns in found] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert found[0][1] == ("a", "SELECT 1", "e")
     entries = [{**BIRD, "dialogue_id": i} for i in (0, 0, 1)]
-    assert [len(c) - 1 for c in read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, entries)))] == [2, 1]
+    assert [len(c) - 1 for c in read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, entries)))] == [
+        2,
+        1,
+    ]
 
 
 TURN = {"utterance": "q", "query": "SELECT 1"}
@@ -165,7 +174,13 @@ def paths_of(value, place=()):
     """Each place of a text in a JSON value."""
     if isinstance(value, str):
         yield place
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inner:
         yield from paths_of(item, (*place, key))
 
@@ -187,7 +202,11 @@ def test_half_a_character_is_refused_wherever_it_stands(tmp_path, place):
         assert len(read(tmp_path, "a.json", json.dumps(entries))) == 2
 
 
-@given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), min_size=1)] * 2), min_size=1))
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), min_size=1)] * 2), min_size=1
+    )
+)
 def test_any_text_comes_through_csv(tmp_path_factory, rows):
     file = io.StringIO(newline="")
     csv.writer(file).writerows([["db_id", "question", "sql"], *[["one", *row] for row in rows]])
@@ -230,7 +249,9 @@ def test_golds_outside_of_the_official_grammar_are_scored(tmp_path, gold):
     """The gold is its own best answer: it is paid, evaluated and counted, whatever the parser reads."""
     (tmp_path / "database").mkdir()
     with closing(sqlite3.connect(tmp_path / "database" / "one.sqlite")) as connection:
-        connection.executescript("CREATE TABLE t (a INT, b TEXT); INSERT INTO t VALUES (1, '2001'), (2, '2')")
+        connection.executescript(
+            "CREATE TABLE t (a INT, b TEXT); INSERT INTO t VALUES (1, '2001'), (2, '2')"
+        )
     (tmp_path / "dev.json").write_text(json.dumps([{**BIRD, "SQL": gold}]))
     corpus = load_corpus(tmp_path / "dev.json", None, tmp_path / "database")
     turn, schema, path = corpus.turns[0], corpus.schemas["one"], corpus.db_paths["one"]

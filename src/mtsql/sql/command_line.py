@@ -13,7 +13,8 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with the message."""
-        self.exit(1, f"error: {' '.join(message.split())}\n")
+        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+        self.exit(1, f"error: {line}\n")
 
 
 def whole_number(text: str) -> int:

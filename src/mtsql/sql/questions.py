@@ -47,7 +47,7 @@ class Conversation:
 def read_conversations(file: Path) -> list[Conversation]:
     """All conversations of a file, as its ending and its entries tell the format.
 
-    ValueError, in a line that names the file, the entry or line, and the key, for what is malformed.
+    ValueError, in a line that names the file, the entry or line, and the key, for what is wrong.
     """
     suffix = file.suffix.lower()
     if suffix == ".csv":
@@ -118,7 +118,9 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
     if "interaction" not in entry:
         dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue"))
         if not isinstance(dialogue, (str, int, type(None))):
-            raise ValueError(f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}")
+            raise ValueError(
+                f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}"
+            )
         name = None if dialogue is None or dialogue == "" else str(dialogue)
         return Conversation(db_id, (_question(entry, where),), where), name
     turns = entry["interaction"]

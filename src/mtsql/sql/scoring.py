@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, product
 from pathlib import Path
 
-from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_prediction, texts_match
 from mtsql.files import write_text
 from mtsql.sql.command_line import OneLineParser, whole_number
+from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_prediction, texts_match
 from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
 from mtsql.sql.official_files import GoldLine, database_files, read_gold, read_predictions
 from mtsql.sql.sandbox import QueryConfig, run_query
