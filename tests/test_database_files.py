@@ -44,6 +44,15 @@ def test_every_place_and_ending_is_found(tmp_path, place):
     assert DatabaseFolder(tmp_path / "database").all() == {"one": path}
 
 
+def test_hidden_files_of_other_programs_are_no_databases(tmp_path):
+    path = make(tmp_path / "database" / "one" / "one.sqlite")
+    for name in ("._one.sqlite", "one.sqlite-journal"):
+        (path.parent / name).write_text("no database")
+    (tmp_path / "database" / "._one.sqlite").write_text("no database")
+    assert database_files("one", [tmp_path / "database"]) == [path]
+    assert DatabaseFolder(tmp_path / "database").all() == load(tmp_path).db_paths == {"one": path}
+
+
 @pytest.mark.parametrize("second", [place for place in PLACES if place != "one/one.sqlite"])
 def test_two_files_of_one_id_are_named(tmp_path, second):
     paths = [make(tmp_path / "database" / place) for place in ("one/one.sqlite", second)]

@@ -88,8 +88,7 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
         dialogue_id=turn.turn_id.rsplit(":", 1)[0],
         turn=TURNS[min(turn.index, 4)],
         hardness=hardness(turn.sql, env.schema) or "unparsed",
-        ex=has_answer
-        and execution_match(line, turn.sql, env.db_path, limits=env.limits.query),
+        ex=has_answer and execution_match(line, turn.sql, env.db_path, limits=env.limits.query),
         em=has_answer and exact_match(line, turn.sql, env.schema),
         prediction=line if has_answer else "",
         outcome=env.outcome.value,

@@ -25,6 +25,7 @@ from mtsql.sql.dialogues import Corpus, Turn
 ACTIONS = (EXEC_SQL, MEMORY_RETRIEVE, "answer")
 """What a step of a demonstration may do."""
 
+
 @dataclass(frozen=True)
 class SelfTaughtConfig:
     """Collecting and selecting (paper section 3.2)."""

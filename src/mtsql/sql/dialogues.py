@@ -48,7 +48,8 @@ class Skip:
 class Corpus:
     """Dialogues, and the schema and file of each database they use.
 
-    skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took out.
+    skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took
+    out.
     """
 
     dialogues: list[Dialogue]
@@ -200,7 +201,9 @@ def split_by_database(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpu
         raise ValueError(f"fraction: expected a number between 0 and 1, found {fraction}")
     if len(db_ids) < 2:
         raise ValueError(f"only {len(db_ids)} database in the corpus: nothing to hold out")
-    sizes = {db_id: sum(dialogue.db_id == db_id for dialogue in corpus.dialogues) for db_id in db_ids}
+    sizes = {
+        db_id: sum(dialogue.db_id == db_id for dialogue in corpus.dialogues) for db_id in db_ids
+    }
     random.Random(seed).shuffle(db_ids)
     held_out: set[str] = set()
     num_free = fraction * len(corpus.dialogues)

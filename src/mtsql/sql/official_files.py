@@ -70,6 +70,7 @@ def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         found = sorted(Path(folder, db_id).glob("*.sqlite*"))
         found = [path for path in found if not path.name.endswith(("-journal", "-wal", "-shm"))]
+        found = [path for path in found if not path.name.startswith(".")]  # of other programs
         if not found and Path(folder).is_dir():
             found = [path for path in [DatabaseFolder(folder).find(db_id)] if path is not None]
         if found:

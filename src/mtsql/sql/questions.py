@@ -3,7 +3,7 @@
 - SParC and CoSQL: a JSON list of `{"database_id", "interaction": [{"utterance", "query"}, ...]}`.
 - Spider: a JSON list of `{"db_id", "question", "query"}`. BIRD: the same with `SQL` and `evidence`.
 - `.jsonl`: one such object a line.
-- `.csv`: a header with `db_id,question,sql`, and `evidence` and `dialogue` if there are any.
+- `.csv` (or `.tsv`): a header with `db_id,question,sql`, and `evidence` and `dialogue` if there are any.
 
 Consecutive objects or rows with the same `dialogue` (or `dialogue_id`) are one conversation.
 """
@@ -50,7 +50,7 @@ def read_conversations(file: Path) -> list[Conversation]:
     ValueError, in a line that names the file, the entry or line, and the key, for what is wrong.
     """
     suffix = file.suffix.lower()
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         found = _joined(_read_rows(file))
     elif suffix in (".jsonl", ".ndjson"):
         lines = enumerate(read_lines(file), 1)

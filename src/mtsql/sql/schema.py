@@ -1,4 +1,5 @@
-"""Tables, columns and keys of a database, from tables.json or a .sqlite file; their text for the prompt."""
+"""Tables, columns and keys of a database, from tables.json or a database file; their text for the
+prompt."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Schema:
-    """Names keep the case and the order of their source: tables.json indices count columns in this order.
+    """Names keep the case and the order of their source: indices in tables.json count columns in
+    this order.
 
     A foreign key is a pair (referring column, referred column). A key over several columns is
     several pairs, as in tables.json.
@@ -37,7 +39,8 @@ class Schema:
     foreign_keys: tuple[tuple[ColumnRef, ColumnRef], ...] = ()
 
     def __hash__(self) -> int:
-        return hash(self.db_id)  # caches key parses by schema: hashing every column each time would cost more
+        # Caches key parses by schema: hashing every column each time would cost more.
+        return hash(self.db_id)
 
 
 def load_schemas(tables_json: Path) -> dict[str, Schema]:
@@ -77,7 +80,8 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
                 raise ValueError(f"{where}: {key}[{index}]: expected a string, found {value!r:.80}")
     if len(column_types) != len(column_names):
         raise ValueError(
-            f"{where}: column_types: {len(column_types)} types for {len(column_names)} column_names_original"
+            f"{where}: column_types: {len(column_types)} types for {len(column_names)} "
+            "column_names_original"
         )
     columns: list[list[Column]] = [[] for _ in table_names]
     refs: list[ColumnRef | None] = []  # by column index; None for `*`, which belongs to no table
@@ -85,7 +89,8 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
         is_pair = isinstance(pair, list) and [type(part) for part in pair] == [int, str]
         if not is_pair or not -1 <= pair[0] < len(table_names):
             raise ValueError(
-                f"{where}: column_names_original[{index}]: expected [table index, name], found {pair!r:.80}"
+                f"{where}: column_names_original[{index}]: expected [table index, name], "
+                f"found {pair!r:.80}"
             )
         table_index, name = pair
         refs.append(None if table_index == -1 else (table_names[table_index], name))
@@ -109,7 +114,9 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
     foreign_keys = []
     for pair in field("foreign_keys", list):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"{where}: foreign_keys: expected pairs of column indices, found {pair!r:.80}")
+            raise ValueError(
+                f"{where}: foreign_keys: expected pairs of column indices, found {pair!r:.80}"
+            )
         foreign_keys.append((ref(pair[0], "foreign_keys"), ref(pair[1], "foreign_keys")))
     tables = tuple(
         Table(name, tuple(cols), tuple(primary_key[name]))
@@ -119,12 +126,14 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
 
 
 def schema_from_sqlite(db_path: Path, db_id: str | None = None) -> Schema:
-    """Read the schema of any SQLite file, without writing to it. db_id: by default the file's stem.
+    """Read the schema of any SQLite file, without writing to it. db_id: by default the file's
+    stem.
 
-    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Types are the declared
-    ones, lower-cased. A foreign key that names no column refers to the other table's primary key;
-    one to a table that is not there is left out, and so is a view that SQLite cannot resolve, since
-    no query can read it. Raises ValueError naming the file if it is missing or no database.
+    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Types are the
+    declared ones, lower-cased. A foreign key that names no column refers to the other table's
+    primary key; one to a table that is not there is left out, and so is a view that SQLite cannot
+    resolve, since no query can read it. Raises ValueError naming the file if it is missing or no
+    database.
     """
     try:
         found = read_schema(db_path)
@@ -132,10 +141,12 @@ def schema_from_sqlite(db_path: Path, db_id: str | None = None) -> Schema:
         raise ValueError(str(error)) from error
     tables: dict[str, Table] = {}  # by folded name
     for name, rows, _ in found:
-        columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
+        columns = tuple(Column(column, " ".join(kind.lower().split())) for column, kind, _ in rows)
         key = sorted((position, column) for column, _, position in rows if position)
         tables[fold(name)] = Table(name, columns, tuple(column for _, column in key))
-    links = [link for name, _, keys in found for link in _foreign_keys(tables[fold(name)], keys, tables)]
+    links = [
+        link for name, _, keys in found for link in _foreign_keys(tables[fold(name)], keys, tables)
+    ]
     return Schema(db_id or Path(db_path).stem, tuple(tables.values()), tuple(links))
 
 
@@ -143,7 +154,9 @@ def first_difference(schema: Schema, own: Schema) -> str:
     """The first table or column of `schema` that `own`, read from the file, does not have, such as
     "column singer.Nme"; empty if it has all. Names are compared as SQLite compares them. SQLite's
     own tables (`sqlite_...`) do not count: official files list some, and `own` has none."""
-    columns = {fold(table.name): {fold(column.name) for column in table.columns} for table in own.tables}
+    columns = {
+        fold(table.name): {fold(column.name) for column in table.columns} for table in own.tables
+    }
     for table in schema.tables:
         if fold(table.name).startswith("sqlite_"):
             continue
@@ -155,7 +168,9 @@ def first_difference(schema: Schema, own: Schema) -> str:
     return ""
 
 
-def _foreign_keys(table: Table, rows: list[tuple], tables: dict[str, Table]) -> list[tuple[ColumnRef, ColumnRef]]:
+def _foreign_keys(
+    table: Table, rows: list[tuple], tables: dict[str, Table]
+) -> list[tuple[ColumnRef, ColumnRef]]:
     found = []
     for other_name, column, other_column, position in rows:
         other = tables.get(fold(other_name))
@@ -187,9 +202,13 @@ def schema_text(schema: Schema) -> str:
     """
     lines = []
     for table in schema.tables:
-        columns = ", ".join(f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns)
+        columns = ", ".join(
+            f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns
+        )
         lines.append(f"{quoted(table.name)}({columns})")
-    keys = [_ref_text(table.name, column) for table in schema.tables for column in table.primary_key]
+    keys = [
+        _ref_text(table.name, column) for table in schema.tables for column in table.primary_key
+    ]
     if keys:
         lines.append("PK: " + ", ".join(keys))
     links = [f"{_ref_text(*ref)} = {_ref_text(*other)}" for ref, other in schema.foreign_keys]
