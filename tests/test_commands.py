@@ -254,6 +254,7 @@ def test_the_audit_needs_no_tables_json(folder, capsys):
         ("--data.dev nowhere.csv", "nowhere.csv: cannot be read"),
         ("--data.dev file", "file: not JSON"),
         ("--data.databases nowhere", "nowhere: no such folder of databases"),
+        ("--data.databases bare.sqlite", "bare.sqlite: a file, name the folder it is in"),
         ("--data.databases none", "no database file none/one/one.sqlite"),
         ("--data.databases twice", "database 'one' has 2 files"),
         ("--data.tables file", "file: not JSON"),

@@ -132,6 +132,12 @@ def without(entry, key):
         ("a.json", [{**FLAT, "query": ["x"]}], "entry 0: query: expected a string, found ['x']"),
         ("a.json", [{**FLAT, "sql": "SELECT 2"}], "entry 0: query and sql hold different SQL"),
         ("a.json", [{**FLAT, "dialogue": [1]}], "entry 0: dialogue: expected a text or number"),
+        (
+            "a.json",
+            [{**FLAT, "database_id": "two"}],
+            "entry 0: db_id and database_id hold different values",
+        ),
+        ("a.json", [{**FLAT, "utterance": "r"}], "entry 0: question and utterance hold different"),
         # JSON
         ("a.json", json.dumps(FLAT) + "\n" + json.dumps(FLAT), "Then name it .jsonl"),
         ("a.jsonl", json.dumps(FLAT) + "\n{", "a.jsonl, line 2: not JSON"),

@@ -22,7 +22,9 @@ class DatabaseFolder:
     def __init__(self, folder: Path | str) -> None:
         self.path = Path(folder)
         if not self.path.is_dir():
-            raise ValueError(f"{self.path}: no such folder of databases")
+            is_file = self.path.is_file()
+            fault = "a file, name the folder it is in" if is_file else "no such folder of databases"
+            raise ValueError(f"{self.path}: {fault}")
         self.names = _names_in(self.path)
         self.flat: dict[str, list[Path]] = {}  # id -> files of the folder itself
         for name in self.names:

@@ -113,10 +113,10 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
             "list of turns"
         )
     default = "database_id" if "interaction" in entry else "db_id"
-    key = _key_of(entry, DB_KEYS, default)
+    key = _key_of(entry, DB_KEYS, default, where)
     db_id = checked_id(_text(entry, key, where), f"{where}: {key}")
     if "interaction" not in entry:
-        dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue"))
+        dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue", where))
         if not isinstance(dialogue, (str, int, type(None))):
             raise ValueError(
                 f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}"
@@ -133,7 +133,7 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
 
 
 def _question(entry: dict, where: str) -> Question:
-    text = _text(entry, _key_of(entry, QUESTION_KEYS, "utterance"), where)
+    text = _text(entry, _key_of(entry, QUESTION_KEYS, "utterance", where), where)
     evidence = entry.get("evidence") or ""
     if not isinstance(evidence, str):
         raise ValueError(f"{where}: evidence: expected a string, found {evidence!r:.80}")
@@ -156,9 +156,12 @@ def _sql(entry: dict, where: str) -> str:
     return texts.pop() if texts else ""
 
 
-def _key_of(entry: dict, keys: tuple[str, ...], default: str) -> str:
-    """The first of the keys that the entry has."""
-    return next((key for key in keys if key in entry), default)
+def _key_of(entry: dict, keys: tuple[str, ...], default: str, where: str) -> str:
+    """The one of the keys that the entry has. ValueError if it has several with other values."""
+    found = [key for key in keys if key in entry]
+    if any(entry[key] != entry[found[0]] for key in found):
+        raise ValueError(f"{where}: {' and '.join(found)} hold different values: keep one of them")
+    return found[0] if found else default
 
 
 def _text(entry: dict, key: str, where: str) -> str:
