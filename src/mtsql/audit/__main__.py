@@ -26,6 +26,7 @@ from mtsql.audit.farming import farm, show_farming
 from mtsql.audit.golds import audit
 from mtsql.audit.report import CHECKS, leave_out_lines, show
 from mtsql.config import parse_config, to_dict
+from mtsql.files import write_text
 from mtsql.sql.datasets import describe_losses, load_split
 from mtsql.sql.dialogues import Corpus
 from mtsql.sql.worker_pool import set_num_workers
@@ -45,6 +46,7 @@ def main(config: Config) -> None:
     set_num_workers(config.env.num_sql_workers)
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
+    _make_folder(folder)
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     if losses := describe_losses(corpus):
         console.print(f"{config.split}: {losses}")
@@ -52,6 +54,14 @@ def main(config: Config) -> None:
         _farm(corpus, config, file, console)
     else:
         _audit(corpus, config, file, console)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the run folder before the work, so that a folder that cannot be made is seen first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run {folder}: cannot be made: {error.strerror}") from error
 
 
 def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
@@ -68,7 +78,7 @@ def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None
             **asdict(report),
         },
     )
-    left_out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(left_out, "".join(f"{line}\n" for line in lines))
     console.print(f"{len(lines)} turns in {left_out}; every case in {file}")
 
 
@@ -80,8 +90,7 @@ def _farm(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
 
 
 def _write(file: Path, content: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
