@@ -1,15 +1,15 @@
-"""The model's own chat template, cut apart once, so that no template runs while episodes are played.
+"""The model's own chat template, cut apart once, so that none runs while episodes are played.
 
 A template is rendered with a stand-in for each message's content, and the text is cut where the
 stand-ins are. What stands between them is the template's markup: headers, end tokens, tool schemas,
-a default system message. A second rendering, with a content that has spaces, quotes and line breaks,
-shows what the template does to a content: nothing, trim it, or write it as a JSON string.
+a default system message. A second rendering, with a content that has spaces, quotes and line
+breaks, shows what the template does to a content: nothing, trim it, or write it as a JSON string.
 """
 
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import product
 from typing import TypeVar
@@ -24,8 +24,8 @@ Part = tuple[str, bool]
 none is."""
 
 TEMPLATE_DATE = date(2024, 7, 26)
-"""The date for templates that write today's date (Llama 3.2, SmolLM3): the same in every run, resume
-and evaluation. It is the date that Llama 3.1's template has as its default."""
+"""The date for templates that write today's date (Llama 3.2, SmolLM3): the same in every run,
+resume and evaluation. It is the date that Llama 3.1's template has as its default."""
 DATE_CODES = "aAbBdHIjmMpSUwWyYcxXZ"
 MAX_RENDER_SECS = 20
 """A template that has not ended by then is taken for one that never does."""
@@ -82,8 +82,11 @@ def place_contents(cut: Cut, contents: list[list[Part]]) -> list[Part]:
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer. Every method raises a one-line ValueError that begins with
-    `where` for a template that cannot be cut apart, raises, recurses or does not end."""
+    """The chat template of one tokenizer.
+
+    Every method raises a one-line ValueError that begins with `where` for a template that cannot be
+    cut apart, raises, recurses or does not end.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, where: str):
         self._tokenizer = tokenizer
@@ -99,24 +102,28 @@ class ChatTemplate:
             self._prompts[key] = self._cut(roles, tools)
         return self._prompts[key]
 
-    def between_replies(self) -> tuple[Cut, str]:
-        """-> (all that stands between a reply and the next one, end token of the reply included, with
-        the tool result as the content of message 0; what the generation prompt writes of a reply).
-
-        The latter is empty for most templates; some open the thought of every reply (`<think>`).
-        """
+    def between_replies(self) -> Cut:
+        """All that stands between a reply and the next one, the end token of the reply included,
+        with the tool result as the content of message 0."""
         cut = self._exchange()
         places = {piece.message: i for i, piece in enumerate(cut) if isinstance(piece, Content)}
         if places[1] > places[2]:
-            raise self._error("it writes a reply after its tool result")
-        after = [Content(0, p.is_trimmed, p.is_json) if isinstance(p, Content) else p
-                 for p in cut[places[1] + 1 :]]  # fmt: skip
-        opening, header = (self._text(c) for c in (self.prompt(("user",), []), cut[: places[1]]))
-        is_opened = opening.startswith(header)
-        return after, opening[len(header) :] if is_opened else ""
+            raise self._error("a reply stands after its tool result")
+        after = cut[places[1] + 1 :]
+        return [replace(p, message=0) if isinstance(p, Content) else p for p in after]
 
-    def render(self, messages: list[dict], tools: list[dict], tokenize: bool = False) -> str | list[int]:
+    @property
+    def opened(self) -> str:
+        """What the generation prompt has already written of a reply: some templates open its
+        thought."""
+        end = self.prompt(("user",), [])[-1][0]
+        return next((tag for tag in ("<think>\n", "<think>") if end.endswith(tag)), "")
+
+    def render(
+        self, messages: list[dict], tools: list[dict], tokenize: bool = False
+    ) -> str | list[int]:
         """What `apply_chat_template` gives, generation prompt included, on `TEMPLATE_DATE`."""
+
         def apply() -> str | list[int]:
             template = self._tokenizer.get_chat_template(tools=tools or None)
             return self._tokenizer.apply_chat_template(
@@ -133,8 +140,8 @@ class ChatTemplate:
             raise self._error(f"{type(error).__name__}: {said}") from error
 
     def _exchange(self) -> Cut:
-        """A question, a reply, a tool result and the generation prompt, cut. ValueError for the first
-        way of showing a result if the template takes none."""
+        """A question, a reply, a tool result and the generation prompt, cut. ValueError, about the
+        first way of showing a result, if the template takes none."""
         errors = []
         for role, tools in product(RESULT_ROLES, ([SAMPLE_TOOL], [])):
             self.result_role = role
@@ -149,7 +156,9 @@ class ChatTemplate:
         text = self._render_contents(roles, marks, tools)
         for role, mark in zip(roles, marks, strict=True):
             if text.count(mark) != 1:
-                raise self._error(f"it writes a {role} message {text.count(mark)} times")
+                raise self._error(
+                    f"it writes the text of a {role} message {text.count(mark)} times"
+                )
         cut, end = [], 0
         for number in sorted(range(len(roles)), key=lambda i: text.index(marks[i])):
             start = text.index(marks[number])
@@ -169,16 +178,16 @@ class ChatTemplate:
         seen = self._render_contents(roles, probed, tools)
         for is_trimmed, is_json in product((False, True), repeat=2):
             place = Content(number, is_trimmed, is_json)
-            if seen == text.replace(mark, self._text(place.place([(content, False)]))):
+            written = "".join(part for part, _ in place.place([(content, False)]))
+            if seen == text.replace(mark, written):
                 return place
-        raise self._error(f"it changes the content of a {roles[number]} message")
+        raise self._error(f"it changes the text of a {roles[number]} message")
 
-    def _render_contents(self, roles: tuple[str, ...], contents: list[str], tools: list[dict]) -> str:
+    def _render_contents(
+        self, roles: tuple[str, ...], contents: list[str], tools: list[dict]
+    ) -> str:
         pairs = zip(roles, contents, strict=True)
         return self.render([{"role": role, "content": content} for role, content in pairs], tools)
-
-    def _text(self, cut: Cut) -> str:
-        return "".join("\0" if isinstance(piece, Content) else piece[0] for piece in cut)
 
     def _error(self, why: str) -> ValueError:
         return ValueError(

@@ -8,9 +8,9 @@ from mtsql.files import read_json
 def end_ids_of_folder(folder: Path | str) -> list[int]:
     """The `eos_token_id` of generation_config.json and config.json, in this order and each id once.
 
-    For a folder of adapters those of its base model come after its own. Files, folders and keys that
-    are missing name no ids. ValueError that names the file if it is damaged, or the key if it holds
-    no ids.
+    For a folder of adapters those of its base model come after its own. Files, folders and keys
+    that are missing name no ids. ValueError that names the file if it is damaged, or the key if it
+    holds no ids.
     """
     ids = _own_ids(Path(folder))
     adapter_file = Path(folder) / "adapter_config.json"
@@ -31,8 +31,8 @@ def _own_ids(folder: Path) -> list[int]:
         named = found if isinstance(found, list) else [] if found is None else [found]
         if not isinstance(content, dict) or any(type(i) is not int or i < 0 for i in named):
             raise ValueError(
-                f"model.path {folder / name}: expected an object in which eos_token_id is a token id "
-                f"or a list of them, not {found!r}"
+                f"model.path {folder / name}: expected an object in which eos_token_id is a token "
+                f"id or a list of them, not {found!r}"
             )
         ids += named
     return ids

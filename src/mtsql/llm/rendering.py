@@ -29,8 +29,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Renderer:
-    """Renders for one tokenizer. ValueError if it has no chat template or one that cannot be used, and
-    if the model's folder names its end ids in a damaged file.
+    """Renders for one tokenizer.
+
+    ValueError, in one line, if it has no chat template or one that cannot be used, and if the
+    model's folder names its end ids in a damaged file.
 
     `stop_ids`: ids that end a reply; the first is the one written after a demonstration.
     """
@@ -44,17 +46,14 @@ class Renderer:
             )
         added = tokenizer.added_tokens_decoder  # id -> AddedToken
         self._added = {token.content: id for id, token in added.items() if token.content}
-        tags = [
-            t.content for t in added.values() if TAG.fullmatch(t.content) and not t.special
-        ]
+        tags = [t.content for t in added.values() if TAG.fullmatch(t.content) and not t.special]
         self._tag_ids = {self._added[tag] for tag in tags}
         self._added_pattern = _any_of(self._added)
         self._tag_pattern = _any_of(tags)
         self._plain = _without_added_tokens(tokenizer, self._where)
         self._template = ChatTemplate(tokenizer, self._where)
-        self._template.prompt(("user",), [])
-        between, self._opened = self._template.between_replies()
-        stop, self._observation = self._without_stop(between)
+        self._opened = self._template.opened
+        stop, self._observation = self._without_stop(self._template.between_replies())
         ends = [self._added[t] for t in (*ENDS_OF_TEXT, tokenizer.eos_token) if t in self._added]
         ends += end_ids_of_folder(tokenizer.name_or_path) if tokenizer.name_or_path else []
         self.stop_ids = tuple(dict.fromkeys([self._added[stop], *ends]))
@@ -63,8 +62,9 @@ class Renderer:
         """Ids of the opening messages (system, user), generation prompt included.
 
         They are those of the tokenizer's `apply_chat_template` with these tools (OpenAI-style
-        schemas), but for data that spells an added token. Replies and tool results have functions of
-        their own."""
+        schemas), except where data spells an added token. Replies and tool results have functions
+        of their own.
+        """
         if bad := [m["role"] for m in messages if m["role"] not in ("system", "user")]:
             raise ValueError(f"a prompt holds system and user messages only, not {bad[0]!r}")
         cut = self._template.prompt(tuple(m["role"] for m in messages), tools)
@@ -76,21 +76,26 @@ class Renderer:
         return self._encode(place_contents(self._observation, [_parts(text)]))
 
     def render_reply(self, text: str) -> list[int]:
-        """Ids of a demonstrated reply as a policy would sample it: the tokenizer's own protocol tags as
-        ids, control tokens as text, the stop id at the end.
+        """Ids of a demonstrated reply as a policy would sample it: the tokenizer's own protocol
+        tags as ids, control tokens as text, the stop id at the end.
 
-        What the generation prompt has already written (`<think>` in some templates) is left out."""
-        text = SURROGATE.sub("\ufffd", text.removeprefix(self._opened))
-        pieces = self._tag_pattern.split(text)
-        return self._encode([(piece, i % 2 == 1) for i, piece in enumerate(pieces)]) + self.close_reply()
+        Where the generation prompt has already written `<think>`, that tag is left out, and a reply
+        without a thought begins by closing it.
+        """
+        if self._opened:
+            is_thought = text.startswith(self._opened)
+            text = text.removeprefix(self._opened) if is_thought else f"\n</think>\n\n{text}"
+        pieces = self._tag_pattern.split(SURROGATE.sub("\ufffd", text))
+        ids = self._encode([(piece, i % 2 == 1) for i, piece in enumerate(pieces)])
+        return ids + self.close_reply()
 
     def close_reply(self) -> list[int]:
         """The stop id, for a reply that was cut before it."""
         return [self.stop_ids[0]]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of a sampled reply, without its stop id unless that is a protocol tag. Any other control
-        token in it shows as text."""
+        """Text of a sampled reply, without its stop id unless that is a protocol tag. Any other
+        control token in it shows as text."""
         ids = list(ids)
         if ids and ids[-1] in self.stop_ids and ids[-1] not in self._tag_ids:
             ids.pop()
@@ -112,10 +117,11 @@ class Renderer:
     def template_difference(
         self, messages: list[dict], tools: list[dict], steps: Sequence[tuple[str, str]] = ()
     ) -> str | None:
-        """Compare a first prompt, and the exchange of these `steps` (reply, tool result) after it, with
-        what the tokenizer's own template gives: None, or a sentence that says where they part.
+        """Compare a first prompt, and the exchange of these `steps` (reply, tool result) after it,
+        with what the tokenizer's own template gives: None, or a sentence that says where they
+        differ.
 
-        None too if data in them spells an added token: there the two differ as they should.
+        None too if data in them spells an added token, because there the two differ as they should.
         """
         contents = [m["content"] for m in messages] + [result for _, result in steps]
         if any(self._spells_tokens(_parts(content)) for content in contents):
@@ -146,7 +152,9 @@ class Renderer:
 
     def _spells_tokens(self, parts: list[Part]) -> bool:
         """Whether the text has an added token that does not lie within what is ours."""
-        num_ours = sum(len(self._added_pattern.findall(t)) for t, is_ours in _runs(parts) if is_ours)
+        num_ours = sum(
+            len(self._added_pattern.findall(t)) for t, is_ours in _runs(parts) if is_ours
+        )
         return len(self._added_pattern.findall("".join(t for t, _ in parts))) != num_ours
 
     def _without_stop(self, between: list) -> tuple[str, list]:
@@ -155,14 +163,14 @@ class Renderer:
         found = self._added_pattern.match(text)
         if not found:
             raise ValueError(
-                f"{self._where}: its chat template ends a reply with {text[:20]!r}, which is no token "
-                "of its tokenizer; use an instruct model"
+                f"{self._where}: its chat template ends a reply with {text[:20]!r}, which is no "
+                "token of its tokenizer; use an instruct model"
             )
         return found[0], [(text[found.end() :], True), *rest]
 
     def _encode(self, parts: list[Part]) -> list[int]:
-        """Ids of a piece: an added token in what is ours is itself, all text between two is encoded at
-        once."""
+        """Ids of a piece: an added token in what is ours is itself, all text between two is encoded
+        at once."""
         ids: list[int] = []
         pending = ""
         for text, is_ours in _runs(parts):
@@ -186,8 +194,8 @@ def _parts(text: str) -> list[Part]:
 
 
 def _runs(parts: Iterable[Part]) -> list[Part]:
-    """The parts with neighbours of one kind joined: a tag may begin in the template's markup and end
-    in our words, but never lie across data."""
+    """The parts with neighbours of one kind joined: a tag may begin in the template's markup and
+    end in our words, but data is never a part of one."""
     runs: list[Part] = []
     for text, is_ours in parts:
         if runs and runs[-1][1] == is_ours:
@@ -213,7 +221,5 @@ def _without_added_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> Tok
     description |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     plain = Tokenizer.from_str(json.dumps(description))
     if tokenizer.decode(plain.encode("x").ids, clean_up_tokenization_spaces=False) != "x":
-        raise ValueError(
-            f"{where}: this tokenizer is not byte-level: it changes a text it encodes"
-        )
+        raise ValueError(f"{where}: this tokenizer is not byte-level: it changes a text it encodes")
     return plain

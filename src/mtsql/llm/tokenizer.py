@@ -47,7 +47,8 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {%- endif %}
 {%- for message in messages %}
 {%- if message.role == 'tool' %}
-{{- '<|im_start|>user\n<tool_response>\n' + (message.content or '') + '\n</tool_response><|im_end|>\n' }}
+{{- '<|im_start|>user\n<tool_response>\n' + (message.content or '') }}
+{{- '\n</tool_response><|im_end|>\n' }}
 {%- elif not (loop.first and message.role == 'system') %}
 {{- '<|im_start|>' + message.role + '\n' }}
 {%- if message.reasoning_content %}
