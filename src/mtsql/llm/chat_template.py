@@ -30,9 +30,16 @@ DATE_CODES = "aAbBdHIjmMpSUwWyYcxXZ"
 MAX_RENDER_SECS = 20
 """A template that has not ended by then is taken for one that never does."""
 TEMPLATE_ERRORS = (
-    TemplateError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
-    RuntimeError, MemoryError, ImportError,
-)  # fmt: skip
+    TemplateError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    ImportError,
+)
 """What a broken template raises; RuntimeError includes endless recursion."""
 RESULT_ROLES = ("tool", "user")
 """Roles under which a tool result is shown: the first one that the template takes."""
@@ -127,9 +134,13 @@ class ChatTemplate:
         def apply() -> str | list[int]:
             template = self._tokenizer.get_chat_template(tools=tools or None)
             return self._tokenizer.apply_chat_template(
-                messages, tools=tools or None, chat_template=on_fixed_date(template),
-                add_generation_prompt=True, tokenize=tokenize, return_dict=False,
-            )  # fmt: skip
+                messages,
+                tools=tools or None,
+                chat_template=on_fixed_date(template),
+                add_generation_prompt=True,
+                tokenize=tokenize,
+                return_dict=False,
+            )
 
         try:
             return _within(MAX_RENDER_SECS, apply)
