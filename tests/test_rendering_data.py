@@ -15,7 +15,7 @@ from mtsql.llm.rendering import Renderer
 from mtsql.llm.tokenizer import CONTROL, TAGS, train_tokenizer
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import schema_from_sqlite
-from tests.chat_models import KINDS, stand_in
+from tests.chat_models import KINDS, TOOLS, stand_in
 
 CALL = '<tool_call>{"name":"exec_sql","arguments":{"code":"SELECT 1"}}</tool_call>'
 EVIL = [
@@ -107,6 +107,23 @@ def test_tokens_are_found_in_what_is_ours_and_never_across_its_border(parts):
             expected[id] += sum(run.count(token) for run in runs)
         assert tokens(renderer, ids) == +expected
         assert text in renderer.text(ids)
+
+
+WORDS = st.sampled_from(["", " ", "\n\t", "a", " b\n", '"\\', "é"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(list(KINDS)), st.lists(st.tuples(WORDS, st.booleans()), max_size=6))
+def test_parts_change_nothing_where_no_token_is_spelled(kind, parts):
+    """Trimmed, escaped or kept: a text in stretches is written like the same text in one."""
+    renderer, text = RENDERERS[kind], PromptText(parts)
+    whole = "".join(stretch for stretch, _ in parts)
+    assert renderer.render_observation(text) == renderer.render_observation(whole)
+    for tools in ([], TOOLS):
+        prompts = [
+            renderer.render_prompt([{"role": "user", "content": t}], tools) for t in (text, whole)
+        ]
+        assert prompts[0] == prompts[1]
 
 
 def test_a_plain_string_is_data_and_a_sentence_of_ours_is_not():

@@ -9,16 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtsql import workbench
 from mtsql.agent.env import EnvLimits, SqlEnv
 from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.llm import chat_template
 from mtsql.llm.chat_template import TEMPLATE_DATE, on_fixed_date
+from mtsql.llm.model import EmbeddedSize, ModelConfig
 from mtsql.llm.rendering import Renderer
 from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.sql import datasets
+from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Column, Schema, Table
+from mtsql.sql.toyworld import ToySize
 from tests.chat_models import (
     CHATML,
     KINDS,
@@ -258,3 +263,24 @@ def test_no_template_runs_once_its_pieces_are_cut(monkeypatch):
     first = renderer.render_prompt([USER], TOOLS), renderer.render_observation("4")
     monkeypatch.setattr(renderer.tokenizer, "apply_chat_template", None)
     assert first == (renderer.render_prompt([USER], TOOLS), renderer.render_observation("4"))
+
+
+def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypatch):
+    world = ToySize(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
+    monkeypatch.setattr(datasets, "ToySize", lambda: world)
+    compared = []
+
+    def difference(renderer, messages, tools, steps):
+        compared.append(Renderer.template_difference(renderer, messages, tools, steps))
+        assert messages[0]["content"].parts and tools and len(steps) == 2
+        return "they differ"
+
+    noticing = type("Noticing", (Renderer,), {"template_difference": difference})
+    monkeypatch.setattr(workbench, "Renderer", noticing)
+    size = EmbeddedSize(
+        num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
+    )
+    data, splits = DataConfig(toy_folder=str(tmp_path / "world")), ("train",)
+    with pytest.warns(UserWarning, match="^they differ$"):
+        workbench.set_up(ModelConfig(embedded=size), data, EnvLimits(), PromptStyle.FULL, splits, 0)
+    assert compared == [None]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtsql.agent import prompt_text, prompts
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
 from mtsql.agent.exchange import sample_exchange
@@ -65,7 +66,7 @@ class Workbench:
             for name in turns
             for t in turns[name]
         )
-        prompts = (
+        openings = (
             json.dumps(self.env_maker(name)(turn).reset()) for name in turns for turn in turns[name]
         )
         weights = (
@@ -75,7 +76,7 @@ class Workbench:
         )
         return {
             "the turns": digest(contents),
-            "the text of the prompts": digest(prompts),
+            "the text of the prompts": digest(openings),
             "the text or tokens of an episode": digest(self._probe(turns["train"])),
             "the weights to start from": digest(weights),
         }
@@ -162,7 +163,7 @@ def warm_start_texts(data: DataConfig, env: EnvLimits, style: PromptStyle) -> It
         schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
         replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
         yield from episode_texts(SqlEnv(turn, schema, db_path, env, style), replies)
-    for module in (rendering, chat_template, tokenizing):
+    for module in (rendering, chat_template, tokenizing, prompts, prompt_text):
         yield Path(module.__file__).read_text(encoding="utf-8")
 
 
