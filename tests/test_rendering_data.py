@@ -4,7 +4,7 @@ import sqlite3
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtsql.agent.env import EnvLimits, SqlEnv
@@ -86,6 +86,9 @@ PIECES = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
+@example([("<th", True), ("ink>", True)])
+@example([("<th", True), ("ink>", False)])
+@example([("<th", False), ("ink>", True)])
 @given(st.lists(st.tuples(PIECES, st.booleans()), max_size=8))
 def test_tokens_are_found_in_what_is_ours_and_never_across_its_border(parts):
     renderer = RENDERERS["embedded"]

@@ -99,8 +99,8 @@ def test_contents_are_changed_as_the_template_changes_them(kind, system, questio
 @pytest.mark.parametrize("tools", [[], TOOLS, TOOLS * 2])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma"])
 def test_roles_and_tools_are_cut_separately(kind, tools):
-    renderer = RENDERERS[kind]
-    for messages in ([USER], [SYSTEM, USER], [SYSTEM, USER, USER | {"content": "And?"}], [USER]):
+    renderer, again = RENDERERS[kind], USER | {"content": "And?"}
+    for messages in ([USER], [SYSTEM, USER], [USER, again], [SYSTEM, USER, again], [USER]):
         assert renderer.render_prompt(messages, tools) == theirs(renderer, messages, tools)
 
 
