@@ -94,7 +94,8 @@ LIKE_LLAMA = r"""{{- bos_token }}
 """
 """Today's date, tools in the first user message, contents trimmed, results as JSON strings."""
 
-LIKE_SMOLLM = r"""{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system
+LIKE_SMOLLM = r"""{% for m in messages %}{% if loop.first and m['role'] != 'system' %}
+{{- '<|im_start|>system\n' -}}
 I help.<|im_end|>
 {% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""

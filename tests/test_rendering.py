@@ -1,4 +1,4 @@
-"""Ids and masks written out by hand; agreement with chat templates; nothing foreign becomes a control id."""
+"""Ids and masks written out by hand; agreement with chat templates; data becomes no control id."""
 
 import json
 
@@ -32,7 +32,7 @@ def renderer(embedded) -> Renderer:
 
 
 def test_ids_and_mask_of_two_steps_by_hand():
-    """256 starts a message, 257 ends it, 258 and 259 are the tags <t> and </t>, the rest are characters."""
+    """256 starts a message, 257 ends it, 258 and 259 are the tags <t> and </t>."""
     renderer = Renderer(
         byte_tokenizer(["<|im_start|>", "<|im_end|>"], ["<t>", "</t>"], CHAT_TEMPLATE)
     )

@@ -1,4 +1,4 @@
-"""Data stays text: no question, name, value or query becomes a tag or control token, and none is lost."""
+"""Data stays text: no question, name, value or query becomes a tag or control token."""
 
 import sqlite3
 from collections import Counter
@@ -53,7 +53,7 @@ def evil_database(tmp_path_factory):
 
 
 def episode(renderer, path, style, word, code):
-    """-> (ids of the first prompt, tool -> ids of what it returns) if `word` is all over the data."""
+    """-> (ids of the first prompt, tool -> ids of its answer) if `word` is all over the data."""
     history = ((word, word), ("q", f"SELECT '{word}'"))
     turn = Turn("d:0:1", 1, "evil", f"{word} ?", "SELECT 1", history, f"{word} means x")
     limits = EnvLimits(max_observation_rows=100, max_observation_chars=9999)

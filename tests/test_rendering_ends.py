@@ -53,10 +53,9 @@ def test_adapters_end_where_their_base_model_ends(tmp_path, base):
 @pytest.mark.parametrize("name", ["config", "generation_config"])
 @pytest.mark.parametrize(
     "content",
-    ["{", "", "[1]", '{"eos_token_id": NaN}', "[" * 9999, *(
-        json.dumps({"eos_token_id": bad}) for bad in ("2", -1, 1.5, True, [1, "2"], {"a": 1})
-    )],
-)  # fmt: skip
+    ["{", "", "[1]", '{"eos_token_id": NaN}', "[" * 9999]
+    + [json.dumps({"eos_token_id": bad}) for bad in ("2", -1, 1.5, True, [1, "2"], {"a": 1})],
+)
 def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
     write(tmp_path / "model", **{name: content})
     with pytest.raises(ValueError, match=rf"^model.path .*model.{name}.json: [^\n]*$"):

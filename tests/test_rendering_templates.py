@@ -218,7 +218,8 @@ def test_data_that_spells_a_token_is_no_difference():
     assert renderer.template_difference([evil], []) is None
 
 
-TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}"
+TURN_TEXT = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}"
+TURNS = "{% for m in messages %}" + TURN_TEXT + "{% endfor %}"
 BROKEN = {
     "{{ messages[0].content": "TemplateSyntaxError",
     "{{ raise_exception('only one message') }}": "TemplateError: only one message",
@@ -229,7 +230,7 @@ BROKEN = {
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
     "{% include 'x' %}": "TypeError: no loader",
     "fixed text": "writes the text of a user message 0 times",
-    "{{ messages[0].content }}{{ messages[0].content }}": "writes the text of a user message 2 times",
+    "{{ messages[0].content }}{{ messages[0].content }}": "text of a user message 2 times",
     "{{ messages[0].content | upper }}": "writes the text of a user message 0 times",
     "{{ messages[0].content | replace('\\n', ' ') }}": "changes the text of a user message",
     "{{ messages[0].content }}": "writes the text of a assistant message 0 times",
