@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,11 +14,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtsql.agent import prompt_text, prompts
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
+from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm import rendering
+from mtsql.llm import chat_template, rendering
 from mtsql.llm import tokenizer as tokenizing
 from mtsql.llm.model import ModelConfig, build_embedded, load_policy, load_tokenizer
 from mtsql.llm.rendering import Renderer
@@ -63,7 +66,7 @@ class Workbench:
             for name in turns
             for t in turns[name]
         )
-        prompts = (
+        openings = (
             json.dumps(self.env_maker(name)(turn).reset()) for name in turns for turn in turns[name]
         )
         weights = (
@@ -73,7 +76,7 @@ class Workbench:
         )
         return {
             "the turns": digest(contents),
-            "the text of the prompts": digest(prompts),
+            "the text of the prompts": digest(openings),
             "the text or tokens of an episode": digest(self._probe(turns["train"])),
             "the weights to start from": digest(weights),
         }
@@ -128,7 +131,12 @@ def set_up(
         corpus = corpora.get("train") or load_split(data, "train")
         tokenizer = train_tokenizer(_texts(corpus, data, env, style), model.embedded.vocab_size)
         policy = build_embedded(tokenizer, model.embedded, seed)
-    return Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
+    bench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
+    split = next(iter(corpora))
+    exchange = sample_exchange(bench.env_maker(split)(corpora[split].turns[0]))
+    if difference := bench.renderer.template_difference(*exchange):
+        warnings.warn(difference, stacklevel=2)
+    return bench
 
 
 def _texts(corpus: Corpus, data: DataConfig, env: EnvLimits, style: PromptStyle) -> Iterator[str]:
@@ -155,7 +163,7 @@ def warm_start_texts(data: DataConfig, env: EnvLimits, style: PromptStyle) -> It
         schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
         replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
         yield from episode_texts(SqlEnv(turn, schema, db_path, env, style), replies)
-    for module in (rendering, tokenizing):
+    for module in (rendering, chat_template, tokenizing, prompts, prompt_text):
         yield Path(module.__file__).read_text(encoding="utf-8")
 
 

@@ -187,7 +187,7 @@ class SqlEnv:
 
     def _complain(self, reply: Reply) -> StepRecord:
         """What a call that cannot be read gets back."""
-        return StepRecord(reply, observation=prompts.MALFORMED_CALL[reply.error])
+        return StepRecord(reply, observation=prompts.malformed_call(reply.error))
 
     def _call(self, reply: Reply, meter: WorkMeter | None) -> StepRecord:
         """Run the one tool a reply calls. Calling a tool that is not offered is answered, not

@@ -87,8 +87,14 @@ def parse_reply(text: str) -> Reply:
 
 
 def format_reply(reply: Reply) -> str:
-    """The canonical text of a well-formed reply; `parse_reply` gives the reply back."""
-    parts = [f"<think>\n{reply.think}\n</think>"] if reply.think else []
+    """The canonical text of a well-formed reply; `parse_reply` gives the reply back.
+
+    It is what Qwen3's chat template writes for a message with `reasoning_content` (the thought),
+    `content` (the verdicts, each on a line, or the answer after them) and `tool_calls`. Templates
+    that write calls in another form or leave the thought out, as Llama 3.1's does beside a call,
+    give this text only as `content`.
+    """
+    parts = []
     for tag, verdict in (
         ("exec_verify", reply.exec_verdict),
         ("memory_verify", reply.memory_verdict),
@@ -100,7 +106,8 @@ def format_reply(reply: Reply) -> str:
         parts.append(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>")
     elif reply.answer is not None:
         parts.append(f"<answer_sql>{reply.answer}</answer_sql>")
-    return "\n".join(parts)
+    thought = f"<think>\n{reply.think}\n</think>\n\n" if reply.think else ""
+    return thought + "\n".join(parts)
 
 
 @dataclass
