@@ -124,6 +124,9 @@ def check(config: Config) -> None:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
+    if config.warm_start and not config.model.path:
+        require_room_in_batch("warm_start.max_batch_tokens", config.warm_start.max_batch_tokens,
+                              config.max_prompt_tokens + 1, "max_prompt_tokens and a reply")  # fmt: skip
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
     if not config.model.path and not config.data.is_toy:

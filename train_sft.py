@@ -39,7 +39,7 @@ from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
 from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
 from mtsql.llm.packing import Sample
-from mtsql.llm.sizes import require_room_in_batch
+from mtsql.llm.sizes import require_positions, require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
@@ -271,6 +271,9 @@ def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log:
             demonstrations_file(config), seed=config.seed, max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,
         )  # fmt: skip
+        longest, what = max(len(s.prompt_ids) + len(s.ids) for s in samples), "the longest demonstration"
+        require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
+        require_positions(bench.policy.config, longest, what)
         return train_on(module, optimizer, samples, config, accelerator, log, place, save)
     turns = list(bench.corpora["train"].turns)
     random.Random(config.seed).shuffle(turns)

@@ -4,6 +4,7 @@ People download these folders, so each file that the libraries read is looked at
 is wrong ends in one line that names the file.
 """
 
+import codecs
 import re
 import struct
 import warnings
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging
 
@@ -31,10 +33,10 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary scalings whose tables do not depend on the sequences that are computed. Others have another
 table for a long sequence, so that a token's log-prob would depend on what is computed beside it."""
-OWN_WORDS = (OSError, ImportError, ValueError)
+OWN_WORDS = (OSError, ImportError, ValueError, StrictDataclassError)
 """Errors whose message is made for users; of the others the kind is told too."""
 REFUSALS = (*OWN_WORDS, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
-            RuntimeError, TypeError, re.error, struct.error, SafetensorError, StrictDataclassError,
+            RuntimeError, TypeError, re.error, struct.error, SafetensorError,
             jinja2.TemplateError)  # fmt: skip
 """What the libraries raise for a file that they cannot read. tokenizers raises plain `Exception`."""
 
@@ -62,8 +64,9 @@ class reading:
             issubclass(kind, REFUSALS) or kind is Exception or kind.__name__ == "PanicException"
         ):
             lines = str(error).strip().splitlines() or ["no reason is given"]
+            said = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
             prefix = "" if issubclass(kind, OWN_WORDS) else f"{kind.__name__}: "
-            raise ValueError(f"{self.where}: {prefix}{lines[0]}") from error
+            raise ValueError(f"{self.where}: {prefix}{said}") from error
 
 
 def locate(path: str | None, what: str = "model.path") -> tuple[Path, dict[str, str]]:
@@ -87,6 +90,12 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. ValueError that names the file otherwise."""
     require_inside(file)
     value = read_json(file, "model.path")
+    with open(file, "rb") as raw:
+        if raw.read(3) == codecs.BOM_UTF8:
+            raise ValueError(
+                f"model.path {file}: begins with a byte order mark, which transformers cannot read: "
+                "save it as UTF-8 without one"
+            )
     if not isinstance(value, dict):
         kind = type(value).__name__
         raise ValueError(f"model.path {file}: holds a {kind}, not an object with keys")
@@ -199,7 +208,7 @@ def weight_files(folder: Path) -> list[Path]:
 def _shard_names(index: Path) -> list[str]:
     content = read_object(index)
     shards = content.get("weight_map")
-    if not isinstance(content.get("metadata", {}), dict) or not isinstance(shards, dict):
+    if not isinstance(content.get("metadata"), dict) or not isinstance(shards, dict):
         raise ValueError(f"model.path {index}: weight_map or metadata is no object with keys")
     for name in shards.values():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
@@ -266,12 +275,24 @@ def require_all_weights(found: dict[str, Any], folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """ValueError that names a file of the tokenizer that cannot be read."""
-    check_objects(folder, TOKENIZER_FILES)
+    """ValueError that names a file of the tokenizer that cannot be read, or the model's
+    configuration, which the tokenizer is looked up by."""
+    check_objects(folder, (*TOKENIZER_FILES, "config.json"))
     for name in ("chat_template.jinja", "merges.txt", "vocab.txt"):
         if (file := folder / name).exists() or file.is_symlink():
             require_inside(file)
             read_text(file, "model.path")
+
+
+def blame_tokenizer(folder: Path) -> None:
+    """After a tokenizer could not be loaded: ValueError that names tokenizer.json or config.json, if
+    one of these is the reason."""
+    if (file := folder / "tokenizer.json").is_file():
+        with reading(f"model.path {file}"):
+            Tokenizer.from_file(str(file))
+    if (file := folder / "config.json").is_file():
+        with reading(f"model.path {file}"):
+            AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def has_tokenizer(folder: Path) -> bool:

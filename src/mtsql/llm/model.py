@@ -107,8 +107,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             raise ValueError(f"model.path {path}: no tokenizer in this folder, nor in its base model {adapter.base}")
     if not gguf:
         folders.check_tokenizer(folder)
-    with folders.reading(f"model.path {folder}: the tokenizer cannot be read"):
-        return AutoTokenizer.from_pretrained(folder, **gguf, trust_remote_code=False, local_files_only=True)
+    try:
+        with folders.reading(f"model.path {path if gguf else folder / 'tokenizer_config.json'}"):
+            return AutoTokenizer.from_pretrained(folder, **gguf, trust_remote_code=False, local_files_only=True)
+    except ValueError:
+        folders.blame_tokenizer(folder)
+        raise
 
 
 def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedSize:

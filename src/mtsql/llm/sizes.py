@@ -27,16 +27,17 @@ def max_positions(shape: "PreTrainedConfig | EmbeddedSize") -> int | None:
     return stated
 
 
-def require_positions(shape: "PreTrainedConfig | EmbeddedSize", max_tokens: int) -> None:
-    """ValueError if a prompt with its trajectory, `max_tokens` together, is longer than the model's
-    positions."""
+def require_positions(
+    shape: "PreTrainedConfig | EmbeddedSize", max_tokens: int, what: str = BUDGETS
+) -> None:
+    """ValueError if a sequence of `max_tokens` tokens is longer than the model's positions. `what`
+    names it in the error."""
     positions = max_positions(shape)
     if positions is not None and max_tokens > positions:
         is_folder = isinstance(shape, PreTrainedConfig)
         key = "max_position_embeddings" if is_folder else "model.embedded.max_positions"
         raise ValueError(
-            f"{BUDGETS} are {max_tokens} tokens, but the model has only {positions} positions "
-            f"({key}): lower one of them"
+            f"{what}: {max_tokens} tokens, but the model has only {positions} positions ({key})"
         )
 
 
@@ -54,11 +55,12 @@ def require_embeddings(
         )
 
 
-def require_room_in_batch(key: str, max_batch_tokens: int, max_tokens: int) -> None:
+def require_room_in_batch(
+    key: str, max_batch_tokens: int, max_tokens: int, what: str = BUDGETS
+) -> None:
     """ValueError that begins with `key` if the longest sample, of `max_tokens` tokens, does not fit in
-    a micro-batch."""
+    a micro-batch. `what` says where the sample comes from."""
     if max_batch_tokens < max_tokens:
         raise ValueError(
-            f"{key} is {max_batch_tokens}, but one sample may have {max_tokens} tokens ({BUDGETS}): "
-            "raise it, or lower these"
+            f"{key} is {max_batch_tokens}, but one sample may have {max_tokens} tokens ({what}): raise it"
         )
