@@ -31,6 +31,7 @@ from mtsql.llm.scheduler import Plan, Prompt, Row, Scheduler
 from mtsql.llm.sizes import BUDGETS
 
 SUPPORTED = ("llama", "qwen2", "qwen3")  # config.model_type; each is tested against model.generate
+MAX_ROWS = 1 << 16  # each row has a table with room for all blocks of the cache
 MAX_LOGITS = 1 << 22  # elements of one logits tensor; more rows are sampled in several goes
 
 
@@ -72,6 +73,8 @@ class EngineLimits:
         for name in ("max_rows", "block_size", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_rows > MAX_ROWS:
+            raise ValueError(f"engine.max_rows is {self.max_rows}: it must be at most {MAX_ROWS}")
         if self.max_step_batch_tokens < self.max_rows:
             raise ValueError(
                 f"engine.max_step_batch_tokens is {self.max_step_batch_tokens}, less than engine.max_rows "
@@ -343,9 +346,10 @@ def _memory(limits: EngineLimits) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError, OverflowError, torch.OutOfMemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"no memory for engine.cache_bytes {limits.cache_bytes} with engine.max_rows {limits.max_rows}: "
-            f"lower them ({str(error).strip().splitlines()[0]})"
+            f"lower them ({reason})"
         ) from error
 
 
