@@ -186,21 +186,60 @@ def refusal(folder: Path, **lora) -> str:
     return str(error.value)
 
 
-OTHER_TYPES = ["IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "ADALORA", "VERA", "OFT", "BOFT", "LOHA",
-               "LOKR", "LN_TUNING", "XLORA", "TRAINABLE_TOKENS", "SOMETHING_NEW", None, 3]  # fmt: skip
+OTHER_TYPES = [
+    "IA3",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "ADALORA",
+    "VERA",
+    "OFT",
+    "BOFT",
+    "LOHA",
+    "LOKR",
+    "LN_TUNING",
+    "XLORA",
+    "TRAINABLE_TOKENS",
+    "SOMETHING_NEW",
+    None,
+    3,
+]
 REFUSED = [
     *({"peft_type": kind} for kind in OTHER_TYPES),
     *({"task_type": kind} for kind in ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM")),
-    *({"init_lora_weights": kind} for kind in ("pissa", "pissa_niter_4", "olora", "corda", "loftq",
-                                               "lora_ga", "mica", "no such", 3, [])),
+    *(
+        {"init_lora_weights": kind}
+        for kind in (
+            "pissa",
+            "pissa_niter_4",
+            "olora",
+            "corda",
+            "loftq",
+            "lora_ga",
+            "mica",
+            "no such",
+            3,
+            [],
+        )
+    ),
     *({"bias": kind} for kind in ("all", "lora_only", 3)),
     *({"r": rank} for rank in (0, -1, 1.5, "4", None, True)),
-    {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [5, 6]}, {"use_qalora": True},
-    {"lora_bias": True}, {"alora_invocation_tokens": [1]}, {"target_parameters": ["experts"]},
-    {"layer_replication": [[0, 2]]}, {"megatron_config": {"a": 1}}, {"arrow_config": {"a": 1}},
-    {"use_bdlora": {"a": 1}}, {"kasa_config": {"a": 1}}, {"velora_config": {"a": 1}},
-    {"monteclora_config": {"a": 1}}, {"ensure_weight_tying": True}, {"an_option_of_tomorrow": 0.5},
-]  # fmt: skip
+    {"modules_to_save": ["lm_head"]},
+    {"trainable_token_indices": [5, 6]},
+    {"use_qalora": True},
+    {"lora_bias": True},
+    {"alora_invocation_tokens": [1]},
+    {"target_parameters": ["experts"]},
+    {"layer_replication": [[0, 2]]},
+    {"megatron_config": {"a": 1}},
+    {"arrow_config": {"a": 1}},
+    {"use_bdlora": {"a": 1}},
+    {"kasa_config": {"a": 1}},
+    {"velora_config": {"a": 1}},
+    {"monteclora_config": {"a": 1}},
+    {"ensure_weight_tying": True},
+    {"an_option_of_tomorrow": 0.5},
+]
 
 
 @pytest.mark.parametrize("keys", REFUSED, ids=str)
@@ -212,17 +251,27 @@ def test_other_kinds_are_refused_by_name(keys, adapter):
 
 @pytest.mark.parametrize(
     "keys",
-    [{"target_modules": ["no_such"]}, {"target_modules": "("}, {"target_modules": 3}, {"target_modules": []},
-     {"lora_alpha": "x"}, {"rank_pattern": [1]}, {"layers_to_transform": "x"},
-     {"target_modules": ["lm_head", "q_proj"]}],
+    [
+        {"target_modules": ["no_such"]},
+        {"target_modules": "("},
+        {"target_modules": 3},
+        {"target_modules": []},
+        {"r": 10**12},
+        {"lora_alpha": "x"},
+        {"rank_pattern": [1]},
+        {"layers_to_transform": "x"},
+        {"target_modules": ["lm_head", "q_proj"]},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_ill_values_are_named(keys, adapter):
     change(adapter, **keys)
     assert str(adapter) in refusal(adapter)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{", '{"a": NaN}', "[" * 10**5, "\ufeff{}"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", "{", '{"a": NaN}', "[" * 10**5, "\ufeff{}"]
+)
 def test_damaged_configurations(text, adapter):
     (adapter / "adapter_config.json").write_text(text)
     assert f"{adapter}/adapter_config.json" in refusal(adapter)
@@ -264,7 +313,9 @@ def test_a_damaged_or_absent_file_of_weights(content, adapter):
 
 
 @pytest.mark.parametrize("is_beside", [False, True])
-def test_a_relative_base_is_found_beside_the_adapter(is_beside, base, adapter, tmp_path, monkeypatch):
+def test_a_relative_base_is_found_beside_the_adapter(
+    is_beside, base, adapter, tmp_path, monkeypatch
+):
     place = tmp_path if is_beside else adapter
     shutil.copytree(base, place / "models" / "base")
     change(adapter, base_model_name_or_path="models/base")
@@ -330,7 +381,10 @@ def test_several_adapters_in_one_folder(base, tmp_path):
         ({"rank": 8}, "model.lora.rank is 8, but .* rank 4"),
         ({"alpha": 16}, "model.lora.alpha is 16, but .* alpha 8"),
         ({"alpha": 32}, "model.lora.alpha is 32, but .* alpha 8"),
-        ({"targets": ("q_proj",)}, r"model.lora.targets is \['q_proj'\], but .*'down_proj', 'q_proj'"),
+        (
+            {"targets": ("q_proj",)},
+            r"model.lora.targets is \['q_proj'\], but .*'down_proj', 'q_proj'",
+        ),
     ],
 )
 def test_flags_that_an_adapter_contradicts(lora, words, adapter):
@@ -345,6 +399,12 @@ def test_flags_that_an_adapter_confirms(adapter, base):
         key = "alpha" if alone.alpha else "targets"
         with pytest.raises(ValueError, match=f"model.lora.{key} is set, but model.lora.rank is 0"):
             load_policy(ModelConfig(path=str(base), lora=alone))
+
+
+def test_the_embedded_model_has_no_adapters():
+    for key, value in {"rank": 4, "alpha": 16, "targets": ("q_proj",)}.items():
+        with pytest.raises(ValueError, match=f"model.lora.{key} is set"):
+            ModelConfig(lora=LoraSettings(**{key: value}))
 
 
 def test_configurations_of_older_runs_still_read(base, tmp_path):

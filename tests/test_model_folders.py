@@ -57,10 +57,18 @@ def refusal(folder: Path, load=None) -> str:
 
 
 CONTENTS = {
-    "empty": b"", "a list": b"[1]", "a text": b'"x"', "null": b"null", "no UTF-8": b"\xff\xfe{}",
-    "NaN": b'{"a": NaN}', "Infinity": b'{"a": Infinity}', "deep lists": b"[" * 10**5,
-    "deep objects": b'{"a":' * 10**5, "a mark": b"\xef\xbb\xbf{}", "cut short": b'{"a": [1, ',
-}  # fmt: skip
+    "empty": b"",
+    "a list": b"[1]",
+    "a text": b'"x"',
+    "null": b"null",
+    "no UTF-8": b"\xff\xfe{}",
+    "NaN": b'{"a": NaN}',
+    "Infinity": b'{"a": Infinity}',
+    "deep lists": b"[" * 10**5,
+    "deep objects": b'{"a":' * 10**5,
+    "a mark": b"\xef\xbb\xbf{}",
+    "cut short": b'{"a": [1, ',
+}
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -74,20 +82,33 @@ def test_damaged_json_of_the_model(name, content, folder):
 
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize(
-    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"],
 )
 def test_damaged_json_of_the_tokenizer(name, content, folder):
     (folder / name).write_bytes(CONTENTS[content])
     assert str(folder / name) in refusal(folder, load_tokenizer)
 
 
-@pytest.mark.parametrize("content", [{}, {"model": 3}, {"model": {"type": "BPE"}, "added_tokens": []}])
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_what_is_no_file_is_not_waited_for(name, folder):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    load = load_tokenizer if name.startswith("tok") else None
+    assert f"{folder / name}: not a file" in refusal(folder, load)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"model": 3}, {"model": {"type": "BPE"}, "added_tokens": []}]
+)
 def test_json_that_is_no_tokenizer(content, folder):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert str(folder / "tokenizer.json") in refusal(folder, load_tokenizer)
 
 
-@pytest.mark.parametrize("keys", [{"tokenizer_class": 3}, {"added_tokens_decoder": [1]}, {"eos_token": [3]}])
+@pytest.mark.parametrize(
+    "keys", [{"tokenizer_class": 3}, {"added_tokens_decoder": [1]}, {"eos_token": [3]}]
+)
 def test_settings_that_are_no_tokenizers(keys, folder):
     change(folder, "tokenizer_config.json", **keys)
     assert str(folder / "tokenizer_config.json") in refusal(folder, load_tokenizer)
@@ -99,18 +120,40 @@ def test_a_template_that_is_no_text(folder):
 
 
 ILL_VALUES = [
-    {"model_type": None}, {"model_type": 3}, {"model_type": "no_such_model"},
-    {"hidden_size": "x"}, {"hidden_size": -1}, {"hidden_size": 0}, {"hidden_size": 10**12}, {"hidden_size": []},
-    {"hidden_size": 32}, {"vocab_size": 10**12}, {"vocab_size": 0}, {"vocab_size": 20}, {"head_dim": 0},
-    {"num_hidden_layers": 10**12}, {"num_hidden_layers": 3}, {"num_hidden_layers": 1},
-    {"num_hidden_layers": -1}, {"num_attention_heads": 0}, {"num_key_value_heads": 3},
-    {"intermediate_size": 10**12}, {"tie_word_embeddings": False}, {"attention_bias": True},
-    {"hidden_act": "no_such"}, {"dtype": "no_such"}, {"rope_parameters": []}, {"layer_types": "x"},
-    {"layer_types": ["sliding_attention"] * 2}, {"rope_parameters": {"rope_type": "no_such"}},
-    {"rope_parameters": {"rope_type": "linear"}}, {"max_position_embeddings": "x"},
-    {"quantization_config": {"quant_method": "fp8"}}, {"transformers_weights": "../x.safetensors"},
+    {"model_type": None},
+    {"model_type": 3},
+    {"model_type": "no_such_model"},
+    {"hidden_size": "x"},
+    {"hidden_size": -1},
+    {"hidden_size": 0},
+    {"hidden_size": 10**12},
+    {"hidden_size": []},
+    {"hidden_size": 32},
+    {"vocab_size": 10**12},
+    {"vocab_size": 0},
+    {"vocab_size": 20},
+    {"head_dim": 0},
+    {"num_hidden_layers": 10**12},
+    {"num_hidden_layers": 3},
+    {"num_hidden_layers": 1},
+    {"num_hidden_layers": -1},
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 3},
+    {"intermediate_size": 10**12},
+    {"tie_word_embeddings": False},
+    {"attention_bias": True},
+    {"hidden_act": "no_such"},
+    {"dtype": "no_such"},
+    {"rope_parameters": []},
+    {"layer_types": "x"},
+    {"layer_types": ["sliding_attention"] * 2},
+    {"rope_parameters": {"rope_type": "no_such"}},
+    {"rope_parameters": {"rope_type": "linear"}},
+    {"max_position_embeddings": "x"},
+    {"quantization_config": {"quant_method": "fp8"}},
+    {"transformers_weights": "../x.safetensors"},
     {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("keys", ILL_VALUES, ids=str)
@@ -133,9 +176,13 @@ SCALINGS = {
     "default": {},
     "linear": {"factor": 4.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
-    "llama3": {"factor": 8.0, "original_max_position_embeddings": 64, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0},
-}  # fmt: skip
+    "llama3": {
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+}
 
 
 @pytest.mark.parametrize("architecture", [LlamaConfig, Qwen2Config, Qwen3Config])
@@ -143,9 +190,16 @@ SCALINGS = {
 def test_other_rotary_scalings_are_computed_exactly(kind, architecture, tmp_path):
     rope = {"rope_type": kind, "rope_theta": 1e4, **SCALINGS[kind]}
     shape = architecture(
-        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=256, rope_parameters=rope,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        rope_parameters=rope,
+    )
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(shape).eval()
     theirs.save_pretrained(tmp_path)
@@ -187,16 +241,31 @@ def shard(folder: Path) -> Path:
 
 def test_shards_are_read(good, folder):
     shard(folder)
-    ours, theirs = load_policy(ModelConfig(path=str(folder))), load_policy(ModelConfig(path=str(good)))
+    ours, theirs = (
+        load_policy(ModelConfig(path=str(folder))),
+        load_policy(ModelConfig(path=str(good))),
+    )
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["../elsewhere.safetensors", "/elsewhere.safetensors", "./model-1.safetensors", "a/b.safetensors",
-     "..\\x.safetensors", "pytorch_model.bin", "..", "", "nowhere.safetensors", 3, None, ["x"]],
-)  # fmt: skip
+    [
+        "../elsewhere.safetensors",
+        "/elsewhere.safetensors",
+        "./model-1.safetensors",
+        "a/b.safetensors",
+        "..\\x.safetensors",
+        "pytorch_model.bin",
+        "..",
+        "",
+        "nowhere.safetensors",
+        3,
+        None,
+        ["x"],
+    ],
+)
 def test_an_index_names_only_safetensors_files_of_its_folder(name, folder):
     shard(folder)
     shutil.copy(folder / "model-1.safetensors", folder.parent / "elsewhere.safetensors")
@@ -205,11 +274,22 @@ def test_an_index_names_only_safetensors_files_of_its_folder(name, folder):
     content["weight_map"]["model.norm.weight"] = name
     (folder / INDEX).write_text(json.dumps(content))
     text = refusal(folder)
-    assert f"{folder / INDEX}: weight_map names {name if name == 'nowhere.safetensors' else repr(name)}" in text
+    assert (
+        f"{folder / INDEX}: weight_map names {name if name == 'nowhere.safetensors' else repr(name)}"
+        in text
+    )
 
 
-@pytest.mark.parametrize("content", [{}, {"weight_map": {}}, {"metadata": {}, "weight_map": []},
-                                     {"metadata": {}, "weight_map": {}}, {"metadata": 3, "weight_map": {}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"weight_map": {}},
+        {"metadata": {}, "weight_map": []},
+        {"metadata": {}, "weight_map": {}},
+        {"metadata": 3, "weight_map": {}},
+    ],
+)
 def test_an_index_without_a_map(content, folder):
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps(content))
@@ -226,7 +306,10 @@ def test_links_stay_in_the_folder_or_in_a_cache(name, folder, tmp_path):
 
 
 def test_a_hub_cache_is_read(folder, tmp_path):
-    blobs, snapshot = tmp_path / "models--org--name" / "blobs", tmp_path / "models--org--name" / "snapshots" / "a1"
+    blobs, snapshot = (
+        tmp_path / "models--org--name" / "blobs",
+        tmp_path / "models--org--name" / "snapshots" / "a1",
+    )
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, file in enumerate(sorted(folder.iterdir())):
@@ -238,9 +321,18 @@ def test_a_hub_cache_is_read(folder, tmp_path):
 
 
 HARM = {
-    "a weight is missing": (lambda t: {n: v for n, v in t.items() if "norm" not in n}, "norm.weight is missing"),
-    "a weight too many": (lambda t: {**t, "score.weight": torch.zeros(1)}, "holds the weight score.weight"),
-    "a bias too many": (lambda t: {**t, "model.layers.0.self_attn.q_proj.bias": torch.zeros(16)}, "q_proj.bias"),
+    "a weight is missing": (
+        lambda t: {n: v for n, v in t.items() if "norm" not in n},
+        "norm.weight is missing",
+    ),
+    "a weight too many": (
+        lambda t: {**t, "score.weight": torch.zeros(1)},
+        "holds the weight score.weight",
+    ),
+    "a bias too many": (
+        lambda t: {**t, "model.layers.0.self_attn.q_proj.bias": torch.zeros(16)},
+        "q_proj.bias",
+    ),
     "another shape": (lambda t: {n: v[:-1].clone() for n, v in t.items()}, "is of shape"),
     "none": (lambda t: {}, "num_hidden_layers"),
     "other names": (lambda t: {f"x.{n}": v for n, v in t.items()}, "is missing"),
@@ -272,12 +364,17 @@ def test_code_in_a_folder_is_not_run_and_nothing_is_asked(kind, folder, monkeypa
     """For an unknown type and for a known one, whoever would answer."""
     asked = []
     monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
-    change(folder, model_type=kind, auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})
+    change(
+        folder, model_type=kind, auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    )
     change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
     (folder / "evil.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
     if kind == "qwen3":
         assert load_policy(ModelConfig(path=str(folder))) and load_tokenizer(str(folder))
     else:
-        assert "'evil' is unknown to transformers, and code that a folder brings is not run" in refusal(folder)
+        assert (
+            "'evil' is unknown to transformers, and code that a folder brings is not run"
+            in refusal(folder)
+        )
         load_tokenizer(str(folder))  # tokenizer.json alone describes it
     assert not asked and not (folder / "executed").exists()

@@ -34,9 +34,14 @@ from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
 
 SIZE = EmbeddedSize(
-    num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16,
+    num_layers=2,
+    hidden_size=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=16,
     max_positions=64,
-)  # fmt: skip
+)
 TOKEN_BYTES = 2 * 2 * 1 * 8 * 4  # keys and values, layers, heads, head_dim, float32
 
 
@@ -79,9 +84,11 @@ def test_a_tokenizer_longer_than_the_embedding(longer, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=words):
         require_embeddings(shape, loaded, path)
     engine = Engine(
-        load_policy(ModelConfig(path=path)).eval(), (), Sampling(max_trajectory_tokens=9),
+        load_policy(ModelConfig(path=path)).eval(),
+        (),
+        Sampling(max_trajectory_tokens=9),
         EngineLimits(cache_bytes=1 << 16),
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match=f"token id {rows} is not among"):
         engine.open_group([1, rows], [(0, 0, 0, 0)])
 
@@ -106,7 +113,9 @@ def test_more_tokens_than_positions(folder):
         require_positions(shape, 64)
         with pytest.raises(ValueError) as error:
             require_positions(shape, 65)
-        assert str(error.value) == f"{BUDGETS}: 65 tokens, but the model has only 64 positions ({key})"
+        assert (
+            str(error.value) == f"{BUDGETS}: 65 tokens, but the model has only 64 positions ({key})"
+        )
 
 
 def test_a_sample_longer_than_the_positions_is_not_scored(folder):
@@ -147,16 +156,23 @@ def test_the_defaults_of_the_scripts_fit():
     [
         (train_rl.check, train_rl.Config(max_batch_tokens=1000), "max_batch_tokens is 1000"),
         (train_rl.check, train_rl.Config(max_batch_tokens=4639), "may have 4640 tokens"),
-        (train_rl.check,
-         train_rl.Config(warm_start=train_sft.SftConfig(max_batch_tokens=4000)),
-         "warm_start.max_batch_tokens is 4000"),
-        (train_sft.check,
-         train_sft.Config(sft=train_sft.SftConfig(max_batch_tokens=4000)), "sft.max_batch_tokens is 4000"),
-        (train_sft.check,
-         train_sft.Config(source="self", sft=train_sft.SftConfig(max_batch_tokens=8095)),
-         "sft.max_batch_tokens is 8095, but one sample may have 8096 tokens"),
+        (
+            train_rl.check,
+            train_rl.Config(warm_start=train_sft.SftConfig(max_batch_tokens=4000)),
+            "warm_start.max_batch_tokens is 4000",
+        ),
+        (
+            train_sft.check,
+            train_sft.Config(sft=train_sft.SftConfig(max_batch_tokens=4000)),
+            "sft.max_batch_tokens is 4000",
+        ),
+        (
+            train_sft.check,
+            train_sft.Config(source="self", sft=train_sft.SftConfig(max_batch_tokens=8095)),
+            "sft.max_batch_tokens is 8095, but one sample may have 8096 tokens",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_batch_takes_the_longest_sample(check, config, words):
     with pytest.raises(ValueError, match=words):
         check(config)
@@ -177,9 +193,13 @@ def test_what_check_engine_takes_the_engine_takes_too(prompt, folder):
     for shape in (model.config, SIZE):
         check_engine(limits, shape, prompt + 5, torch.float32)
         short = replace(limits, cache_bytes=limits.cache_bytes - 1)
-        with pytest.raises(ValueError, match=f"engine.cache_bytes is .* needs {limits.cache_bytes} bytes"):
+        with pytest.raises(
+            ValueError, match=f"engine.cache_bytes is .* needs {limits.cache_bytes} bytes"
+        ):
             check_engine(short, shape, prompt + 5, torch.float32)
-        check_engine(replace(limits, cache_bytes=limits.cache_bytes // 2), shape, prompt + 5, torch.bfloat16)
+        check_engine(
+            replace(limits, cache_bytes=limits.cache_bytes // 2), shape, prompt + 5, torch.bfloat16
+        )
     engine = Engine(model, (), sampling, limits)
     engine.open_group(list(range(1, prompt + 1)), [(0, 0, 0, 0)])
     done = []
@@ -196,7 +216,10 @@ def test_what_check_engine_takes_the_engine_takes_too(prompt, folder):
         ({"block_size": 0}, "engine.block_size is 0"),
         ({"cache_bytes": 0}, "engine.cache_bytes is 0"),
         ({"cache_bytes": -5}, "engine.cache_bytes is -5"),
-        ({"max_step_batch_tokens": 5}, "engine.max_step_batch_tokens is 5, less than engine.max_rows 64"),
+        (
+            {"max_step_batch_tokens": 5},
+            "engine.max_step_batch_tokens is 5, less than engine.max_rows 64",
+        ),
     ],
 )
 def test_limits_name_their_keys(limits, words):
@@ -214,11 +237,15 @@ def test_a_model_that_the_engine_cannot_run(folder):
 @pytest.mark.parametrize("limits", [{"cache_bytes": 1000}, {"block_size": 10**9}])
 def test_a_cache_below_a_block(limits, folder):
     model = load_policy(ModelConfig(path=folder)).eval()
-    with pytest.raises(ValueError, match="engine.cache_bytes is .* less than a block of engine.block_size"):
+    with pytest.raises(
+        ValueError, match="engine.cache_bytes is .* less than a block of engine.block_size"
+    ):
         Engine(model, (), Sampling(), EngineLimits(**limits))
 
 
-@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), MemoryError(), OverflowError("too large")])
+@pytest.mark.parametrize(
+    "error", [OSError(12, "Cannot allocate memory"), MemoryError(), OverflowError("too large")]
+)
 def test_no_memory_for_the_cache(error, folder, monkeypatch):
     def refuse(*_):
         raise error

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from mtsql.llm.folders import ADAPTER, ADAPTER_WEIGHTS, read_object, read_tensors, reading
+from mtsql.llm.folders import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    read_object,
+    read_tensors,
+    reading,
+    stored_shapes,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # slow to import, and only adapters need it
@@ -21,14 +28,39 @@ if TYPE_CHECKING:
 DEFAULT_ALPHA = 32
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MERGE = "merge the adapter into its base model (merge_and_unload of peft) and name that folder"
-COMPUTED = ("r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "use_dora",
-            "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-            "fan_in_fan_out", "init_lora_weights")  # fmt: skip
+COMPUTED = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "init_lora_weights",
+)
 """Keys of adapter_config.json that may have any value which peft takes."""
-WITHOUT_EFFECT = ("auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config",
-                  "inference_mode", "loftq_config", "lora_dropout", "lora_ga_config",
-                  "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
-                  "runtime_config", "task_type")  # fmt: skip
+WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
 """Keys that are checked by themselves, or do not change what a loaded adapter computes."""
 KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base model's own weights as they were."""
@@ -159,6 +191,11 @@ def attach_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     weights = adapter.file.parent / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise ValueError(f"model.path {adapter.file.parent}: no {ADAPTER_WEIGHTS} beside {ADAPTER}")
+    shapes = stored_shapes([weights])
+    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and shape}
+    if ranks and adapter.saved["r"] not in ranks and not adapter.saved.get("rank_pattern"):
+        stored = ", ".join(map(str, sorted(ranks)))
+        raise ValueError(f"{where}: r is {adapter.saved['r']}, but the weights have rank {stored}")
     keys = {key: adapter.saved[key] for key in COMPUTED if key in adapter.saved}
     with reading(where):
         settings = LoraConfig(**keys, task_type="CAUSAL_LM")

@@ -17,7 +17,9 @@ from mtsql.llm.layers import use_our_layers
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside DistributedDataParallel and torch.compile."""
-    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), torch.nn.Module):
+    while isinstance(
+        inner := getattr(model, "module", getattr(model, "_orig_mod", None)), torch.nn.Module
+    ):
         model = inner
     return model
 
@@ -86,7 +88,9 @@ def _full_copy(
     source = model.get_base_model() if is_adapted(model) else model
     tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
     tensors = {_plain_name(name): tensor.detach() for name, tensor in tensors.items()}
-    adapted = {_plain_name(n): m for n, m in source.named_modules() if hasattr(m, "get_delta_weight")}
+    adapted = {
+        _plain_name(n): m for n, m in source.named_modules() if hasattr(m, "get_delta_weight")
+    }
     with torch.device("meta"):
         copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
     use_our_layers(copy)
@@ -96,7 +100,11 @@ def _full_copy(
             to = dtype or tensor.dtype
             if merge and name == "weight" and path in adapted:
                 tensor = _merged(adapted[path], tensor)
-            setattr(module, name, torch.nn.Parameter(whole(tensor.to(to, copy=True)), requires_grad=False))
+            setattr(
+                module,
+                name,
+                torch.nn.Parameter(whole(tensor.to(to, copy=True)), requires_grad=False),
+            )
         for name in [name for name, _ in module.named_buffers(recurse=False)]:
             setattr(module, name, whole(tensors[f"{path}.{name}"]).clone())
     return copy.eval()

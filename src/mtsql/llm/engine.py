@@ -117,10 +117,7 @@ class Engine:
         self.device = self.head.weight.device
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.head.weight.dtype
-        if uses_flash(self.device, dtype) and limits.block_size % FLASH_BLOCK:
-            raise ValueError(
-                f"engine.block_size is {limits.block_size}: flash-attn wants a multiple of {FLASH_BLOCK}"
-            )
+        _check_flash_block(limits, self.device, dtype)
         num_blocks = limits.cache_bytes // block_bytes(config, limits.block_size, dtype)
         if num_blocks < 1:
             raise ValueError(
@@ -323,6 +320,13 @@ def block_bytes(shape, block_size: int, dtype: torch.dtype) -> int:
     return 2 * num_layers * num_heads * block_size * head_dim * dtype.itemsize
 
 
+def _check_flash_block(limits: EngineLimits, device: torch.device, dtype: torch.dtype) -> None:
+    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
+        raise ValueError(
+            f"engine.block_size is {limits.block_size}: flash-attn wants a multiple of {FLASH_BLOCK}"
+        )
+
+
 def check_engine(limits: EngineLimits, shape, max_tokens: int, dtype: torch.dtype) -> None:
     """ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens` together, does not
     fit in the cache, and for a model that the engine cannot run. Needs no weights.
@@ -331,6 +335,7 @@ def check_engine(limits: EngineLimits, shape, max_tokens: int, dtype: torch.dtyp
     """
     if hasattr(shape, "model_type"):
         check_attention(shape)
+    _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
     # A prompt that ends inside a block keeps it for itself, so there may be one block more.
     needed = (-(-max_tokens // limits.block_size) + 1) * block_bytes(shape, limits.block_size, dtype)
     if limits.cache_bytes < needed:

@@ -26,8 +26,13 @@ from mtsql.llm.attention import ATTENTION_NAME, register_attention
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json",
-                   "special_tokens_map.json")  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 MODEL_FILES = ("config.json", "generation_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -35,9 +40,20 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 table for a long sequence, so that a token's log-prob would depend on what is computed beside it."""
 OWN_WORDS = (OSError, ImportError, ValueError, StrictDataclassError)
 """Errors whose message is made for users; of the others the kind is told too."""
-REFUSALS = (*OWN_WORDS, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
-            RuntimeError, TypeError, re.error, struct.error, SafetensorError,
-            jinja2.TemplateError)  # fmt: skip
+REFUSALS = (
+    *OWN_WORDS,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    re.error,
+    struct.error,
+    SafetensorError,
+    jinja2.TemplateError,
+)
 """What the libraries raise for a file that they cannot read. tokenizers raises plain `Exception`."""
 
 
@@ -89,6 +105,8 @@ def locate(path: str | None, what: str = "model.path") -> tuple[Path, dict[str, 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. ValueError that names the file otherwise."""
     require_inside(file)
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise ValueError(f"model.path {file}: not a file")
     value = read_json(file, "model.path")
     with open(file, "rb") as raw:
         if raw.read(3) == codecs.BOM_UTF8:

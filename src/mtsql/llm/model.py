@@ -18,7 +18,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from mtsql.llm import folders
-from mtsql.llm.adapters import LoraSettings, add_adapters, attach_adapter, read_adapter, require_same, saved_name
+from mtsql.llm.adapters import (
+    LoraSettings,
+    add_adapters,
+    attach_adapter,
+    read_adapter,
+    require_same,
+    saved_name,
+)
 from mtsql.llm.attention import ATTENTION_NAME, register_attention
 from mtsql.llm.copies import (
     generation_weights,
@@ -33,10 +40,23 @@ from mtsql.llm.copies import (
 from mtsql.llm.layers import use_our_layers
 
 __all__ = [
-    "EmbeddedSize", "LoraSettings", "ModelConfig", "build_embedded", "generation_weights", "is_sharded", "load_policy",
-    "load_tokenizer", "load_trained", "make_reference", "policy_shape", "reference", "save_policy", "shard_like",
-    "unwrap", "whole",
-]  # fmt: skip
+    "EmbeddedSize",
+    "LoraSettings",
+    "ModelConfig",
+    "build_embedded",
+    "generation_weights",
+    "is_sharded",
+    "load_policy",
+    "load_tokenizer",
+    "load_trained",
+    "make_reference",
+    "policy_shape",
+    "reference",
+    "save_policy",
+    "shard_like",
+    "unwrap",
+    "whole",
+]
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,11 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.lora.rank and self.path is None:
-            raise ValueError("model.lora.rank is set, but the embedded model has no adapters: set model.path")
+            raise ValueError(
+                "model.lora.rank is set, but the embedded model has no adapters: set model.path"
+            )
+        if self.path is None:
+            self.lora.require_effect()
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -104,12 +128,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             raise ValueError(f"model.path {path}: no tokenizer in this folder")
         folder, gguf = folders.locate(adapter.base)
         if not gguf and not folders.has_tokenizer(folder):
-            raise ValueError(f"model.path {path}: no tokenizer in this folder, nor in its base model {adapter.base}")
+            raise ValueError(
+                f"model.path {path}: no tokenizer in this folder, nor in its base model {adapter.base}"
+            )
     if not gguf:
         folders.check_tokenizer(folder)
     try:
         with folders.reading(f"model.path {path if gguf else folder / 'tokenizer_config.json'}"):
-            return AutoTokenizer.from_pretrained(folder, **gguf, trust_remote_code=False, local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                folder, **gguf, trust_remote_code=False, local_files_only=True
+            )
     except ValueError:
         folders.blame_tokenizer(folder)
         raise
@@ -135,22 +163,32 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
     config.lora.require_effect()
     if not config.lora.rank:
         return _load_model(config.path, config, torch.float32)
-    return add_adapters(_load_model(config.path, config, config.compute_dtype), config.lora, config.path)
+    return add_adapters(
+        _load_model(config.path, config, config.compute_dtype), config.lora, config.path
+    )
 
 
 def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a folder that is no adapter, its weights in `dtype`."""
     settings = folders.read_model_config(path)
     folder, gguf = folders.locate(path)
-    kind = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+    kind = (
+        {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+    )
     if not gguf:
         folders.require_shapes(settings, folders.weight_files(folder))
     register_attention()
     with folders.reading(f"model.path {path}"):
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True, **gguf, **kind,
-        )  # fmt: skip
+            folder,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **gguf,
+            **kind,
+        )
     folders.require_all_weights(found, folder)
     _require_our_attention(model, path)
     use_our_layers(model)
@@ -162,7 +200,9 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTraine
     return model
 
 
-def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed: int) -> PreTrainedModel:
+def build_embedded(
+    tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed: int
+) -> PreTrainedModel:
     """The embedded model with weights drawn from `seed`; the global random state stays as it was."""
     register_attention()
     settings = Qwen3Config(
@@ -205,7 +245,9 @@ def save_policy(
     state = None
     if is_sharded(model):
         sharded, gathered = model.state_dict(keep_vars=True), {}
-        for weight in sharded.values():  # tied ones once: what is one weight here is one in the folder
+        for (
+            weight
+        ) in sharded.values():  # tied ones once: what is one weight here is one in the folder
             if id(weight) not in gathered:
                 full = whole(weight.detach())
                 gathered[id(weight)] = full.cpu() if is_main else None
@@ -218,7 +260,9 @@ def save_policy(
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     logging.disable_progress_bar()
-    if is_adapted(model):  # peft would look for the base model's vocabulary, on the network if it has to
+    if is_adapted(
+        model
+    ):  # peft would look for the base model's vocabulary, on the network if it has to
         model.save_pretrained(partial, state_dict=state, save_embedding_layers=False)
     else:
         model.save_pretrained(partial, state_dict=state)
@@ -244,7 +288,9 @@ def load_trained(model: torch.nn.Module, folder: Path) -> None:
             value = tensors.get(saved_name(name))
             if value is None or value.shape != weight.shape:
                 found = "missing" if value is None else f"of shape {tuple(value.shape)}"
-                raise ValueError(f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}")
+                raise ValueError(
+                    f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}"
+                )
             weight.copy_(shard_like(value, weight))
 
 
@@ -264,4 +310,6 @@ def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
         model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
     except _Reached:
         return
-    raise ValueError(f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface")
+    raise ValueError(
+        f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface"
+    )
