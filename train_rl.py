@@ -125,8 +125,9 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
     if config.warm_start and not config.model.path:
-        require_room_in_batch("warm_start.max_batch_tokens", config.warm_start.max_batch_tokens,
-                              config.max_prompt_tokens + 1, "max_prompt_tokens and a reply")  # fmt: skip
+        least, what = config.max_prompt_tokens + 1, "max_prompt_tokens and a reply"
+        room = config.warm_start.max_batch_tokens
+        require_room_in_batch("warm_start.max_batch_tokens", room, least, what)
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
     if not config.model.path and not config.data.is_toy:
@@ -201,8 +202,16 @@ def main(config: Config) -> None:
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, ("train", "dev_seen", "dev"), config.seed,
-                       max_tokens(config))  # fmt: skip
+        splits = ("train", "dev_seen", "dev")
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            splits,
+            config.seed,
+            max_tokens(config),
+        )
     start, run, is_main = state.get("update", 0), Path(config.run), accelerator.is_main_process
     inputs = bench.inputs() if is_main else {}
     if config.resume:

@@ -222,8 +222,15 @@ def warm_start(
     place = Place(**state.get("place", {}))
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed,
-                       max_tokens(config))  # fmt: skip
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            ("train",),
+            config.seed,
+            max_tokens(config),
+        )
     inputs = {}
     if is_main and config.source == "demonstrations":
         inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
@@ -271,8 +278,9 @@ def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log:
             demonstrations_file(config), seed=config.seed, max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,
         )  # fmt: skip
-        longest, what = max(len(s.prompt_ids) + len(s.ids) for s in samples), "the longest demonstration"
-        require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
+        longest = max(len(s.prompt_ids) + len(s.ids) for s in samples)
+        room, what = config.sft.max_batch_tokens, "the longest demonstration"
+        require_room_in_batch("sft.max_batch_tokens", room, longest, what)
         require_positions(bench.policy.config, longest, what)
         return train_on(module, optimizer, samples, config, accelerator, log, place, save)
     turns = list(bench.corpora["train"].turns)

@@ -62,7 +62,7 @@ def change(folder: str, **keys) -> None:
 
 
 class Short:
-    """A tokenizer as long as an embedding that was never resized; `longer` tokens were added later."""
+    """A tokenizer as long as the embedding, before `longer` tokens were added."""
 
     def __init__(self, tokenizer, longer: int):
         self.length = len(tokenizer) - longer
@@ -185,7 +185,7 @@ def test_a_batch_just_long_enough():
 
 @pytest.mark.parametrize("prompt", range(1, 14))
 def test_what_check_engine_takes_the_engine_takes_too(prompt, folder):
-    """At the smallest cache that passes, a prompt and trajectory of that length find their blocks."""
+    """In the smallest cache that passes, a prompt and trajectory of that length find room."""
     model = load_policy(ModelConfig(path=folder)).eval()
     sampling, size = Sampling(max_step_tokens=5, max_trajectory_tokens=5), 4
     blocks = -(-(prompt + 5) // size) + 1

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: fresh ones, and the folders that peft and the tools on top of it write.
+"""Low-rank adapters by peft: fresh ones, and folders that peft and tools on top of it write.
 
 A rollout runs on the merged weights and the learner on the adapters beside the frozen ones, so only
 adapters are taken for which both compute the same function. Every other option is refused by name.
@@ -97,7 +97,8 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder whose configuration was read: its file, and the model that it belongs to."""
+    """An adapter folder whose configuration was read: the file, its content, and the folder of the
+    base model."""
 
     file: Path
     saved: dict[str, Any]
@@ -106,7 +107,8 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter | None:
     """What adapter_config.json says, or None if the folder has none. ValueError that names the file
-    and the key for an adapter that mtsql does not compute, and for a base model that is not there."""
+    and the key for an adapter that mtsql does not compute, and for a base model that is not
+    there."""
     file = folder / ADAPTER
     if not file.is_file():
         return None
@@ -137,8 +139,8 @@ def read_adapter(folder: Path) -> Adapter | None:
 
 
 def _base_path(named: Any, file: Path) -> str:
-    """Where the base model is: as it is named, from here, from the adapter's folder or from the folder
-    above it."""
+    """Where the base model is: as it is named, from here, from the adapter's folder or from the
+    folder above it."""
     key = f"base_model_name_or_path in {file}"
     if not isinstance(named, str) or not named:
         raise ValueError(f"{key} is {named!r}: name the folder of the adapter's base model there")
@@ -174,8 +176,8 @@ def require_same(settings: LoraSettings, adapter: Adapter) -> None:
     for key, (wanted, found) in pairs.items():
         if wanted is not None and wanted != found:
             raise ValueError(
-                f"model.lora.{key} is {wanted}, but {folder} holds {key} {found}: leave the key out, "
-                "an adapter is trained on as it is"
+                f"model.lora.{key} is {wanted}, but {folder} holds {key} {found}: leave the key "
+                "out, an adapter is trained on as it is"
             )
 
 

@@ -1,7 +1,7 @@
 """Plain copies of a policy: to generate with, as a reference, and whole where ranks hold shards.
 
-Whatever cannot decode as it stands (adapters, sharded weights) is gathered into a plain copy once per
-rollout: decoding needs no collective and the trained weights are never touched.
+Whatever cannot decode as it stands (adapters, sharded weights) is gathered into a plain copy once
+per rollout: decoding needs no collective and the trained weights are never touched.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 def generation_weights(
     model: torch.nn.Module, dtype: torch.dtype = torch.float32
 ) -> Iterator[PreTrainedModel]:
-    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as it
-    is in training.
+    """The model to generate with, in eval mode; inside the `with`, computation is autocast to
+    `dtype` as it is in training.
 
-    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain
-    copy that lives as long as the `with` (memory: all weights in `dtype`); every rank of a
+    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a
+    plain copy that lives as long as the `with` (memory: all weights in `dtype`); every rank of a
     sharded model must enter together.
     """
     model = unwrap(model)
@@ -47,8 +47,8 @@ def generation_weights(
 
 
 def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
-    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing
-    yet) can be switched off instead: that costs no memory."""
+    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which
+    add nothing yet) can be switched off instead: that costs no memory."""
     model = unwrap(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     added = [p for name, p in trained.items() if ".lora_B." in name]
@@ -60,12 +60,13 @@ def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
 
 @contextmanager
 def reference(model: torch.nn.Module, frozen: PreTrainedModel | None) -> Iterator[torch.nn.Module]:
-    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off (where it is sharded, a plain
-    copy of what the adapters stand on: every rank must enter together)."""
+    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off (where it
+    is sharded, a plain copy of what the adapters stand on: every rank must enter together)."""
     if frozen is not None:
         yield frozen
     elif is_sharded(unwrap(model)):
-        # The layers of a sharded model compute only inside its own forward, and only on all ranks together.
+        # The layers of a sharded model compute only inside its own forward, and only on all ranks
+        # together.
         yield _full_copy(unwrap(model), merge=False)
     else:
         with unwrap(model).disable_adapter():
@@ -83,8 +84,9 @@ def shard_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _full_copy(
     model: torch.nn.Module, dtype: torch.dtype | None = None, merge: bool = True
 ) -> PreTrainedModel:
-    """A plain, frozen model with the same function: adapters merged (or left out), shards gathered. Cast to `dtype`, as
-    FSDP2's mixed precision casts every parameter; under LoRA the frozen weights have that type already."""
+    """A plain, frozen model with the same function: adapters merged (or left out), shards gathered.
+    Cast to `dtype`, as FSDP2's mixed precision casts every parameter; under LoRA the frozen weights
+    have that type already."""
     source = model.get_base_model() if is_adapted(model) else model
     tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
     tensors = {_plain_name(name): tensor.detach() for name, tensor in tensors.items()}
@@ -122,7 +124,7 @@ def _merged(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _plain_name(name: str) -> str:
-    """A name as in the model that was loaded, without what peft and checkpoint wrappers add to it."""
+    """A name as in the model that was loaded, without what peft and checkpoint wrappers add."""
     return name.replace("base_layer.", "").replace("_checkpoint_wrapped_module.", "")
 
 

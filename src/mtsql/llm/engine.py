@@ -77,8 +77,8 @@ class EngineLimits:
             raise ValueError(f"engine.max_rows is {self.max_rows}: it must be at most {MAX_ROWS}")
         if self.max_step_batch_tokens < self.max_rows:
             raise ValueError(
-                f"engine.max_step_batch_tokens is {self.max_step_batch_tokens}, less than engine.max_rows "
-                f"{self.max_rows}: a step could not give every row its token"
+                f"engine.max_step_batch_tokens is {self.max_step_batch_tokens}, less than "
+                f"engine.max_rows {self.max_rows}: a step could not give every row its token"
             )
 
 
@@ -118,11 +118,12 @@ class Engine:
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.head.weight.dtype
         _check_flash_block(limits, self.device, dtype)
-        num_blocks = limits.cache_bytes // block_bytes(config, limits.block_size, dtype)
+        num_bytes = block_bytes(config, limits.block_size, dtype)
+        num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
             raise ValueError(
-                f"engine.cache_bytes is {limits.cache_bytes}, less than a block of engine.block_size "
-                f"{limits.block_size} tokens ({block_bytes(config, limits.block_size, dtype)} bytes)"
+                f"engine.cache_bytes is {limits.cache_bytes}, less than a block of "
+                f"engine.block_size {limits.block_size} tokens ({num_bytes} bytes)"
             )
         num_layers, num_heads, head_dim = cache_shape(config)
         shape = (num_layers, num_blocks, limits.block_size, num_heads, head_dim)
@@ -187,8 +188,8 @@ class Engine:
     def _require_known(self, ids: list[int]) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self.num_embeddings:
             raise ValueError(
-                f"token id {max(ids)} is not among the model's {self.num_embeddings} embeddings: the tokenizer "
-                "belongs to another model"
+                f"token id {max(ids)} is not among the model's {self.num_embeddings} embeddings: "
+                "the tokenizer belongs to another model"
             )
 
     def close(self, handle: int) -> None:
@@ -306,8 +307,8 @@ class Engine:
 
 
 def cache_shape(shape) -> tuple[int, int, int]:
-    """Layers, key and value heads, and width of a head. `shape`: a configuration of transformers, or an
-    `EmbeddedSize`."""
+    """Layers, key and value heads, and width of a head. `shape`: a configuration of transformers,
+    or an `EmbeddedSize`."""
     if (num_kv_heads := getattr(shape, "num_kv_heads", None)) is not None:
         return shape.num_layers, num_kv_heads, shape.head_dim
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
@@ -323,38 +324,42 @@ def block_bytes(shape, block_size: int, dtype: torch.dtype) -> int:
 def _check_flash_block(limits: EngineLimits, device: torch.device, dtype: torch.dtype) -> None:
     if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
         raise ValueError(
-            f"engine.block_size is {limits.block_size}: flash-attn wants a multiple of {FLASH_BLOCK}"
+            f"engine.block_size is {limits.block_size}: flash-attn wants a multiple of "
+            f"{FLASH_BLOCK}"
         )
 
 
 def check_engine(limits: EngineLimits, shape, max_tokens: int, dtype: torch.dtype) -> None:
-    """ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens` together, does not
-    fit in the cache, and for a model that the engine cannot run. Needs no weights.
+    """ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
+    together, does not fit in the cache, and for a model that the engine cannot run.
 
-    `shape` as in `cache_shape`; `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
+    `shape` as in `cache_shape`, so no weights are needed; `dtype` is that of keys and values,
+    `ModelConfig.compute_dtype`.
     """
     if hasattr(shape, "model_type"):
         check_attention(shape)
     _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
     # A prompt that ends inside a block keeps it for itself, so there may be one block more.
-    needed = (-(-max_tokens // limits.block_size) + 1) * block_bytes(shape, limits.block_size, dtype)
+    num_blocks = -(-max_tokens // limits.block_size) + 1
+    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
     if limits.cache_bytes < needed:
         raise ValueError(
-            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory ({BUDGETS}: {max_tokens} "
-            f"tokens, in blocks of engine.block_size {limits.block_size}) needs {needed} bytes: raise it"
+            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
+            f"needs {needed} bytes: raise it"
         )
 
 
 @contextmanager
 def _memory(limits: EngineLimits) -> Iterator[None]:
-    """Turns the system's words for no memory into a ValueError that names the keys that ask for it."""
+    """Turns the system's refusal of memory into a ValueError that names the keys."""
     try:
         yield
     except (OSError, MemoryError, OverflowError, torch.OutOfMemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"no memory for engine.cache_bytes {limits.cache_bytes} with engine.max_rows {limits.max_rows}: "
-            f"lower them ({reason})"
+            f"no memory for engine.cache_bytes {limits.cache_bytes} with engine.max_rows "
+            f"{limits.max_rows}: lower them ({reason})"
         ) from error
 
 

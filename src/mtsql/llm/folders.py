@@ -1,4 +1,4 @@
-"""Model folders, read as data: no code in them is run, no weight is unpickled, nothing outside is opened.
+"""Model folders are data: none of their code is run, nothing is unpickled or read outside them.
 
 People download these folders, so each file that the libraries read is looked at first, and whatever
 is wrong ends in one line that names the file.
@@ -36,8 +36,9 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("config.json", "generation_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""Rotary scalings whose tables do not depend on the sequences that are computed. Others have another
-table for a long sequence, so that a token's log-prob would depend on what is computed beside it."""
+"""Rotary scalings whose tables do not depend on the sequences that are computed. Others have
+another table for a long sequence, so that a token's log-prob would depend on what is computed
+beside it."""
 OWN_WORDS = (OSError, ImportError, ValueError, StrictDataclassError)
 """Errors whose message is made for users; of the others the kind is told too."""
 REFUSALS = (
@@ -54,7 +55,8 @@ REFUSALS = (
     SafetensorError,
     jinja2.TemplateError,
 )
-"""What the libraries raise for a file that they cannot read. tokenizers raises plain `Exception`."""
+"""What the libraries raise for a file that they cannot read; tokenizers also raises `Exception`
+itself."""
 
 
 class reading:
@@ -111,8 +113,8 @@ def read_object(file: Path) -> dict[str, Any]:
     with open(file, "rb") as raw:
         if raw.read(3) == codecs.BOM_UTF8:
             raise ValueError(
-                f"model.path {file}: begins with a byte order mark, which transformers cannot read: "
-                "save it as UTF-8 without one"
+                f"model.path {file}: begins with a byte order mark, which transformers cannot "
+                "read: save it as UTF-8 without one"
             )
     if not isinstance(value, dict):
         kind = type(value).__name__
@@ -128,8 +130,8 @@ def check_objects(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def require_inside(file: Path) -> None:
-    """ValueError if a file is a link that leaves its folder. The links of a Hugging Face cache, from
-    a snapshot to the blobs of the same model, are followed."""
+    """ValueError if a file is a link that leaves its folder. The links of a Hugging Face cache,
+    from a snapshot to the blobs of the same model, are followed."""
     target, folder = file.resolve(), file.parent.resolve()
     if target.is_relative_to(folder):
         return
@@ -202,8 +204,8 @@ def _require_static_rope(settings: PreTrainedConfig) -> None:
     for table in tables:
         if (kind := table.get("rope_type", "default")) not in STATIC_ROPE:
             raise ValueError(
-                f"rope_type {kind!r} is not supported, only {', '.join(STATIC_ROPE)}: with others a "
-                "token's log-prob depends on the length of the sequences beside it"
+                f"rope_type {kind!r} is not supported, only {', '.join(STATIC_ROPE)}: with others "
+                "a token's log-prob depends on the length of the sequences beside it"
             )
 
 
@@ -245,7 +247,7 @@ def stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for file in files:
         with reading(f"model.path {file}"), safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118: no dictionary
+            for name in tensors.keys():  # noqa: SIM118
                 shapes[name] = tuple(tensors.get_slice(name).get_shape())
     return shapes
 
@@ -303,8 +305,8 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def blame_tokenizer(folder: Path) -> None:
-    """After a tokenizer could not be loaded: ValueError that names tokenizer.json or config.json, if
-    one of these is the reason."""
+    """After a tokenizer could not be loaded: ValueError that names tokenizer.json or config.json,
+    if one of these is the reason."""
     if (file := folder / "tokenizer.json").is_file():
         with reading(f"model.path {file}"):
             Tokenizer.from_file(str(file))

@@ -143,7 +143,8 @@ class PolicyModule(nn.Module):
 def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling temperature.
 
-    ValueError for a model whose logits are not those of a plain linear head, and for a sample longer than its positions.
+    ValueError for a model whose logits are not those of a plain linear head, and for a sample
+    longer than its positions.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal_lm.get_output_embeddings()
@@ -156,8 +157,9 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> 
     positions = max_positions(causal_lm.config)
     if positions is not None and longest > positions:
         raise ValueError(
-            f"a sample of {longest} tokens, its prompt included, is longer than the model's {positions} positions "
-            "(max_position_embeddings): lower max_prompt_tokens or sampling.max_trajectory_tokens"
+            f"a sample of {longest} tokens, its prompt included, is longer than the model's "
+            f"{positions} positions (max_position_embeddings): lower max_prompt_tokens or "
+            "sampling.max_trajectory_tokens"
         )
     hidden = last_hidden(
         causal_lm.get_decoder(),

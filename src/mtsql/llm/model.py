@@ -1,8 +1,8 @@
-"""Policies: any Hugging Face causal LM folder, or the small embedded model; LoRA; loading and saving.
+"""Policies: any Hugging Face causal LM folder, or the embedded model; LoRA; loading and saving.
 
-Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in training and
-generation alike, so that both see the same rounding. What generates is in copies.py, how a folder is read in
-folders.py, and which adapters are taken in adapters.py.
+Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in
+training and generation alike, so that both see the same rounding. What generates is in copies.py,
+how a folder is read in folders.py, and which adapters are taken in adapters.py.
 """
 
 import json
@@ -86,15 +86,15 @@ class ModelConfig:
     """Which policy is trained."""
 
     path: str | None = None
-    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template, or a .gguf
-    file. Not set: the embedded model."""
+    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template,
+    or a .gguf file. Not set: the embedded model."""
     embedded: EmbeddedSize = EmbeddedSize()
     """Shape of the embedded model, where there is no path."""
     lora: LoraSettings = LoraSettings()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either
-    way; under LoRA the frozen ones are kept in this type."""
+    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32
+    either way; under LoRA the frozen ones are kept in this type."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
 
@@ -120,8 +120,8 @@ class ModelConfig:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; an adapter without one has that of its base model. ValueError naming the
-    folder if it is missing or holds none, or the file that cannot be read."""
+    """The tokenizer of a model folder; an adapter without one has that of its base model.
+    ValueError naming the folder if it is missing or holds none, or the file that cannot be read."""
     folder, gguf = folders.locate(path)
     if not gguf and not folders.has_tokenizer(folder):
         if (adapter := read_adapter(folder)) is None:
@@ -129,7 +129,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         folder, gguf = folders.locate(adapter.base)
         if not gguf and not folders.has_tokenizer(folder):
             raise ValueError(
-                f"model.path {path}: no tokenizer in this folder, nor in its base model {adapter.base}"
+                f"model.path {path}: no tokenizer in this folder, nor in its base model "
+                f"{adapter.base}"
             )
     if not gguf:
         folders.check_tokenizer(folder)
@@ -144,8 +145,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedSize:
-    """The shape of the policy, without its weights: what its folder (or the base model of its adapter) says, or
-    `config.embedded`. ValueError as `load_policy`, for what can be seen so early."""
+    """The shape of the policy, without its weights: what its folder (or the base model of its
+    adapter) says, or `config.embedded`. ValueError as `load_policy`, for what can be seen so
+    early."""
     if config.path is None:
         return config.embedded
     folder, gguf = folders.locate(config.path)
@@ -154,8 +156,9 @@ def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedSize:
 
 
 def load_policy(config: ModelConfig) -> PreTrainedModel:
-    """The policy with our attention, its trained weights in float32, dropout off; a peft model under LoRA.
-    ValueError, naming the folder or the file, for what is missing, damaged or cannot be trained here."""
+    """The policy with our attention, its trained weights in float32, dropout off; a peft model
+    under LoRA. ValueError, naming the folder or the file, for what is missing, damaged or cannot be
+    trained here."""
     folder, gguf = folders.locate(config.path)
     if adapter := None if gguf else read_adapter(folder):
         require_same(config.lora, adapter)
@@ -203,7 +206,7 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTraine
 def build_embedded(
     tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed: int
 ) -> PreTrainedModel:
-    """The embedded model with weights drawn from `seed`; the global random state stays as it was."""
+    """The embedded model, its weights drawn from `seed`; the global random state is kept."""
     register_attention()
     settings = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -236,7 +239,8 @@ def save_policy(
     is_main: bool = True,
     notes: dict[str, dict] | None = None,
 ) -> None:
-    """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into place.
+    """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into
+    place.
 
     `notes`: file name -> content of JSON files that the folder also holds. With FSDP2 every rank
     calls this, as gathering the shards takes them all; only `is_main` writes.
@@ -276,8 +280,8 @@ def save_policy(
 
 
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
-    """Set the trainable weights from a folder that `save_policy` wrote for this very model. ValueError naming the
-    weight that is missing or has another shape."""
+    """Set the trainable weights from a folder that `save_policy` wrote for this very model.
+    ValueError naming the weight that is missing or has another shape."""
     tensors = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= folders.read_tensors(file)
@@ -304,7 +308,7 @@ class _Probe:
 
 
 def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
-    """Model code that ignores our attention, or loses its context, would attend to the wrong tokens."""
+    """Model code that ignores our attention, or loses its context, attends to the wrong tokens."""
     zero = torch.zeros(1, 1, dtype=torch.long)
     try:
         model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())

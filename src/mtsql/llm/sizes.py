@@ -44,8 +44,8 @@ def require_positions(
 def require_embeddings(
     shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str
 ) -> None:
-    """ValueError if the tokenizer of folder `path` has a token for which the model has no embedding.
-    An embedding with more rows than tokens is fine."""
+    """ValueError if the tokenizer of folder `path` has a token for which the model has no
+    embedding. An embedding with more rows than tokens is fine."""
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if highest >= shape.vocab_size:
         raise ValueError(
@@ -58,9 +58,10 @@ def require_embeddings(
 def require_room_in_batch(
     key: str, max_batch_tokens: int, max_tokens: int, what: str = BUDGETS
 ) -> None:
-    """ValueError that begins with `key` if the longest sample, of `max_tokens` tokens, does not fit in
-    a micro-batch. `what` says where the sample comes from."""
+    """ValueError that begins with `key` if the longest sample, of `max_tokens` tokens, does not fit
+    in a micro-batch. `what` says where the sample comes from."""
     if max_batch_tokens < max_tokens:
         raise ValueError(
-            f"{key} is {max_batch_tokens}, but one sample may have {max_tokens} tokens ({what}): raise it"
+            f"{key} is {max_batch_tokens}, but one sample may have {max_tokens} tokens ({what}): "
+            "raise it"
         )
