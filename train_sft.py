@@ -39,7 +39,7 @@ from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
 from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
 from mtsql.llm.packing import Sample
-from mtsql.llm.sizes import require_positions, require_room_in_batch
+from mtsql.llm.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
@@ -189,7 +189,9 @@ def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
-    require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, max_tokens(config))
+    what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
+    room = config.sft.max_batch_tokens
+    require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
     if config.source == "demonstrations" and config.demonstrations:
