@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -53,7 +52,6 @@ REFUSALS = (
     re.error,
     struct.error,
     SafetensorError,
-    jinja2.TemplateError,
 )
 """What the libraries raise for a file that they cannot read; tokenizers also raises `Exception`
 itself."""
