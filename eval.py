@@ -79,8 +79,11 @@ def main(config: Config) -> None:
     """Play, score, print the tables, write the files."""
     config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
+    max_tokens = config.max_prompt_tokens + config.sampling.max_trajectory_tokens
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, (config.split,), 0)
+        bench = set_up(
+            config.model, config.data, config.env, config.style, (config.split,), 0, max_tokens
+        )
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)

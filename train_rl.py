@@ -47,6 +47,7 @@ from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import LossConfig, denominator, policy_loss, worth_a_forward
 from mtsql.llm.model import ModelConfig, is_sharded, load_trained, make_reference, save_policy
+from mtsql.llm.sizes import require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
@@ -128,6 +129,11 @@ def check(config: Config) -> None:
                  "max_prompt_tokens"):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
+    if config.warm_start and not config.model.path:
+        least, what = config.max_prompt_tokens + 1, "max_prompt_tokens and a reply"
+        room = config.warm_start.max_batch_tokens
+        require_room_in_batch("warm_start.max_batch_tokens", room, least, what)
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
     if not config.model.path and not config.data.is_toy:
@@ -150,6 +156,11 @@ def check(config: Config) -> None:
         if config.advantage.baseline in ("batch", "none") or config.advantage.kl_coef:
             raise ValueError("curriculum.refill_rounds needs advantage.baseline mean or leave_one_out and no "
                              "advantage.kl_coef: otherwise groups of equal rewards teach too")  # fmt: skip
+
+
+def max_tokens(config: Config) -> int:
+    """Tokens of the longest sample: its prompt and its trajectory."""
+    return config.max_prompt_tokens + config.sampling.max_trajectory_tokens
 
 
 def warm_started(config: Config, accelerator: Accelerator) -> Config:
@@ -195,7 +206,16 @@ def main(config: Config) -> None:
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, ("train", "dev_seen", "dev"), config.seed)
+        splits = ("train", "dev_seen", "dev")
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            splits,
+            config.seed,
+            max_tokens(config),
+        )
     start, run, is_main = state.get("update", 0), Path(config.run), accelerator.is_main_process
     inputs = bench.inputs() if is_main else {}
     if config.resume:

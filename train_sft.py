@@ -39,6 +39,7 @@ from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
 from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
 from mtsql.llm.packing import Sample
+from mtsql.llm.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
@@ -194,10 +195,20 @@ def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
+    what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
+    room = config.sft.max_batch_tokens
+    require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
     if config.source == "demonstrations" and config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
+
+
+def max_tokens(config: Config) -> int:
+    """Tokens of the longest sample that is sampled: its prompt and its trajectory. How long a
+    demonstration gets is seen when it is played; its prompt has the same limit."""
+    sampled = config.sampling.max_trajectory_tokens if config.source == "self" else 1
+    return config.max_prompt_tokens + sampled
 
 
 def main(config: Config) -> None:
@@ -217,7 +228,15 @@ def warm_start(
     place = Place(**state.get("place", {}))
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            ("train",),
+            config.seed,
+            max_tokens(config),
+        )
     inputs = {}
     if is_main and config.source == "demonstrations":
         inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
@@ -265,6 +284,10 @@ def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log:
             demonstrations_file(config), seed=config.seed, max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,
         )  # fmt: skip
+        longest = max(len(s.prompt_ids) + len(s.ids) for s in samples)
+        room, what = config.sft.max_batch_tokens, "the longest demonstration"
+        require_room_in_batch("sft.max_batch_tokens", room, longest, what)
+        require_positions(bench.policy.config, longest, what)
         return train_on(module, optimizer, samples, config, accelerator, log, place, save)
     turns = list(bench.corpora["train"].turns)
     random.Random(config.seed).shuffle(turns)

@@ -22,8 +22,15 @@ from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.llm import chat_template, rendering
 from mtsql.llm import tokenizer as tokenizing
-from mtsql.llm.model import ModelConfig, build_embedded, load_policy, load_tokenizer
+from mtsql.llm.model import (
+    ModelConfig,
+    build_embedded,
+    load_policy,
+    load_tokenizer,
+    policy_shape,
+)
 from mtsql.llm.rendering import Renderer
+from mtsql.llm.sizes import require_embeddings, require_positions
 from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.played import prompt_style
 from mtsql.rl.selftaught import read_demonstrations
@@ -113,14 +120,22 @@ def set_up(
     style: PromptStyle | None,
     splits: tuple[str, ...],
     seed: int,
+    max_tokens: int = 0,
 ) -> Workbench:
     """Load or build everything. With no `model.path` the small embedded model is built from `seed`,
-    and its tokenizer is trained on the toy world's own text."""
+    and its tokenizer is trained on the toy world's own text.
+
+    `max_tokens`: how long a prompt with its trajectory may get. ValueError that names the flags if
+    the model has fewer positions, and for a tokenizer that has tokens without an embedding.
+    """
+    shape = policy_shape(model)
+    require_positions(shape, max_tokens)
     set_num_workers(env.num_sql_workers)
     corpora = load_corpora(data, splits)
     style = prompt_style(style, model.path)
     if model.path:
         tokenizer = load_tokenizer(model.path)
+        require_embeddings(shape, tokenizer, model.path)
         policy = load_policy(model)
     else:
         if not data.is_toy:
