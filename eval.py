@@ -26,7 +26,7 @@ from mtsql.llm.model import ModelConfig, generation_weights
 from mtsql.played import differences, played_file, prompt_style, read_played
 from mtsql.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
-from mtsql.workbench import set_up
+from mtsql.workbench import check_sizes, set_up
 
 SPLITS = ("dev", "dev_seen", "train")
 
@@ -72,17 +72,28 @@ class Config:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
         if not self.data.is_toy and getattr(self.data, self.split) is None:
             raise ValueError(f"split is {self.split}, but data.{self.split} is not set")
+        check_sizes(self.model, self.max_tokens, self.engine)
         return replace(self, style=prompt_style(self.style, self.model.path))
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest sample: its prompt and its trajectory."""
+        return self.max_prompt_tokens + self.sampling.max_trajectory_tokens
 
 
 def main(config: Config) -> None:
     """Play, score, print the tables, write the files."""
     config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
-    max_tokens = config.max_prompt_tokens + config.sampling.max_trajectory_tokens
     with accelerator.main_process_first():
         bench = set_up(
-            config.model, config.data, config.env, config.style, (config.split,), 0, max_tokens
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            (config.split,),
+            0,
+            config.max_tokens,
         )
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]

@@ -55,7 +55,7 @@ from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
 from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig
-from mtsql.workbench import digest, set_up, warm_start_texts
+from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Config:
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the wording of the prompts filled in."""
         check(self)
+        check_sizes(self.model, max_tokens(self), self.engine)
         style = prompt_style(self.style, self.model.path)
         return replace(self, run=self.resume or self.run, style=style)
 

@@ -47,7 +47,7 @@ from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_de
 from mtsql.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.metrics import hardness
-from mtsql.workbench import Workbench, digest, set_up
+from mtsql.workbench import Workbench, check_sizes, digest, set_up
 
 SOURCES = ("demonstrations", "self")
 
@@ -109,6 +109,8 @@ class Config:
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the wording of the prompts filled in."""
         check(self)
+        engine = self.engine if self.source == "self" else None
+        check_sizes(self.model, max_tokens(self), engine)
         style = prompt_style(self.style, self.model.path)
         return replace(self, run=self.resume or self.run, style=style)
 

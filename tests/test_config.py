@@ -1,5 +1,6 @@
 """Flags and recipes: what is written is what runs, and a fault is named in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,8 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
 
 
 def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_path):
+    size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **size}))
     (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_steps": 2}}')
     found = printed(capsys, "--model.path", str(tmp_path), kind=eval_script.Config)
     assert (found["style"], found["env.max_steps"]) == ("BRIEF", 2)
@@ -123,6 +126,27 @@ def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_pa
     assert to_dict(again) == to_dict(config)
 
 
-def test_print_config_names_mistakes_too(capsys):
+def test_print_config_names_mistakes_too():
     with pytest.raises(ValueError, match="group_size"):
         parse("--group_size", "1", "--print_config")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "words"),
+    [
+        (train_rl.Config, ["--engine.cache_bytes", "1000"], "engine.cache_bytes is 1000"),
+        (train_rl.Config, ["--engine.block_size", "9000000"], "engine.cache_bytes"),
+        (train_rl.Config, ["--max_batch_tokens", "1000"], "max_batch_tokens is 1000"),
+        (train_rl.Config, ["--warm_start.max_batch_tokens", "9"], "warm_start.max_batch_tokens"),
+        (train_rl.Config, ["--model.embedded.max_positions", "99"], "embedded.max_positions"),
+        (train_rl.Config, ["--max_prompt_tokens", "8000", "--max_batch_tokens", "9999"], "8192"),
+        (train_rl.Config, ["--model.path", "nowhere"], "model.path nowhere: no such folder"),
+        (train_sft.Config, ["--sft.max_batch_tokens", "9"], "sft.max_batch_tokens is 9"),
+        (train_sft.Config, ["--source", "self", "--engine.cache_bytes", "9"], "engine.cache_bytes"),
+        (eval_script.Config, ["--model.path", "nowhere"], "model.path nowhere: no such folder"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named_before_anything_is_loaded(kind, flags, words):
+    with pytest.raises(ValueError) as error:
+        parse(*flags, kind=kind).completed()
+    assert words in str(error.value) and "\n" not in str(error.value)

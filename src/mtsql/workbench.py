@@ -22,6 +22,7 @@ from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.llm import chat_template, rendering
 from mtsql.llm import tokenizer as tokenizing
+from mtsql.llm.engine import EngineLimits, check_engine
 from mtsql.llm.model import (
     ModelConfig,
     build_embedded,
@@ -111,6 +112,16 @@ def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]
         if losses and os.environ.get("RANK", "0") == "0":
             print(f"{name}: {losses}")
     return corpora
+
+
+def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineLimits | None) -> None:
+    """ValueError, before anything is loaded, if the model's folder or the sizes that it names do
+    not fit: positions for `max_tokens` tokens, and room for them in the engine's cache, where an
+    engine is used."""
+    shape = policy_shape(model)
+    require_positions(shape, max_tokens)
+    if engine is not None:
+        check_engine(engine, shape, max_tokens, model.compute_dtype)
 
 
 def set_up(

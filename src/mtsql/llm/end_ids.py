@@ -17,7 +17,9 @@ def end_ids_of_folder(folder: Path | str) -> list[int]:
     if adapter_file.is_file():
         adapter = read_json(adapter_file, "model.path")
         base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
-        ids += _own_ids(Path(base)) if isinstance(base, str) and base else []
+        if isinstance(base, str) and base:  # as load_policy looks for it
+            places = [start / base for start in (Path(), Path(folder), Path(folder).parent)]
+            ids += _own_ids(next((place for place in places if place.is_dir()), places[0]))
     return list(dict.fromkeys(ids))
 
 
