@@ -234,13 +234,13 @@ def test_the_audit_needs_no_tables_json(folder, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--split foo", "'train', 'dev', 'dev_seen'"),
+        ("--split foo", "one of train, dev, dev_seen"),
         ("--split foo", "split"),
         ("--split train", "data.train is not set"),
         ("--split dev_seen", "data.dev_seen is not set"),
         ("--run file", "run file: cannot be made"),
         ("--run file/x", "run file/x: cannot be made"),
-        ("--style LOUD", "FULL,BRIEF"),
+        ("--style LOUD", "one of FULL, BRIEF"),
         ("--tokenizer nowhere", "tokenizer nowhere: no such folder"),
         ("--max_prompt_tokens 0", "max_prompt_tokens must be at least 1"),
         ("--max_dialogues -1", "max_dialogues must be at least 0"),

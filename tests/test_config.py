@@ -101,7 +101,9 @@ def printed(capsys, *flags: str, kind: type = train_rl.Config) -> dict:
 
 
 def test_print_config_shows_what_will_run(capsys, tmp_path):
-    assert printed(capsys, "--preset", "dapo")["loss.clip_high"] == PRESETS["dapo"]["loss.clip_high"]
+    assert (
+        printed(capsys, "--preset", "dapo")["loss.clip_high"] == PRESETS["dapo"]["loss.clip_high"]
+    )
     assert printed(capsys)["style"] == "BRIEF"
     assert printed(capsys, kind=train_sft.Config)["style"] == "BRIEF"
     run = tmp_path / "run"

@@ -14,7 +14,9 @@ def test_marks_line_ends_and_blank_ends_make_no_difference(tmp_path):
     assert read_lines(file) == ["a\u2028b\x85c", "d"]
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe{", b"{", b"[NaN]", b"[-Infinity]", b"[" * 100_000, b""])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe{", b"{", b"[NaN]", b"[-Infinity]", b"[" * 100_000, b""]
+)
 def test_what_is_not_json_is_an_error_that_names_flag_and_file(tmp_path, content):
     file = tmp_path / "a.json"
     file.write_bytes(content)

@@ -12,7 +12,7 @@ from mtsql.llm.sampling import Sampling, hash_key, sample, uniform
     [
         (dict(temperature=-1.0), "temperature must be"),
         (dict(top_p=0.0), "top_p must be in"),
-        (dict(temperature=0, top_k=5), "no effect at temperature 0"),
+        (dict(temperature=0, top_k=5), "no effect at sampling.temperature 0"),
         (dict(max_step_tokens=0), "must be at least 1"),
     ],
 )

@@ -121,7 +121,10 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} is not read: write the value", event.start_mark
+                None,
+                None,
+                f"the alias *{event.anchor} is not read: write the value",
+                event.start_mark,
             )
         return super().compose_node(parent, index)
 
@@ -180,7 +183,6 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:MAX_MESSAGE]
 
 
-
 def _explained(error: Exception, kind: type) -> str:
     """A complaint of the parser in a line that says what was expected."""
     text = " ".join(str(error).split())
@@ -232,7 +234,13 @@ def _hint(kind: Any, key: str) -> Any:
     return kind
 
 
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "null",
+}
 
 
 def _expected(hint: Any) -> str:
@@ -259,7 +267,9 @@ def _implied_flags(preset: str | None, resume: str | None, presets: dict[str, di
         return []
     if preset not in presets:
         raise ValueError(f"preset must be one of {', '.join(presets)}, not {preset!r}")
-    return [f"--{key}={'null' if value is None else value}" for key, value in presets[preset].items()]
+    return [
+        f"--{key}={'null' if value is None else value}" for key, value in presets[preset].items()
+    ]
 
 
 def to_dict(config: Any) -> Any:
@@ -285,12 +295,18 @@ def save_config(config: Any, path: Path) -> None:
 
 def config_diff(config: Any, default: Any) -> dict[str, Any]:
     """Dotted key -> value, for every value that is not the default's."""
-    return {key: value for key, value in flat(to_dict(config)).items() if flat(to_dict(default)).get(key) != value}
+    return {
+        key: value
+        for key, value in flat(to_dict(config)).items()
+        if flat(to_dict(default)).get(key) != value
+    }
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one with dotted keys."""
     out = {}
     for key, value in values.items():
-        out.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        out.update(
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return out

@@ -5,10 +5,10 @@ A reply is, in this order and each part optional: `<think>..</think>`,
 `<exec_verify>..</exec_verify>`, `<memory_verify>..</memory_verify>`, then one
 `<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`.
 
-Read as well is what models write instead: thoughts anywhere, tags inside a thought (they are
-thoughts, not actions), tags named in a sentence, line breaks and tabs inside a JSON string, `\\'` in
-one, SQL in a Markdown fence, `parameters` for `arguments`, and Llama 3.1's call, which is a JSON
-object without tags. Time is linear in the reply.
+What models write instead is read, too: thoughts anywhere, tags inside a thought (they are thoughts,
+not actions), tags named in a sentence, line breaks, tabs and `\\'` inside a JSON string, SQL in a
+Markdown fence, `parameters` for `arguments`, and Llama 3.1's call, which is a JSON object without
+tags. Time is linear in the reply.
 """
 
 import json
@@ -252,7 +252,9 @@ def _read_answer(text: str, start: int, has_close: bool, parts: _Parts) -> int:
     return close + len("</answer_sql>")
 
 
-_FENCE = re.compile(r"\s*```(?:\w*[ \t]*\n|sql(?:ite)?\s|)(.*?)(?:```\s*)?", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(
+    r"\s*```(?:\w*[ \t]*\n|sql(?:ite)?\s|)(.*?)(?:```\s*)?", re.DOTALL | re.IGNORECASE
+)
 
 
 def _without_fence(sql: str) -> str:
@@ -273,5 +275,5 @@ def _verdict(said: str, tag: str) -> Verdict | None:
 
 
 def _whole(text: str) -> str:
-    """The text with U+FFFD in place of each lone surrogate, which no file and no tokenizer takes."""
+    """The text with U+FFFD for each lone surrogate, which no file and no tokenizer takes."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)

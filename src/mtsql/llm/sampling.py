@@ -39,15 +39,19 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+            raise ValueError(f"sampling.temperature must be 0 (greedy) or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+            raise ValueError(f"sampling.top_p must be in (0, 1], not {self.top_p}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+            raise ValueError(f"sampling.top_k must be 0 (off) or more, not {self.top_k}")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
-            raise ValueError("top_p and top_k have no effect at temperature 0: leave them off")
-        if self.max_step_tokens < 1 or self.max_trajectory_tokens < 1:
-            raise ValueError("max_step_tokens and max_trajectory_tokens must be at least 1")
+            raise ValueError(
+                "sampling.top_p and sampling.top_k have no effect at sampling.temperature 0: "
+                "leave them off"
+            )
+        for name in ("max_step_tokens", "max_trajectory_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}: it must be at least 1")
 
 
 def hash_key(key: NoiseKey) -> int:

@@ -42,10 +42,16 @@ class SelfTaughtConfig:
     """Trajectories kept for any other solved turn."""
 
     def __post_init__(self):
-        if self.rounds < 0 or min(self.samples_per_turn, self.max_easy, self.max_hard) < 1:
-            raise ValueError(
-                "selftaught: rounds must be >= 0; samples_per_turn, max_easy, max_hard at least 1"
-            )
+        for name, least in (
+            ("rounds", 0),
+            ("samples_per_turn", 1),
+            ("max_easy", 1),
+            ("max_hard", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"selftaught.{name} is {getattr(self, name)}: it must be at least {least}"
+                )
         if self.temperature <= 0:
             raise ValueError(
                 "selftaught.temperature must be above 0: rollouts of one turn would all be equal"

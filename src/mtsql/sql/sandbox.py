@@ -110,7 +110,7 @@ class QueryConfig:
             is_number = isinstance(value, (int, float) if name == "timeout_secs" else int)
             if not is_number or not value > 0:
                 kind = "number" if name == "timeout_secs" else "whole number"
-                raise ValueError(f"{name}: expected a positive {kind}, found {value!r}")
+                raise ValueError(f"env.query.{name}: expected a positive {kind}, found {value!r}")
         for name, most in (
             ("timeout_secs", 10**6),
             ("max_value_bytes", 10**9),
@@ -120,7 +120,7 @@ class QueryConfig:
             ("max_memory_bytes", 2**50),
         ):
             if getattr(self, name) > most:
-                raise ValueError(f"{name}: expected at most {most}, found {getattr(self, name)!r}")
+                raise ValueError(f"env.query.{name}: expected at most {most}, found {getattr(self, name)!r}")
         if self.max_memory_bytes < 32 * 2**20:
             raise ValueError(
                 f"max_memory_bytes: a worker needs 33554432 at least, found {self.max_memory_bytes}"

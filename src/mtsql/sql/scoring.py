@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             limits = replace(OFFICIAL_LIMITS, max_vm_steps=given.max_steps)
         except ValueError as error:
-            raise ValueError(str(error).replace("max_vm_steps", "--max-steps")) from error
+            raise ValueError(str(error).replace("env.query.max_vm_steps", "--max-steps")) from error
         options = ScoringOptions(
             given.etype,
             given.keep_distinct,
