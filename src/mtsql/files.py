@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 
+class WriteError(ValueError):
+    """A file could not be written, for a reason outside the program: the disk is full, the folder is
+    gone, or writing there is not allowed. The text names the file."""
+
+
 def read_text(path: Path | str, what: str = "") -> str:
     """The text of a UTF-8 file, its line ends as LF.
 
@@ -49,7 +54,7 @@ def parse_json(text: str, where: str) -> Any:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a UTF-8 file beside its place, then rename it into place, so that a file of that name
-    is always whole. ValueError that names the file if it cannot be written."""
+    is always whole. WriteError that names the file if it cannot be written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -57,7 +62,7 @@ def write_text(path: Path | str, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+        raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def named(path: Path | str, what: str) -> str:

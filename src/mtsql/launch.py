@@ -7,45 +7,110 @@ launchers and mpirun start more). Our scripts notice, and launch the N ranks the
 import ctypes
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from mtsql.checkpoint import clean, what_is_kept
 from mtsql.config import parse_config
+from mtsql.files import WriteError
+from mtsql.locks import RunLock
+from mtsql.runlog import NotFinite
+from mtsql.signals import (
+    LAUNCHERS,
+    exit_code,
+    follow_launcher,
+    ignore_stops,
+    name_of,
+    stoppable,
+)
 
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
-INTERRUPTED = 130
 PATIENCE = timedelta(hours=3)
 """How long a rank waits for the others at a meeting point: their rollouts may take far longer than its own."""
 
 
 def run_script(main: Callable, kind: type, description: str, presets: dict[str, dict] | None = None) -> None:
-    """Parse the flags and call `main(config)`. The user's mistakes (ValueError) end in one line; so does Ctrl-C."""
+    """Parse the flags and call `main(config)`. The user's mistakes (ValueError) end in one line; so do Ctrl-C, with
+    the exit code 130, and SIGTERM, with 143."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    with stoppable(on_sigterm=is_main):  # only the main rank has something to write then
+        try:
+            follow_launcher()
+            start_missing_ranks()
+            main(parse_config(kind, sys.argv[1:], description, presets))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+        except KeyboardInterrupt as stop:
+            ignore_stops()
+            if is_main:
+                said = f": {stop}" if str(stop) else ""
+                print(f"{name_of(stop)}{said}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            if torch.distributed.is_initialized():
+                os._exit(exit_code(stop))  # another rank may be waiting in a collective: no clean-up can be agreed on
+            raise SystemExit(exit_code(stop)) from None
+        leave_group()
+
+
+def on_main(accelerator: Accelerator, function: Callable, *arguments: Any) -> None:
+    """Call a function on the main rank while the others wait. A ValueError of it ends them all: the main rank with
+    that error, the others without a word."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            function(*arguments)
+        except ValueError as raised:
+            error = raised
+    is_bad = [error is not None]
+    broadcast_object_list(is_bad)
+    if error is not None:
+        raise error
+    if is_bad[0]:
+        raise SystemExit(1)
+
+
+@contextmanager
+def run_folder(accelerator: Accelerator, folder: Path, can_resume: bool = True) -> Iterator[None]:
+    """Hold the lock of a run folder inside the `with`; no rank reads or writes the run outside of it.
+
+    ValueError, on the main rank, if another process has the run. What a killed process left half written is deleted.
+    A run that is stopped, or that cannot go on because a file cannot be written or a number is not finite, says what
+    is kept and, if it `can_resume`, how to go on.
+    """
+    lock = RunLock(folder)
+
+    def take() -> None:
+        lock.acquire()
+        clean(folder)
+
     try:
-        start_missing_ranks()
-        main(parse_config(kind, sys.argv[1:], description, presets))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        on_main(accelerator, take)
+        yield
     except KeyboardInterrupt as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher passes the same Ctrl-C on once more
-        if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        if torch.distributed.is_initialized():
-            os._exit(INTERRUPTED)  # another rank may be waiting in a collective: no clean-up can be agreed on
-        raise SystemExit(INTERRUPTED) from None
-    leave_group()
+        if str(stop) or not can_resume:
+            raise
+        raise type(stop)(what_is_kept(folder)) from None
+    except (WriteError, NotFinite) as error:
+        kept = what_is_kept(folder) if can_resume else "nothing is kept"
+        raise ValueError(f"{error}; {kept}") from error
+    finally:
+        lock.release()
 
 
 def leave_group() -> None:
@@ -170,16 +235,3 @@ def start_missing_ranks() -> None:
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
     raise SystemExit(0)
-
-
-@contextmanager
-def no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the end of the `with`: what stands inside happens as a whole or not at all."""
-    waiting = []
-    before = signal.signal(signal.SIGINT, lambda *_: waiting.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt

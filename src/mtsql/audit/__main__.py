@@ -26,6 +26,9 @@ from mtsql.audit.farming import farm, show_farming
 from mtsql.audit.golds import audit
 from mtsql.audit.report import CHECKS, leave_out_lines, show
 from mtsql.config import parse_config, to_dict
+from mtsql.files import write_text
+from mtsql.locks import RunLock
+from mtsql.signals import exit_code, ignore_stops, name_of, stoppable
 from mtsql.sql.datasets import describe_losses, load_split
 from mtsql.sql.dialogues import Corpus
 from mtsql.sql.worker_pool import set_num_workers
@@ -37,11 +40,16 @@ FILE_WIDTH = 140
 def main(config: Config) -> None:
     """Load, check, print, write."""
     folder = Path(config.run)
-    file = folder / ("farming.json" if config.farming else "audit.json")
-    if file.exists():
-        raise ValueError(
-            f"run {folder} already holds an audit ({file.name}): name another folder or remove it"
-        )
+    with RunLock(folder):
+        file = folder / ("farming.json" if config.farming else "audit.json")
+        if file.exists():
+            raise ValueError(
+                f"run {folder} already holds an audit ({file.name}): name another folder or remove it"
+            )
+        _look(config, file)
+
+
+def _look(config: Config, file: Path) -> None:
     set_num_workers(config.env.num_sql_workers)
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
@@ -68,7 +76,7 @@ def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None
             **asdict(report),
         },
     )
-    left_out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(left_out, "".join(f"{line}\n" for line in lines))
     console.print(f"{len(lines)} turns in {left_out}; every case in {file}")
 
 
@@ -80,12 +88,16 @@ def _farm(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
 
 
 def _write(file: Path, content: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_config(Config, sys.argv[1:], __doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    with stoppable():
+        try:
+            main(parse_config(Config, sys.argv[1:], __doc__))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+        except KeyboardInterrupt as stop:
+            ignore_stops()
+            print(name_of(stop), file=sys.stderr, flush=True)
+            raise SystemExit(exit_code(stop)) from None
