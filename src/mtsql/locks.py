@@ -18,7 +18,6 @@ import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -131,7 +130,10 @@ class RunLock:
         path = self.folder / FILE_NAME
         while True:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 file, is_new = _open(path)
+            except FileNotFoundError:
+                continue  # who had it has just removed the empty folder
             except OSError as error:
                 raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
             is_ours = False
@@ -223,7 +225,7 @@ def _write(file: int, path: Path) -> None:
         _boot(),
         os.getpid(),
         psutil.Process().create_time(),
-        datetime.now().astimezone().isoformat(" ", "seconds"),
+        time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         " ".join(sys.argv)[:200],
     )
     text = json.dumps(asdict(owner)).encode() + b"\n"
