@@ -236,7 +236,8 @@ def train(config: Config, accelerator: Accelerator) -> None:
         for update in log.progress(range(start, config.num_updates), "rl"):
             # now and then evaluate and write a checkpoint, from which this very update can be repeated
             if ex is None and config.eval_every and update % config.eval_every == 0:
-                ex = player.held_out(accelerator, log, update, config.eval_turns)
+                with peers_may_stop():
+                    ex = player.held_out(accelerator, log, update, config.eval_turns)
             if update > start and config.checkpoint.every and update % config.checkpoint.every == 0:
                 save(update)
             seed_update(config.seed, update + 1, accelerator.process_index)
@@ -291,7 +292,8 @@ def train(config: Config, accelerator: Accelerator) -> None:
                                                         steps, config.advantage, gap)})  # fmt: skip
                 log.trajectories(update, [s.readable() for group in groups for s in group])
                 done, ex = update + 1, None
-        after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)
+        with peers_may_stop():
+            after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)
     except KeyboardInterrupt as stop:
         ignore_stops()
         if can_save := not is_sharded(bench.policy):  # all ranks gather shards, and may be anywhere now

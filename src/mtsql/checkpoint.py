@@ -140,7 +140,7 @@ def what_is_kept(run: Path) -> str:
         return f"{newest} is kept: go on with --resume {shlex.quote(str(run))}"
     if (run / "config.yaml").is_file():
         return f"no checkpoint was written yet: --resume {shlex.quote(str(run))} starts over"
-    return "nothing is kept"
+    return "nothing is kept: start it again with the same command"
 
 
 def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:

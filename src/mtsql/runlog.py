@@ -115,7 +115,12 @@ class RunLog:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the run folder."""
         if self.is_main:
-            write_text(self.folder / name, json.dumps(value, indent=1) + "\n")
+            self._write(self.folder / name, json.dumps(value, indent=1) + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        if not self.folder.is_dir():  # not made again: without its metrics it would be no run
+            raise WriteError(f"{path}: cannot be written: the run folder is gone")
+        write_text(path, text)
 
     def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
         """Keep an update's best and worst trajectories as readable text."""
@@ -130,7 +135,7 @@ class RunLog:
             blocks.append(f"=== {name}: turn {r['turn_id']} reward {r['reward']:.3f} ({parts}) {r['outcome']}\n"
                           f"gold: {r['gold_sql']}\n{r['transcript']}\n")  # fmt: skip
         text = "\n".join(blocks).encode("utf-8", "backslashreplace")  # a reply may be no text at all
-        write_text(path, text.decode("utf-8"))
+        self._write(path, text.decode("utf-8"))
 
 
 @contextmanager
