@@ -28,7 +28,7 @@ from mtsql.llm.model import ModelConfig, generation_weights
 from mtsql.played import differences, played_file, prompt_style, read_played
 from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig
-from mtsql.workbench import set_up
+from mtsql.workbench import check_sizes, set_up
 
 SPLITS = ("dev", "dev_seen", "train")
 
@@ -64,18 +64,28 @@ class Config:
             read_played(file)  # a fault is named before the parser meets it
         return file
 
+    def completed(self) -> "Config":
+        """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        if self.model.path is None:
+            raise ValueError("model.path is not set: name the model folder to score")
+        if self.history not in HISTORIES:
+            raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {self.history!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
+        if not self.data.is_toy and getattr(self.data, self.split) is None:
+            raise ValueError(f"split is {self.split}, but data.{self.split} is not set")
+        check_sizes(self.model, self.max_tokens, self.engine)
+        return replace(self, style=prompt_style(self.style, self.model.path))
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest sample: its prompt and its trajectory."""
+        return self.max_prompt_tokens + self.sampling.max_trajectory_tokens
+
 
 def main(config: Config) -> None:
     """One evaluation, in a folder that no other process uses meanwhile."""
-    if config.model.path is None:
-        raise ValueError("model.path is not set: name the model folder to score")
-    if config.history not in HISTORIES:
-        raise ValueError(f"history must be one of {', '.join(HISTORIES)}, not {config.history!r}")
-    if config.split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {config.split!r}")
-    if not config.data.is_toy and getattr(config.data, config.split) is None:
-        raise ValueError(f"split is {config.split}, but data.{config.split} is not set")
-    config = replace(config, style=prompt_style(config.style, config.model.path))
+    config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
     with run_folder(accelerator, Path(config.run), can_resume=False):
         score(config, accelerator)
@@ -85,7 +95,15 @@ def score(config: Config, accelerator: Accelerator) -> None:
     """Play, score, print the tables, write the files."""
     on_main(accelerator, check_free, Path(config.run), False)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, (config.split,), 0)
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            (config.split,),
+            0,
+            config.max_tokens,
+        )
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)

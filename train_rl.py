@@ -30,7 +30,7 @@ from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import CheckpointConfig, done_at_stop, resumed, save_checkpoint
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
-from mtsql.inputs import check_files, check_inputs, hash_inputs, keep_inputs
+from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
 from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
@@ -40,6 +40,7 @@ from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import LossConfig, denominator, policy_loss, worth_a_forward
 from mtsql.llm.model import ModelConfig, is_sharded, load_trained, make_reference, save_policy
+from mtsql.llm.sizes import require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
@@ -48,7 +49,7 @@ from mtsql.rl.rewards import RewardConfig
 from mtsql.runlog import RunLog, check_free, writing
 from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
-from mtsql.workbench import digest, set_up, warm_start_texts
+from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ class Config:
     """Constant in the paper, and so in the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    def completed(self) -> "Config":
+        """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        if self.resume:
+            check_places(Path(self.resume), self)
+        check(self)
+        check_sizes(self.model, max_tokens(self), self.engine)
+        style = prompt_style(self.style, self.model.path)
+        return replace(self, run=self.resume or self.run, style=style)
+
 
 def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
@@ -116,6 +126,11 @@ def check(config: Config) -> None:
                  "max_prompt_tokens"):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
+    if config.warm_start and not config.model.path:
+        least, what = config.max_prompt_tokens + 1, "max_prompt_tokens and a reply"
+        room = config.warm_start.max_batch_tokens
+        require_room_in_batch("warm_start.max_batch_tokens", room, least, what)
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
     if not config.model.path and not config.data.is_toy:
@@ -138,6 +153,11 @@ def check(config: Config) -> None:
         if config.advantage.baseline in ("batch", "none") or config.advantage.kl_coef:
             raise ValueError("curriculum.refill_rounds needs advantage.baseline mean or leave_one_out and no "
                              "advantage.kl_coef: otherwise groups of equal rewards teach too")  # fmt: skip
+
+
+def max_tokens(config: Config) -> int:
+    """Tokens of the longest sample: its prompt and its trajectory."""
+    return config.max_prompt_tokens + config.sampling.max_trajectory_tokens
 
 
 def warm_started(config: Config, accelerator: Accelerator) -> Config:
@@ -175,8 +195,7 @@ def warm_start_key(sft: train_sft.Config) -> str:
 
 def main(config: Config) -> None:
     """One run, in a run folder that no other process uses meanwhile."""
-    check(config)
-    config = replace(config, style=prompt_style(config.style, config.model.path))
+    config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
     with run_folder(accelerator, Path(config.resume or config.run)):
         train(config, accelerator)
@@ -192,7 +211,16 @@ def train(config: Config, accelerator: Accelerator) -> None:
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, ("train", "dev_seen", "dev"), config.seed)
+        splits = ("train", "dev_seen", "dev")
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            splits,
+            config.seed,
+            max_tokens(config),
+        )
     start, is_main = state.get("update", 0), accelerator.is_main_process
     inputs = bench.inputs() if is_main else {}
     if config.resume:

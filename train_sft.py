@@ -22,7 +22,7 @@ from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import Checkpoint, CheckpointConfig, done_at_stop, resumed, save_checkpoint
 from mtsql.config import to_dict
 from mtsql.files import read_json, read_text, write_text
-from mtsql.inputs import check_files, check_inputs, hash_inputs, keep_inputs
+from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
 from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, seed_update, take_step,
@@ -32,6 +32,7 @@ from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
 from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
 from mtsql.llm.packing import Sample
+from mtsql.llm.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
@@ -40,7 +41,7 @@ from mtsql.runlog import RunLog, check_free, writing
 from mtsql.signals import ignore_stops, no_interrupt
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.metrics import hardness
-from mtsql.workbench import Workbench, digest, set_up
+from mtsql.workbench import Workbench, check_sizes, digest, set_up
 
 SOURCES = ("demonstrations", "self")
 
@@ -98,6 +99,16 @@ class Config:
     sft: SftConfig = SftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
     """`every` counts optimizer steps over all rounds; 0: none is written, unless at Ctrl-C."""
+
+    def completed(self) -> "Config":
+        """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        if self.resume:
+            check_places(Path(self.resume), self)
+        check(self)
+        engine = self.engine if self.source == "self" else None
+        check_sizes(self.model, max_tokens(self), engine)
+        style = prompt_style(self.style, self.model.path)
+        return replace(self, run=self.resume or self.run, style=style)
 
 
 @dataclass
@@ -180,16 +191,25 @@ def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
+    what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
+    room = config.sft.max_batch_tokens
+    require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
     if config.source == "demonstrations" and config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
 
 
+def max_tokens(config: Config) -> int:
+    """Tokens of the longest sample that is sampled: its prompt and its trajectory. How long a
+    demonstration gets is seen when it is played; its prompt has the same limit."""
+    sampled = config.sampling.max_trajectory_tokens if config.source == "self" else 1
+    return config.max_prompt_tokens + sampled
+
+
 def main(config: Config) -> None:
     """Stage 1 as a run of its own."""
-    check(config)
-    config = replace(config, style=prompt_style(config.style, config.model.path))
+    config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
     with run_folder(accelerator, Path(config.resume or config.run)):
         config, begun = resumed(config)
@@ -206,7 +226,15 @@ def warm_start(config: Config, accelerator: Accelerator, begun: Checkpoint | Non
     place = Place(**state.get("place", {}))
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
-        bench = set_up(config.model, config.data, config.env, config.style, ("train",), config.seed)
+        bench = set_up(
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            ("train",),
+            config.seed,
+            max_tokens(config),
+        )
     inputs = {}
     if is_main and config.source == "demonstrations":
         inputs["the demonstrations"] = digest([read_text(demonstrations_file(config), "demonstrations")])
@@ -255,6 +283,10 @@ def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log:
             demonstrations_file(config), seed=config.seed, max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,
         )  # fmt: skip
+        longest = max(len(s.prompt_ids) + len(s.ids) for s in samples)
+        room, what = config.sft.max_batch_tokens, "the longest demonstration"
+        require_room_in_batch("sft.max_batch_tokens", room, longest, what)
+        require_positions(bench.policy.config, longest, what)
         return train_on(module, optimizer, samples, config, accelerator, log, place, save)
     turns = list(bench.corpora["train"].turns)
     random.Random(config.seed).shuffle(turns)

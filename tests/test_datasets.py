@@ -74,7 +74,7 @@ def test_only_the_training_split_is_concerned(config):
     [
         ("train:0:0\n", r"out.tsv, line 1: expected turn id<TAB>reason, found 'train:0:0'"),
         ("train:0:0\tx\ntrain:0:1\t \n", r"out.tsv, line 2: expected"),
-        ("train:0:0\tx\n\n", r"out.tsv, line 2: expected"),
+        ("train:0:0\tx\n\ntrain:0:1\tx\n", r"out.tsv, line 2: expected"),
         ("\tx\n", r"out.tsv, line 1: expected"),
         ("train:0:0\tx\ntrain:0:0\ty\n", r"out.tsv, line 2: turn train:0:0 was named before"),
         ("dev:0:0\tx\ntrain:9:0\tx\n", r"out.tsv: 2 turns are not in this split, such as dev:0:0"),

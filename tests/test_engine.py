@@ -361,7 +361,7 @@ def test_unsupported_models_are_refused_by_name():
 
 
 def test_bad_limits_are_refused():
-    with pytest.raises(ValueError, match="max_step_batch_tokens 5 is less than max_rows 6"):
+    with pytest.raises(ValueError, match="max_step_batch_tokens is 5, less than engine.max_rows 6"):
         EngineLimits(max_rows=6, max_step_batch_tokens=5)
-    with pytest.raises(ValueError, match="less than a block"):
+    with pytest.raises(ValueError, match="engine.cache_bytes is 0: it must be at least 1"):
         engine(blocks=0)

@@ -12,6 +12,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 SCRIPTS = [ROOT / name for name in ("train_sft.py", "train_rl.py", "eval.py")]
 MAY_IMPORT = {
     "files": set(),
+    "schema": {"sql", "files"},
     "sql": {"sql", "files"},
     "agent": {"agent", "sql", "files"},
     "llm": {"llm", "files"},

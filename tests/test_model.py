@@ -245,7 +245,7 @@ def test_windows_and_foreign_attention_are_refused(tmp_path, monkeypatch):
     )  # fmt: skip
     window = MistralForCausalLM(shape)
     window.save_pretrained(tmp_path / "window")
-    with pytest.raises(ValueError, match=f"model.path {tmp_path}/window: sliding-window"):
+    with pytest.raises(ValueError, match=f"model.path {tmp_path}/window/config.json: sliding-window"):
         load_policy(ModelConfig(path=str(tmp_path / "window")))
 
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=1, n_positions=16))

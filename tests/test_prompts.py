@@ -1,6 +1,8 @@
 """What the model reads: the texts for each choice of tools, and results that are cut by rows and
 characters and never turned into more text than is shown."""
 
+from dataclasses import replace
+
 import pytest
 
 from mtsql.agent.memory import MemoryEntry
@@ -47,6 +49,16 @@ STEPS = {
         "3. After any <memory_verify>no_pass</memory_verify>, correct the query.\n"
     ),
 }
+CALLS = (
+    '\n\nTo call a tool, write <tool_call>{"name": TOOL, "arguments": {"code": QUERY}}</tool_call>.'
+)
+TOOL_LINES = {
+    "exec_sql": "\n- exec_sql: Run a SQLite query on the database and return its result.",
+    "memory_retrieve": (
+        "\n- memory_retrieve: Return the earlier questions of this dialogue with their SQL, "
+        "to check that a query is coherent."
+    ),
+}
 SITUATION = (
     "\n\nDatabase schema:\nsinger(name text, age integer)\n\n"
     "Earlier turns:\nQuestion 1: who ?\nSQL 1: SELECT name\n\nQuestion: how old ?"
@@ -67,7 +79,8 @@ def test_the_first_message_lists_steps_with_the_offered_tools(offered):
     assert first_message(TURN, SCHEMA, FULL, 4, offered) == (
         f"{TASK}Work in steps, one action in each message:\n1. {THINK}{STEPS[offered]}"
         "When you are done, give only the query inside <answer_sql> </answer_sql>. "
-        f"You have at most 4 messages.{SITUATION}"
+        f"You have at most 4 messages.{CALLS} The tools:"
+        f"{''.join(TOOL_LINES[tool] for tool in offered)}{SITUATION}"
     )
 
 
@@ -77,6 +90,17 @@ def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_step
         f"{TASK}{THINK}Then, in the same message, "
         f"give only the query inside <answer_sql> </answer_sql>.{SITUATION}"
     )
+
+
+@pytest.mark.parametrize(("style", "before"), [(FULL, "\n\nEvidence: "), (BRIEF, "\nE: ")])
+def test_evidence_is_shown_before_the_question_if_there_is_any(style, before):
+    plain = first_message(TURN, SCHEMA, style, 4, BOTH)
+    turn = replace(TURN, evidence="old is age > 60")
+    question = "\nQ: how old ?" if style is BRIEF else "\n\nQuestion: how old ?"
+    start = plain.removesuffix(question)
+    assert start != plain
+    text = first_message(turn, SCHEMA, style, 4, BOTH)
+    assert text == f"{start}{before}old is age > 60{question}"
 
 
 @pytest.mark.parametrize("offered", [BOTH, EXEC, MEMORY, ()])

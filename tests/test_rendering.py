@@ -1,37 +1,29 @@
-"""Ids and masks written out by hand; agreement with chat templates; nothing foreign becomes a control id."""
+"""Ids and masks written out by hand; agreement with chat templates; data becomes no control id."""
 
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mtsql.llm.model import load_tokenizer
 from mtsql.llm.rendering import Renderer
 from mtsql.llm.tokenizer import CHAT_TEMPLATE, CONTROL, TAGS, train_tokenizer
+from tests.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
 
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "exec_sql",
-            "description": "run é",
-            "parameters": {"type": "object", "properties": {"code": {"type": "string"}}},
-        },
-    }
-]
-SYSTEM = {"role": "system", "content": "Be brief."}
-USER = {"role": "user", "content": "Which singers are from New York?"}
-ANY_TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("ÿĠ \n\t\"'(_aA1"))) | st.lists(
+ANY_TEXT = st.text(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from("ÿĠ \n\t\"'(_aA1"))
+) | st.lists(
     st.sampled_from([*CONTROL, *TAGS, "<tools>", " word", "word", "_", "1", "é", "\n", "  "])
 ).map("".join)
 
 
 @pytest.fixture(scope="module")
 def embedded() -> PreTrainedTokenizerFast:
-    return train_tokenizer(["SELECT name FROM singer WHERE city = 'New York'", USER["content"]] * 3, 400)
+    return train_tokenizer(
+        ["SELECT name FROM singer WHERE city = 'New York'", USER["content"]] * 3, 400
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +31,11 @@ def renderer(embedded) -> Renderer:
     return Renderer(embedded)
 
 
-def byte_tokenizer(control: list[str], tags: list[str], template: str | None) -> PreTrainedTokenizerFast:
-    """A token for each byte: an ASCII character's id is its code minus 33, a space 220, a newline 198."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: (ord(c) > 255, ord(c)))
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(control)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=control[-1], chat_template=template)
-
-
-def chars(text: str) -> list[int]:
-    return [{" ": 220, "\n": 198}.get(c, ord(c) - 33) for c in text]
-
-
 def test_ids_and_mask_of_two_steps_by_hand():
-    """256 starts a message, 257 ends it, 258 and 259 are the tags <t> and </t>, the rest are characters."""
-    renderer = Renderer(byte_tokenizer(["<|im_start|>", "<|im_end|>"], ["<t>", "</t>"], CHAT_TEMPLATE))
+    """256 starts a message, 257 ends it, 258 and 259 are the tags <t> and </t>."""
+    renderer = Renderer(
+        byte_tokenizer(["<|im_start|>", "<|im_end|>"], ["<t>", "</t>"], CHAT_TEMPLATE)
+    )
     start, end, tag, untag = 256, 257, 258, 259
     prompt = renderer.render_prompt([{"role": "user", "content": "N?"}], [])
     first, second = renderer.render_reply("<t>a</t>"), renderer.render_reply("b c")
@@ -81,7 +60,9 @@ def test_ids_and_mask_of_two_steps_by_hand():
     assert second[:-1] + renderer.close_reply() == second
 
 
-@pytest.mark.parametrize("messages", [[USER], [SYSTEM, USER], [SYSTEM | {"content": "It ends.\n"}, USER]])
+@pytest.mark.parametrize(
+    "messages", [[USER], [SYSTEM, USER], [SYSTEM | {"content": "It ends.\n"}, USER]]
+)
 @pytest.mark.parametrize("tools", [[], TOOLS, TOOLS * 2])
 def test_first_prompt_equals_the_template(embedded, renderer, messages, tools):
     theirs = embedded.apply_chat_template(
@@ -90,12 +71,10 @@ def test_first_prompt_equals_the_template(embedded, renderer, messages, tools):
     assert renderer.render_prompt(messages, tools) == theirs
 
 
-def test_tool_tags_in_our_own_markup_are_ids_and_schemas_are_text(embedded, renderer):
+def test_tool_tags_of_the_template_are_ids(embedded, renderer):
     ids = renderer.render_prompt([USER], TOOLS)
     opening = embedded.convert_tokens_to_ids("<tool_call>")
     assert ids.count(opening) == 2  # "within <tool_call></tool_call> XML tags" and the example
-    injected = [{"type": "function", "function": {"name": "<tool_call>"}}]
-    assert renderer.render_prompt([USER], injected).count(opening) == 2
     assert json.dumps(TOOLS[0], ensure_ascii=False) in renderer.text(ids)
 
 
@@ -106,8 +85,13 @@ def test_dialogue_only_grows_and_reads_like_the_template(embedded, renderer, que
     ids = renderer.render_prompt(messages, TOOLS)
     for reply, observation in steps:
         ids = ids + renderer.render_reply(reply) + renderer.render_observation(observation)
-        messages += [{"role": "assistant", "content": reply}, {"role": "tool", "content": observation}]
-    full = embedded.apply_chat_template(messages, tools=TOOLS, add_generation_prompt=True, tokenize=False)
+        messages += [
+            {"role": "assistant", "content": reply},
+            {"role": "tool", "content": observation},
+        ]
+    full = embedded.apply_chat_template(
+        messages, tools=TOOLS, add_generation_prompt=True, tokenize=False
+    )
     assert renderer.text(ids) == full
     start, end = embedded.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids.count(start) == 3 + 2 * len(steps)
@@ -138,7 +122,15 @@ def test_a_word_is_the_same_token_wherever_it_stands(embedded, renderer):
     encode = renderer.render_observation
     word = embedded.encode(" singer")
     assert len(word) == 1
-    for text in ("singer(x)", "(singer", "a.singer", "the_singer", "'singer'", "\nsinger", "1singer"):
+    for text in (
+        "singer(x)",
+        "(singer",
+        "a.singer",
+        "the_singer",
+        "'singer'",
+        "\nsinger",
+        "1singer",
+    ):
         assert word[0] in encode(text), text
 
 
@@ -146,71 +138,60 @@ def test_embedded_tokenizer_reloads_equal(embedded, tmp_path):
     embedded.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
     text = "SELECT count(*) FROM été <think> ' ÿ"
-    prompts = [Renderer(t).render_prompt([USER | {"content": text}], TOOLS) for t in (embedded, again)]
+    prompts = [
+        Renderer(t).render_prompt([USER | {"content": text}], TOOLS) for t in (embedded, again)
+    ]
     assert prompts[0] == prompts[1]
     with pytest.raises(ValueError, match="vocab_size is 100"):
         train_tokenizer([], 100)
 
 
-LLAMA_TEMPLATE = (
-    "{{- '<|begin_of_text|>' }}{%- for m in messages %}"
-    "{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
-)
+LLAMA_TEMPLATE = """{{- '<|begin_of_text|>' }}{%- for m in messages %}
+{%- set role = 'ipython' if m.role == 'tool' else m.role %}
+{{- '<|start_header_id|>' + role + '<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}"""
 LLAMA_CONTROL = [
-    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-]  # fmt: skip
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
 
 
 def test_llama3_by_hand():
-    tokenizer = byte_tokenizer(LLAMA_CONTROL, [], LLAMA_TEMPLATE)
-    renderer = Renderer(tokenizer)
+    renderer = Renderer(byte_tokenizer(LLAMA_CONTROL, [], LLAMA_TEMPLATE))
     begin, end_of_text, header, end_header, stop = range(256, 261)
+    to_reply = [header, *chars("assistant"), end_header, 198, 198]
     assert renderer.stop_ids == (stop, end_of_text)
     assert renderer.render_prompt([{"role": "user", "content": "N?"}], []) == [
-        begin, header, *chars("user"), end_header, 198, 198, *chars("N?"), stop,
-        header, *chars("assistant"), end_header, 198, 198,
-    ]  # fmt: skip
+        *[begin, header, *chars("user"), end_header, 198, 198, *chars("N?"), stop],
+        *to_reply,
+    ]
     assert renderer.render_observation("<|eot_id|>") == [
-        header, *chars("ipython"), end_header, 198, 198, *chars("<|eot_id|>"), stop,
-        header, *chars("assistant"), end_header, 198, 198,
-    ]  # fmt: skip
+        *[header, *chars("ipython"), end_header, 198, 198, *chars("<|eot_id|>"), stop],
+        *to_reply,
+    ]
     assert renderer.decode([*chars("hi"), end_of_text]) == "hi"
 
 
-def test_default_system_message_of_a_template_is_kept():
-    """Qwen2.5 and SmolLM2 add one where there is none; with tools it stands before them."""
-    template = (
-        "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\\nI help.<|im_end|>\\n' }}{%- endif %}"
-        "{%- for m in messages %}"
-        "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+def test_the_default_system_message_of_a_template_is_kept():
+    renderer = Renderer(byte_tokenizer(["<|im_start|>", "<|im_end|>"], [], LIKE_SMOLLM))
+    without, given = (renderer.render_prompt(m, TOOLS) for m in ([USER], [SYSTEM, USER]))
+    assert renderer.text(without).startswith(
+        "<|im_start|>system\nI help.<|im_end|>\n<|im_start|>user"
     )
-    renderer = Renderer(byte_tokenizer(["<|im_start|>", "<|im_end|>"], [], template))
-    without, given = renderer.render_prompt([USER], TOOLS), renderer.render_prompt([SYSTEM, USER], [])
-    assert renderer.text(without).startswith("<|im_start|>system\nI help.\n\n# Tools\n")
     assert renderer.text(given).startswith("<|im_start|>system\nBe brief.<|im_end|>")
 
 
-def test_a_differing_template_is_named():
-    template = CHAT_TEMPLATE.replace("assistant\\n' }}{%- endif", "assistant\\n<think>\\n' }}{%- endif")
-    with pytest.warns(UserWarning, match=r"differ from token \d+ .* template has '<think>"):
-        Renderer(byte_tokenizer(["<|im_start|>", "<|im_end|>"], [], template))
-
-
-@pytest.mark.parametrize(
-    ("control", "template", "says"),
-    [
-        (["<|im_start|>", "<|im_end|>"], None, "no chat template"),
-        (["[INST]", "</s>"], "{{ messages[0].content }}", "no known family"),
-        (["<|im_start|>", "<|im_end|>"], "{{ messages[0].content }}", "no known family"),
-    ],
-)
-def test_unusable_tokenizers_are_refused_by_name(control, template, says):
-    tokenizer = byte_tokenizer(control, [], template)
+@pytest.mark.parametrize("template", [None, ""])
+def test_a_tokenizer_without_a_chat_template_is_refused_by_name(template):
+    tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"], [], template)
     tokenizer.name_or_path = "some/folder"
-    with pytest.raises(ValueError, match=f"model.path some/folder: .*{says}.*use an instruct model"):
+    with pytest.raises(ValueError, match="model.path some/folder: .*no chat template.*instruct"):
         Renderer(tokenizer)
 
 

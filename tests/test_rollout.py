@@ -110,6 +110,9 @@ def test_a_database_value_can_never_answer_or_become_a_control_token(renderer, d
     [
         (["hello"], {}, Outcome.NO_ACTION),
         (["<tool_call>{</tool_call>"], {}, Outcome.BAD_CALL),
+        (["<tool_call>{</tool_call>", Reply(answer=GOLD)], {"malformed_call": "observe"}, Outcome.ANSWERED),
+        (["<tool_call>{</tool_call>"] * 4, {"malformed_call": "observe"}, Outcome.MAX_STEPS),
+        (["nothing"], {"malformed_call": "observe"}, Outcome.NO_ACTION),
         (["<answer_sql></answer_sql>"], {}, Outcome.BAD_ANSWER),
         (["<think>x"], {}, Outcome.UNCLOSED_THINK),
         ([call(GOLD)] * 4, {}, Outcome.MAX_STEPS),
@@ -123,6 +126,23 @@ def test_a_database_value_can_never_answer_or_become_a_control_token(renderer, d
 )
 def test_every_ending(renderer, db_path, replies, limits, outcome):
     assert play(renderer, db_path, replies, **limits)[1].outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("<tool_call>{", "</tool_call>"),
+        ("<tool_call>{'a'}</tool_call>", "JSON"),
+        ('<tool_call>{"arguments": {"code": "SELECT 1"}}</tool_call>', "name"),
+        ('<tool_call>{"name": "exec_sql", "arguments": {"sql": "SELECT 1"}}</tool_call>', "code"),
+    ],
+)
+def test_a_malformed_call_may_be_observed_and_the_observation_says_what_is_wrong(db_path, reply, words):
+    env = make_env(db_path, malformed_call="observe")(turn())
+    assert words in env.step(reply) and env.outcome is None
+    assert env.step(format_reply(Reply(answer=GOLD))) is Outcome.ANSWERED
+    assert [step.reply.error is None for step in env.steps] == [False, True]
+    assert make_env(db_path)(turn()).step(reply) is Outcome.BAD_CALL
 
 
 def test_the_released_codes_fallback_is_a_switch(renderer, db_path):

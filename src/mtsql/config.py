@@ -1,17 +1,22 @@
 """Recipes <-> nested dataclasses <-> dotted flags. jsonargparse does the work."""
 
-import os
+import math
+import re
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from mtsql.files import read_text, write_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+OWN_FLAGS = {"help", "config", "print_config"}
 MAX_MESSAGE = 400  # of the parser's complaints, which list every type a value could have had
 
 
@@ -24,33 +29,73 @@ def parse_config(
     it win over it; named in a recipe, it gives way to the recipe's own keys. `--resume RUN` stands
     for `--config RUN/config.yaml`, and whatever else is given wins. If `kind` has a static method
     `first_recipe(model_path)`, the file that it names, if any, is read before all recipes.
+    `--print_config` prints what would run, and exits. If `kind` has a method `completed()`, that is
+    what it returns: the configuration, checked, with values filled in that follow from others.
 
-    ValueError, in a line that names it, for an unknown key, an ill-typed value or a recipe that
-    cannot be read.
+    ValueError, in a line that names it, for an unknown or shortened flag, an ill-typed value, a
+    number that is not finite, or a recipe that cannot be read.
     """
     parser = _parser(kind, description)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print the configuration that would run, and exit",
+    )
     try:
-        parsed = parser.parse_args(argv)
+        parsed = _parsed(parser, kind, argv)
         first_recipe = getattr(kind, "first_recipe", lambda _: None)(parsed.get("model.path"))
         if first_recipe is not None:
-            parsed = parser.parse_args(["--config", str(first_recipe), *argv])
+            parsed = _parsed(parser, kind, ["--config", str(first_recipe), *argv])
         if implied := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
             at = 0
-            if parsed.get("resume") is None and any(word.split("=")[0] == "--preset" for word in argv):
-                ends = [i + 2 - ("=" in word) for i, word in enumerate(argv) if word.split("=")[0] == "--config"]
-                at = max(ends, default=0)  # behind the last recipe
-            parsed = parser.parse_args([*argv[:at], *implied, *argv[at:]])
+            if parsed.get("resume") is None and _words(argv, "--preset"):
+                at = max((end for _, end in _words(argv, "--config")), default=0)
+            parsed = _parsed(parser, kind, [*argv[:at], *implied, *argv[at:]])
     except ArgumentError as error:
-        recipes = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--config"]
+        recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
-        raise ValueError(_in_a_line(error) + where) from error
+        raise ValueError(_explained(error, kind) + where) from error
     for recipe in parsed.get("config") or []:
         if recipe is not None:  # a file, not YAML on the command line
-            _check_values(kind, yaml.safe_load(recipe.read_text()), f"recipe {recipe}")
+            _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
     values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
-    return kind(**values)
+    is_printed = values.pop("print_config")
+    config = _finite(kind(**values), "")
+    if is_printed:
+        print(as_yaml(config.completed() if hasattr(config, "completed") else config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
+    """What the parser makes of the words, once it is known that their flags exist, which it does
+    not check in nested keys, and that it can read their recipes."""
+    keys = _keys(kind)
+    sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, 9)}
+    known = {*keys, *sections, *(f"{name}.help" for name in sections)} | OWN_FLAGS
+    for word in argv:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name[2:] not in known:
+            hint = _suggestion(name[2:], keys, "--")
+            raise ValueError(f"unknown flag {name}{hint}; --help lists all")
+    for file, _ in _words(argv, "--config"):
+        if Path(file).is_file():
+            read_yaml(file)
+    return parser.parse_args(argv)
+
+
+def _words(argv: list[str], flag: str) -> list[tuple[str, int]]:
+    """(value, place after it) of a flag, wherever it is given: `--flag value` or `--flag=value`."""
+    found = []
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == flag and equals:
+            found.append((value, place + 1))
+        elif name == flag and place + 1 < len(argv):
+            found.append((argv[place + 1], place + 2))
+    return found
 
 
 def parse_values(kind: type, values: dict, where: str) -> Any:
@@ -62,15 +107,53 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
     parser = _parser(kind, "")
     _check_values(kind, values, where)
     try:
-        return kind(**parser.instantiate(parser.parse_object(values)).as_dict())
+        made = kind(**parser.instantiate(parser.parse_object(values)).as_dict())
     except (ArgumentError, ValueError) as error:
-        raise ValueError(f"{where}: {_in_a_line(error)}") from error
+        raise ValueError(f"{where}: {_explained(error, kind)}") from error
+    return _finite(made, f"{where}: ")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for more values than fit into memory, or
+    for a list that holds itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not read: write the value", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path | str) -> dict:
+    """The keys of a recipe. ValueError, in a line that names the file, if it cannot be read."""
+    text = read_text(path, "recipe")
+    try:
+        values = yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = _in_a_line(error).replace(' in "<unicode string>",', ":")
+        raise ValueError(f"recipe {path}: {reason}") from error
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"recipe {path}: expected keys with values, found {values!r:.80}")
+    return values or {}
 
 
 def _parser(kind: type, description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(
+        description=description, exit_on_error=False, allow_abbrev=False, print_config=None
+    )
     parser.add_class_arguments(kind, fail_untyped=True)
     return parser
+
+
+def _finite(config: Any, where: str) -> Any:
+    """The configuration itself. ValueError that names the key of a number that is not finite."""
+    for key, value in flat(to_dict(config)).items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{where}{key} is {number}: expected a finite number")
+    return config
 
 
 def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> None:
@@ -97,6 +180,76 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:MAX_MESSAGE]
 
 
+
+def _explained(error: Exception, kind: type) -> str:
+    """A complaint of the parser in a line that says what was expected."""
+    text = " ".join(str(error).split())
+    if unknown := re.search(r"unrecognized arguments: (\S+)", text):
+        return f"{unknown[1]!r} belongs to no flag: flags are written --key value"
+    unknown = re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '?([\w.]+)'?", text)
+    if unknown:
+        key = ".".join(filter(None, unknown.groups()))
+        return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
+    if missing := re.search(r"argument (--[\w.]+): expected one argument", text):
+        return f"{missing[1]} needs a value"
+    complaint = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?: .*[vV]alue: (.*)', text)
+    if complaint:
+        key, value = complaint.groups()
+        if nested := re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value):  # under `X | None`
+            key, value = f"{key}.{nested[1]}", nested[2].strip("'")
+        if (hint := _hint(kind, key)) is not None:
+            return f"{key} is {value[:80]}: expected {_expected(hint)}"
+    section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
+    if section:
+        return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
+    return _in_a_line(error)
+
+
+def _keys(kind: type, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration."""
+    keys = []
+    for name, hint in get_type_hints(kind).items():
+        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        keys += _keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return keys
+
+
+def _suggestion(word: str, keys: list[str], dashes: str) -> str:
+    """The known key that was probably meant, as the end of a sentence."""
+    word = word.replace("-", "_")
+    ends = {key.rsplit(".", 1)[-1]: key for key in sorted(keys, key=lambda key: -key.count("."))}
+    close = get_close_matches(word, keys, 1, 0.75) or [key for key in keys if key.startswith(word)]
+    close = close or get_close_matches(word.rsplit(".", 1)[-1], list(ends), 1, 0.75)
+    return f" (did you mean {dashes}{ends.get(close[0], close[0])}?)" if close else ""
+
+
+def _hint(kind: Any, key: str) -> Any:
+    """The type of a dotted key of a dataclass. None if there is no such key."""
+    for name in key.split("."):
+        kinds = [kind, *get_args(kind)]
+        kind = next((one for one in kinds if is_dataclass(one)), None)
+        kind = get_type_hints(kind).get(name) if kind else None
+    return kind
+
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+
+
+def _expected(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return "a list such as [a, b]"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(hint.__members__)
+    if hint in _EXPECTED:
+        return _EXPECTED[hint]
+    if is_dataclass(hint):
+        return "keys of its own"
+    return " or ".join(_expected(one) for one in get_args(hint)) or "another value"
+
+
 def _implied_flags(preset: str | None, resume: str | None, presets: dict[str, dict]) -> list[str]:
     if resume is not None:
         if not (file := Path(resume) / "config.yaml").is_file():
@@ -120,11 +273,14 @@ def to_dict(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
+def as_yaml(config: Any) -> str:
+    """The whole configuration as YAML that `--config` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
 def save_config(config: Any, path: Path) -> None:
-    """Write the whole configuration as YAML that `--config` reads back."""
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    os.replace(partial, path)
+    """Write `as_yaml` to a file. ValueError that names the file if it cannot be written."""
+    write_text(path, as_yaml(config))
 
 
 def config_diff(config: Any, default: Any) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from mtsql.llm.rendering import Renderer
 from mtsql.rl.rewards import RewardConfig, calls_of, process_scores
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
+from mtsql.sql import official_files
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.metrics import HARDNESS, exact_match, execution_match, hardness
+from mtsql.sql.official_files import prediction_line
 from mtsql.sql.scoring import TURNS, Figures, Score, aggregate
 
 HISTORIES = ("gold", "predicted")
@@ -76,8 +78,9 @@ def evaluate(
 
 def score_turn(trajectory: Trajectory) -> TurnScore:
     """Official verdicts and abilities (paper section 5.4, our definitions) of one finished
-    episode."""
-    turn, env, sql = trajectory.turn, trajectory.env, trajectory.env.final_sql
+    episode. What is scored is the answer as one line, as the prediction file has it."""
+    turn, env = trajectory.turn, trajectory.env
+    has_answer, line = env.final_sql is not None, prediction_line(env.final_sql)
     parts = process_scores(env, ABILITIES)
     used = {call.tool for call in calls_of(env.steps, env.limits.offered)}
     return TurnScore(
@@ -85,9 +88,9 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
         dialogue_id=turn.turn_id.rsplit(":", 1)[0],
         turn=TURNS[min(turn.index, 4)],
         hardness=hardness(turn.sql, env.schema) or "unparsed",
-        ex=sql is not None and execution_match(sql, turn.sql, env.db_path, limits=env.limits.query),
-        em=sql is not None and exact_match(sql, turn.sql, env.schema),
-        prediction=" ".join((env.final_sql or "").split()),
+        ex=has_answer and execution_match(line, turn.sql, env.db_path, limits=env.limits.query),
+        em=has_answer and exact_match(line, turn.sql, env.schema),
+        prediction=line if has_answer else "",
         outcome=env.outcome.value,
         num_steps=len(trajectory.step_spans),
         abilities={
@@ -134,17 +137,8 @@ def summarize(scores: list[TurnScore]) -> dict:
 
 
 def predictions_text(scores: list[TurnScore]) -> str:
-    """The official prediction format: one SQL a line, a blank line between dialogues. Where there
-    is no answer, the line is `no answer`, which the official program counts as wrong; an empty line
-    would end the dialogue.
-    """
-    lines, last = [], None
-    for score in scores:
-        if last is not None and score.dialogue_id != last:
-            lines.append("")
-        lines.append(score.prediction or "no answer")
-        last = score.dialogue_id
-    return "\n".join(lines) + "\n"
+    """The predictions in the official format, which scores as these scores do."""
+    return official_files.predictions_text((s.dialogue_id, s.prediction) for s in scores)
 
 
 def scores_as_rows(scores: list[TurnScore]) -> list[dict]:

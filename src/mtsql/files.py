@@ -6,8 +6,13 @@ separators of Unicode may stand inside a JSON string. All readers of text files 
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_HALF = re.compile("[\ud800-\udfff]")
+_HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class WriteError(ValueError):
@@ -33,19 +38,70 @@ def read_text(path: Path | str, what: str = "") -> str:
 def read_lines(path: Path | str, what: str = "") -> list[str]:
     """The lines of a text file, without their ends and without blank lines at the end of the file.
     ValueError as `read_text`."""
-    return read_text(path, what).rstrip().split("\n")
+    text = read_text(path, what).rstrip()
+    return text.split("\n") if text else []
 
 
-def read_json(path: Path | str, what: str = "") -> Any:
+def read_json(path: Path | str, what: str = "", is_strict: bool = False) -> Any:
     """The value of a JSON file. ValueError as `read_text`, and for what is not JSON: NaN and
-    infinities, and values that are nested too deeply to be read."""
-    return parse_json(read_text(path, what), named(path, what))
+    infinities, and values that are nested too deeply to be read. is_strict: see `parse_json`."""
+    return parse_json(read_text(path, what), named(path, what), is_strict)
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. ValueError that begins with `where` if it is not JSON."""
+def parse_json(text: str, where: str, is_strict: bool = False) -> Any:
+    r"""The value of a JSON text. ValueError that begins with `where` if it is not JSON.
+
+    is_strict: refuse two more things and name the entry and the key at fault: an object that has a
+    key twice, since the first value would be lost, and half a character (a lone surrogate such as
+    `\ud83d`), since no file and no tokenizer takes it.
+    """
+    doubled: list[tuple[dict, str]] = []
+
+    def build(pairs: list[tuple[str, Any]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            doubled.append((found, next(key for key in found if keys.count(key) > 1)))
+        return found
+
+    value = _loads(text, where, build if is_strict else None)
+    if doubled:
+        place = _place_of(value, lambda part: part is doubled[0][0])
+        raise ValueError(f"{where}{place}: the key {doubled[0][1]!a:.80} appears twice")
+    if is_strict and _HALF_ESCAPE.search(text):
+        place = _place_of(value, _has_half_character)
+        if place is not None:
+            raise ValueError(f"{where}{place}: half a character (a lone surrogate such as \\ud83d)")
+    return value
+
+
+def _has_half_character(value: Any) -> bool:
+    texts = value if isinstance(value, dict) else [value]  # a key of an object, or a text
+    return any(isinstance(text, str) and _HALF.search(text) for text in texts)
+
+
+def _place_of(value: Any, is_it: Callable[[Any], bool]) -> str | None:
+    """The place of the first part of a JSON value for which `is_it` is true, such as ": entry 3:
+    interaction[0]: utterance"; None if there is none."""
+    stack: list[tuple[Any, str]] = [(value, "")]
+    while stack:
+        part, place = stack.pop()
+        if is_it(part):
+            return place
+        if isinstance(part, dict):
+            inner = [(item, f"{place}: {ascii(key)[1:-1]}") for key, item in part.items()]
+        elif isinstance(part, list):
+            is_top = part is value
+            inner = [(x, f": entry {i}" if is_top else f"{place}[{i}]") for i, x in enumerate(part)]
+        else:
+            continue
+        stack += reversed(inner)
+    return None
+
+
+def _loads(text: str, where: str, build: Callable[[list], dict] | None) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=build)
     except RecursionError as error:
         raise ValueError(f"{where}: not JSON that can be read: nested too deeply") from error
     except ValueError as error:

@@ -72,27 +72,35 @@ def _path(config: Any, key: str) -> str | None:
     return getattr(getattr(config, section), name)
 
 
-def check_files(run: Path, config: Any) -> None:
-    """ValueError, naming the key and the file, where a file of a run to go on with has another
-    content than at its start, or is not there. Runs that did not write down their files pass."""
+def check_places(run: Path, config: Any) -> None:
+    """ValueError, naming the key, where files that a run to go on with was started with are not
+    there, or have a name that gives other ids to their turns. Nothing is read but inputs.json."""
     for key, entry in _read(run).get(FILES, {}).items():
-        then, hashes, now = Path(entry["path"]), entry["hashes"], _path(config, key)
+        then, now = Path(entry["path"]), _path(config, key)
         if now is None:
             raise ValueError(f"resume {run}: {key} is not set, but the run was started with {then}")
         path = Path(now)
-        if key == "data.toy_folder" and not path.exists():
-            continue  # it is written again
         flag = f"resume {run}: {key} {path}"
-        if not path.exists():
+        if not path.exists() and key != "data.toy_folder":  # which is written again
             raise ValueError(
                 f"{flag}: no such file or folder: where it was moved, name it anew with --{key}"
             )
-        is_file = list(hashes) == [then.name]
         if key in BY_STEM and path.stem != then.stem:
             raise ValueError(
                 f"{flag}: the ids of its turns begin with the file's name, which was {then.name} when "
                 "the run was started: give the file that name again"
             )
+
+
+def check_files(run: Path, config: Any) -> None:
+    """ValueError, naming the key and the file, where a file of a run to go on with has another
+    content than at its start, or is not there. Runs that did not write down their files pass."""
+    check_places(run, config)
+    for key, entry in _read(run).get(FILES, {}).items():
+        path, hashes = Path(_path(config, key)), entry["hashes"]
+        if not path.exists():
+            continue
+        is_file = list(hashes) == [Path(entry["path"]).name]
         for name, value in hashes.items():
             file = path if is_file else path / name
             if not file.is_file():

@@ -7,9 +7,11 @@ launchers and mpirun start more). Our scripts notice, and launch the N ranks the
 import ctypes
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,30 +43,40 @@ from mtsql.signals import (
 
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
+NOTHING_LEARNED = 3
+"""Exit code of a training in which no optimizer step was taken."""
 PATIENCE = timedelta(hours=3)
 """How long a rank waits for the others at a meeting point: their rollouts may take far longer than its own."""
 
 
-def run_script(main: Callable, kind: type, description: str, presets: dict[str, dict] | None = None) -> None:
-    """Parse the flags and call `main(config)`. The user's mistakes (ValueError) end in one line; so do Ctrl-C, with
-    the exit code 130, and SIGTERM, with 143."""
+def run_script(
+    main: Callable, kind: type, description: str, presets: dict[str, dict] | None = None
+) -> None:
+    """Read the flags and call `main` with the configuration.
+
+    Exit codes: 0; 1 for the user's mistakes (ValueError), in one line; NOTHING_LEARNED, with a line
+    that says why; 130 for Ctrl-C and 143 for SIGTERM.
+    """
     is_main = os.environ.get("RANK", "0") == "0"
     with stoppable(on_sigterm=is_main):  # only the main rank has something to write then
         try:
             follow_launcher()
+            config = parse_config(kind, sys.argv[1:], description, presets)
+            if hasattr(config, "completed"):
+                config = config.completed()  # a mistake is named before any other process is started
             start_missing_ranks()
-            main(parse_config(kind, sys.argv[1:], description, presets))
+            main(config)
         except ValueError as error:
-            raise SystemExit(f"error: {error}") from error
+            end_with(f"error: {error}", 1)
+        except NothingLearned as error:
+            leave_group()
+            end_with(f"warning: {error}", NOTHING_LEARNED)
         except KeyboardInterrupt as stop:
             ignore_stops()
-            if is_main:
-                said = f": {stop}" if str(stop) else ""
-                print(f"{name_of(stop)}{said}", file=sys.stderr, flush=True)
             sys.stdout.flush()
-            if torch.distributed.is_initialized():
-                os._exit(exit_code(stop))  # another rank may be waiting in a collective: no clean-up can be agreed on
-            raise SystemExit(exit_code(stop)) from None
+            line = f"{name_of(stop)}: {stop}" if str(stop) else name_of(stop)
+            # Another rank may be waiting in a collective: no clean-up can be agreed on.
+            end_with(line, exit_code(stop), os._exit if torch.distributed.is_initialized() else sys.exit)
         leave_group()
 
 
@@ -113,6 +125,73 @@ def run_folder(accelerator: Accelerator, folder: Path, can_resume: bool = True) 
         lock.release()
 
 
+class NothingLearned(Exception):
+    """A training ended in which no optimizer step was taken. The text says why."""
+
+
+def end_with(line: str, code: int, leave: Callable[[int], Any] = sys.exit) -> None:
+    """Print a line as the last one and leave with this exit code.
+
+    `accelerate launch` prints a traceback of its own after a script that ends with an error, so a
+    small process waits until it has ended and prints the line again.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first or code == 1:  # a mistake may concern one rank only
+        print(line, file=sys.stderr, flush=True)
+    if is_first and (launcher := find_launcher()) is not None and not launcher.is_quiet:
+        subprocess.Popen(
+            [sys.executable, "-c", REPEAT, str(launcher.pid), line], stdout=subprocess.DEVNULL
+        )
+    leave(code)
+
+
+REPEAT = """
+import sys, time, psutil
+for _ in range(6000):
+    try:
+        if psutil.Process(int(sys.argv[1])).status() == psutil.STATUS_ZOMBIE:
+            break
+    except psutil.Error:
+        break
+    time.sleep(0.01)
+print(sys.argv[2], file=sys.stderr)
+"""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The `accelerate launch` that started this process, directly or not."""
+
+    pid: int
+    words: tuple[str, ...]
+    """What follows `launch` on its command line."""
+    num_threads: int | None
+    """Threads that its user asked for with OMP_NUM_THREADS. None: not asked."""
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it prints no traceback."""
+        return any(word in ("-q", "--quiet") for word in self.words)
+
+
+def find_launcher() -> Launcher | None:
+    """Look for `accelerate launch` among the processes that this one comes from. None if it is not
+    there or cannot be looked at."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # every launch sets it
+        return None
+    try:
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            found = [i for i, word in enumerate(words) if Path(word).name in LAUNCHERS]
+            if found:
+                asked = process.environ().get("OMP_NUM_THREADS", "")
+                num_threads = int(asked) if asked.isdigit() else None
+                return Launcher(process.pid, tuple(words[found[0] + 1 :]), num_threads)
+    except psutil.Error:
+        pass
+    return None
+
+
 def leave_group() -> None:
     """Leave the ranks' process group; to be called when nothing holds the wrapped policy any more.
 
@@ -134,9 +213,10 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     has_gpu, plugin = torch.cuda.is_available(), _sharding(mixed_precision)
     if not has_gpu:
         keep_freed_memory()
-    if not has_gpu and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+    if not has_gpu and os.environ.get("OMP_NUM_THREADS") == "1" and not _asked_for_threads():
         # What `accelerate launch` sets unasked; a CPU run wants every core.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
     accelerator = Accelerator(
         cpu=not has_gpu, mixed_precision=mixed_precision, fsdp_plugin=plugin,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -148,6 +228,17 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
+
+
+def _asked_for_threads() -> bool:
+    """Whether the user said how many threads a process gets, and not `accelerate launch` alone."""
+    launcher = find_launcher()
+    if launcher is None:
+        return "ACCELERATE_MIXED_PRECISION" not in os.environ
+    flag = "--num_cpu_threads_per_process"
+    return launcher.num_threads is not None or any(
+        word.replace("-", "_").startswith(flag.replace("-", "_")) for word in launcher.words
+    )
 
 
 def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
@@ -201,20 +292,16 @@ def start_missing_ranks() -> None:
         return
     if torch.cuda.is_available():
         raise ValueError(f"accelerate was asked for several processes and found one GPU; if you mean it, {ADVICE}")
-    try:
-        words = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error as error:
-        raise ValueError(f"accelerate started one process only; {ADVICE}") from error
+    launcher = find_launcher()
+    if launcher is None:
+        raise ValueError(f"accelerate started one process only; {ADVICE}")
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser  # slow to import, and only this case needs them
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    launcher = [i for i, word in enumerate(words) if Path(word).name in LAUNCHERS]
-    if not launcher:
-        raise ValueError(f"accelerate started one process only; {ADVICE}")
-    asked = launch_command_parser().parse_args(words[launcher[0] + 1 :])
+    asked = launch_command_parser().parse_args(list(launcher.words))
     file = asked.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
     saved = load_config_from_file(file) if file else None
     num_machines = asked.num_machines or getattr(saved, "num_machines", None) or 1

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,14 +14,24 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtsql.agent import prompt_text, prompts
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
+from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm import rendering
+from mtsql.llm import chat_template, rendering
 from mtsql.llm import tokenizer as tokenizing
-from mtsql.llm.model import ModelConfig, build_embedded, load_policy, load_tokenizer
+from mtsql.llm.engine import EngineLimits, check_engine
+from mtsql.llm.model import (
+    ModelConfig,
+    build_embedded,
+    load_policy,
+    load_tokenizer,
+    policy_shape,
+)
 from mtsql.llm.rendering import Renderer
+from mtsql.llm.sizes import require_embeddings, require_positions
 from mtsql.llm.tokenizer import train_tokenizer
 from mtsql.played import prompt_style
 from mtsql.rl.selftaught import read_demonstrations
@@ -68,7 +79,7 @@ class Workbench:
             for name in turns
             for t in turns[name]
         )
-        prompts = (
+        openings = (
             json.dumps(self.env_maker(name)(turn).reset()) for name in turns for turn in turns[name]
         )
         weights = (
@@ -78,7 +89,7 @@ class Workbench:
         )
         return {
             "the turns": digest(contents),
-            "the text of the prompts": digest(prompts),
+            "the text of the prompts": digest(openings),
             "the text or tokens of an episode": digest(self._probe(turns["train"])),
             "the weights to start from": digest(weights),
         }
@@ -108,6 +119,16 @@ def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]
     return corpora
 
 
+def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineLimits | None) -> None:
+    """ValueError, before anything is loaded, if the model's folder or the sizes that it names do
+    not fit: positions for `max_tokens` tokens, and room for them in the engine's cache, where an
+    engine is used."""
+    shape = policy_shape(model)
+    require_positions(shape, max_tokens)
+    if engine is not None:
+        check_engine(engine, shape, max_tokens, model.compute_dtype)
+
+
 def set_up(
     model: ModelConfig,
     data: DataConfig,
@@ -115,14 +136,22 @@ def set_up(
     style: PromptStyle | None,
     splits: tuple[str, ...],
     seed: int,
+    max_tokens: int = 0,
 ) -> Workbench:
     """Load or build everything. With no `model.path` the small embedded model is built from `seed`,
-    and its tokenizer is trained on the toy world's own text."""
+    and its tokenizer is trained on the toy world's own text.
+
+    `max_tokens`: how long a prompt with its trajectory may get. ValueError that names the flags if
+    the model has fewer positions, and for a tokenizer that has tokens without an embedding.
+    """
+    shape = policy_shape(model)
+    require_positions(shape, max_tokens)
     set_num_workers(env.num_sql_workers)
     corpora = load_corpora(data, splits)
     style = prompt_style(style, model.path)
     if model.path:
         tokenizer = load_tokenizer(model.path)
+        require_embeddings(shape, tokenizer, model.path)
         policy = load_policy(model)
     else:
         if not data.is_toy:
@@ -133,7 +162,12 @@ def set_up(
         corpus = corpora.get("train") or load_split(data, "train")
         tokenizer = train_tokenizer(_texts(corpus, data, env, style), model.embedded.vocab_size)
         policy = build_embedded(tokenizer, model.embedded, seed)
-    return Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
+    bench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
+    split = next(iter(corpora))
+    exchange = sample_exchange(bench.env_maker(split)(corpora[split].turns[0]))
+    if difference := bench.renderer.template_difference(*exchange):
+        warnings.warn(difference, stacklevel=2)
+    return bench
 
 
 def _texts(corpus: Corpus, data: DataConfig, env: EnvLimits, style: PromptStyle) -> Iterator[str]:
@@ -160,7 +194,7 @@ def warm_start_texts(data: DataConfig, env: EnvLimits, style: PromptStyle) -> It
         schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
         replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
         yield from episode_texts(SqlEnv(turn, schema, db_path, env, style), replies)
-    for module in (rendering, tokenizing):
+    for module in (rendering, chat_template, tokenizing, prompts, prompt_text):
         yield Path(module.__file__).read_text(encoding="utf-8")
 
 

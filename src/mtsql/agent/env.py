@@ -9,10 +9,11 @@ and a call to it is answered like a call to any unknown tool.
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from mtsql.agent import prompts
 from mtsql.agent.memory import recall
-from mtsql.agent.parser import Reply, parse_reply
+from mtsql.agent.parser import ParseError, Reply, parse_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
 from mtsql.sql.dialogues import Turn
@@ -37,10 +38,11 @@ class Outcome(Enum):
 
 
 ENDS_WITH = {
-    "no_action": Outcome.NO_ACTION,
-    "unclosed_think": Outcome.UNCLOSED_THINK,
-    "empty_answer": Outcome.BAD_ANSWER,
-    "unclosed_answer": Outcome.BAD_ANSWER,
+    ParseError.NO_ACTION: Outcome.NO_ACTION,
+    ParseError.UNCLOSED_THINK: Outcome.UNCLOSED_THINK,
+    ParseError.EMPTY_ANSWER: Outcome.BAD_ANSWER,
+    ParseError.UNCLOSED_ANSWER: Outcome.BAD_ANSWER,
+    **{error: Outcome.BAD_CALL for error in prompts.MALFORMED_CALL},
 }
 
 
@@ -63,6 +65,10 @@ class EnvLimits:
     memory_results: bool | None = None
     """Whether memory_retrieve runs queries and shows their results. None: only if exec_sql is
     offered. (The brief style runs the proposed query but never shows a result.)"""
+    malformed_call: Literal["end", "observe"] = "end"
+    """What a call that cannot be read does. end: it ends the episode (paper). observe: the
+    observation says what is wrong, and the reply counts as one of `max_steps`. Calls of tools that
+    are not offered, and SQL errors, are always observed."""
     answer_fallback: bool = False
     """Take the last tool call's SQL when an episode ends without an answer, as the released code
     does."""
@@ -146,10 +152,10 @@ class SqlEnv:
         record, ended = StepRecord(reply), None
         if reply.answer is not None:
             self.final_sql, ended = reply.answer, Outcome.ANSWERED
-        elif reply.error is not None:
-            ended = ENDS_WITH.get(reply.error.value, Outcome.BAD_CALL)
+        elif reply.error is not None and not self._is_observed(reply.error):
+            ended = ENDS_WITH[reply.error]
         else:
-            record = self._call(reply, meter)
+            record = self._call(reply, meter) if reply.error is None else self._complain(reply)
             ended = Outcome.MAX_STEPS if len(self.steps) + 1 >= self.limits.max_steps else None
         self.steps.append(record)
         return self.end(ended) if ended is not None else record.observation
@@ -175,6 +181,13 @@ class SqlEnv:
                 parts.append(f"[observation] {record.observation}")
         ended = self.outcome.value if self.outcome else "running"
         return "\n".join([*parts, f"[{ended}] {self.final_sql}"])
+
+    def _is_observed(self, error: ParseError) -> bool:
+        return self.limits.malformed_call == "observe" and error in prompts.MALFORMED_CALL
+
+    def _complain(self, reply: Reply) -> StepRecord:
+        """What a call that cannot be read gets back."""
+        return StepRecord(reply, observation=prompts.malformed_call(reply.error))
 
     def _call(self, reply: Reply, meter: WorkMeter | None) -> StepRecord:
         """Run the one tool a reply calls. Calling a tool that is not offered is answered, not

@@ -3,13 +3,17 @@ cannot be acted on.
 
 A reply is, in this order and each part optional: `<think>..</think>`,
 `<exec_verify>..</exec_verify>`, `<memory_verify>..</memory_verify>`, then one
-`<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`. Tags inside a thought are
-thoughts, not actions, and there may be several thoughts. Time is linear in the reply.
+`<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`.
+
+Read as well is what models write instead: thoughts anywhere, tags inside a thought (they are
+thoughts, not actions), tags named in a sentence, line breaks and tabs inside a JSON string, `\\'` in
+one, SQL in a Markdown fence, `parameters` for `arguments`, and Llama 3.1's call, which is a JSON
+object without tags. Time is linear in the reply.
 """
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -55,60 +59,42 @@ class Reply:
 
 
 def parse_reply(text: str) -> Reply:
-    """Parse a reply. With both a tool call and an answer the call counts (the episode goes on, as
-    in the paper); of several calls the first counts, of several answers the last."""
-    thoughts, rest, is_closed = _split_thoughts(text)
-    think = "\n".join(thoughts)
-    verdicts = {
-        "exec_verdict": _verdict(rest, "exec_verify"),
-        "memory_verdict": _verdict(rest, "memory_verify"),
-    }
-    call, answer = None, None
-    error = ParseError.NO_ACTION if is_closed else ParseError.UNCLOSED_THINK
-    if "<tool_call>" in rest:
-        body = _inside(rest, "tool_call", last=False)
-        call, error = _parse_call(body) if body is not None else (None, ParseError.UNCLOSED_CALL)
-    elif "<answer_sql>" in rest:
-        body = _inside(rest, "answer_sql", last=True)
-        answer, error = (body, None) if body else (None, ParseError.EMPTY_ANSWER)
-        if body is None:
-            error = ParseError.UNCLOSED_ANSWER
-    return Reply(think=think, **verdicts, tool_call=call, answer=answer, error=error)
+    """Parse a reply.
 
-
-_OPENING = re.compile("<(think|tool_call|answer_sql)>")
-
-
-def _split_thoughts(text: str) -> tuple[list[str], str, bool]:
-    """-> (thoughts, the text without them, whether the last thought is closed).
-
-    A thought may stand anywhere but inside an action. The first one may have been opened by the
-    prompt, as some templates do.
+    With both a tool call and an answer the call counts (the episode goes on, as in the paper); of
+    several calls the first counts, of several answers the last. Actions that are not well formed
+    count only if no other action is: then the first one is the reply's error. Half of a surrogate
+    pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
-    thoughts, kept, start = [], [], 0
-    end, opening = text.find("</think>"), text.find("<think>")
-    if 0 <= end and not 0 <= opening < end:
-        thoughts, start = [text[:end].strip()], end + len("</think>")
-    while found := _OPENING.search(text, start):
-        closing = f"</{found[1]}>"
-        end = text.find(closing, found.end())
-        if found[1] == "think":
-            kept.append(text[start : found.start()])
-            if end < 0:
-                thoughts.append(text[found.end() :].strip())
-                return thoughts, "".join(kept), False
-            thoughts.append(text[found.end() : end].strip())
-        elif end < 0:
-            break
-        else:
-            kept.append(text[start : end + len(closing)])
-        start = end + len(closing)
-    return thoughts, "".join([*kept, text[start:]]), True
+    parts = _take_apart(text)
+    said = "".join(parts.outside)
+    if not (parts.calls or parts.answers or parts.errors):
+        _read_bare_call(said, parts)
+    call = parts.calls[0] if parts.calls else None
+    answer = parts.answers[-1] if parts.answers and call is None else None
+    error = None
+    if call is None and answer is None:
+        nothing = ParseError.NO_ACTION if parts.is_closed else ParseError.UNCLOSED_THINK
+        error = parts.errors[0] if parts.errors else nothing
+    return Reply(
+        think="\n".join(parts.thoughts),
+        exec_verdict=_verdict(said, "exec_verify"),
+        memory_verdict=_verdict(said, "memory_verify"),
+        tool_call=call,
+        answer=answer,
+        error=error,
+    )
 
 
 def format_reply(reply: Reply) -> str:
-    """The canonical text of a well-formed reply; `parse_reply` gives the reply back."""
-    parts = [f"<think>\n{reply.think}\n</think>"] if reply.think else []
+    """The canonical text of a well-formed reply; `parse_reply` gives the reply back.
+
+    It is what Qwen3's chat template writes for a message with `reasoning_content` (the thought),
+    `content` (the verdicts, each on a line, or the answer after them) and `tool_calls`. Templates
+    that write calls in another form or leave the thought out, as Llama 3.1's does beside a call,
+    give this text only as `content`.
+    """
+    parts = []
     for tag, verdict in (
         ("exec_verify", reply.exec_verdict),
         ("memory_verify", reply.memory_verdict),
@@ -120,37 +106,172 @@ def format_reply(reply: Reply) -> str:
         parts.append(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>")
     elif reply.answer is not None:
         parts.append(f"<answer_sql>{reply.answer}</answer_sql>")
-    return "\n".join(parts)
+    thought = f"<think>\n{reply.think}\n</think>\n\n" if reply.think else ""
+    return thought + "\n".join(parts)
 
 
-def _inside(text: str, tag: str, last: bool) -> str | None:
-    """Stripped text between the first (or last) opening tag and the close after it; None if it is
-    not closed."""
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    start = (text.rfind(opening) if last else text.find(opening)) + len(opening)
-    end = text.find(closing, start)
-    return None if end < 0 else text[start:end].strip()
+@dataclass
+class _Parts:
+    """What a reply consists of. `outside` is the text outside thoughts and actions."""
+
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    errors: list[ParseError] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    is_closed: bool = True
+    """Whether the last thought is."""
+
+    def add_call(self, call: ToolCall | ParseError) -> None:
+        (self.calls if isinstance(call, ToolCall) else self.errors).append(call)
 
 
-def _verdict(text: str, tag: str) -> Verdict | None:
-    """The first verdict of a tag; None if it is missing or says anything else."""
-    if f"<{tag}>" not in text:
-        return None
-    body = _inside(text, tag, last=False)
-    return {"pass": Verdict.PASS, "no_pass": Verdict.NO_PASS}.get(body or "")
+_TAG = re.compile("<(think|tool_call|answer_sql)>|</think>")
+MAX_ERRORS = 100
+"""After so many actions that are not well formed a reply is not read on. Each costs as much time as
+the reply is long."""
 
 
-def _parse_call(body: str) -> tuple[ToolCall | None, ParseError | None]:
-    """A Hermes call: a JSON object with `name` and `arguments` (an object, or that object as a JSON
-    string)."""
-    try:
-        call = json.loads(body)
-        arguments = call.get("arguments") if isinstance(call, dict) else None
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except (ValueError, RecursionError):
-        return None, ParseError.BAD_JSON
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None, ParseError.NO_NAME
+def _take_apart(text: str) -> _Parts:
+    """A thought may stand anywhere but inside an action. The first one may have been opened by the
+    prompt, as some templates do: then all that stands before its end is the thought."""
+    parts, start = _Parts(), 0
+    last_close = {tag: text.rfind(f"</{tag}>") for tag in ("tool_call", "answer_sql")}
+    while len(parts.errors) < MAX_ERRORS and (found := _TAG.search(text, start)):
+        parts.outside.append(text[start : found.start()])
+        start = found.end()
+        if found[0] == "</think>":
+            if not parts.thoughts:
+                parts = _Parts(thoughts=[text[: found.start()].strip()])
+        elif found[1] == "think":
+            end = text.find("</think>", start)
+            parts.is_closed = end >= 0
+            parts.thoughts.append((text[start:end] if parts.is_closed else text[start:]).strip())
+            start = end + len("</think>") if parts.is_closed else len(text)
+        else:
+            read = _read_call if found[1] == "tool_call" else _read_answer
+            start = read(text, start, last_close[found[1]] >= start, parts)
+    parts.outside.append(text[start:])
+    return parts
+
+
+_JSON = json.JSONDecoder(strict=False)  # not strict: control characters may stand in strings
+_BEFORE_CALL = re.compile(r"\s*(?:```\w*\s*)?")
+_AFTER_CALL = re.compile(r"\s*(?:```\s*)?</tool_call>")
+_QUOTE_ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\'")
+
+
+def _read_call(text: str, start: int, has_close: bool, parts: _Parts) -> int:
+    """Read the call after an opening tag, and return where to read on. `has_close`: whether a
+    closing tag follows somewhere.
+
+    The JSON object says where the call ends, because an SQL literal may spell the closing tag. If
+    no object follows, the tag was only named, and what stands after it is read on.
+    """
+    body = _BEFORE_CALL.match(text, start).end()
+    value, end = _decoded(text, body)
+    closing = None if value is None else _AFTER_CALL.match(text, end)
+    if closing is not None:
+        parts.add_call(_as_call(value))
+        return closing.end()
+    if not has_close:
+        parts.errors.append(ParseError.UNCLOSED_CALL)
+        return start if value is None else end
+    if not text.startswith(("{", "["), body):
+        parts.errors.append(ParseError.BAD_JSON)
+        return start
+    close = text.find("</tool_call>", start)
+    mended = _QUOTE_ESCAPED.sub(r"\1'", text[body:close])
+    value, end = _decoded(mended, 0)
+    is_whole = value is not None and not mended[end:].strip("` \n\r\t")
+    parts.add_call(_as_call(value) if is_whole else ParseError.BAD_JSON)
+    return close + len("</tool_call>")
+
+
+def _decoded(text: str, start: int) -> tuple[dict | list | None, int]:
+    """The JSON object or list that begins at `start` and where it ends. (None, `start`) if there is
+    none."""
+    if text.startswith(("{", "["), start):
+        try:
+            return _JSON.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            pass
+    return None, start
+
+
+def _as_call(value: dict | list) -> ToolCall | ParseError:
+    """A Hermes call is a JSON object with `name` and `arguments` (an object, or that object as a
+    JSON string). Llama 3.1 writes `parameters` instead."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return ParseError.NO_NAME
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):
+        arguments, _ = _decoded(arguments, 0)
     if not isinstance(arguments, dict) or not isinstance(arguments.get("code"), str):
-        return None, ParseError.BAD_ARGUMENTS
-    return ToolCall(call["name"], arguments["code"]), None
+        return ParseError.BAD_ARGUMENTS
+    return ToolCall(_whole(value["name"]), _without_fence(_whole(arguments["code"])))
+
+
+def _read_bare_call(said: str, parts: _Parts) -> None:
+    """Add the call of a reply that is a JSON object without tags, as Llama 3.1 writes it."""
+    text = _VERDICT.sub("", said).replace("<|python_tag|>", "").strip()
+    value, end = _decoded(text, 0)
+    if isinstance(value, dict) and "name" in value and not text[end:].strip("; \n"):
+        parts.add_call(_as_call(value))
+
+
+_ANSWER_TAG = re.compile("""(?<![a-wyzA-WYZ])'(?:[^']|'')*'|"(?:[^"]|"")*"|</?answer_sql>""")
+"""A literal, or a tag. An apostrophe inside a word opens no literal."""
+
+
+def _read_answer(text: str, start: int, has_close: bool, parts: _Parts) -> int:
+    """Read the answer after an opening tag, and return where to read on. `has_close`: as above.
+
+    A tag inside an SQL literal is a part of the answer. If the opening tag comes again before the
+    closing one, the earlier one was only named.
+    """
+    if not has_close:
+        parts.errors.append(ParseError.UNCLOSED_ANSWER)
+        return start
+    at, close = start, -1
+    for found in _ANSWER_TAG.finditer(text, start):
+        if found[0] == "<answer_sql>":
+            at = found.end()
+        elif found[0] == "</answer_sql>":
+            close = found.start()
+            break
+    first = text.find("</answer_sql>", start)
+    if close < 0:  # an odd quote is no literal
+        at, close = text.rfind("<answer_sql>", start, first), first
+        at = start if at < 0 else at + len("<answer_sql>")
+    sql = _without_fence(text[at:close].strip())
+    if sql:
+        parts.answers.append(sql)
+    else:
+        parts.errors.append(ParseError.EMPTY_ANSWER)
+    return close + len("</answer_sql>")
+
+
+_FENCE = re.compile(r"\s*```(?:\w*[ \t]*\n|sql(?:ite)?\s|)(.*?)(?:```\s*)?", re.DOTALL | re.IGNORECASE)
+
+
+def _without_fence(sql: str) -> str:
+    """SQL without the Markdown fence around it."""
+    fenced = _FENCE.fullmatch(sql) if "```" in sql else None
+    return fenced[1].strip() if fenced else sql
+
+
+_VERDICT = re.compile(r"<(exec_verify|memory_verify)>\s*(pass|no_pass)\s*</\1>")
+
+
+def _verdict(said: str, tag: str) -> Verdict | None:
+    """The first verdict of a tag; None if there is none that says pass or no_pass."""
+    for found in _VERDICT.finditer(said):
+        if found[1] == tag:
+            return Verdict(found[2])
+    return None
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD in place of each lone surrogate, which no file and no tokenizer takes."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)

@@ -3,13 +3,18 @@
 FULL is the paper's protocol in our own words, for models that know language. BRIEF has the same
 tags and the same steps in as few tokens as possible, for the small embedded model that has to learn
 every word. A sentence that names a tool or its verdict tag is shown only if the tool is offered.
+
+The words of the sentences are ours and what fills their `{fields}` is data: a tag in a sentence
+becomes the model's tag token, a tag in data stays text. Write braces that are meant as `{{` `}}`.
 """
 
 from collections.abc import Callable, Sequence
 from enum import Enum
 
 from mtsql.agent.memory import MemoryEntry
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.parser import ParseError
+from mtsql.agent.prompt_text import PromptText, fill, join, ours
+from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
 from mtsql.sql.schema import Schema, quoted, schema_text
@@ -30,7 +35,11 @@ STEPWISE = """Work in steps, one action in each message:
 1. Think inside <think> </think>: what the question asks and what it keeps from earlier turns.
 {steps}
 When you are done, give only the query inside <answer_sql> </answer_sql>. \
-You have at most {max_steps} messages."""
+You have at most {max_steps} messages.
+
+To call a tool, write \
+<tool_call>{{"name": TOOL, "arguments": {{"code": QUERY}}}}</tool_call>. The tools:
+{tools}"""
 DIRECT = """Think inside <think> </think>: \
 what the question asks and what it keeps from earlier turns.
 Then, in the same message, give only the query inside <answer_sql> </answer_sql>."""
@@ -39,7 +48,23 @@ STEP_MEMORY = "If there are earlier turns, call memory_retrieve {when}, and judg
 WHEN_IT_RUNS = "once the query runs well"
 AT_ONCE = "with a candidate query"
 STEP_CORRECT = "After any {refusals}, correct the query."
+TOOL_LINE = "- {name}: {description}"
 
+SITUATION = """{task}{how}
+
+Database schema:
+{schema}{earlier}{evidence}
+
+Question: {question}"""
+EARLIER = "\n\nEarlier turns:\n{turns}"
+EARLIER_TURN = "Question {number}: {question}\nSQL {number}: {sql}"
+EVIDENCE = "\n\nEvidence: {evidence}"
+
+BRIEF_SITUATION = "{schema}{earlier}{evidence}\nQ: {question}"
+BRIEF_EARLIER_TURN = "\nQ: {question}\nSQL: {sql}"
+BRIEF_EVIDENCE = "\nE: {evidence}"
+
+EXECUTED = "Question: {question}\nSQL: {sql}\nResult:\n{shown}\n\n{ask}"
 AFTER_EXEC = """Judge the result: 1. did the query run without an error? \
 2. do the columns exist and answer the question?
 3. is it free of unexpected NULLs and not unexpectedly empty?
@@ -48,6 +73,22 @@ If so, write <exec_verify>pass</exec_verify> and {next}."""
 NEXT_ANSWER = "give the query inside <answer_sql> </answer_sql>"
 NEXT_MEMORY = "call memory_retrieve with the query (once before you finish)"
 
+REMEMBERED = """You verify coherence.
+Question: {question}
+Proposed SQL: {sql}{result}
+
+Memory of this conversation:
+{earlier}
+
+{checklist}"""
+PROPOSED_RESULT = "\nResult:\n{shown}"
+REMEMBERED_TURN = """[turn {number}]
+Question: {question}
+SQL: {sql}
+Clauses: {clauses}{result}"""
+REMEMBERED_RESULT = "\nResult: {rows}"
+NOT_SHOWN = "not shown"
+NO_EARLIER_TURNS = "There are no earlier turns."
 AFTER_MEMORY = """Check the query against the conversation:
 1. Take it apart into clauses. 2. Do its tables fit what is talked about? \
 3. Do the selected columns fit this question and
@@ -61,26 +102,50 @@ If so, write <memory_verify>pass</memory_verify> and give the query inside \
 WITH_RESULT = "Do the query and its result"
 WITHOUT_RESULT = "Does the query"
 
+NO_SUCH_TOOL = "There is no such tool. Tools: {tools}."
+NO_TOOLS = "There are no tools."
+MALFORMED_CALL = {
+    ParseError.UNCLOSED_CALL: "The call has no </tool_call> after it.",
+    ParseError.BAD_JSON: "The text inside <tool_call> </tool_call> is not JSON.",
+    ParseError.NO_NAME: "The call names no tool: it needs the keys name and arguments.",
+    ParseError.BAD_ARGUMENTS: 'The arguments must be {"code": QUERY}.',
+}
+
 
 def first_message(
     turn: Turn, schema: Schema, style: PromptStyle, max_steps: int, offered: Sequence[str]
-) -> str:
+) -> PromptText:
     """The user message that opens an episode: task, schema, earlier turns, question."""
     if style is PromptStyle.BRIEF:
-        history = "".join(f"\nQ: {question}\nSQL: {sql}" for question, sql in turn.history)
-        return f"{_brief_schema(schema)}{history}\nQ: {turn.question}"
-    how = _stepwise(max_steps, offered) if offered and max_steps > 1 else DIRECT
-    history = "\n".join(
-        f"Question {i}: {question}\nSQL {i}: {sql}"
-        for i, (question, sql) in enumerate(turn.history, 1)
+        earlier = [fill(BRIEF_EARLIER_TURN, question=q, sql=sql) for q, sql in turn.history]
+        return fill(
+            BRIEF_SITUATION,
+            schema=_brief_schema(schema),
+            earlier=join("", earlier),
+            evidence=fill(BRIEF_EVIDENCE, evidence=turn.evidence) if turn.evidence else "",
+            question=turn.question,
+        )
+    turns = [
+        fill(EARLIER_TURN, number=number, question=question, sql=sql)
+        for number, (question, sql) in enumerate(turn.history, 1)
+    ]
+    return fill(
+        SITUATION,
+        task=ours(TASK),
+        how=_stepwise(max_steps, offered) if offered and max_steps > 1 else ours(DIRECT),
+        schema=schema_text(schema),
+        earlier=fill(EARLIER, turns=join("\n", turns)) if turns else "",
+        evidence=fill(EVIDENCE, evidence=turn.evidence) if turn.evidence else "",
+        question=turn.question,
     )
-    earlier = f"\n\nEarlier turns:\n{history}" if history else ""
-    tables = schema_text(schema)
-    return f"{TASK}{how}\n\nDatabase schema:\n{tables}{earlier}\n\nQuestion: {turn.question}"
 
 
-def _stepwise(max_steps: int, offered: Sequence[str]) -> str:
-    """How to work with the offered tools, as numbered steps."""
+def _stepwise(max_steps: int, offered: Sequence[str]) -> PromptText:
+    """How to work with the offered tools, as numbered steps, and how to call them.
+
+    The tools are named here although their schemas are given to the model's chat template, because
+    some templates leave them out and others ask for a form of their own.
+    """
     steps, refusals = [], []
     if EXEC_SQL in offered:
         steps.append(STEP_EXEC)
@@ -89,8 +154,13 @@ def _stepwise(max_steps: int, offered: Sequence[str]) -> str:
         steps.append(STEP_MEMORY.format(when=WHEN_IT_RUNS if EXEC_SQL in offered else AT_ONCE))
         refusals.append("<memory_verify>no_pass</memory_verify>")
     steps.append(STEP_CORRECT.format(refusals=" or ".join(refusals)))
-    numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 2))
-    return STEPWISE.format(steps=numbered, max_steps=max_steps)
+    tools = [TOOL_LINE.format(**tool["function"]) for tool in tool_schemas(offered)]
+    return fill(
+        STEPWISE,
+        steps=ours("\n".join(f"{number}. {step}" for number, step in enumerate(steps, 2))),
+        max_steps=max_steps,
+        tools=ours("\n".join(tools)),
+    )
 
 
 def _brief_schema(schema: Schema) -> str:
@@ -115,8 +185,8 @@ def exec_observation(
     if style is PromptStyle.BRIEF:
         return shown
     has_memory = turn.history and MEMORY_RETRIEVE in offered
-    ask = AFTER_EXEC.format(next=NEXT_MEMORY if has_memory else NEXT_ANSWER)
-    return f"Question: {turn.question}\nSQL: {sql}\nResult:\n{shown}\n\n{ask}"
+    ask = fill(AFTER_EXEC, next=ours(NEXT_MEMORY if has_memory else NEXT_ANSWER))
+    return fill(EXECUTED, question=turn.question, sql=sql, shown=shown, ask=ask)
 
 
 def memory_observation(
@@ -135,29 +205,39 @@ def memory_observation(
         return f"{last}{turn.question}"
     turns = []
     for number, entry in enumerate(memory, 1):
-        lines = [f"[turn {number}]", f"Question: {entry.question}", f"SQL: {entry.sql}"]
-        lines.append(f"Clauses: {', '.join(entry.clauses)}")
-        if shown is not None:
-            rows = "not shown" if entry.result is None else _joined(entry.result, preview_chars)
-            lines.append(f"Result: {rows}")
-        turns.append("\n".join(lines))
-    earlier = "\n".join(turns) if turns else "There are no earlier turns."
-    proposed = f"Proposed SQL: {sql}" + ("" if shown is None else f"\nResult:\n{shown}")
-    checklist = AFTER_MEMORY.format(
-        subject=WITHOUT_RESULT if shown is None else WITH_RESULT,
-        tool=EXEC_SQL if EXEC_SQL in offered else MEMORY_RETRIEVE,
+        rows = NOT_SHOWN if entry.result is None else _joined(entry.result, preview_chars)
+        text = fill(
+            REMEMBERED_TURN,
+            number=number,
+            question=entry.question,
+            sql=entry.sql,
+            clauses=", ".join(entry.clauses),
+            result="" if shown is None else fill(REMEMBERED_RESULT, rows=rows),
+        )
+        turns.append(text)
+    checklist = fill(
+        AFTER_MEMORY,
+        subject=ours(WITHOUT_RESULT if shown is None else WITH_RESULT),
+        tool=ours(EXEC_SQL if EXEC_SQL in offered else MEMORY_RETRIEVE),
     )
-    return (
-        f"You verify coherence.\nQuestion: {turn.question}\n{proposed}\n\n"
-        f"Memory of this conversation:\n{earlier}\n\n{checklist}"
+    return fill(
+        REMEMBERED,
+        question=turn.question,
+        sql=sql,
+        result="" if shown is None else fill(PROPOSED_RESULT, shown=shown),
+        earlier=join("\n", turns) if turns else ours(NO_EARLIER_TURNS),
+        checklist=checklist,
     )
 
 
-def unknown_tool(offered: Sequence[str]) -> str:
+def unknown_tool(offered: Sequence[str]) -> PromptText:
     """The observation after a call to a tool that is not offered. It does not name that tool."""
-    if not offered:
-        return "There are no tools."
-    return f"There is no such tool. Tools: {', '.join(offered)}."
+    return fill(NO_SUCH_TOOL, tools=ours(", ".join(offered))) if offered else ours(NO_TOOLS)
+
+
+def malformed_call(error: ParseError) -> PromptText:
+    """The observation after a call that cannot be read, if `env.malformed_call` is observe."""
+    return ours(MALFORMED_CALL[error])
 
 
 def show_result(result: QueryResult, max_rows: int, max_chars: int, style: PromptStyle) -> str:

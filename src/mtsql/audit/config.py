@@ -60,8 +60,13 @@ class Config:
             raise ValueError(f"leave_out: no check {unknown[0]!r}; there are {', '.join(CHECKS)}")
         if self.farming and self.rewritings:
             raise ValueError("rewritings has no effect with farming, which audits no gold")
-        if self.num_farming_turns < 0:
-            raise ValueError("num_farming_turns must not be negative")
+        for name, least in (
+            ("num_farming_turns", 0),
+            ("max_dialogues", 0),
+            ("max_prompt_tokens", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
     @property
     def prompt_style(self) -> PromptStyle:

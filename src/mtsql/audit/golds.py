@@ -218,7 +218,10 @@ def _token_counter(path: str | None) -> tuple[Callable[[list[dict], list[dict]],
     from mtsql.llm.model import load_tokenizer  # torch takes seconds to import; only this needs it
     from mtsql.llm.rendering import Renderer
 
-    renderer = Renderer(load_tokenizer(path))
+    try:
+        renderer = Renderer(load_tokenizer(path))
+    except ValueError as error:  # which takes the folder for that of a model to train
+        raise ValueError(str(error).replace("model.path", "tokenizer", 1)) from error
     return lambda messages, tools: len(
         renderer.render_prompt(messages, tools)
     ), f"counted by {path}"

@@ -13,7 +13,8 @@ them. On a GPU with flash-attn, steps that only decode run as CUDA graphs.
 R rows that draw a token in a step, T tokens computed in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,8 +28,10 @@ from mtsql.llm.kvcache import FLASH_BLOCK, BlockPool, Chunk, PagedContext, uses_
 from mtsql.llm.layers import last_hidden
 from mtsql.llm.sampling import NoiseKey, Sampling, hash_key, sample, uniform
 from mtsql.llm.scheduler import Plan, Prompt, Row, Scheduler
+from mtsql.llm.sizes import BUDGETS
 
 SUPPORTED = ("llama", "qwen2", "qwen3")  # config.model_type; each is tested against model.generate
+MAX_ROWS = 1 << 16  # each row has a table with room for all blocks of the cache
 MAX_LOGITS = 1 << 22  # elements of one logits tensor; more rows are sampled in several goes
 
 
@@ -67,12 +70,15 @@ class EngineLimits:
     """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16); elsewhere there are none."""
 
     def __post_init__(self):
-        if self.max_rows < 1 or self.block_size < 1:
-            raise ValueError("max_rows and block_size must be at least 1")
+        for name in ("max_rows", "block_size", "cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_rows > MAX_ROWS:
+            raise ValueError(f"engine.max_rows is {self.max_rows}: it must be at most {MAX_ROWS}")
         if self.max_step_batch_tokens < self.max_rows:
             raise ValueError(
-                f"max_step_batch_tokens {self.max_step_batch_tokens} is less than max_rows {self.max_rows}: "
-                "a step could not give every row its token"
+                f"engine.max_step_batch_tokens is {self.max_step_batch_tokens}, less than "
+                f"engine.max_rows {self.max_rows}: a step could not give every row its token"
             )
 
 
@@ -96,7 +102,12 @@ class Engine:
         than one block.
         """
         config = model.config
-        _check_attention(config)
+        if config._attn_implementation != ATTENTION_NAME:
+            raise ValueError(
+                f"the model uses attention {config._attn_implementation!r}: "
+                f"call register_attention() and load it with attn_implementation={ATTENTION_NAME!r}"
+            )
+        check_attention(config)
         self.model = model
         self.decoder = model.base_model
         self.head = model.get_output_embeddings()
@@ -106,20 +117,22 @@ class Engine:
         self.device = self.head.weight.device
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.head.weight.dtype
-        if uses_flash(self.device, dtype) and limits.block_size % FLASH_BLOCK:
-            raise ValueError(f"block_size {limits.block_size}: flash-attn wants a multiple of {FLASH_BLOCK}")
-        num_heads = config.num_key_value_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        num_layers = config.num_hidden_layers
-        block_bytes = 2 * num_layers * num_heads * limits.block_size * head_dim * dtype.itemsize
-        num_blocks = limits.cache_bytes // block_bytes
+        _check_flash_block(limits, self.device, dtype)
+        num_bytes = block_bytes(config, limits.block_size, dtype)
+        num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
-            raise ValueError(f"cache_bytes {limits.cache_bytes} is less than a block of {block_bytes} bytes")
+            raise ValueError(
+                f"engine.cache_bytes is {limits.cache_bytes}, less than a block of "
+                f"engine.block_size {limits.block_size} tokens ({num_bytes} bytes)"
+            )
+        num_layers, num_heads, head_dim = cache_shape(config)
         shape = (num_layers, num_blocks, limits.block_size, num_heads, head_dim)
-        self.pool = BlockPool(*shape, dtype, self.device)
+        self.num_embeddings = model.get_input_embeddings().weight.shape[0]
+        with _memory(limits):
+            self.pool = BlockPool(*shape, dtype, self.device)
+            self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_step_batch_tokens)
         by_graphs = limits.cuda_graphs and uses_flash(self.device, dtype) and can_capture(config)
         self.graphs = DecodeGraphs(self.decoder, self.pool) if by_graphs else None
-        self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_step_batch_tokens)
         self.tokens_computed = 0
         """Tokens run through the model."""
         self.tokens_distinct = 0
@@ -135,13 +148,14 @@ class Engine:
         """
         if not prompt_ids:
             raise ValueError("prompt_ids is empty")
+        self._require_known(prompt_ids)
         needed = self.scheduler.num_blocks(len(prompt_ids) + self.sampling.max_trajectory_tokens)
         needed += len(prompt_ids) % self.pool.block_size > 0  # the prompt keeps its last, partly filled block
         if needed > self.pool.num_blocks:
             raise ValueError(
                 f"a prompt of {len(prompt_ids)} tokens with max_trajectory_tokens "
                 f"{self.sampling.max_trajectory_tokens} needs {needed} cache blocks and there are "
-                f"{self.pool.num_blocks}: raise cache_bytes"
+                f"{self.pool.num_blocks}: raise engine.cache_bytes"
             )
         prompt = Prompt(list(prompt_ids))
         handles = []
@@ -166,9 +180,17 @@ class Engine:
                 f"{len(ids)} more ids after {len(row.ids)} leave no room for a reply in "
                 f"max_trajectory_tokens {self.sampling.max_trajectory_tokens}: close the handle"
             )
+        self._require_known(ids)
         row.ids += ids
         row.reply_start, row.logprobs = len(row.ids), []
         self.scheduler.wait(row)
+
+    def _require_known(self, ids: list[int]) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self.num_embeddings:
+            raise ValueError(
+                f"token id {max(ids)} is not among the model's {self.num_embeddings} embeddings: "
+                "the tokenizer belongs to another model"
+            )
 
     def close(self, handle: int) -> None:
         """Forget a row, whatever it is doing, and free its blocks."""
@@ -284,13 +306,65 @@ class Engine:
         return None
 
 
-def _check_attention(config) -> None:
-    """ValueError unless "mtsql" attention computes exactly what the model's own would."""
-    if config._attn_implementation != ATTENTION_NAME:
+def cache_shape(shape) -> tuple[int, int, int]:
+    """Layers, key and value heads, and width of a head. `shape`: a configuration of transformers,
+    or an `EmbeddedSize`."""
+    if (num_kv_heads := getattr(shape, "num_kv_heads", None)) is not None:
+        return shape.num_layers, num_kv_heads, shape.head_dim
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return shape.num_hidden_layers, shape.num_key_value_heads, head_dim
+
+
+def block_bytes(shape, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of a block of the cache; `shape` as in `cache_shape`."""
+    num_layers, num_heads, head_dim = cache_shape(shape)
+    return 2 * num_layers * num_heads * block_size * head_dim * dtype.itemsize
+
+
+def _check_flash_block(limits: EngineLimits, device: torch.device, dtype: torch.dtype) -> None:
+    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
         raise ValueError(
-            f"the model uses attention {config._attn_implementation!r}: "
-            f"call register_attention() and load it with attn_implementation={ATTENTION_NAME!r}"
+            f"engine.block_size is {limits.block_size}: flash-attn wants a multiple of "
+            f"{FLASH_BLOCK}"
         )
+
+
+def check_engine(limits: EngineLimits, shape, max_tokens: int, dtype: torch.dtype) -> None:
+    """ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
+    together, does not fit in the cache, and for a model that the engine cannot run.
+
+    `shape` as in `cache_shape`, so no weights are needed; `dtype` is that of keys and values,
+    `ModelConfig.compute_dtype`.
+    """
+    if hasattr(shape, "model_type"):
+        check_attention(shape)
+    _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
+    num_blocks = -(-max_tokens // limits.block_size) + 1
+    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
+    if limits.cache_bytes < needed:
+        raise ValueError(
+            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
+            f"needs {needed} bytes: raise it"
+        )
+
+
+@contextmanager
+def _memory(limits: EngineLimits) -> Iterator[None]:
+    """Turns the system's refusal of memory into a ValueError that names the keys."""
+    try:
+        yield
+    except (OSError, MemoryError, OverflowError, torch.OutOfMemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"no memory for engine.cache_bytes {limits.cache_bytes} with engine.max_rows "
+            f"{limits.max_rows}: lower them ({reason})"
+        ) from error
+
+
+def check_attention(config) -> None:
+    """ValueError unless the engine's attention computes exactly what the model's own would."""
     if config.model_type not in SUPPORTED:
         raise ValueError(f"model type {config.model_type!r} is not supported: only {', '.join(SUPPORTED)}")
     unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}

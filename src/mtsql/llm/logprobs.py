@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from mtsql.llm.attention import PackedContext
 from mtsql.llm.layers import last_hidden
 from mtsql.llm.packing import Batch, Sample, pack
+from mtsql.llm.sizes import max_positions
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
 """Logits that exist at a time, however many positions there are; a little more where that were too few rows."""
@@ -142,7 +143,8 @@ class PolicyModule(nn.Module):
 def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling temperature.
 
-    ValueError for a model whose logits are not those of a plain linear head.
+    ValueError for a model whose logits are not those of a plain linear head, and for a sample
+    longer than its positions.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal_lm.get_output_embeddings()
@@ -151,6 +153,14 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> 
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
             raise ValueError(f"this model's logits are changed by {name}, which mtsql does not compute")
+    longest = max((end - start + stop - at for start, end, at, stop in batch.spans), default=0)
+    positions = max_positions(causal_lm.config)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"a sample of {longest} tokens, its prompt included, is longer than the model's "
+            f"{positions} positions (max_position_embeddings): lower max_prompt_tokens or "
+            "sampling.max_trajectory_tokens"
+        )
     hidden = last_hidden(
         causal_lm.get_decoder(),
         batch.sources,

@@ -1,29 +1,62 @@
-"""Policies: any Hugging Face causal LM folder, or the small embedded model; LoRA; generation; saving.
+"""Policies: any Hugging Face causal LM folder, or the embedded model; LoRA; loading and saving.
 
-Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in training and
-generation alike, so that both see the same rounding. Whatever cannot decode as it stands (adapters, sharded
-weights) is gathered into a plain copy once per rollout: decoding needs no collective and the trained weights
-are never touched.
+Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in
+training and generation alike, so that both see the same rounding. What generates is in copies.py,
+how a folder is read in folders.py, and which adapters are taken in adapters.py.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
 from transformers.utils import logging
 
+from mtsql.llm import folders
+from mtsql.llm.adapters import (
+    LoraSettings,
+    add_adapters,
+    attach_adapter,
+    read_adapter,
+    require_same,
+    saved_name,
+)
 from mtsql.llm.attention import ATTENTION_NAME, register_attention
+from mtsql.llm.copies import (
+    generation_weights,
+    is_adapted,
+    is_sharded,
+    make_reference,
+    reference,
+    shard_like,
+    unwrap,
+    whole,
+)
 from mtsql.llm.layers import use_our_layers
+
+__all__ = [
+    "EmbeddedSize",
+    "LoraSettings",
+    "ModelConfig",
+    "build_embedded",
+    "generation_weights",
+    "is_sharded",
+    "load_policy",
+    "load_tokenizer",
+    "load_trained",
+    "make_reference",
+    "policy_shape",
+    "reference",
+    "save_policy",
+    "shard_like",
+    "unwrap",
+    "whole",
+]
 
 
 @dataclass(frozen=True)
@@ -44,20 +77,8 @@ class EmbeddedSize:
     """Width of a head."""
     intermediate_size: int = 512
     """Width of the gated MLP."""
-    max_positions: int = 4096
+    max_positions: int = 8192
     """Longest sequence in tokens."""
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters by peft."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 trains all weights."""
-    alpha: int = 32
-    """Adapters are scaled by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers that get an adapter."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +86,25 @@ class ModelConfig:
     """Which policy is trained."""
 
     path: str | None = None
-    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template, or a .gguf
-    file. Not set: the embedded model."""
+    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template,
+    or a .gguf file. Not set: the embedded model."""
     embedded: EmbeddedSize = EmbeddedSize()
     """Shape of the embedded model, where there is no path."""
     lora: LoraSettings = LoraSettings()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32 either
-    way; under LoRA the frozen ones are kept in this type."""
+    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32
+    either way; under LoRA the frozen ones are kept in this type."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
 
     def __post_init__(self):
-        if self.lora.rank < 0:
-            raise ValueError(f"model.lora.rank is {self.lora.rank}: set 0 (off) or more")
         if self.lora.rank and self.path is None:
-            raise ValueError("model.lora.rank is set, but the embedded model has no adapters: set model.path")
+            raise ValueError(
+                "model.lora.rank is set, but the embedded model has no adapters: set model.path"
+            )
+        if self.path is None:
+            self.lora.require_effect()
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -97,45 +120,93 @@ class ModelConfig:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. ValueError naming the folder if it is missing or holds none."""
-    folder, gguf = _locate(path)
-    known = ("tokenizer.json", "vocab.json", "tokenizer.model")
-    if not gguf and not any((folder / name).is_file() for name in known):
-        raise ValueError(f"model.path {path}: no tokenizer in this folder")
-    with _named(path):
-        return AutoTokenizer.from_pretrained(folder, **gguf)
+    """The tokenizer of a model folder; an adapter without one has that of its base model.
+    ValueError naming the folder if it is missing or holds none, or the file that cannot be read."""
+    folder, gguf = folders.locate(path)
+    if not gguf and not folders.has_tokenizer(folder):
+        if (adapter := read_adapter(folder)) is None:
+            raise ValueError(f"model.path {path}: no tokenizer in this folder")
+        folder, gguf = folders.locate(adapter.base)
+        if not gguf and not folders.has_tokenizer(folder):
+            raise ValueError(
+                f"model.path {path}: no tokenizer in this folder, nor in its base model "
+                f"{adapter.base}"
+            )
+    if not gguf:
+        folders.check_tokenizer(folder)
+    try:
+        with folders.reading(f"model.path {path if gguf else folder / 'tokenizer_config.json'}"):
+            return AutoTokenizer.from_pretrained(
+                folder, **gguf, trust_remote_code=False, local_files_only=True
+            )
+    except ValueError:
+        folders.blame_tokenizer(folder)
+        raise
+
+
+def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedSize:
+    """The shape of the policy, without its weights: what its folder (or the base model of its
+    adapter) says, or `config.embedded`. ValueError as `load_policy`, for what can be seen so
+    early."""
+    if config.path is None:
+        return config.embedded
+    folder, gguf = folders.locate(config.path)
+    adapter = None if gguf else read_adapter(folder)
+    return folders.read_model_config(adapter.base if adapter else config.path)
 
 
 def load_policy(config: ModelConfig) -> PreTrainedModel:
-    """The policy with our attention, its trained weights in float32, dropout off; a peft model under LoRA.
-    ValueError, naming the folder, for what is missing or cannot be trained here."""
-    folder, gguf = _locate(config.path)
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        return _load_adapter(config, adapter)
-    with _named(config.path):
-        settings = AutoConfig.from_pretrained(folder, **gguf)
-    _require_full_attention(settings, config.path)
+    """The policy with our attention, its trained weights in float32, dropout off; a peft model
+    under LoRA. ValueError, naming the folder or the file, for what is missing, damaged or cannot be
+    trained here."""
+    folder, gguf = folders.locate(config.path)
+    if adapter := None if gguf else read_adapter(folder):
+        require_same(config.lora, adapter)
+        return attach_adapter(_load_model(adapter.base, config, config.compute_dtype), adapter)
+    config.lora.require_effect()
+    if not config.lora.rank:
+        return _load_model(config.path, config, torch.float32)
+    return add_adapters(
+        _load_model(config.path, config, config.compute_dtype), config.lora, config.path
+    )
+
+
+def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder that is no adapter, its weights in `dtype`."""
+    settings = folders.read_model_config(path)
+    folder, gguf = folders.locate(path)
+    kind = (
+        {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+    )
+    if not gguf:
+        folders.require_shapes(settings, folders.weight_files(folder))
     register_attention()
-    logging.disable_progress_bar()
-    dtype = config.compute_dtype if config.lora.rank else torch.float32
-    kind = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    with _named(config.path):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **gguf, **kind
+    with folders.reading(f"model.path {path}"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **gguf,
+            **kind,
         )
-    _require_our_attention(model, config.path)
+    folders.require_all_weights(found, folder)
+    _require_our_attention(model, path)
     use_our_layers(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return _with_lora(model, config) if config.lora.rank else model
+    return model
 
 
-def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed: int) -> PreTrainedModel:
-    """The embedded model with weights drawn from `seed`; the global random state stays as it was."""
+def build_embedded(
+    tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed: int
+) -> PreTrainedModel:
+    """The embedded model, its weights drawn from `seed`; the global random state is kept."""
     register_attention()
     settings = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -161,59 +232,6 @@ def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedSize, seed:
     return model
 
 
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), torch.nn.Module):
-        model = inner
-    return model
-
-
-@contextmanager
-def generation_weights(
-    model: torch.nn.Module, dtype: torch.dtype = torch.float32
-) -> Iterator[PreTrainedModel]:
-    """The model to generate with, in eval mode; inside the `with`, computation is autocast to `dtype` as it
-    is in training.
-
-    A model with plain weights is given as it is. Adapters are merged and FSDP2 shards gathered in a plain
-    copy that lives as long as the `with` (memory: all weights in `dtype`); every rank of a
-    sharded model must enter together.
-    """
-    model = unwrap(model)
-    was_training = model.training
-    plain = not _is_lora(model) and not is_sharded(model)
-    device = next(model.parameters()).device.type
-    with nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype):
-        try:
-            yield model.eval() if plain else _full_copy(model, dtype)
-        finally:
-            model.train(was_training)
-
-
-def make_reference(model: torch.nn.Module) -> PreTrainedModel | None:
-    """A frozen copy of the policy as it is now, for `reference`. None where fresh adapters (which add nothing
-    yet) can be switched off instead: that costs no memory."""
-    model = unwrap(model)
-    added = [p for name, p in model.named_parameters() if "lora_B" in name]
-    if added and not any([whole(p).any() for p in added]):
-        return None
-    return _full_copy(model)
-
-
-@contextmanager
-def reference(model: torch.nn.Module, frozen: PreTrainedModel | None) -> Iterator[torch.nn.Module]:
-    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off (where it is sharded, a plain
-    copy of what the adapters stand on: every rank must enter together)."""
-    if frozen is not None:
-        yield frozen
-    elif is_sharded(unwrap(model)):
-        # The layers of a sharded model compute only inside its own forward, and only on all ranks together.
-        yield _full_copy(unwrap(model), merge=False)
-    else:
-        with unwrap(model).disable_adapter():
-            yield model
-
-
 def save_policy(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -221,7 +239,8 @@ def save_policy(
     is_main: bool = True,
     notes: dict[str, dict] | None = None,
 ) -> None:
-    """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into place.
+    """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into
+    place.
 
     `notes`: file name -> content of JSON files that the folder also holds. With FSDP2 every rank
     calls this, as gathering the shards takes them all; only `is_main` writes.
@@ -230,7 +249,9 @@ def save_policy(
     state = None
     if is_sharded(model):
         sharded, gathered = model.state_dict(keep_vars=True), {}
-        for weight in sharded.values():  # tied ones once: what is one weight here is one in the folder
+        for (
+            weight
+        ) in sharded.values():  # tied ones once: what is one weight here is one in the folder
             if id(weight) not in gathered:
                 full = whole(weight.detach())
                 gathered[id(weight)] = full.cpu() if is_main else None
@@ -243,7 +264,12 @@ def save_policy(
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     logging.disable_progress_bar()
-    model.save_pretrained(partial, state_dict=state)
+    if is_adapted(
+        model
+    ):  # peft would look for the base model's vocabulary, on the network if it has to
+        model.save_pretrained(partial, state_dict=state, save_embedding_layers=False)
+    else:
+        model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     for name, note in (notes or {}).items():
         (partial / name).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
@@ -254,114 +280,22 @@ def save_policy(
 
 
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
-    """Set the trainable weights from a folder that `save_policy` wrote for this very model. ValueError naming the
-    weight that is missing or has another shape."""
+    """Set the trainable weights from a folder that `save_policy` wrote for this very model.
+    ValueError naming the weight that is missing or has another shape."""
     tensors = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
-        tensors |= load_file(file)
+        tensors |= folders.read_tensors(file)
     with torch.no_grad():
         for name, weight in unwrap(model).named_parameters():
             if not weight.requires_grad:
                 continue
-            value = tensors.get(name.replace(".default.", "."))
+            value = tensors.get(saved_name(name))
             if value is None or value.shape != weight.shape:
                 found = "missing" if value is None else f"of shape {tuple(value.shape)}"
-                raise ValueError(f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}")
+                raise ValueError(
+                    f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}"
+                )
             weight.copy_(shard_like(value, weight))
-
-
-def shard_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, on the device of `weight` and cut over the ranks as it is."""
-    tensor = tensor.to(weight.device)
-    if isinstance(weight, DTensor):
-        return distribute_tensor(tensor, weight.device_mesh, weight.placements)
-    return tensor
-
-
-def _full_copy(
-    model: torch.nn.Module, dtype: torch.dtype | None = None, merge: bool = True
-) -> PreTrainedModel:
-    """A plain, frozen model with the same function: adapters merged (or left out), shards gathered. Cast to `dtype`, as
-    FSDP2's mixed precision casts every parameter; under LoRA the frozen weights have that type already."""
-    source = model.get_base_model() if _is_lora(model) else model
-    tensors = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers()])
-    tensors = {_plain_name(name): tensor.detach() for name, tensor in tensors.items()}
-    adapted = {_plain_name(n): m for n, m in source.named_modules() if hasattr(m, "get_delta_weight")}
-    with torch.device("meta"):
-        copy = AutoModelForCausalLM.from_config(source.config, attn_implementation=ATTENTION_NAME)
-    use_our_layers(copy)
-    for path, module in copy.named_modules():
-        for name in [name for name, _ in module.named_parameters(recurse=False)]:
-            tensor = tensors[f"{path}.{name}"]
-            to = dtype or tensor.dtype
-            if merge and name == "weight" and path in adapted:
-                delta = adapted[path].get_delta_weight("default").detach()  # (out, in)
-                tensor = tensor.to(delta.dtype) + delta
-            setattr(module, name, torch.nn.Parameter(whole(tensor.to(to, copy=True)), requires_grad=False))
-        for name in [name for name, _ in module.named_buffers(recurse=False)]:
-            setattr(module, name, whole(tensors[f"{path}.{name}"]).clone())
-    return copy.eval()
-
-
-def _plain_name(name: str) -> str:
-    """A name as in the model that was loaded, without what peft and checkpoint wrappers add to it."""
-    return name.replace("base_layer.", "").replace("_checkpoint_wrapped_module.", "")
-
-
-def _with_lora(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    from peft import LoraConfig, get_peft_model  # slow to import, and only adapters need it
-
-    targets = list(config.lora.targets)
-    linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    if missing := [target for target in targets if target not in linear]:
-        known = ", ".join(sorted(linear))
-        raise ValueError(f"model.lora.targets: {config.path} has no layer {missing[0]!r}, only {known}")
-    settings = LoraConfig(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, settings)
-
-
-def _load_adapter(config: ModelConfig, adapter: Path) -> PreTrainedModel:
-    """A saved peft folder on its base model, to be trained on or evaluated."""
-    from peft import PeftModel  # slow to import, and only adapters need it
-
-    if not (adapter.parent / "adapter_model.safetensors").is_file():
-        raise ValueError(f"model.path {config.path}: no adapter_model.safetensors beside {adapter.name}")
-    saved = json.loads(adapter.read_text())
-    if config.lora.rank not in (0, saved["r"]):
-        raise ValueError(f"model.lora.rank is {config.lora.rank}, but {config.path} holds rank {saved['r']}")
-    whole = replace(config, path=saved["base_model_name_or_path"], lora=replace(config.lora, rank=0))
-    return PeftModel.from_pretrained(
-        load_policy(whole).to(config.compute_dtype), adapter.parent, is_trainable=True
-    )
-
-
-def _locate(path: str | None) -> tuple[Path, dict[str, str]]:
-    """The folder, and transformers' `gguf_file` argument where the path is a GGUF file."""
-    if path is not None and path.endswith(".gguf") and Path(path).is_file():
-        return Path(path).parent, {"gguf_file": Path(path).name}
-    if path is None or not Path(path).is_dir():
-        raise ValueError(f"model.path {path}: no such folder (get one: hf download NAME --local-dir FOLDER)")
-    return Path(path), {}
-
-
-@contextmanager
-def _named(path: str | None) -> Iterator[None]:
-    """What transformers says of a folder it cannot read, as a one-line error that names the folder."""
-    try:
-        yield
-    except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"model.path {path}: {str(error).strip().splitlines()[0]}") from error
-
-
-def _require_full_attention(settings: PreTrainedConfig, path: str | None) -> None:
-    kinds = getattr(settings, "layer_types", None)
-    window = getattr(settings, "sliding_window", None) if kinds is None else None
-    if window or any(kind != "full_attention" for kind in kinds or []):
-        raise ValueError(f"model.path {path}: sliding-window or linear attention is not supported, only full")
-    if getattr(settings, "attn_logit_softcapping", None):
-        raise ValueError(f"model.path {path}: soft-capped attention is not supported")
 
 
 class _Reached(Exception):
@@ -374,24 +308,12 @@ class _Probe:
 
 
 def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
-    """Model code that ignores our attention, or loses its context, would attend to the wrong tokens."""
+    """Model code that ignores our attention, or loses its context, attends to the wrong tokens."""
     zero = torch.zeros(1, 1, dtype=torch.long)
     try:
         model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
     except _Reached:
         return
-    raise ValueError(f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface")
-
-
-def _is_lora(model: torch.nn.Module) -> bool:
-    return hasattr(model, "peft_config")
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether FSDP2 has cut the weights over the ranks."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with all its shards (every rank must ask for it)."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    raise ValueError(
+        f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface"
+    )

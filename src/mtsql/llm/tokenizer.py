@@ -47,13 +47,27 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {%- endif %}
 {%- for message in messages %}
 {%- if message.role == 'tool' %}
-{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
+{{- '<|im_start|>user\n<tool_response>\n' + (message.content or '') }}
+{{- '\n</tool_response><|im_end|>\n' }}
 {%- elif not (loop.first and message.role == 'system') %}
-{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{{- '<|im_start|>' + message.role + '\n' }}
+{%- if message.reasoning_content %}
+{{- '<think>\n' + message.reasoning_content.strip('\n') + '\n</think>\n\n' }}
+{%- endif %}
+{{- message.content or '' }}
+{%- for call in message.tool_calls or [] %}
+{%- set function = call.function or call %}
+{{- '\n' if message.content or not loop.first else '' }}
+{{- '<tool_call>\n{"name": ' + (function.name | tojson) + ', "arguments": ' }}
+{{- function.arguments if function.arguments is string else function.arguments | tojson }}
+{{- '}\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
-"""ChatML with Hermes tools, as in Qwen3, but nothing is taken out of earlier replies."""
+"""ChatML with Hermes tools, as in Qwen3, but nothing is taken out of earlier replies. A message's
+`reasoning_content`, `content` and `tool_calls` may each be missing."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -6,7 +6,6 @@ solved, up to two short ones are chosen; for any other, three long ones that dif
 leave the data; the pool accumulates.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -16,10 +15,15 @@ from pathlib import Path
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import Outcome, SqlEnv
 from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.files import parse_json, read_lines
 from mtsql.llm.packing import Sample
 from mtsql.llm.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
+
+ACTIONS = (EXEC_SQL, MEMORY_RETRIEVE, "answer")
+"""What a step of a demonstration may do."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +113,23 @@ def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) ->
 
 
 def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
-    """Turn id -> replies, from a demonstrations.jsonl. ValueError naming file and line for a
-    malformed one."""
-    demonstrations = {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"demonstrations {file}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            demonstrations[record["turn_id"]] = [_reply(step) for step in record["steps"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}, line {number}: not a demonstration ({error!r})") from error
+    """Turn id -> replies, from a demonstrations.jsonl: on each line an object with `turn_id` and
+    `steps`. ValueError naming file, line and key for a malformed one."""
+    demonstrations: dict[str, list[Reply]] = {}
+    for number, line in enumerate(read_lines(file, "demonstrations"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        record = _checked(parse_json(line, where, is_strict=True), where)
+        turn_id = _text_of(record, "turn_id", where)
+        if turn_id in demonstrations:
+            raise ValueError(f"{where}: turn_id: {turn_id!r:.80} has a demonstration already")
+        if not isinstance(record.get("steps"), list):
+            raise ValueError(f"{where}: steps: expected a list, found {record.get('steps')!r:.80}")
+        steps = [_reply(step, f"{where}: steps[{i}]") for i, step in enumerate(record["steps"])]
+        if [reply.answer is not None for reply in steps] != [False] * (len(steps) - 1) + [True]:
+            raise ValueError(f"{where}: steps: the last action, and no other, must be `answer`")
+        demonstrations[turn_id] = steps
     return demonstrations
 
 
@@ -158,13 +166,37 @@ def demonstration_samples(
     return samples
 
 
-def _reply(step: dict) -> Reply:
-    is_answer = step["action"] == "answer"
+def _reply(step: object, where: str) -> Reply:
+    step = _checked(step, where)
+    action, sql = _text_of(step, "action", where), _text_of(step, "sql", where)
+    if action not in ACTIONS:
+        known = ", ".join(ACTIONS)
+        raise ValueError(f"{where}: action: expected one of {known}, found {action!r:.80}")
     return Reply(
-        think=step["think"],
-        exec_verdict=Verdict(step["exec_verdict"]) if step["exec_verdict"] else None,
-        memory_verdict=Verdict(step["memory_verdict"]) if step["memory_verdict"] else None,
-        tool_call=None if is_answer else ToolCall(step["action"], step["sql"]),
-        answer=step["sql"] if is_answer else None,
+        think=_text_of(step, "think", where),
+        exec_verdict=_verdict(step, "exec_verdict", where),
+        memory_verdict=_verdict(step, "memory_verdict", where),
+        tool_call=None if action == "answer" else ToolCall(action, sql),
+        answer=sql if action == "answer" else None,
         error=None,
     )
+
+
+def _verdict(step: dict, key: str, where: str) -> Verdict | None:
+    known = [verdict.value for verdict in Verdict]
+    if step.get(key) not in (None, "", *known):
+        words = f"expected one of {', '.join(known)} or null, found {step[key]!r:.80}"
+        raise ValueError(f"{where}: {key}: {words}")
+    return Verdict(step[key]) if step.get(key) else None
+
+
+def _checked(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _text_of(record: dict, key: str, where: str) -> str:
+    if not isinstance(record.get(key), str):
+        raise ValueError(f"{where}: {key}: expected a string, found {record.get(key)!r:.80}")
+    return record[key]

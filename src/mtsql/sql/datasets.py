@@ -1,41 +1,49 @@
-"""What a script trains and evaluates on: official files the user brings, or the embedded toy world."""
+"""What a script trains and evaluates on: files that the user brings, or the embedded toy world."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mtsql.files import read_lines
 from mtsql.sql.dialogues import Corpus, load_corpus
 from mtsql.sql.toyworld import ToySize, write_toy_world
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the dialogues and databases are. With no file named, the toy world is written once to `toy_folder`."""
+    """Where the dialogues and databases are. With no file named, the toy world is written once to
+    `toy_folder`."""
 
     train: str | None = None
-    """Training dialogues: a SParC, CoSQL or Spider JSON file."""
+    """Training dialogues: a SParC, CoSQL, Spider or BIRD JSON file, or .jsonl or .csv with db_id,
+    question and sql."""
     dev: str | None = None
     """Held-out dialogues on databases that training never sees."""
     dev_seen: str | None = None
     """Held-out dialogues on training databases, where there are any (optional)."""
     tables: str | None = None
-    """The official tables.json."""
+    """The official tables.json. Without it, schemas are read from the database files."""
     databases: str | None = None
-    """Folder with <db_id>/<db_id>.sqlite."""
+    """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db)."""
     leave_out: str | None = None
-    """Turns that training leaves out: `turn id<TAB>reason` a line, as `python -m mtsql.audit` writes them."""
+    """Turns that training leaves out: `turn id<TAB>reason` a line, as `python -m mtsql.audit`
+    writes them."""
     toy_folder: str = "data/toyworld"
     """Where the embedded world is kept."""
     toy_seed: int = 0
     """Seed of the embedded world."""
 
     def __post_init__(self):
-        named = [name for name in ("train", "dev", "tables", "databases") if getattr(self, name)]
-        if named and len(named) < 4 and not (self.dev and self.tables and self.databases):
-            raise ValueError(f"data.{named[0]} is set: data.dev, data.tables and data.databases are needed too")
+        names = ("train", "dev", "dev_seen", "tables", "databases")
+        named = [name for name in names if getattr(self, name)]
+        missing = [f"data.{name}" for name in ("dev", "databases") if not getattr(self, name)]
+        if named and missing:
+            raise ValueError(f"data.{named[0]} is set: {' and '.join(missing)} must be set too")
 
         if self.leave_out and named and not self.train:
-            raise ValueError("data.leave_out is set, but data.train is not: it only concerns the training split")
+            raise ValueError(
+                "data.leave_out is set, but data.train is not: it only concerns the training split"
+            )
 
     @property
     def is_toy(self) -> bool:
@@ -44,9 +52,14 @@ class DataConfig:
 
 
 def toy_files(config: DataConfig) -> DataConfig:
-    """Write the toy world if it is not there yet and return the configuration that names its files."""
+    """Write the toy world if it is not there yet and return the configuration that names its
+    files."""
     folder = Path(config.toy_folder)
-    write_toy_world(folder, config.toy_seed, ToySize())
+    try:
+        write_toy_world(folder, config.toy_seed, ToySize())
+    except OSError as error:
+        words = f"data.toy_folder {folder}: cannot be written: {error.strerror}"
+        raise ValueError(words) from error
     return DataConfig(
         train=str(folder / "train.json"),
         dev=str(folder / "dev.json"),
@@ -59,30 +72,36 @@ def toy_files(config: DataConfig) -> DataConfig:
 
 
 def load_split(config: DataConfig, name: str) -> Corpus:
-    """The corpus of split `name` ("train", "dev" or "dev_seen"). ValueError naming the key if it has no file."""
+    """The corpus of split `name` ("train", "dev" or "dev_seen"). ValueError naming the key if it
+    has no file."""
     files = toy_files(config) if config.is_toy else config
     file = getattr(files, name)
     if file is None:
         raise ValueError(f"data.{name} is not set, but this run needs it")
-    corpus = load_corpus(Path(file), Path(files.tables), Path(files.databases))
-    return without_turns(corpus, Path(config.leave_out)) if name == "train" and config.leave_out else corpus
+    corpus = load_corpus(file, files.tables, files.databases)
+    return (
+        without_turns(corpus, Path(config.leave_out))
+        if name == "train" and config.leave_out
+        else corpus
+    )
 
 
 def read_leave_out(file: Path) -> dict[str, str]:
-    """Turn id -> reason. ValueError naming file and line where one is malformed or names a turn again."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"data.leave_out {file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.leave_out {file}: not UTF-8: {error}") from error
+    """Turn id -> reason; nothing if the file is empty. ValueError naming file and line where one is
+    malformed or names a turn again."""
+    lines = read_lines(file, "data.leave_out")
     reasons: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         turn_id, tab, reason = line.partition("\t")
         if not tab or not turn_id.strip() or not reason.strip():
-            raise ValueError(f"data.leave_out {file}, line {number}: expected turn id<TAB>reason, found {line!r:.80}")
+            raise ValueError(
+                f"data.leave_out {file}, line {number}: expected turn id<TAB>reason, "
+                f"found {line!r:.80}"
+            )
         if turn_id.strip() in reasons:
-            raise ValueError(f"data.leave_out {file}, line {number}: turn {turn_id.strip()} was named before")
+            raise ValueError(
+                f"data.leave_out {file}, line {number}: turn {turn_id.strip()} was named before"
+            )
         reasons[turn_id.strip()] = reason.strip()
     return reasons
 
@@ -95,7 +114,10 @@ def without_turns(corpus: Corpus, file: Path) -> Corpus:
     reasons = read_leave_out(file)
     unknown = sorted(reasons.keys() - {turn.turn_id for turn in corpus.turns})
     if unknown:
-        raise ValueError(f"data.leave_out {file}: {len(unknown)} turns are not in this split, such as {unknown[0]}")
+        raise ValueError(
+            f"data.leave_out {file}: {len(unknown)} turns are not in this split, "
+            f"such as {unknown[0]}"
+        )
     dialogues = []
     for dialogue in corpus.dialogues:
         turns = tuple(turn for turn in dialogue.turns if turn.turn_id not in reasons)
@@ -112,7 +134,9 @@ def describe_losses(corpus: Corpus) -> str:
         num_turns = sum(skip.num_turns for skip in corpus.skipped)
         counts = Counter(skip.reason for skip in corpus.skipped).most_common(3)
         most = ", ".join(f"{count} {reason}" for reason, count in counts)
-        parts.append(f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues ({most})")
+        parts.append(
+            f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues ({most})"
+        )
     if corpus.left_out:
         counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)

@@ -1,10 +1,12 @@
-"""Dialogues and their turns, from the official SParC, CoSQL and Spider files."""
+"""Dialogues and their turns, each with the schema and the file of its database."""
 
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtsql.sql.schema import Schema, load_schemas, read_json_list
+from mtsql.sql.database_files import DatabaseFolder, unread_changes
+from mtsql.sql.questions import Question, read_conversations
+from mtsql.sql.schema import Schema, first_difference, load_schemas, schema_from_sqlite
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Skip:
 class Corpus:
     """Dialogues, and the schema and file of each database they use.
 
-    skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took out.
+    skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took
+    out.
     """
 
     dialogues: list[Dialogue]
@@ -60,86 +63,129 @@ class Corpus:
         return [turn for dialogue in self.dialogues for turn in dialogue.turns]
 
 
-def load_corpus(dialogues_file: Path, tables_file: Path, database_dir: Path) -> Corpus:
-    """Read a SParC or CoSQL file (entries with `interaction`) or a Spider file (with `question`).
+def load_corpus(
+    dialogues_file: Path | str, tables_file: Path | str | None, database_dir: Path | str
+) -> Corpus:
+    """Read the dialogues of a file, in any of the formats of questions.py, with their databases.
 
-    Turn questions only, not an interaction's `final` goal. A Spider entry is a dialogue of one turn.
-    CoSQL joins the user's and the system's clarifications to the question by ` | `; that text stays.
+    Turn questions only, not an interaction's `final` goal. A single question is a dialogue of one
+    turn. CoSQL joins the user's and the system's clarifications to the question by ` | `; that text
+    stays. tables_file: the official tables.json; None: schemas are read from the database files.
 
-    Left out, and listed in `skipped`: a dialogue whose database is not in the tables file or has no
-    file `database_dir/<db_id>/<db_id>.sqlite`; a dialogue without turns; a turn without SQL together with
-    all later turns of its dialogue. Those are cut because their history would have a gap: their
-    questions lean on a turn ("which of these ...") whose SQL nobody knows.
+    Left out, and listed in `skipped`: a dialogue whose database is not in the tables file, has no
+    file (database_files.py says where it is looked for) or one that SQLite cannot read; a dialogue
+    without turns; a turn without SQL together with all later turns of its dialogue. Those are cut
+    because their history would have a gap: their questions lean on a turn ("which of these ...")
+    whose SQL nobody knows.
 
     Raises ValueError naming the file or folder that is missing or malformed (with the entry and the
-    key), and the file that has no usable turn.
+    key), the first thing in which a database in use differs from the tables file, and the file that
+    has no usable turn.
     """
-    dialogues_file, database_dir = Path(dialogues_file), Path(database_dir)
-    schemas = load_schemas(tables_file)
-    entries = read_json_list(dialogues_file)
-    if not database_dir.is_dir():
-        raise ValueError(f"{database_dir}: no such folder of databases")
+    dialogues_file = Path(dialogues_file)
+    schemas = None if tables_file is None else load_schemas(tables_file)
+    conversations = read_conversations(dialogues_file)
+    databases = Databases(DatabaseFolder(database_dir), schemas, tables_file)
     dialogues: list[Dialogue] = []
     skipped: list[Skip] = []
-    db_paths: dict[str, Path] = {}
-    for index, entry in enumerate(entries):
-        db_id, pairs = _read_entry(entry, f"{dialogues_file}: entry {index}")
-        path = database_dir / db_id / f"{db_id}.sqlite"
-        num_usable = next((i for i, (_, sql) in enumerate(pairs) if not sql), len(pairs))
-        if db_id not in schemas:
-            reason, num_usable = f"database {db_id!r} is not in {tables_file}", 0
-        elif not path.is_file() or path.stat().st_size == 0:
-            reason, num_usable = f"no database file {path}", 0
-        elif not pairs:
+    for index, conversation in enumerate(conversations):
+        db_id, questions = conversation.db_id, conversation.questions
+        num_usable = next((i for i, q in enumerate(questions) if not q.sql), len(questions))
+        reason = databases.open(db_id)
+        if reason:
+            num_usable = 0
+        elif not questions:
             reason = "no turns"
         else:
             reason = f"turn {num_usable} has no SQL: it and all later turns are left out"
-        if num_usable < len(pairs) or not pairs:
-            skipped.append(Skip(str(dialogues_file), index, reason, len(pairs) - num_usable))
+        if num_usable < len(questions) or not questions:
+            skipped.append(Skip(str(dialogues_file), index, reason, len(questions) - num_usable))
         if num_usable:
             dialogue_id = f"{dialogues_file.stem}:{index}"
-            dialogues.append(
-                Dialogue(dialogue_id, db_id, _build_turns(dialogue_id, db_id, pairs[:num_usable]))
-            )
-            db_paths[db_id] = path
+            turns = _build_turns(dialogue_id, db_id, questions[:num_usable])
+            dialogues.append(Dialogue(dialogue_id, db_id, turns))
     if not dialogues:
         why = f"; the first of {len(skipped)} skipped: {skipped[0].reason}" if skipped else ""
         raise ValueError(f"{dialogues_file}: no usable turn{why}")
-    return Corpus(dialogues, {db_id: schemas[db_id] for db_id in db_paths}, db_paths, skipped)
+    used = {dialogue.db_id for dialogue in dialogues}
+    found = {db_id: known for db_id, known in databases.known.items() if db_id in used}
+    return Corpus(
+        dialogues,
+        {db_id: schema for db_id, (schema, _) in found.items()},
+        {db_id: path for db_id, (_, path) in found.items()},
+        skipped,
+    )
 
 
-def _read_entry(entry: object, where: str) -> tuple[str, list[tuple[str, str]]]:
-    """-> (database id, [(question, SQL or "")])."""
-    if not isinstance(entry, dict) or not ("interaction" in entry or "question" in entry):
-        raise ValueError(
-            f"{where}: expected an object with `interaction` (SParC, CoSQL) or `question` (Spider)"
-        )
-    if "interaction" not in entry:
-        return _text(entry, "db_id", where), [(_text(entry, "question", where), _sql(entry, where))]
-    turns = entry["interaction"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"{where}: interaction: expected a list of objects")
-    pairs = []
-    for index, turn in enumerate(turns):
-        at_turn = f"{where}: interaction[{index}]"
-        pairs.append((_text(turn, "utterance", at_turn), _sql(turn, at_turn)))
-    return _text(entry, "database_id", where), pairs
+class Databases:
+    """The databases that the dialogues of a file use.
+
+    known: id -> (schema, file). unusable: id -> why dialogues on it are skipped.
+    """
+
+    def __init__(
+        self,
+        folder: DatabaseFolder,
+        schemas: dict[str, Schema] | None,
+        tables_file: Path | str | None,
+    ) -> None:
+        self.folder, self.schemas, self.tables_file = folder, schemas, tables_file
+        self.known: dict[str, tuple[Schema, Path]] = {}
+        self.unusable: dict[str, str] = {}
+
+    def open(self, db_id: str) -> str:
+        """Find a database and its schema; -> why it cannot be used, or an empty text.
+
+        ValueError if it has several files, or if the tables file does not describe its file.
+        """
+        if db_id not in self.known and db_id not in self.unusable:
+            found = self._look_up(db_id)
+            if isinstance(found, str):
+                self.unusable[db_id] = found
+            else:
+                self.known[db_id] = found
+        return self.unusable.get(db_id, "")
+
+    def _look_up(self, db_id: str) -> tuple[Schema, Path] | str:
+        if self.schemas is not None and db_id not in self.schemas:
+            return f"database {db_id!r} is not in {self.tables_file}"
+        path = self.folder.find(db_id)
+        if path is None:
+            return self.folder.missing(db_id)
+        if path.stat().st_size == 0:
+            return f"no database file {path}: it is empty"
+        try:
+            own = schema_from_sqlite(path, db_id)
+        except ValueError as error:
+            return f"no database file: {error}"
+        if not own.tables:
+            return f"{path} has no tables{unread_changes(path)}"
+        if self.schemas is None:
+            return own, path
+        schema = self.schemas[db_id]
+        difference = first_difference(schema, own)
+        if difference:
+            entry = list(self.schemas).index(db_id)
+            raise ValueError(
+                f"{self.tables_file}: entry {entry} ({db_id}): the database has no {difference} in "
+                f"{path}{unread_changes(path)}; python -m mtsql.schema writes a file that fits"
+            )
+        return schema, path
 
 
-def _text(entry: dict, key: str, where: str) -> str:
-    if not isinstance(entry.get(key), str):
-        raise ValueError(f"{where}: {key}: expected a string, found {entry.get(key)!r:.80}")
-    return entry[key]
-
-
-def _sql(entry: dict, where: str) -> str:
-    return "" if entry.get("query") is None else _text(entry, "query", where).strip()
-
-
-def _build_turns(dialogue_id: str, db_id: str, pairs: list[tuple[str, str]]) -> tuple[Turn, ...]:
+def _build_turns(dialogue_id: str, db_id: str, questions: tuple[Question, ...]) -> tuple[Turn, ...]:
+    pairs = [(question.text, question.sql) for question in questions]
     return tuple(
-        Turn(f"{dialogue_id}:{index}", index, db_id, question, sql, tuple(pairs[:index]))
-        for index, (question, sql) in enumerate(pairs)
+        Turn(
+            f"{dialogue_id}:{index}",
+            index,
+            db_id,
+            question.text,
+            question.sql,
+            tuple(pairs[:index]),
+            question.evidence,
+        )
+        for index, question in enumerate(questions)
     )
 
 
@@ -155,7 +201,9 @@ def split_by_database(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpu
         raise ValueError(f"fraction: expected a number between 0 and 1, found {fraction}")
     if len(db_ids) < 2:
         raise ValueError(f"only {len(db_ids)} database in the corpus: nothing to hold out")
-    sizes = {db_id: sum(dialogue.db_id == db_id for dialogue in corpus.dialogues) for db_id in db_ids}
+    sizes = {
+        db_id: sum(dialogue.db_id == db_id for dialogue in corpus.dialogues) for db_id in db_ids
+    }
     random.Random(seed).shuffle(db_ids)
     held_out: set[str] = set()
     num_free = fraction * len(corpus.dialogues)

@@ -1,18 +1,15 @@
-"""Tables, columns and keys of a database, from tables.json or a .sqlite file; their text for the prompt."""
+"""Tables, columns and keys of a database, from tables.json or a database file; their text for the
+prompt."""
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_lowercase, ascii_uppercase
 
+from mtsql.sql.names import checked_id, fold, quoted
+from mtsql.sql.questions import read_json_list
 from mtsql.sql.sandbox import DatabaseFileError, read_schema
 
 ColumnRef = tuple[str, str]
 """(table name, column name)."""
-
-_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Schema:
-    """Names keep the case and the order of their source: tables.json indices count columns in this order.
+    """Names keep the case and the order of their source: indices in tables.json count columns in
+    this order.
 
     A foreign key is a pair (referring column, referred column). A key over several columns is
     several pairs, as in tables.json.
@@ -41,7 +39,8 @@ class Schema:
     foreign_keys: tuple[tuple[ColumnRef, ColumnRef], ...] = ()
 
     def __hash__(self) -> int:
-        return hash(self.db_id)  # caches key parses by schema: hashing every column each time would cost more
+        # Caches key parses by schema: hashing every column each time would cost more.
+        return hash(self.db_id)
 
 
 def load_schemas(tables_json: Path) -> dict[str, Schema]:
@@ -60,19 +59,6 @@ def load_schemas(tables_json: Path) -> dict[str, Schema]:
     return schemas
 
 
-def read_json_list(path: Path) -> list:
-    """The list a JSON file holds. ValueError naming the file if it cannot be read or holds anything else."""
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON in UTF-8: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list, found {type(entries).__name__}")
-    return entries
-
-
 def _schema_from_entry(entry: object, where: str) -> Schema:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object, found {type(entry).__name__}")
@@ -83,24 +69,28 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
             raise ValueError(f"{where}: {key}: expected {kind.__name__}, found {found}")
         return entry[key]
 
-    db_id = field("db_id", str)
+    db_id = checked_id(field("db_id", str), f"{where}: db_id")
     where = f"{where} ({db_id})"
     table_names = field("table_names_original", list)
     column_names = field("column_names_original", list)
     column_types = field("column_types", list)
-    if not all(isinstance(name, str) for name in table_names):
-        raise ValueError(f"{where}: table_names_original: expected strings")
+    for key, values in (("table_names_original", table_names), ("column_types", column_types)):
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: {key}[{index}]: expected a string, found {value!r:.80}")
     if len(column_types) != len(column_names):
         raise ValueError(
-            f"{where}: column_types: {len(column_types)} types for {len(column_names)} column_names_original"
+            f"{where}: column_types: {len(column_types)} types for {len(column_names)} "
+            "column_names_original"
         )
     columns: list[list[Column]] = [[] for _ in table_names]
     refs: list[ColumnRef | None] = []  # by column index; None for `*`, which belongs to no table
     for index, (pair, kind) in enumerate(zip(column_names, column_types, strict=True)):
         is_pair = isinstance(pair, list) and [type(part) for part in pair] == [int, str]
-        if not is_pair or not -1 <= pair[0] < len(table_names) or not isinstance(kind, str):
+        if not is_pair or not -1 <= pair[0] < len(table_names):
             raise ValueError(
-                f"{where}: column_names_original[{index}]: expected [table index, name], found {pair!r}"
+                f"{where}: column_names_original[{index}]: expected [table index, name], "
+                f"found {pair!r:.80}"
             )
         table_index, name = pair
         refs.append(None if table_index == -1 else (table_names[table_index], name))
@@ -109,8 +99,12 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
 
     def ref(index: object, key: str) -> ColumnRef:
         if type(index) is not int or not 0 <= index < len(refs) or refs[index] is None:
-            raise ValueError(f"{where}: {key}: {index!r} is not the index of a column")
+            raise ValueError(f"{where}: {key}: {index!r:.80} is not the index of a column")
         return refs[index]
+
+    for name, cols in zip(table_names, columns, strict=True):
+        if not cols:
+            raise ValueError(f"{where}: column_names_original: no column of table {name!r:.80}")
 
     primary_key: dict[str, list[str]] = {name: [] for name in table_names}
     for item in field("primary_keys", list):
@@ -120,7 +114,9 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
     foreign_keys = []
     for pair in field("foreign_keys", list):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"{where}: foreign_keys: expected pairs of column indices, found {pair!r}")
+            raise ValueError(
+                f"{where}: foreign_keys: expected pairs of column indices, found {pair!r:.80}"
+            )
         foreign_keys.append((ref(pair[0], "foreign_keys"), ref(pair[1], "foreign_keys")))
     tables = tuple(
         Table(name, tuple(cols), tuple(primary_key[name]))
@@ -129,13 +125,15 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
     return Schema(db_id, tables, tuple(foreign_keys))
 
 
-def schema_from_sqlite(db_path: Path) -> Schema:
-    """Read the schema of any SQLite file, without writing to it. The file's stem is the database id.
+def schema_from_sqlite(db_path: Path, db_id: str | None = None) -> Schema:
+    """Read the schema of any SQLite file, without writing to it. db_id: by default the file's
+    stem.
 
-    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Types are the declared
-    ones, lower-cased. A foreign key that names no column refers to the other table's primary key;
-    one to a table that is not there is left out, and so is a view that SQLite cannot resolve, since
-    no query can read it. Raises ValueError naming the file if it is missing or no database.
+    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Types are the
+    declared ones, lower-cased. A foreign key that names no column refers to the other table's
+    primary key; one to a table that is not there is left out, and so is a view that SQLite cannot
+    resolve, since no query can read it. Raises ValueError naming the file if it is missing or no
+    database.
     """
     try:
         found = read_schema(db_path)
@@ -143,14 +141,36 @@ def schema_from_sqlite(db_path: Path) -> Schema:
         raise ValueError(str(error)) from error
     tables: dict[str, Table] = {}  # by folded name
     for name, rows, _ in found:
-        columns = tuple(Column(column, kind.lower()) for column, kind, _ in rows)
+        columns = tuple(Column(column, " ".join(kind.lower().split())) for column, kind, _ in rows)
         key = sorted((position, column) for column, _, position in rows if position)
         tables[fold(name)] = Table(name, columns, tuple(column for _, column in key))
-    links = [link for name, _, keys in found for link in _foreign_keys(tables[fold(name)], keys, tables)]
-    return Schema(Path(db_path).stem, tuple(tables.values()), tuple(links))
+    links = [
+        link for name, _, keys in found for link in _foreign_keys(tables[fold(name)], keys, tables)
+    ]
+    return Schema(db_id or Path(db_path).stem, tuple(tables.values()), tuple(links))
 
 
-def _foreign_keys(table: Table, rows: list[tuple], tables: dict[str, Table]) -> list[tuple[ColumnRef, ColumnRef]]:
+def first_difference(schema: Schema, own: Schema) -> str:
+    """The first table or column of `schema` that `own`, read from the file, does not have, such as
+    "column singer.Nme"; empty if it has all. Names are compared as SQLite compares them. SQLite's
+    own tables (`sqlite_...`) do not count: official files list some, and `own` has none."""
+    columns = {
+        fold(table.name): {fold(column.name) for column in table.columns} for table in own.tables
+    }
+    for table in schema.tables:
+        if fold(table.name).startswith("sqlite_"):
+            continue
+        if fold(table.name) not in columns:
+            return f"table {table.name}"
+        for column in table.columns:
+            if fold(column.name) not in columns[fold(table.name)]:
+                return f"column {table.name}.{column.name}"
+    return ""
+
+
+def _foreign_keys(
+    table: Table, rows: list[tuple], tables: dict[str, Table]
+) -> list[tuple[ColumnRef, ColumnRef]]:
     found = []
     for other_name, column, other_column, position in rows:
         other = tables.get(fold(other_name))
@@ -162,11 +182,6 @@ def _foreign_keys(table: Table, rows: list[tuple], tables: dict[str, Table]) -> 
         if None not in refs:
             found.append(refs)
     return found
-
-
-def fold(name: str) -> str:
-    """A name as SQLite compares names: without the case of ASCII letters, and of no others."""
-    return name.translate(_LOWER)
 
 
 def _own_case(table: Table, column: str) -> ColumnRef | None:
@@ -187,9 +202,13 @@ def schema_text(schema: Schema) -> str:
     """
     lines = []
     for table in schema.tables:
-        columns = ", ".join(f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns)
+        columns = ", ".join(
+            f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns
+        )
         lines.append(f"{quoted(table.name)}({columns})")
-    keys = [_ref_text(table.name, column) for table in schema.tables for column in table.primary_key]
+    keys = [
+        _ref_text(table.name, column) for table in schema.tables for column in table.primary_key
+    ]
     if keys:
         lines.append("PK: " + ", ".join(keys))
     links = [f"{_ref_text(*ref)} = {_ref_text(*other)}" for ref, other in schema.foreign_keys]
@@ -200,8 +219,3 @@ def schema_text(schema: Schema) -> str:
 
 def _ref_text(table: str, column: str) -> str:
     return f"{quoted(table)}.{quoted(column)}"
-
-
-def quoted(name: str) -> str:
-    """A name as SQL may write it: quoted unless it is plain."""
-    return name if _PLAIN_NAME.fullmatch(name) else '"' + name.replace('"', '""') + '"'

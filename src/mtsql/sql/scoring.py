@@ -7,7 +7,6 @@ official program cuts the longer of two interactions silently we stop with an er
 asks for its way. Where it dies of a gold that does not parse or run, we list the gold, score it 0, and go on.
 """
 
-import argparse
 import json
 import os
 import re
@@ -16,8 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, product
 from pathlib import Path
 
+from mtsql.files import write_text
+from mtsql.sql.command_line import OneLineParser, whole_number
 from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_prediction, texts_match
 from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
+from mtsql.sql.official_files import GoldLine, database_files, read_gold, read_predictions
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema, load_schemas
 from mtsql.sql.worker_pool import query_threads, set_num_workers
@@ -152,13 +154,6 @@ class ScoringOptions:
 
 
 @dataclass(frozen=True)
-class GoldLine:
-    line: int  # from 1
-    sql: str
-    db_id: str
-
-
-@dataclass(frozen=True)
 class GoldError:
     """A gold that cannot be met, whatever is predicted."""
 
@@ -172,52 +167,6 @@ class Report:
     summary: Summary
     gold_errors: tuple[GoldError, ...]
     scores: tuple[Score, ...]
-
-
-def read_gold(path: Path) -> list[list[GoldLine]]:
-    """Interactions of (SQL, database id). ValueError naming file and line where the tab is missing."""
-    interactions = []
-    for lines in _read_interactions(path):
-        turns = []
-        for number, text in lines:
-            sql, tab, rest = text.partition("\t")
-            if not tab:
-                raise ValueError(f"{path}:{number}: expected SQL<TAB>database id, found no tab")
-            turns.append(GoldLine(number, sql, rest.split("\t")[0].strip()))
-        interactions.append(turns)
-    return interactions
-
-
-def read_predictions(path: Path) -> list[list[str]]:
-    """Interactions of SQL texts; what follows a tab is no part of them."""
-    return [[text.split("\t")[0] for _, text in lines] for lines in _read_interactions(path)]
-
-
-def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:
-    """Numbered lines, stripped. Quirk: each blank line closes an interaction, also one without turns."""
-    interactions: list[list[tuple[int, str]]] = [[]]
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    interactions[-1].append((number, line.strip()))
-                else:
-                    interactions.append([])
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error}") from error
-    return interactions if interactions[-1] else interactions[:-1]
-
-
-def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
-    """All databases of the first folder with <db_id>/*.sqlite*. Several make a test suite: all must agree."""
-    for folder in folders:
-        found = sorted(Path(folder, db_id).glob("*.sqlite*"))
-        found = [path for path in found if not path.name.endswith(("-journal", "-wal", "-shm"))]
-        if found:
-            return found
-    raise ValueError(f"{', '.join(map(str, folders))}: no {db_id}{os.sep}{db_id}.sqlite")
 
 
 def score_files(
@@ -240,7 +189,9 @@ def score_files(
         if gold.db_id not in schemas:
             raise ValueError(f"{gold_file}:{gold.line}: database {gold.db_id!r} is not in {tables_file}")
         if gold.db_id not in files:
-            files[gold.db_id] = database_files(gold.db_id, database_dirs) if options.etype != "match" else []
+            files[gold.db_id] = []
+            if options.etype != "match":
+                files[gold.db_id] = _found_files(gold, gold_file, database_dirs)
 
     def check(gold: GoldLine) -> GoldError | None:
         reason = _gold_fault(gold, schemas[gold.db_id], files[gold.db_id], options)
@@ -255,6 +206,13 @@ def score_files(
         scores = tuple(pool.map(score, pairs))
     num_empty = len(golds) - len({score.interaction for score in scores})
     return Report(options, aggregate(scores, num_empty), gold_errors, scores)
+
+
+def _found_files(gold: GoldLine, gold_file: Path, folders: Sequence[Path]) -> list[Path]:
+    try:
+        return database_files(gold.db_id, folders)
+    except ValueError as error:
+        raise ValueError(f"{gold_file}:{gold.line}: {error}") from error
 
 
 def _pair(
@@ -357,7 +315,8 @@ def _row(name: str, cells) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mtsql.sql.scoring", description=__doc__.split("\n")[0])
+    """Score the files that the flags name and print the tables."""
+    parser = OneLineParser(prog="python -m mtsql.sql.scoring", description=__doc__.split("\n")[0])
 
     def flag(name: str, help_text: str) -> None:
         parser.add_argument(name, action="store_true", help=help_text)
@@ -374,23 +333,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flag("--compare-values", "exact match: literals count")
     flag("--compare-distinct", "exact match: DISTINCT of columns counts")
     flag("--official-zip", "cut the longer of two interactions silently")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="queries at a time")
+    parser.add_argument(
+        "--threads", type=whole_number, default=os.cpu_count() or 1, help="queries at a time"
+    )
     steps = OFFICIAL_LIMITS.max_vm_steps
-    parser.add_argument("--max-steps", type=int, default=steps, help=f"VM steps of a query (default: {steps:,})")
+    parser.add_argument(
+        "--max-steps",
+        type=whole_number,
+        default=steps,
+        help=f"VM steps of a query (default: {steps:,})",
+    )
     parser.add_argument("--json", type=Path, help="write figures and verdicts to this file")
     given = parser.parse_args(arguments)
     try:
+        for folder in given.databases if given.etype != "match" else ():
+            if not folder.is_dir():
+                raise ValueError(f"--databases {folder}: no such folder")
+        if given.json and given.json.is_dir():
+            raise ValueError(f"--json {given.json}: a folder stands there, name a file")
+        try:
+            limits = replace(OFFICIAL_LIMITS, max_vm_steps=given.max_steps)
+        except ValueError as error:
+            raise ValueError(str(error).replace("max_vm_steps", "--max-steps")) from error
         options = ScoringOptions(
-            given.etype, given.keep_distinct, given.plug_value, given.compare_values, given.compare_distinct,
-            given.official_zip, given.threads, replace(OFFICIAL_LIMITS, max_vm_steps=given.max_steps),
-        )  # fmt: skip
+            given.etype,
+            given.keep_distinct,
+            given.plug_value,
+            given.compare_values,
+            given.compare_distinct,
+            given.official_zip,
+            given.threads,
+            limits,
+        )
         set_num_workers(given.threads)
         report = score_files(given.gold, given.pred, given.tables, given.databases, options)
+        if given.json:
+            write_text(given.json, json.dumps(asdict(report), indent=1) + "\n")
     except ValueError as error:
         parser.error(str(error))
     print(format_report(report))
-    if given.json:
-        given.json.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

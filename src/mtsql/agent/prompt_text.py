@@ -1,0 +1,55 @@
+"""Text for the model that knows which of its stretches are ours and which are data."""
+
+from collections.abc import Iterable
+from string import Formatter
+
+
+class PromptText(str):
+    """A text with `parts`: its stretches in order, each with whether it is ours.
+
+    A tag that is ours (`<think>` in a sentence of prompts.py) becomes the token that the tokenizer
+    has for it, as in the model's own chat template. Data (schema, questions, SQL, values) stays
+    text, whatever it spells. A plain `str` is data altogether. Slices, `+`, f-strings and other
+    string methods give a plain `str`: put texts together with `fill` and `join`.
+    """
+
+    parts: tuple[tuple[str, bool], ...]
+
+    def __new__(cls, parts: Iterable[tuple[str, bool]]):
+        parts = tuple(parts)
+        text = super().__new__(cls, "".join(stretch for stretch, _ in parts))
+        text.parts = parts
+        return text
+
+    def __getnewargs__(self):  # for pickle and copy
+        return (self.parts,)
+
+
+def ours(text: str) -> PromptText:
+    """A text that is ours altogether."""
+    return PromptText([(text, True)])
+
+
+def fill(template: str, **fields: str | int) -> PromptText:
+    """`template.format(**fields)`, but the words of the template are ours and the fields are data,
+    unless a field is a `PromptText` itself. KeyError for a field that is not given."""
+    parts: list[tuple[str, bool]] = []
+    for words, name, _, _ in Formatter().parse(template):
+        if words:
+            parts.append((words, True))
+        if name is not None:
+            parts += _parts_of(fields[name])
+    return PromptText(parts)
+
+
+def join(separator: str, texts: Iterable[str]) -> PromptText:
+    """The texts with `separator`, which is ours, between them."""
+    parts: list[tuple[str, bool]] = []
+    for number, text in enumerate(texts):
+        parts += [(separator, True)] if number else []
+        parts += _parts_of(text)
+    return PromptText(parts)
+
+
+def _parts_of(text: str | int) -> Iterable[tuple[str, bool]]:
+    return text.parts if isinstance(text, PromptText) else [(str(text), False)]

@@ -1,0 +1,93 @@
+"""Adapter folders of peft's own making, and log-probs by three ways, for the tests of adapters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from mtsql.llm.logprobs import PolicyModule, score
+from mtsql.llm.model import (
+    EmbeddedSize,
+    LoraSettings,
+    ModelConfig,
+    build_embedded,
+    generation_weights,
+    load_policy,
+    save_policy,
+)
+from mtsql.llm.packing import Sample, pack
+from mtsql.llm.tokenizer import train_tokenizer
+
+SIZE = EmbeddedSize(
+    num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32
+)
+SAMPLE = Sample(prompt_ids=[30, 31, 32], ids=[40, 41, 42, 43], loss_mask=[1] * 4)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "base"
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300)
+    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder)
+    return folder
+
+
+def by_peft(base: Path, **keys) -> torch.nn.Module:
+    """A model of peft's own, whose adapters do something."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    keys = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", "r": 4, **keys}
+    model = get_peft_model(model, LoraConfig(**keys))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def plain(base) -> Path:
+    by_peft(base).save_pretrained(base.parent / "plain")
+    return base.parent / "plain"
+
+
+@pytest.fixture
+def adapter(plain, tmp_path) -> Path:
+    """A plain adapter of `base`, to be changed."""
+    return Path(shutil.copytree(plain, tmp_path / "adapter"))
+
+
+def change(folder: Path, **keys) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+
+
+def learner_logprobs(model: torch.nn.Module) -> list[float]:
+    """Under the learner's module, in training mode."""
+    with torch.no_grad():
+        return PolicyModule(model.train())(pack([SAMPLE], 100)[0])[0].tolist()
+
+
+def rollout_logprobs(model: torch.nn.Module) -> list[float]:
+    with generation_weights(model) as weights:
+        return score(PolicyModule(weights), [SAMPLE], 100, torch.device("cpu"))[0]
+
+
+def peft_logprobs(model: torch.nn.Module) -> list[float]:
+    """Of transformers and peft, without any code of ours."""
+    ids = torch.tensor([[*SAMPLE.prompt_ids, *SAMPLE.ids]])
+    with torch.no_grad():
+        logp = model(input_ids=ids).logits[0].log_softmax(-1)
+    return logp[2:-1].gather(1, ids[0, 3:, None])[:, 0].tolist()
+
+
+def refusal(folder: Path, **lora) -> str:
+    """The one-line error of loading."""
+    with pytest.raises(ValueError) as error:
+        load_policy(ModelConfig(path=str(folder), lora=LoraSettings(**lora)))
+    assert "\n" not in str(error.value)
+    return str(error.value)

@@ -1,0 +1,283 @@
+"""The small commands: python -m mtsql.schema, the scorer, the audit. A wrong flag is one line."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from mtsql.audit import __main__ as audit
+from mtsql.config import parse_config
+from mtsql.schema import main as write_schema
+from mtsql.sql import scoring
+from mtsql.sql.dialogues import load_corpus
+from mtsql.sql.schema import Column, load_schemas, schema_from_sqlite
+from mtsql.sql.tables_json import official_type, tables_entry
+
+SCRIPT = """
+    CREATE TABLE "order" (Id INTEGER PRIMARY KEY, "From" VARCHAR(9), born DATE, paid BOOLEAN, x BLOB, "é" );
+    CREATE TABLE item (b INT, a INT, price DECIMAL(5, 2), PRIMARY KEY (a, b));
+    CREATE TABLE part (p INT, q INT, o INT REFERENCES "ORDER", FOREIGN KEY (p, q) REFERENCES item (a, b));
+    CREATE VIEW "two words" AS SELECT price FROM item;
+"""
+
+
+def make(path, script=SCRIPT):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    return path
+
+
+def with_official_types(schema):
+    tables = [
+        replace(t, columns=tuple(Column(c.name, official_type(c.type)) for c in t.columns))
+        for t in schema.tables
+    ]
+    return replace(schema, tables=tuple(tables))
+
+
+def test_the_schema_of_a_bare_file(tmp_path, capsys):
+    path = make(tmp_path / "my shop.sqlite3")
+    write_schema([str(path)])
+    text = capsys.readouterr().out
+    (tmp_path / "tables.json").write_text(text)
+    own = schema_from_sqlite(path)
+    assert load_schemas(tmp_path / "tables.json") == {"my shop": with_official_types(own)}
+    assert json.loads(text) == [
+        {
+            "db_id": "my shop",
+            "table_names_original": ["order", "item", "part", "two words"],
+            "table_names": ["order", "item", "part", "two words"],
+            "column_names_original": [
+                [-1, "*"], [0, "Id"], [0, "From"], [0, "born"], [0, "paid"], [0, "x"], [0, "é"],
+                [1, "b"], [1, "a"], [1, "price"], [2, "p"], [2, "q"], [2, "o"], [3, "price"],
+            ],
+            "column_names": [
+                [-1, "*"], [0, "id"], [0, "from"], [0, "born"], [0, "paid"], [0, "x"], [0, "é"],
+                [1, "b"], [1, "a"], [1, "price"], [2, "p"], [2, "q"], [2, "o"], [3, "price"],
+            ],
+            "column_types": [
+                "text", "number", "text", "time", "boolean", "others", "text",
+                "number", "number", "number", "number", "number", "number", "number",
+            ],
+            "primary_keys": [1, 8, 7],
+            "foreign_keys": [[12, 1], [10, 8], [11, 7]],
+        }
+    ]  # fmt: skip
+
+
+def test_a_folder_and_what_it_holds_load_as_a_data_set(tmp_path, capsys):
+    make(tmp_path / "db" / "a" / "a.sqlite")
+    make(tmp_path / "db" / "b.db", "CREATE TABLE t (a)")
+    (tmp_path / "db" / "notes").mkdir()
+    (tmp_path / "db" / "read.me").write_text("")
+    (tmp_path / "db" / "._b.db").write_text("of another system")
+    write_schema([str(tmp_path / "db")])
+    (tmp_path / "tables.json").write_text(capsys.readouterr().out)
+    assert list(load_schemas(tmp_path / "tables.json")) == ["a", "b"]
+    (tmp_path / "dev.csv").write_text("db_id,question,sql\na,q,SELECT 1\nb,q,SELECT 2\n")
+    corpus = load_corpus(tmp_path / "dev.csv", tmp_path / "tables.json", tmp_path / "db")
+    assert len(corpus.turns) == 2 and not corpus.skipped
+
+
+@pytest.mark.parametrize(
+    ("declared", "official"),
+    [("", "text"), ("VARCHAR(20)", "text"), ("nvarchar", "text"), ("INTEGER", "number"), ("real", "number"),
+     ("double precision", "number"), ("decimal(4,2)", "number"), ("datetime", "time"), ("YEAR", "time"),
+     ("timestamp", "time"), ("bool", "boolean"), ("BOOLEAN", "boolean"), ("blob", "others"), ("point", "number"),
+     ("geometry", "others")],
+)  # fmt: skip
+def test_official_types(declared, official):
+    assert official_type(declared) == official
+
+
+def test_derived_types_are_mostly_those_of_the_official_file(shared):
+    official, equal, total = load_schemas(shared / "data" / "tables.json"), 0, 0
+    for db_id in list(official)[::10]:
+        path = shared / "data" / "database" / db_id / f"{db_id}.sqlite"
+        if not path.exists():
+            continue
+        entry = tables_entry(schema_from_sqlite(path))
+        types = {
+            tuple(pair): kind
+            for pair, kind in zip(entry["column_names"], entry["column_types"], strict=True)
+        }
+        for number, table in enumerate(official[db_id].tables):
+            for column in table.columns:
+                kind = types.get((number, column.name.lower().replace("_", " ")))
+                equal, total = equal + (kind == column.type), total + (kind is not None)
+    assert total > 300 and equal / total > 0.98
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "db" / "one" / "one.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1)")
+    make(tmp_path / "twice" / "one" / "one.sqlite", "CREATE TABLE t (a)")
+    make(tmp_path / "twice" / "one.db", "CREATE TABLE t (a)")
+    make(tmp_path / "bare.sqlite", "PRAGMA user_version = 1")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").write_text("no database")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "gold").write_text("SELECT a FROM t\tone\n")
+    (tmp_path / "gold_two").write_text("SELECT a FROM t\ttwo\n")
+    (tmp_path / "pred").write_text("SELECT a FROM t\n")
+    (tmp_path / "good.json").write_text(
+        json.dumps([{"db_id": "one", "question": "q", "query": "SELECT a FROM t"}])
+    )
+    entry = tables_entry(schema_from_sqlite(tmp_path / "db" / "one" / "one.sqlite"))
+    (tmp_path / "tables").write_text(json.dumps([entry, {**entry, "db_id": "two"}]))
+    return tmp_path
+
+
+def complaint(capsys, run):
+    """The one line on the error stream, or in the exit code, with which a command ends."""
+    with pytest.raises(SystemExit) as stop:
+        run()
+    text = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert stop.value.code not in (0, None)
+    assert text.startswith("error: ") and text.strip().count("\n") == 0, text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", "FILE_OR_FOLDER"),
+        ("nowhere.sqlite", "nowhere.sqlite: No such file"),
+        ("file", "file: not a readable SQLite database"),
+        ("empty", "empty: an empty file"),
+        ("bare.sqlite", "bare.sqlite: the database has no tables"),
+        ("none", "none: no database in this folder"),
+        ("twice", "database 'one' has 2 files"),
+        ("db db/one/one.sqlite", "two files for the database 'one'"),
+        ("db file", "file: not a readable SQLite database"),
+        ("--out x db", "--out"),
+    ],
+)
+def test_wrong_arguments_of_schema(folder, capsys, arguments, words):
+    assert words in complaint(capsys, lambda: write_schema(arguments.split()))
+    assert capsys.readouterr().out == ""  # nothing is half-written
+
+
+@pytest.mark.parametrize("name", ["a\nb.sqlite", "a\\b.sqlite", b"\xff.sqlite"])
+def test_a_file_whose_name_is_no_id(folder, capsys, name):
+    path = os.fsdecode(name)
+    make(folder / "odd.sqlite", "CREATE TABLE t (a)").rename(folder / path)
+    assert "is no plain name" in complaint(capsys, lambda: write_schema([str(folder / path)]))
+
+
+SCORE = "--gold gold --pred pred --tables tables --databases db"
+
+
+def test_the_scorer_on_these_files(folder, capsys):
+    scoring.main([*SCORE.split(), "--json", "new/out.json"])
+    assert "exact match" in capsys.readouterr().out
+    assert (
+        json.loads((folder / "new" / "out.json").read_text())["summary"]["by_hardness"]["all"]["ex"]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--gold", "--gold"),
+        ("--gold nowhere", "nowhere: cannot be read"),
+        ("--gold pred", "pred:1: expected SQL<TAB>database id"),
+        ("--pred none", "none: cannot be read"),
+        ("--pred empty", "1 and 0 interactions"),
+        ("--tables file", "file: not JSON"),
+        ("--databases nowhere", "--databases nowhere: no such folder"),
+        ("--databases db file", "--databases file: no such folder"),
+        ("--databases none", "gold:1: none: no one/one.sqlite"),
+        ("--gold gold_two", "gold_two:1: db: no two/two.sqlite"),
+        ("--etype both", "--etype: invalid choice: 'both' (choose from 'all', 'match', 'exec')"),
+        ("--threads 0", "--threads: expected 1 or more"),
+        ("--threads many", "--threads: expected a whole number, found 'many'"),
+        ("--max-steps -5", "--max-steps: expected 1 or more"),
+        ("--max-steps 1e6", "--max-steps: expected a whole number"),
+        ("--max-steps 9999999999999999", "--max-steps: expected at most"),
+        ("--json none", "--json none: a folder stands there"),
+        ("--json file/x", "file/x: cannot be written"),
+        ("--nope", "--nope"),
+        ("--thread 2", "--thread"),
+    ],
+)
+def test_wrong_flags_of_the_scorer(folder, capsys, flags, words):
+    assert words in complaint(capsys, lambda: scoring.main([*SCORE.split(), *flags.split()]))
+
+
+DATA = "--data.dev good.json --data.databases db --split dev"
+
+
+def run_audit(flags):
+    try:
+        audit.main(parse_config(audit.Config, flags.split(), ""))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def test_the_audit_needs_no_tables_json(folder, capsys):
+    run_audit(f"{DATA} --rewritings true")
+    found = json.loads((folder / "runs" / "audit" / "audit.json").read_text())
+    assert found["num_turns"] == 1
+    run_audit(f"{DATA} --farming true --run runs/farm")
+    assert (folder / "runs" / "farm" / "farming.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--split foo", "'train', 'dev', 'dev_seen'"),
+        ("--split foo", "split"),
+        ("--split train", "data.train is not set"),
+        ("--split dev_seen", "data.dev_seen is not set"),
+        ("--run file", "run file: cannot be made"),
+        ("--run file/x", "run file/x: cannot be made"),
+        ("--style LOUD", "FULL,BRIEF"),
+        ("--tokenizer nowhere", "tokenizer nowhere: no such folder"),
+        ("--max_prompt_tokens 0", "max_prompt_tokens must be at least 1"),
+        ("--max_dialogues -1", "max_dialogues must be at least 0"),
+        ("--max_dialogues many", "max_dialogues"),
+        ("--num_farming_turns -1", "num_farming_turns must be at least 0"),
+        ("--leave_out [nope]", "leave_out: no check 'nope'; there are gold fails"),
+        ("--rewritings maybe", "rewritings"),
+        ("--farming true --rewritings true", "rewritings has no effect with farming"),
+        ("--env.max_steps 0", "env.max_steps"),
+        ("--env.query.max_rows 0", "max_rows"),
+        ("--data.dev nowhere.csv", "nowhere.csv: cannot be read"),
+        ("--data.dev file", "file: not JSON"),
+        ("--data.databases nowhere", "nowhere: no such folder of databases"),
+        ("--data.databases bare.sqlite", "bare.sqlite: a file, name the folder it is in"),
+        ("--data.databases none", "no database file none/one/one.sqlite"),
+        ("--data.databases twice", "database 'one' has 2 files"),
+        ("--data.tables file", "file: not JSON"),
+        ("--data.leave_out x", "data.leave_out is set, but data.train is not"),
+        ("--nope 1", "--nope"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_wrong_flags_of_the_audit(folder, capsys, flags, words):
+    assert words in complaint(capsys, lambda: run_audit(f"{DATA} {flags}"))
+
+
+@pytest.mark.parametrize("toy_folder", ["file", "file/x"])
+def test_a_toy_folder_that_cannot_be_written(folder, capsys, toy_folder):
+    assert "data.toy_folder" in complaint(
+        capsys, lambda: run_audit(f"--data.toy_folder {toy_folder}")
+    )
+
+
+@pytest.mark.parametrize("module", ["mtsql.schema", "mtsql.sql.scoring", "mtsql.audit"])
+def test_the_commands_end_with_a_code_and_a_line(folder, module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--nope", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

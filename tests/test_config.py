@@ -1,0 +1,152 @@
+"""Flags and recipes: what is written is what runs, and a fault is named in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import eval as eval_script
+import train_rl
+import train_sft
+from mtsql.audit.config import Config as AuditConfig
+from mtsql.config import as_yaml, flat, parse_config, to_dict
+from mtsql.rl.advantages import PRESETS
+
+KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]
+
+
+def parse(*flags: str, kind: type = train_rl.Config):
+    return parse_config(kind, list(flags), "", PRESETS if kind is train_rl.Config else None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr", "1"], "unknown flag --lr (did you mean --optim.lr?)"),
+        (["--group-size", "3"], "--group_size?"),
+        (["--num_up", "3"], "--num_updates?"),
+        (["--pres", "dapo"], "--preset?"),
+        (["--optim.learning_rate", "1"], "unknown flag --optim.learning_rate"),
+        (["runs/rl"], "'runs/rl' belongs to no flag"),
+        (["--run"], "--run needs a value"),
+        (["--optim.lr", "fast"], "optim.lr is fast: expected a number"),
+        (["--optim.lr", ".nan"], "optim.lr is nan: expected a finite number"),
+        (["--loss.clip_high", ".inf"], "loss.clip_high is inf"),
+        (["--optim.betas", "[0.9, .nan]"], "optim.betas is nan"),
+        (["--group_size", "2.5"], "group_size is 2.5: expected a whole number"),
+        (["--env.use_exec", "maybe"], "env.use_exec is maybe: expected true or false"),
+        (["--env.malformed_call", "x"], "expected one of end, observe"),
+        (["--style", "brief"], "style is brief: expected one of FULL, BRIEF or null"),
+        (["--curriculum.bounds", "[1"], "expected a list"),
+        (["--optim", "3"], "optim is 3: it has keys of its own"),
+        (["--warm_start.optim.lr", "fast"], "warm_start.optim.lr is fast: expected a number"),
+        (["--warm_start.optim.l", "1"], "unknown flag --warm_start.optim.l"),
+        (["--warm_start", "3"], "warm_start is 3: expected keys of its own or null"),
+    ],
+)
+def test_a_flag_that_cannot_be_read(flags, words):
+    with pytest.raises(ValueError) as error:
+        parse(*flags)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_script_takes_shortened_flags(kind):
+    for key in list(flat(to_dict(kind())))[::12]:
+        with pytest.raises(ValueError, match=rf"unknown flag --{key[:-1]} \(did you mean --"):
+            parse(f"--{key[:-1]}", "1", kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &x [1]\nb: *x\n", "alias *x is not read"),
+        ("a: &a [*a]\n", "alias *a is not read"),
+        ("[" * 5000, "recursion"),
+        ("- 1\n", "expected keys with values"),
+        ("a: b: c\n", "line 1"),
+        ("optim:\n  lr: .inf\n", "optim.lr is inf"),
+        ("optim:\n  lr: fast\n", "optim.lr is fast: expected a number"),
+        ("optim: 3\n", "optim is 3"),
+        ("group_size: null\n", "group_size is null"),
+        ("group_siz: 3\n", "unknown key group_siz (did you mean group_size?)"),
+        ("reward:\n  weights:\n    exx: 1\n", "unknown key reward.weights.exx"),
+        ("a: \x01\n", "recipe.yaml"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, text, words):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    for flags in (["--config", str(recipe)], [f"--config={recipe}"]):
+        with pytest.raises(ValueError) as error:
+            parse(*flags)
+        message = str(error.value)
+        assert words in message and "\n" not in message
+        assert "recipe.yaml" in message or "is inf" in message
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_have_windows_line_ends(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(b"\xef\xbb\xbfgroup_size: 3\r\nnum_updates: 5\r\n")
+    config = parse("--config", str(recipe))
+    assert (config.group_size, config.num_updates) == (3, 5)
+
+
+def printed(capsys, *flags: str, kind: type = train_rl.Config) -> dict:
+    with pytest.raises(SystemExit) as stop:
+        parse(*flags, "--print_config", kind=kind)
+    assert stop.value.code == 0
+    return flat(yaml.safe_load(capsys.readouterr().out))
+
+
+def test_print_config_shows_what_will_run(capsys, tmp_path):
+    assert printed(capsys, "--preset", "dapo")["loss.clip_high"] == PRESETS["dapo"]["loss.clip_high"]
+    assert printed(capsys)["style"] == "BRIEF"
+    assert printed(capsys, kind=train_sft.Config)["style"] == "BRIEF"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(as_yaml(parse("--num_updates", "7", "--preset", "rloo")))
+    found = printed(capsys, "--resume", str(run), "--eval_every", "3")
+    assert (found["num_updates"], found["eval_every"], found["run"]) == (7, 3, str(run))
+    assert found["advantage.baseline"] == PRESETS["rloo"]["advantage.baseline"]
+
+
+def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_path):
+    size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **size}))
+    (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_steps": 2}}')
+    found = printed(capsys, "--model.path", str(tmp_path), kind=eval_script.Config)
+    assert (found["style"], found["env.max_steps"]) == ("BRIEF", 2)
+    with pytest.raises(SystemExit):
+        parse("--preset", "gspo", "--print_config")
+    recipe = Path(tmp_path / "again.yaml")
+    recipe.write_text(capsys.readouterr().out)
+    again, config = parse("--config", str(recipe)), parse("--preset", "gspo").completed()
+    assert to_dict(again) == to_dict(config)
+
+
+def test_print_config_names_mistakes_too():
+    with pytest.raises(ValueError, match="group_size"):
+        parse("--group_size", "1", "--print_config")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "words"),
+    [
+        (train_rl.Config, ["--engine.cache_bytes", "1000"], "engine.cache_bytes is 1000"),
+        (train_rl.Config, ["--engine.block_size", "9000000"], "engine.cache_bytes"),
+        (train_rl.Config, ["--max_batch_tokens", "1000"], "max_batch_tokens is 1000"),
+        (train_rl.Config, ["--warm_start.max_batch_tokens", "9"], "warm_start.max_batch_tokens"),
+        (train_rl.Config, ["--model.embedded.max_positions", "99"], "embedded.max_positions"),
+        (train_rl.Config, ["--max_prompt_tokens", "8000", "--max_batch_tokens", "9999"], "8192"),
+        (train_rl.Config, ["--model.path", "nowhere"], "model.path nowhere: no such folder"),
+        (train_sft.Config, ["--sft.max_batch_tokens", "9"], "sft.max_batch_tokens is 9"),
+        (train_sft.Config, ["--source", "self", "--engine.cache_bytes", "9"], "engine.cache_bytes"),
+        (eval_script.Config, ["--model.path", "nowhere"], "model.path nowhere: no such folder"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named_before_anything_is_loaded(kind, flags, words):
+    with pytest.raises(ValueError) as error:
+        parse(*flags, kind=kind).completed()
+    assert words in str(error.value) and "\n" not in str(error.value)
