@@ -1,4 +1,4 @@
-"""The files that a run was started with: one that changed is named, one that moved may be named anew."""
+"""The files that a run was started with: a changed one is named, a moved one may be named anew."""
 
 import json
 import os
@@ -195,7 +195,7 @@ def test_the_toy_world_is_written_again_where_it_is_gone(tmp_path, monkeypatch):
 
 
 def test_a_large_file_is_sampled_and_sqlite_cannot_write_unseen(run, monkeypatch):
-    """A row in the middle of a large database; the same file written by another version of SQLite."""
+    """A row in the middle of a large database; a file that another version of SQLite wrote."""
     monkeypatch.setattr(inputs, "WHOLE_BYTES", 1 << 20)
     file = Path("files/database/a/a.sqlite")
     script = "CREATE TABLE t (x); WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 40000)"

@@ -105,13 +105,14 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
     # SIGTERM leaves a checkpoint of its own moment, with a model folder that loads; meanwhile nobody else has the run
     process = start("--resume", "runs/killed", "--checkpoint.every", "0", cwd=folder)
     wait_until(lambda: (run / ".lock").exists() and f'"pid": {process.pid},' in (run / ".lock").read_text(), process)
-    second = start("--resume", "runs/killed", cwd=folder)
+    process.send_signal(signal.SIGSTOP)
+    _, err = finish(start("--resume", "runs/killed", cwd=folder), expected=1)
+    assert f"error: run runs/killed: in use by process {process.pid} on host" in err.splitlines()[-1]
+    process.send_signal(signal.SIGCONT)
     stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGTERM)
     _, err = finish(process, expected=143)
     assert re.fullmatch(r"terminated \(SIGTERM\): \d updates are done; go on with --resume runs/killed", err.splitlines()[-1])
     assert "Traceback" not in err
-    _, err = finish(second, expected=1)
-    assert f"error: run runs/killed: in use by process {process.pid} on host" in err.splitlines()[-1]
     assert newest_checkpoint(run).name >= "update-00003" and (newest_checkpoint(run) / "model/config.json").is_file()
     finish(start("--resume", "runs/killed", cwd=folder))
     assert_same_run(folder / "runs/straight", run)

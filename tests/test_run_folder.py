@@ -1,4 +1,4 @@
-"""A run folder: which checkpoints are its own, what a kill leaves in it, and a disk that is full."""
+"""A run folder: which checkpoints are its own, what a kill leaves in it, and a full disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM raise, wait while something must not be torn, and are one request if repeated."""
+"""Ctrl-C and SIGTERM raise, wait where nothing may be torn, and are one request if repeated."""
 
 import os
 import signal

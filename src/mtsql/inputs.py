@@ -31,7 +31,8 @@ NO_MATTER = ("mtsql.json",)
 BY_STEM = ("data.train", "data.dev", "data.dev_seen")
 """Files whose name, without its ending, is the beginning of the ids of their turns."""
 MAY_MOVE = (
-    *BY_STEM, "data.tables", "data.databases", "data.leave_out", "data.toy_folder", "demonstrations", "model.path",
+    *BY_STEM, "data.tables", "data.databases", "data.leave_out", "data.toy_folder",
+    "demonstrations", "model.path",
 )  # fmt: skip
 """Keys that name files, and that a resumed run may change if the content is the same."""
 
@@ -87,8 +88,8 @@ def check_places(run: Path, config: Any) -> None:
             )
         if key in BY_STEM and path.stem != then.stem:
             raise ValueError(
-                f"{flag}: the ids of its turns begin with the file's name, which was {then.name} when "
-                "the run was started: give the file that name again"
+                f"{flag}: the ids of its turns begin with the file's name, which was {then.name} "
+                "when the run was started: give the file that name again"
             )
 
 
@@ -105,13 +106,13 @@ def check_files(run: Path, config: Any) -> None:
             file = path if is_file else path / name
             if not file.is_file():
                 raise ValueError(
-                    f"resume {run}: {key} {file}: no such file: put it back or, where the files were moved, "
-                    f"name their place with --{key}"
+                    f"resume {run}: {key} {file}: no such file: put it back or, where the files "
+                    f"were moved, name their place with --{key}"
                 )
             if _hash(file, key) != value:
                 raise ValueError(
-                    f"resume {run}: {key} {file} changed since the run was started: undo the change, or "
-                    "start a new run with --model.path on a checkpoint's model folder"
+                    f"resume {run}: {key} {file} changed since the run was started: undo the "
+                    "change, or start a new run with --model.path on a checkpoint's model folder"
                 )
 
 

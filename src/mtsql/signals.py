@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM: how a process is asked to stop, and when it listens.
 
 SIGTERM is the warning of a scheduler (scancel, preemption, docker stop) before it kills. It becomes
-an exception, as Ctrl-C does, so that a run writes a checkpoint first. What no process can do itself:
-`accelerate launch` of one process does not wait for its child when it gets the signal, and as the
-first process of a container it does not get it at all. There, start one process with plain python.
+an exception, as Ctrl-C does, so that a run writes a checkpoint first. What no process can do
+itself: `accelerate launch` of one process does not wait for its child when it gets the signal, and
+as the first process of a container it does not get it at all. There, start one process with plain
+python.
 """
 
 import ctypes
@@ -123,8 +124,8 @@ def _is_launched(parent: int) -> bool:
 
 
 def _handle(numbers: tuple[int, ...], handler: object) -> dict[int, object]:
-    """Set the handler of these signals; those that had another one, with it. Nothing happens outside
-    the main thread, which is the only one that signals reach."""
+    """Set the handler of these signals; those that had another one, with it. Nothing happens
+    outside the main thread, which is the only one that signals reach."""
     before: dict[int, object] = {}
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
