@@ -12,6 +12,7 @@ shows.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
@@ -19,12 +20,13 @@ from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.config import to_dict
 from mtsql.evaluate import HISTORIES, evaluate, predictions_text, scores_as_rows, summarize
-from mtsql.launch import make_accelerator, run_script
+from mtsql.files import write_text
+from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import gather_list
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.model import ModelConfig, generation_weights
 from mtsql.played import differences, played_file, prompt_style, read_played
-from mtsql.runlog import RunLog
+from mtsql.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, set_up
 
@@ -82,9 +84,16 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Play, score, print the tables, write the files."""
+    """One evaluation, in a folder that no other process uses meanwhile."""
     config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
+    with run_folder(accelerator, Path(config.run), can_resume=False):
+        score(config, accelerator)
+
+
+def score(config: Config, accelerator: Accelerator) -> None:
+    """Play, score, print the tables, write the files."""
+    on_main(accelerator, check_free, Path(config.run), False)
     with accelerator.main_process_first():
         bench = set_up(
             config.model,
@@ -112,11 +121,11 @@ def main(config: Config) -> None:
     place = {turn.turn_id: i for i, turn in enumerate(t for d in dialogues for t in d.turns)}
     scores = sorted(gather_list(accelerator, scores), key=lambda s: place[s.turn_id])
     summary = summarize(scores)
+    if accelerator.is_main_process:
+        show(summary, f"{config.split}, {config.history} history")  # first: a disk may be full
+        write_text(Path(config.run) / "predictions.sql", predictions_text(scores))
     log.write_json("scores.json", {"history": config.history, "split": config.split, "config": to_dict(config),
                                    "skipped": len(corpus.skipped), **summary, "turns": scores_as_rows(scores)})  # fmt: skip
-    if accelerator.is_main_process:
-        (Path(config.run) / "predictions.sql").write_text(predictions_text(scores), encoding="utf-8")
-        show(summary, f"{config.split}, {config.history} history")
 
 
 def show(summary: dict, title: str) -> None:

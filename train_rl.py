@@ -18,7 +18,6 @@ groups of unequal rewards only (`advantage.equal_groups`; the recipes count all)
 
 import json
 import os
-import signal
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,17 +27,11 @@ from accelerate import Accelerator
 import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import (
-    CheckpointConfig,
-    check_inputs,
-    keep_inputs,
-    newest_checkpoint,
-    resumed,
-    save_checkpoint,
-)
+from mtsql.checkpoint import CheckpointConfig, done_at_stop, resumed, save_checkpoint
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
-from mtsql.launch import make_accelerator, no_interrupt, run_script
+from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
+from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
     seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
@@ -53,7 +46,8 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import RunLog, check_free
+from mtsql.runlog import RunLog, check_free, writing
+from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
 
@@ -116,6 +110,8 @@ class Config:
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        if self.resume:
+            check_places(Path(self.resume), self)
         check(self)
         check_sizes(self.model, max_tokens(self), self.engine)
         style = prompt_style(self.style, self.model.path)
@@ -198,11 +194,19 @@ def warm_start_key(sft: train_sft.Config) -> str:
 
 
 def main(config: Config) -> None:
-    """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run folder."""
-    config, state, averages = resumed(config.completed())
+    """One run, in a run folder that no other process uses meanwhile."""
+    config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
-    if accelerator.is_main_process and not config.resume:
-        check_free(Path(config.run))  # before the warm start spends its minutes
+    with run_folder(accelerator, Path(config.resume or config.run)):
+        train(config, accelerator)
+
+
+def train(config: Config, accelerator: Accelerator) -> None:
+    """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run folder."""
+    config, begun = resumed(config)
+    state, run = begun.state if begun else {}, Path(config.run)
+    # before the warm start spends its minutes, and before anything of an older run is touched
+    on_main(accelerator, *((check_files, run, config) if config.resume else (check_free, run)))
     changed = None if config.resume else differences(config)
     config = warm_started(config, accelerator)
     seed_update(config.seed, 0, 0)
@@ -217,13 +221,13 @@ def main(config: Config) -> None:
             config.seed,
             max_tokens(config),
         )
-    start, run, is_main = state.get("update", 0), Path(config.run), accelerator.is_main_process
+    start, is_main = state.get("update", 0), accelerator.is_main_process
     inputs = bench.inputs() if is_main else {}
     if config.resume:
-        check_inputs(run, inputs)  # before anything of the run is touched
+        on_main(accelerator, check_inputs, run, inputs)
     log = RunLog(run, config, is_main, (start, state.get("metrics_bytes", 0)) if config.resume else None)
     if is_main:
-        keep_inputs(run, inputs)
+        keep_inputs(run, inputs | hash_inputs(config, bench.corpora, bench.databases))
     if changed:
         log.print(changed)
     module = PolicyModule(bench.policy, temperature=config.sampling.temperature)
@@ -245,9 +249,9 @@ def main(config: Config) -> None:
         tensors = optimizer_tensors(module, optimizer)
         save_checkpoint(run, update, save_model, tensors, progress, config.checkpoint, is_main)
 
-    if state:
-        load_trained(bench.policy, newest_checkpoint(run) / "model")
-        load_optimizer(module, optimizer, averages, config.optim.offload)
+    if begun:
+        load_trained(bench.policy, begun.model)
+        load_optimizer(module, optimizer, begun.optimizer, config.optim.offload)
         before, ex, curriculum = state["before"], state["ex"], Curriculum.from_state(state["curriculum"])
     else:
         before = ex = player.held_out(accelerator, log, 0, config.eval_turns)
@@ -260,7 +264,8 @@ def main(config: Config) -> None:
         for update in log.progress(range(start, config.num_updates), "rl"):
             # now and then evaluate and write a checkpoint, from which this very update can be repeated
             if ex is None and config.eval_every and update % config.eval_every == 0:
-                ex = player.held_out(accelerator, log, update, config.eval_turns)
+                with peers_may_stop():
+                    ex = player.held_out(accelerator, log, update, config.eval_turns)
             if update > start and config.checkpoint.every and update % config.checkpoint.every == 0:
                 save(update)
             seed_update(config.seed, update + 1, accelerator.process_index)
@@ -271,7 +276,7 @@ def main(config: Config) -> None:
 
             # 2. roll out G trajectories per turn with the current policy, and 3. score them; every rank takes its own
             # share, whole groups stay together
-            with log.timer("rollout"):
+            with log.timer("rollout"), peers_may_stop():
                 groups, rolled = roll_out(
                     accelerator, picked,
                     lambda turn_ids: player.play([turn_of[i] for i in turn_ids], "train",
@@ -315,19 +320,22 @@ def main(config: Config) -> None:
                                                         steps, config.advantage, gap)})  # fmt: skip
                 log.trajectories(update, [s.readable() for group in groups for s in group])
                 done, ex = update + 1, None
-        after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not is_sharded(bench.policy):  # shards are gathered by all ranks, which may be anywhere now
+        with peers_may_stop():
+            after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)
+    except KeyboardInterrupt as stop:
+        ignore_stops()
+        if can_save := not is_sharded(bench.policy):  # all ranks gather shards, and may be anywhere now
             save(done)
-        raise KeyboardInterrupt(f"{done} updates are done; go on with --resume {run}") from None
+        raise type(stop)(done_at_stop(run, done, can_save)) from None
 
     if start < config.num_updates:
         ex = after
         save(config.num_updates)
-    save_model(run / "model")
+    with writing(run / "model"):
+        save_model(run / "model")
     if is_main:
-        plot_training(run / "metrics.jsonl", run / "training.png")
+        with writing(run / "training.png"):
+            plot_training(run / "metrics.jsonl", run / "training.png")
     for split in after:
         log.print(f"{split}: held-out EX {before[split]:.1f} -> {after[split]:.1f}")
 

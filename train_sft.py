@@ -11,9 +11,7 @@ counts, not by an embedding model.
 
 import json
 import math
-import os
 import random
-import signal
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -21,16 +19,11 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import (
-    CheckpointConfig,
-    check_inputs,
-    keep_inputs,
-    newest_checkpoint,
-    resumed,
-    save_checkpoint,
-)
+from mtsql.checkpoint import Checkpoint, CheckpointConfig, done_at_stop, resumed, save_checkpoint
 from mtsql.config import to_dict
-from mtsql.launch import make_accelerator, no_interrupt, run_script
+from mtsql.files import read_json, read_text, write_text
+from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
+from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, seed_update, take_step,
 )  # fmt: skip
@@ -44,7 +37,8 @@ from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
 from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
-from mtsql.runlog import RunLog
+from mtsql.runlog import RunLog, check_free, writing
+from mtsql.signals import ignore_stops, no_interrupt
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.metrics import hardness
 from mtsql.workbench import Workbench, check_sizes, digest, set_up
@@ -108,6 +102,8 @@ class Config:
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the wording of the prompts filled in."""
+        if self.resume:
+            check_places(Path(self.resume), self)
         check(self)
         engine = self.engine if self.source == "self" else None
         check_sizes(self.model, max_tokens(self), engine)
@@ -155,14 +151,12 @@ def collected(bench: Workbench, turns, config: Config, accelerator, round_index:
     `resumed` and `check_inputs` have made sure that its configuration and inputs are the same."""
     file = Path(config.run) / "rounds" / f"round{round_index}.json"
     if config.resume and file.is_file():
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = read_json(file)
         return [Sample(**sample) for sample in saved["samples"]], set(saved["solved"])
     samples, solved = collect(bench, turns, config, accelerator, round_index)
     if accelerator.is_main_process:
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"samples": [asdict(s) for s in samples], "solved": sorted(solved)}))
-        os.replace(partial, file)
+        kept = {"samples": [asdict(s) for s in samples], "solved": sorted(solved)}
+        write_text(file, json.dumps(kept))
     return samples, solved
 
 
@@ -215,18 +209,20 @@ def max_tokens(config: Config) -> int:
 
 def main(config: Config) -> None:
     """Stage 1 as a run of its own."""
-    config, state, averages = resumed(config.completed())
+    config = config.completed()
     accelerator = make_accelerator(config.model.mixed_precision)
-    warm_start(config, accelerator, state, averages)
+    with run_folder(accelerator, Path(config.resume or config.run)):
+        config, begun = resumed(config)
+        run = Path(config.run)  # looked at before anything is loaded
+        on_main(accelerator, *((check_files, run, config) if config.resume else (check_free, run)))
+        warm_start(config, accelerator, begun)
 
 
-def warm_start(
-    config: Config, accelerator: Accelerator, state: dict | None = None, averages: dict | None = None
-) -> None:
+def warm_start(config: Config, accelerator: Accelerator, begun: Checkpoint | None = None) -> None:
     """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to
-    <run>/model. `config.style` is set. `state` and `averages` are those of the checkpoint to go on
-    from."""
-    run, is_main, state = Path(config.run), accelerator.is_main_process, state or {}
+    <run>/model. `config.style` is set. `begun` is the checkpoint to go on from."""
+    run, is_main = Path(config.run), accelerator.is_main_process
+    state = begun.state if begun else {}
     place = Place(**state.get("place", {}))
     seed_update(config.seed, 0, 0)
     with accelerator.main_process_first():
@@ -241,20 +237,20 @@ def warm_start(
         )
     inputs = {}
     if is_main and config.source == "demonstrations":
-        inputs["the demonstrations"] = digest([demonstrations_file(config).read_text("utf-8")])
+        inputs["the demonstrations"] = digest([read_text(demonstrations_file(config), "demonstrations")])
     inputs |= bench.inputs() if is_main else {}
     if config.resume:
-        check_inputs(run, inputs)  # before anything of the run is touched
+        on_main(accelerator, check_inputs, run, inputs)
     log = RunLog(run, config, is_main, (place.update, state.get("metrics_bytes", 0)) if config.resume else None)
     if is_main:
-        keep_inputs(run, inputs)
+        keep_inputs(run, inputs | hash_inputs(config, bench.corpora, bench.databases))
     if not config.resume and (changed := differences(config)):
         log.print(changed)
     module = PolicyModule(bench.policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.sft.optim))
-    if state:
-        load_trained(bench.policy, newest_checkpoint(run) / "model")
-        load_optimizer(module, optimizer, averages or {}, config.sft.optim.offload)
+    if begun:
+        load_trained(bench.policy, begun.model)
+        load_optimizer(module, optimizer, begun.optimizer, config.sft.optim.offload)
 
     def save_model(folder: Path) -> None:
         save_policy(bench.policy, bench.tokenizer, folder, is_main, notes_of(config))
@@ -268,12 +264,13 @@ def warm_start(
 
     try:
         learn(config, bench, module, optimizer, accelerator, log, place, save)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not is_sharded(bench.policy):  # shards are gathered by all ranks, which may be anywhere now
+    except KeyboardInterrupt as stop:
+        ignore_stops()
+        if can_save := not is_sharded(bench.policy):  # all ranks gather shards, and may be anywhere now
             save()
-        raise KeyboardInterrupt(f"{place.update} updates are done; go on with --resume {run}") from None
-    save_model(run / "model")
+        raise type(stop)(done_at_stop(run, place.update, can_save)) from None
+    with writing(run / "model"):
+        save_model(run / "model")
     log.print(f"saved {run}/model")
     accelerator.wait_for_everyone()
 

@@ -17,9 +17,9 @@ MAY_IMPORT = {
     "agent": {"agent", "sql", "files"},
     "llm": {"llm", "files"},
     "rl": {"rl", "agent", "llm", "sql", "files"},
-    "audit": {"audit", "rl", "agent", "llm", "sql", "config", "files"},
+    "audit": {"audit", "rl", "agent", "llm", "sql", "config", "files", "locks", "signals"},
 }
-PLUMBING = {"config", "runlog", "checkpoint", "plots", "viewer", "locks", "files"}
+PLUMBING = {"config", "runlog", "checkpoint", "plots", "viewer", "locks", "files", "inputs", "signals"}
 
 
 def imported(path: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -48,10 +49,14 @@ def finish(process, expected=0):
 
 def stop_when(process, is_time, sig):
     """Send `sig` to all processes of a started run as soon as `is_time()`."""
+    wait_until(is_time, process)
+    os.killpg(process.pid, sig)
+
+
+def wait_until(is_time, process):
     while not is_time():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.0005)
-    os.killpg(process.pid, sig)
 
 
 def num_updates_done(run):
@@ -97,11 +102,17 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
     process = start("--resume", "runs/killed", cwd=folder)
     stop_when(process, lambda: num_updates_done(run) == 2, signal.SIGKILL)
     process.wait()
-    # Ctrl-C leaves a checkpoint of its own moment, with a model folder that loads
+    # SIGTERM leaves a checkpoint of its own moment, with a model folder that loads; meanwhile nobody else has the run
     process = start("--resume", "runs/killed", "--checkpoint.every", "0", cwd=folder)
-    stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGINT)
-    _, err = finish(process, expected=130)
-    assert err.splitlines()[-1].startswith("interrupted: ") and "Traceback" not in err
+    wait_until(lambda: (run / ".lock").exists() and f'"pid": {process.pid},' in (run / ".lock").read_text(), process)
+    process.send_signal(signal.SIGSTOP)
+    _, err = finish(start("--resume", "runs/killed", cwd=folder), expected=1)
+    assert f"error: run runs/killed: in use by process {process.pid} on host" in err.splitlines()[-1]
+    process.send_signal(signal.SIGCONT)
+    stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGTERM)
+    _, err = finish(process, expected=143)
+    assert re.fullmatch(r"terminated \(SIGTERM\): \d updates are done; go on with --resume runs/killed", err.splitlines()[-1])
+    assert "Traceback" not in err
     assert newest_checkpoint(run).name >= "update-00003" and (newest_checkpoint(run) / "model/config.json").is_file()
     finish(start("--resume", "runs/killed", cwd=folder))
     assert_same_run(folder / "runs/straight", run)
@@ -213,7 +224,7 @@ def write(run, update=3, ex=None, config=CheckpointConfig(), save_model=None):
 )
 def test_a_damaged_or_foreign_checkpoint_is_named(damage, words, tmp_path):
     folder = write(tmp_path / "run")
-    assert read_checkpoint(folder)[1]["step/w"].tolist() == [1, 1, 1]
+    assert read_checkpoint(folder).optimizer["step/w"].tolist() == [1, 1, 1]
     damage(folder)
     with pytest.raises(ValueError, match=words):
         read_checkpoint(folder)
@@ -230,7 +241,7 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # to a writer what a full disk is
     try:
-        with pytest.raises(ValueError, match="update-00002 could not be written: .*File too large"):
+        with pytest.raises(ValueError, match="update-00002: cannot be written: .*File too large"):
             write(run, 2, save_model=too_much)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

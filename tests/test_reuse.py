@@ -15,7 +15,8 @@ from mtsql.agent import env as env_module
 from mtsql.agent import prompts
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig, check_inputs, keep_inputs
+from mtsql.checkpoint import CheckpointConfig
+from mtsql.inputs import check_inputs, keep_inputs
 from mtsql.llm.model import EmbeddedSize, ModelConfig
 from mtsql.sql import datasets, toyworld
 from mtsql.sql.datasets import DataConfig
@@ -112,8 +113,8 @@ def change_weights(patch, world):
     [
         (change_prompt, "the text of the prompts changed"),
         (change_observation, "the text or tokens of an episode changed"),
-        (change_turns, "the turns changed"),
-        (change_demonstrations, "the demonstrations changed"),
+        (change_turns, "data.toy_folder data/toyworld/train.json changed"),
+        (change_demonstrations, "demonstrations data/toyworld/demonstrations.jsonl changed"),
         (change_weights, "the weights to start from changed"),
     ],
 )
@@ -140,7 +141,7 @@ def test_inputs_are_written_once_and_compared(tmp_path):
         check_inputs(tmp_path, {"the turns": "1"})
     for damaged in ("{", "[1]"):
         (tmp_path / "inputs.json").write_text(damaged)
-        with pytest.raises(ValueError, match="inputs.json cannot be read"):
+        with pytest.raises(ValueError, match="inputs.json: not "):
             check_inputs(tmp_path, {"the turns": "1"})
 
 

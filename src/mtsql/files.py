@@ -15,6 +15,11 @@ _HALF = re.compile("[\ud800-\udfff]")
 _HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+class WriteError(ValueError):
+    """A file could not be written, for a reason outside the program: the disk is full, the folder is
+    gone, or writing there is not allowed. The text names the file."""
+
+
 def read_text(path: Path | str, what: str = "") -> str:
     """The text of a UTF-8 file, its line ends as LF.
 
@@ -105,7 +110,7 @@ def _loads(text: str, where: str, build: Callable[[list], dict] | None) -> Any:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a UTF-8 file beside its place, then rename it into place, so that a file of that name
-    is always whole. ValueError that names the file if it cannot be written."""
+    is always whole. WriteError that names the file if it cannot be written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -113,7 +118,7 @@ def write_text(path: Path | str, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+        raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def named(path: Path | str, what: str) -> str:

@@ -7,7 +7,6 @@ launchers and mpirun start more). Our scripts notice, and launch the N ranks the
 import ctypes
 import gc
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,15 +19,30 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from mtsql.checkpoint import clean, what_is_kept
 from mtsql.config import parse_config
+from mtsql.files import WriteError
+from mtsql.locks import RunLock
+from mtsql.runlog import NotFinite
+from mtsql.signals import (
+    LAUNCHERS,
+    exit_code,
+    follow_launcher,
+    ignore_stops,
+    name_of,
+    stoppable,
+)
 
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
-INTERRUPTED = 130
 NOTHING_LEARNED = 3
 """Exit code of a training in which no optimizer step was taken."""
 PATIENCE = timedelta(hours=3)
@@ -41,26 +55,74 @@ def run_script(
     """Read the flags and call `main` with the configuration.
 
     Exit codes: 0; 1 for the user's mistakes (ValueError), in one line; NOTHING_LEARNED, with a line
-    that says why; 130 for Ctrl-C.
+    that says why; 130 for Ctrl-C and 143 for SIGTERM.
     """
-    try:
-        config = parse_config(kind, sys.argv[1:], description, presets)
-        if hasattr(config, "completed"):
-            config = config.completed()  # a mistake is named before any other process is started
-        start_missing_ranks()
-        main(config)
-    except ValueError as error:
-        end_with(f"error: {error}", 1)
-    except NothingLearned as error:
+    is_main = os.environ.get("RANK", "0") == "0"
+    with stoppable(on_sigterm=is_main):  # only the main rank has something to write then
+        try:
+            follow_launcher()
+            config = parse_config(kind, sys.argv[1:], description, presets)
+            if hasattr(config, "completed"):
+                config = config.completed()  # a mistake is named before any other process is started
+            start_missing_ranks()
+            main(config)
+        except ValueError as error:
+            end_with(f"error: {error}", 1)
+        except NothingLearned as error:
+            leave_group()
+            end_with(f"warning: {error}", NOTHING_LEARNED)
+        except KeyboardInterrupt as stop:
+            ignore_stops()
+            sys.stdout.flush()
+            line = f"{name_of(stop)}: {stop}" if str(stop) else name_of(stop)
+            # Another rank may be waiting in a collective: no clean-up can be agreed on.
+            end_with(line, exit_code(stop), os._exit if torch.distributed.is_initialized() else sys.exit)
         leave_group()
-        end_with(f"warning: {error}", NOTHING_LEARNED)
+
+
+def on_main(accelerator: Accelerator, function: Callable, *arguments: Any) -> None:
+    """Call a function on the main rank while the others wait. A ValueError of it ends them all: the main rank with
+    that error, the others without a word."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            function(*arguments)
+        except ValueError as raised:
+            error = raised
+    is_bad = [error is not None]
+    broadcast_object_list(is_bad)
+    if error is not None:
+        raise error
+    if is_bad[0]:
+        raise SystemExit(1)
+
+
+@contextmanager
+def run_folder(accelerator: Accelerator, folder: Path, can_resume: bool = True) -> Iterator[None]:
+    """Hold the lock of a run folder inside the `with`; no rank reads or writes the run outside of it.
+
+    ValueError, on the main rank, if another process has the run. What a killed process left half written is deleted.
+    A run that is stopped, or that cannot go on because a file cannot be written or a number is not finite, says what
+    is kept and, if it `can_resume`, how to go on.
+    """
+    lock = RunLock(folder)
+
+    def take() -> None:
+        lock.acquire()
+        clean(folder)
+
+    try:
+        on_main(accelerator, take)
+        yield
     except KeyboardInterrupt as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher passes the same Ctrl-C on once more
-        sys.stdout.flush()
-        if torch.distributed.is_initialized():  # another rank may be waiting in a collective:
-            end_with(f"interrupted: {stop}", INTERRUPTED, os._exit)  # no clean-up can be agreed on
-        end_with(f"interrupted: {stop}" if str(stop) else "interrupted", INTERRUPTED)
-    leave_group()
+        if str(stop) or not can_resume:
+            raise
+        raise type(stop)(what_is_kept(folder)) from None
+    except (WriteError, NotFinite) as error:
+        kept = what_is_kept(folder) if can_resume else "nothing is kept"
+        raise ValueError(f"{error}; {kept}") from error
+    finally:
+        lock.release()
 
 
 class NothingLearned(Exception):
@@ -260,16 +322,3 @@ def start_missing_ranks() -> None:
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
     raise SystemExit(0)
-
-
-@contextmanager
-def no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the end of the `with`: what stands inside happens as a whole or not at all."""
-    waiting = []
-    before = signal.signal(signal.SIGINT, lambda *_: waiting.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt

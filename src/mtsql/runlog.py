@@ -1,4 +1,7 @@
-"""What a run leaves behind: config, versions, metrics.jsonl, readable trajectories, and lines on the screen."""
+"""What a run leaves behind: config, versions, metrics.jsonl, readable trajectories, and lines on the screen.
+
+What cannot be written ends in a WriteError that names the file: a full disk, a run folder that is gone.
+"""
 
 import json
 import math
@@ -12,11 +15,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors import SafetensorError
 
 from mtsql.config import config_diff, save_config
+from mtsql.files import WriteError, write_text
 
+PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
+
+
+class NotFinite(ValueError):
+    """A number of a metrics line is infinite or no number: training on is worthless."""
 
 
 class RunLog:
@@ -33,37 +50,43 @@ class RunLog:
             self._go_on(config, *resume_at)
             return
         check_free(self.folder)
-        save_config(config, self.folder / "config.yaml")
+        self._keep_config("config.yaml", config)
         self.write_json("versions.json", _provenance())
         self.print(f"run {folder}; " + _not_default(config))
-        (self.folder / "metrics.jsonl").touch()
+        with writing(file := self.folder / "metrics.jsonl"):
+            file.touch()
 
     def _go_on(self, config: Any, update: int, num_bytes: int) -> None:
         """Cut metrics.jsonl back to its first `num_bytes` and note what goes on with what."""
-        file = self.folder / "metrics.jsonl"
-        file.touch()
-        if (found := file.stat().st_size) < num_bytes:
-            raise ValueError(f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}")
-        os.truncate(file, num_bytes)
-        save_config(config, self.folder / f"config-{update:05d}.yaml")
+        with writing(file := self.folder / "metrics.jsonl"):
+            file.touch()
+            if (found := file.stat().st_size) < num_bytes:
+                raise ValueError(f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}")
+            os.truncate(file, num_bytes)
+        self._keep_config(f"config-{update:05d}.yaml", config)
         self.write_json(f"versions-{update:05d}.json", _provenance())
         self.print(f"run {self.folder} goes on after {update} updates; " + _not_default(config))
+
+    def _keep_config(self, name: str, config: Any) -> None:
+        with writing(self.folder / name):
+            save_config(config, self.folder / name)
 
     def print(self, text: str) -> None:
         """A line on the screen."""
         if self.is_main:
-            print(text, flush=True)
+            with writing("the standard output"):
+                print(text, flush=True)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl with the time and the stage timers since the last one. ValueError for a number that
-        is not finite: training on is worthless then."""
+        """A line of metrics.jsonl with the time and the stage timers since the last one. NotFinite for a number that
+        is not finite."""
         bad = [key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
         if bad:
-            raise ValueError(f"{', '.join(bad)} is not finite in {values.get('stage')} update {values.get('update')}")
+            raise NotFinite(f"{', '.join(bad)} is not finite in {values.get('stage')} update {values.get('update')}")
         if self.is_main:
             line = {"time": round(time.time(), 2), **values, **{k: round(v, 3) for k, v in self._timings.items()}}
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with writing(file := self.folder / "metrics.jsonl"):
+                _append(file, json.dumps(line) + "\n")
         self._timings = {}
 
     @contextmanager
@@ -92,9 +115,12 @@ class RunLog:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the run folder."""
         if self.is_main:
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            self._write(self.folder / name, json.dumps(value, indent=1) + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        if not self.folder.is_dir():  # not made again: without its metrics it would be no run
+            raise WriteError(f"{path}: cannot be written: the run folder is gone")
+        write_text(path, text)
 
     def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
         """Keep an update's best and worst trajectories as readable text."""
@@ -103,19 +129,48 @@ class RunLog:
         ranked = sorted(records, key=lambda record: -record["reward"])
         picked = [("best", r) for r in ranked[:num_each]] + [("worst", r) for r in ranked[-num_each:]]
         path = self.folder / "trajectories" / f"update-{update:05d}.txt"
-        path.parent.mkdir(exist_ok=True)
         blocks = []
         for name, r in picked:
             parts = " ".join(f"{k}={v:.2f}" for k, v in r["components"].items())
             blocks.append(f"=== {name}: turn {r['turn_id']} reward {r['reward']:.3f} ({parts}) {r['outcome']}\n"
                           f"gold: {r['gold_sql']}\n{r['transcript']}\n")  # fmt: skip
-        path.write_text("\n".join(blocks), encoding="utf-8")
+        text = "\n".join(blocks).encode("utf-8", "backslashreplace")  # a reply may be no text at all
+        self._write(path, text.decode("utf-8"))
 
 
-def check_free(folder: Path) -> None:
+@contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """What fails inside the `with` because `what` (a file) cannot be written is raised as a WriteError that names it."""
+    try:
+        yield
+    finally:
+        error = sys.exc_info()[1]
+        # The library that writes tokenizers reports a full disk as a bare Exception, of that very class.
+        if isinstance(error, (OSError, SafetensorError)) or type(error) is Exception:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise WriteError(f"{what}: cannot be written: {reason}") from error
+
+
+def _append(file: Path, line: str) -> None:
+    """Add a line to a file that is there: the whole of it or, where that fails, nothing."""
+    handle = os.open(file, os.O_WRONLY | os.O_APPEND)
+    try:
+        size, rest = os.fstat(handle).st_size, line.encode()
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
+def check_free(folder: Path, can_resume: bool = True) -> None:
     """Make the folder of a new run. ValueError if it holds a run already, or cannot be made."""
     if (folder / "metrics.jsonl").exists():
-        raise ValueError(f"run {folder} already holds a run: name a new folder with --run, or --resume {folder}")
+        advice = f", or --resume {folder}" if can_resume else " or remove it"
+        raise ValueError(f"run {folder} already holds a run: name a new folder with --run{advice}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,10 +187,21 @@ def _provenance() -> dict[str, Any]:
             "command": sys.argv}  # fmt: skip
 
 
-def git_commit() -> str:
-    """The commit of the working tree, with a mark if it has changes; "unknown" outside a repository."""
+def git_commit(package: Path = PACKAGE) -> str:
+    """The commit of the repository that this program is part of, with a mark if it has changes.
+
+    "unknown" without git, and for a program that is in no repository, as an installed one: where the
+    run was started, or what the environment says about a repository, does not matter.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(package), *args]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        run = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
-        return run("rev-parse", "HEAD") + (" (changed)" if run("status", "--porcelain") else "")
+        git("ls-files", "--error-unmatch", "__init__.py")  # not the repository around a site-packages
+        return git("rev-parse", "HEAD") + (" (changed)" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

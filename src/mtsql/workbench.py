@@ -64,6 +64,11 @@ class Workbench:
             turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], self.env, self.style
         )
 
+    @property
+    def databases(self) -> set[Path]:
+        """The database files of all splits."""
+        return {path for corpus in self.corpora.values() for path in corpus.db_paths.values()}
+
     def inputs(self) -> dict[str, str]:
         """Hashes, by name, of what a training takes from elsewhere than its configuration: the
         turns, the text of all prompts, some episodes as text and tokens, and the weights before the

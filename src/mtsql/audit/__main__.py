@@ -27,6 +27,8 @@ from mtsql.audit.golds import audit
 from mtsql.audit.report import CHECKS, leave_out_lines, show
 from mtsql.config import parse_config, to_dict
 from mtsql.files import write_text
+from mtsql.locks import RunLock
+from mtsql.signals import exit_code, ignore_stops, name_of, stoppable
 from mtsql.sql.datasets import describe_losses, load_split
 from mtsql.sql.dialogues import Corpus
 from mtsql.sql.worker_pool import set_num_workers
@@ -38,15 +40,19 @@ FILE_WIDTH = 140
 def main(config: Config) -> None:
     """Load, check, print, write."""
     folder = Path(config.run)
-    file = folder / ("farming.json" if config.farming else "audit.json")
-    if file.exists():
-        raise ValueError(
-            f"run {folder} already holds an audit ({file.name}): name another folder or remove it"
-        )
+    with RunLock(folder):
+        file = folder / ("farming.json" if config.farming else "audit.json")
+        if file.exists():
+            raise ValueError(
+                f"run {folder} already holds an audit ({file.name}): name another folder or remove it"
+            )
+        _look(config, file)
+
+
+def _look(config: Config, file: Path) -> None:
     set_num_workers(config.env.num_sql_workers)
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
-    _make_folder(folder)
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     if losses := describe_losses(corpus):
         console.print(f"{config.split}: {losses}")
@@ -54,14 +60,6 @@ def main(config: Config) -> None:
         _farm(corpus, config, file, console)
     else:
         _audit(corpus, config, file, console)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the run folder before the work, so that a folder that cannot be made is seen first."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"run {folder}: cannot be made: {error.strerror}") from error
 
 
 def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
@@ -94,7 +92,12 @@ def _write(file: Path, content: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_config(Config, sys.argv[1:], __doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    with stoppable():
+        try:
+            main(parse_config(Config, sys.argv[1:], __doc__))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+        except KeyboardInterrupt as stop:
+            ignore_stops()
+            print(name_of(stop), file=sys.stderr, flush=True)
+            raise SystemExit(exit_code(stop)) from None

@@ -1,0 +1,134 @@
+"""Ctrl-C and SIGTERM: how a process is asked to stop, and when it listens.
+
+SIGTERM is the warning of a scheduler (scancel, preemption, docker stop) before it kills. It becomes
+an exception, as Ctrl-C does, so that a run writes a checkpoint first. What no process can do
+itself: `accelerate launch` of one process does not wait for its child when it gets the signal, and
+as the first process of a container it does not get it at all. There, start one process with plain
+python.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_SECS = 2.0
+"""A further signal in so many seconds is the same request: launchers pass on what their whole group
+gets anyway, and people press Ctrl-C twice."""
+PEER_SECS = 2.0
+"""The signal that ended other ranks reaches this one within so many seconds."""
+LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
+PR_SET_PDEATHSIG = 1
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. It is a KeyboardInterrupt because all that Ctrl-C ends, it ends likewise."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """The exit code of a process that a signal stopped, as shells count: 130 or 143."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def name_of(stop: KeyboardInterrupt) -> str:
+    """How a line on the screen begins that says why the process stopped."""
+    return "terminated (SIGTERM)" if isinstance(stop, Terminated) else "interrupted"
+
+
+@contextmanager
+def stoppable(on_sigterm: bool = True) -> Iterator[None]:
+    """Inside the `with`, SIGINT raises KeyboardInterrupt and SIGTERM raises Terminated.
+
+    A signal that is ignored stays ignored. After the first one no handler is put back: the process
+    is about to end. Without `on_sigterm`, SIGTERM ends the process as the system does.
+    """
+    raised_at: list[float] = []
+
+    def stop(number: int, _: object) -> None:
+        now = time.monotonic()
+        is_repeat = bool(raised_at) and now - raised_at[-1] < REPEAT_SECS
+        if not is_repeat:
+            raised_at.append(now)
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = _handle(STOPS if on_sigterm else (signal.SIGINT,), stop)
+    try:
+        yield
+    finally:
+        if not raised_at:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def no_interrupt() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the end of the `with`: what stands inside happens as a whole or
+    not at all."""
+    waiting: list[int] = []
+    before = _handle(STOPS, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
+
+
+def ignore_stops() -> None:
+    """From now on neither Ctrl-C nor SIGTERM does anything: the process writes its last files."""
+    _handle(STOPS, signal.SIG_IGN)
+
+
+@contextmanager
+def peers_may_stop() -> Iterator[None]:
+    """For work that other ranks take part in. If it fails because a signal ended them, this rank
+    stops, too, instead of reporting a lost connection."""
+    try:
+        yield
+    except RuntimeError:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            time.sleep(PEER_SECS)  # the signal's exception comes out of here
+        raise
+
+
+def follow_launcher() -> None:
+    """End with the launcher that started this process, whatever ends it (Linux only): SIGTERM comes
+    when it dies. Launchers that are asked to end do not always pass that on."""
+    parent = os.getppid()
+    if sys.platform != "linux" or not _is_launched(parent):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        signal.raise_signal(signal.SIGTERM)  # it died just before
+
+
+def _is_launched(parent: int) -> bool:
+    """Whether the parent process is torchrun's agent or Accelerate's launcher, and no shell."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return True
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return False
+    try:
+        words = psutil.Process(parent).cmdline()
+    except psutil.Error:
+        return False
+    return any(os.path.basename(word) in LAUNCHERS for word in words)
+
+
+def _handle(numbers: tuple[int, ...], handler: object) -> dict[int, object]:
+    """Set the handler of these signals; those that had another one, with it. Nothing happens
+    outside the main thread, which is the only one that signals reach."""
+    before: dict[int, object] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    return before
