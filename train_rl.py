@@ -27,11 +27,24 @@ from accelerate import Accelerator
 import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig, done_at_stop, resumed, save_checkpoint
+from mtsql.checkpoint import (
+    CheckpointConfig,
+    done_at_stop,
+    newest_checkpoint,
+    resumed,
+    save_checkpoint,
+)
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
 from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
-from mtsql.launch import make_accelerator, on_main, run_folder, run_script
+from mtsql.launch import (
+    NothingLearned,
+    from_main,
+    make_accelerator,
+    on_main,
+    run_folder,
+    run_script,
+)
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
     seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
@@ -170,17 +183,10 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
         max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
         checkpoint=CheckpointConfig(every=0),
     )  # fmt: skip
-    key = gather_list(accelerator, [warm_start_key(sft)] if accelerator.is_main_process else [])[0]
+    key = from_main(accelerator, warm_start_key, sft)
     folder = Path(config.warm_start_folder) / f"seed{config.seed}-{key}"
-    if not (folder / "model").is_dir():
-        if accelerator.is_main_process:
-            print(f"no warm start in {folder}: training one on the toy world's demonstrations (kept for later runs)")
-        partial = folder.with_name(f"{folder.name}.partial-{gather_list(accelerator, [os.getpid()])[0]}")
-        train_sft.warm_start(replace(sft, run=str(partial)), accelerator)
-        accelerator.free_memory()
-        if accelerator.is_main_process:
-            os.replace(partial, folder)
-        accelerator.wait_for_everyone()
+    if not from_main(accelerator, (folder / "model").is_dir):
+        make_warm_start(sft, folder, accelerator)
     return replace(config, model=replace(config.model, path=str(folder / "model")))
 
 
@@ -189,8 +195,34 @@ def warm_start_key(sft: train_sft.Config) -> str:
     settings, the precision that `model.dtype` means on this machine, and the texts to learn
     from."""
     settings = to_dict(replace(sft, env=replace(sft.env, num_sql_workers=0)))  # changes no result
+    for without_effect in ("run", "resume", "engine", "checkpoint"):
+        del settings[without_effect]
     texts = warm_start_texts(sft.data, sft.env, sft.style)
     return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
+
+
+def make_warm_start(sft: train_sft.Config, folder: Path, accelerator: Accelerator) -> None:
+    """Train a warm start beside its folder, then rename it. After Ctrl-C or a kill the same command
+    goes on with it. If another process is making the same one, wait for that."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        with run_folder(accelerator, partial, purpose="warm start", wait=True):
+            if from_main(accelerator, (folder / "model").is_dir):
+                return
+            is_begun = (partial / "config.yaml").is_file()
+            if accelerator.is_main_process:
+                what = "going on with the one that was begun" if is_begun else "training one"
+                print(f"no warm start in {folder}: {what} (it is kept for later runs)", flush=True)
+            sft = replace(sft, run=str(partial), resume=str(partial) if is_begun else None)
+            train_sft.warm_start(*resumed(sft), accelerator)
+            accelerator.free_memory()
+            if accelerator.is_main_process:
+                os.replace(partial, folder)
+            accelerator.wait_for_everyone()
+    except KeyboardInterrupt as stop:
+        begun = newest_checkpoint(partial)
+        kept = f"after {int(begun.name[7:])} optimizer steps" if begun else "before its first step"
+        raise type(stop)(f"in the warm start, {kept}; the same command goes on with it") from None
 
 
 def main(config: Config) -> None:
@@ -338,6 +370,12 @@ def train(config: Config, accelerator: Accelerator) -> None:
             plot_training(run / "metrics.jsonl", run / "training.png")
     for split in after:
         log.print(f"{split}: held-out EX {before[split]:.1f} -> {after[split]:.1f}")
+    if not from_main(accelerator, log.total, "num_steps"):
+        raise NothingLearned(
+            f"no optimizer step was taken in {config.num_updates} updates, because no trajectory was "
+            f"better or worse than its group: {run}/model is the model that the run started with. "
+            "Start from a model that solves some of the turns, or raise group_size"
+        )
 
 
 if __name__ == "__main__":

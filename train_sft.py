@@ -215,10 +215,10 @@ def main(config: Config) -> None:
         config, begun = resumed(config)
         run = Path(config.run)  # looked at before anything is loaded
         on_main(accelerator, *((check_files, run, config) if config.resume else (check_free, run)))
-        warm_start(config, accelerator, begun)
+        warm_start(config, begun, accelerator)
 
 
-def warm_start(config: Config, accelerator: Accelerator, begun: Checkpoint | None = None) -> None:
+def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerator) -> None:
     """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to
     <run>/model. `config.style` is set. `begun` is the checkpoint to go on from."""
     run, is_main = Path(config.run), accelerator.is_main_process

@@ -97,15 +97,29 @@ def on_main(accelerator: Accelerator, function: Callable, *arguments: Any) -> No
         raise SystemExit(1)
 
 
+def from_main(accelerator: Accelerator, function: Callable, *arguments: Any) -> Any:
+    """What a function returns on the main rank, on all ranks: they must not decide differently by
+    what each sees in a folder."""
+    value = [function(*arguments) if accelerator.is_main_process else None]
+    broadcast_object_list(value)
+    return value[0]
+
+
 @contextmanager
-def run_folder(accelerator: Accelerator, folder: Path, can_resume: bool = True) -> Iterator[None]:
+def run_folder(
+    accelerator: Accelerator,
+    folder: Path,
+    can_resume: bool = True,
+    purpose: str = "run",
+    wait: bool = False,
+) -> Iterator[None]:
     """Hold the lock of a run folder inside the `with`; no rank reads or writes the run outside of it.
 
     ValueError, on the main rank, if another process has the run. What a killed process left half written is deleted.
     A run that is stopped, or that cannot go on because a file cannot be written or a number is not finite, says what
-    is kept and, if it `can_resume`, how to go on.
+    is kept and, if it `can_resume`, how to go on. `purpose` and `wait` as in `RunLock`.
     """
-    lock = RunLock(folder)
+    lock = RunLock(folder, purpose, wait)
 
     def take() -> None:
         lock.acquire()

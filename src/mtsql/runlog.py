@@ -26,7 +26,7 @@ from rich.progress import (
 from safetensors import SafetensorError
 
 from mtsql.config import config_diff, save_config
-from mtsql.files import WriteError, write_text
+from mtsql.files import WriteError, read_lines, write_text
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
@@ -88,6 +88,11 @@ class RunLog:
             with writing(file := self.folder / "metrics.jsonl"):
                 _append(file, json.dumps(line) + "\n")
         self._timings = {}
+
+    def total(self, name: str) -> float:
+        """The sum of a value over all lines of metrics.jsonl that have it."""
+        lines = map(json.loads, read_lines(self.folder / "metrics.jsonl"))
+        return sum(line.get(name) or 0 for line in lines)
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:

@@ -1,0 +1,99 @@
+"""The warm start of train_rl.py: gone on with by the same command, made once, keyed by what counts."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import FLAGS, finish, start, stop_when
+
+import train_rl
+import train_sft
+from mtsql.agent.env import EnvLimits
+from mtsql.checkpoint import CheckpointConfig
+from mtsql.launch import NOTHING_LEARNED
+from mtsql.llm.engine import EngineLimits
+
+LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
+
+
+def parts(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "runs/warm-start").glob("*"))
+
+
+def num_steps_done(folder: Path) -> int:
+    files = list((folder / "runs/warm-start").glob("*/metrics.jsonl"))
+    return len(files[0].read_text().splitlines()) if files else 0
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    [file] = (folder / "runs/warm-start").glob("*/model/model.safetensors")
+    return load_file(file)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    finish(start(*FLAGS, *LONG, cwd=folder))
+    return folder
+
+
+SLOW = [pytest.param(sig, marks=pytest.mark.slow) for sig in (signal.SIGTERM, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, *SLOW])
+def test_the_same_command_goes_on_with_a_warm_start_and_leaves_nothing_behind(
+    straight, tmp_path, sig
+):
+    process = start(*FLAGS, *LONG, cwd=tmp_path)
+    stop_when(process, lambda: num_steps_done(tmp_path) >= 5, sig)
+    _, err = finish(process, -sig if sig == signal.SIGKILL else 128 + sig)
+    if sig != signal.SIGKILL:
+        last = err.strip().splitlines()[-1]
+        assert last.endswith("optimizer steps; the same command goes on with it")
+        assert not (tmp_path / "runs/rl").exists()
+    [name] = parts(tmp_path)
+    assert name.endswith(".partial")
+    out, _ = finish(start(*FLAGS, *LONG, cwd=tmp_path))
+    assert "going on with the one that was begun" in out
+    assert parts(tmp_path) == parts(straight)
+    found, wanted = weights(tmp_path), weights(straight)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    out, _ = finish(start(*FLAGS, *LONG, "--run", "runs/again", cwd=tmp_path))
+    assert "no warm start" not in out
+
+
+def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(tmp_path):
+    flags = [*FLAGS, "--warm_start", "null", "--num_updates", "1", "--reward.overlong_buffer", "0"]
+    flags += ["--advantage.baseline", "mean", "--loss.kl_coef", "0"]
+    _, err = finish(start(*flags, cwd=tmp_path), expected=NOTHING_LEARNED)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("warning: no optimizer step was taken in 1 updates")
+    lines = map(json.loads, (tmp_path / "runs/rl/metrics.jsonl").read_text().splitlines())
+    assert [line["num_steps"] for line in lines if line["stage"] == "rl"] == [0]
+    assert (tmp_path / "runs/rl/model/config.json").is_file()
+    _, err = finish(start("--resume", "runs/rl", cwd=tmp_path), expected=NOTHING_LEARNED)
+    assert "no optimizer step" in err
+
+
+def test_the_key_has_what_counts_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(train_rl, "warm_start_texts", lambda *_: ["the same texts"])
+    config = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
+    key = train_rl.warm_start_key(config)
+    for same in (
+        replace(config, engine=EngineLimits(max_rows=3)),
+        replace(config, run="elsewhere", resume="elsewhere"),
+        replace(config, checkpoint=CheckpointConfig(every=1)),
+        replace(config, env=EnvLimits(num_sql_workers=1)),
+    ):
+        assert train_rl.warm_start_key(same) == key
+    for other in (
+        replace(config, seed=1),
+        replace(config, env=EnvLimits(max_steps=3)),
+        replace(config, sft=replace(config.sft, epochs=2)),
+        replace(config, style=train_rl.PromptStyle.FULL),
+    ):
+        assert train_rl.warm_start_key(other) != key
