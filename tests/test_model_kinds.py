@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import SAMPLE, peft_logprobs
+from adapter_folders import SAMPLE, by_peft, peft_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, Qwen2Config, StableLmConfig
 
@@ -129,3 +129,27 @@ def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(name, tmp_path):
     )
     with pytest.raises(ValueError, match=f"^model.path {folder / name}: only a pointer .*git lfs"):
         load(str(folder))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_a_training_that_diverged_are_named(value, dtype, tmp_path):
+    folder = save(Qwen2Config(**SIZES), tmp_path / "model")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weight = load_file(folder / "model.safetensors")[name].to(dtype)
+    weight[2, 3] = value
+    change_weights(folder, **{name: weight})
+    with pytest.raises(ValueError, match=f"^model.path {folder}: the weight {name} holds NaN"):
+        load_policy(ModelConfig(path=str(folder)))
+
+
+def test_an_adapter_of_a_training_that_diverged_is_named(tmp_path):
+    folder = save(Qwen2Config(**SIZES), tmp_path / "model")
+    by_peft(folder).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=f"^model.path {file}: the weight {name} holds NaN"):
+        load_policy(ModelConfig(path=str(tmp_path / "adapter")))

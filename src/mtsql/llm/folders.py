@@ -300,6 +300,17 @@ def require_all_weights(found: dict[str, Any], folder: Path) -> None:
         )
 
 
+def require_finite(name: str, weight: torch.Tensor, where: str) -> None:
+    """ValueError that begins with `where` if a weight holds NaN or an infinity, as after a training
+    that diverged: no token could be sampled."""
+    least, most = weight.aminmax()
+    if not (least.isfinite() and most.isfinite()):
+        raise ValueError(
+            f"{where}: the weight {name} holds NaN or infinite values (the training that saved it "
+            "has diverged, or the file is damaged): take an earlier checkpoint"
+        )
+
+
 def check_tokenizer(folder: Path) -> None:
     """ValueError that names a file of the tokenizer that cannot be read, or the model's
     configuration, which the tokenizer is looked up by."""

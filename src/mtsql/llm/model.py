@@ -193,6 +193,8 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTraine
             **kind,
         )
     folders.require_all_weights(found, folder)
+    for name, weight in model.named_parameters():
+        folders.require_finite(name, weight, f"model.path {path}")
     _require_our_attention(model, path)
     use_our_layers(model)
     for module in model.modules():
