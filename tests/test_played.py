@@ -100,11 +100,18 @@ def test_a_key_that_the_file_does_not_have_keeps_its_default(folder):
     assert config.style is None and differences(replace(config, style=PromptStyle.FULL)) is None
 
 
+def test_a_byte_order_mark_is_skipped(folder):
+    (folder / "mtsql.json").write_text('{"env": {"max_steps": 1}}', encoding="utf-8-sig")
+    assert parsed("--model.path", folder).env.max_steps == 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "cannot be read as JSON"),
-        ("\xff", "cannot be read as JSON"),
+        ("{", "not JSON"),
+        ("\xff", "not UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"max_prompt_tokens": NaN}', "NaN is not a JSON number"),
         ("[1]", "expected a JSON object, found [1]"),
         ('{"run": "x"}', "unknown key run"),
         ('{"env": {"nope": 1}}', "unknown key env.nope"),

@@ -161,6 +161,10 @@ def test_the_embedded_template_takes_several_calls_and_a_missing_content():
     assert tokenizer.apply_chat_template(messages, tokenize=False).endswith(
         "assistant\n<|im_end|>\n"
     )
+    for nothing in ({}, {"arguments": None}, {"arguments": ""}, {"arguments": "{}"}):
+        messages[1]["tool_calls"] = [{"function": {"name": "a", **nothing}}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert '{"name": "a", "arguments": {}}\n</tool_call>' in text
 
 
 def test_a_prompt_that_opens_the_thought_is_gone_on_with():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mtsql.agent.env import EnvLimits, SqlEnv, StepRecord
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply, parse_reply
 from mtsql.agent.prompts import PromptStyle
 from mtsql.evaluate import score_turn
 from mtsql.rl.rewards import (
@@ -277,3 +277,12 @@ def test_right_means_right_in_result_or_in_structure(play):
     replies = [call("junk"), Reply(answer=GOLD.replace("30", "77"), exec_verdict=NO_PASS)]
     parts = play(replies, RewardConfig())
     assert (parts["ex"], parts["em"], parts["exec_verify"]) == (0, 1, 1)
+
+
+def test_verdicts_are_looked_for_past_a_call_that_cannot_be_read():
+    malformed = parse_reply("<tool_call>{oops</tool_call>")
+    judged = parse_reply("<exec_verify>no_pass</exec_verify><tool_call>{oops</tool_call>")
+    answer = Reply(exec_verdict=PASS, answer=GOLD)
+    for replies, verdict in (((malformed, answer), PASS), ((malformed, judged, answer), NO_PASS)):
+        [found] = calls_of([StepRecord(reply) for reply in (CALL, *replies)], OFFERED)
+        assert found.exec_verdict is verdict

@@ -113,7 +113,7 @@ def test_more_tokens_than_positions(folder):
         require_positions(shape, 64)
         with pytest.raises(ValueError) as error:
             require_positions(shape, 65)
-        words = f"{BUDGETS}: 65 tokens, but the model has only 64 positions ({key}): allow fewer"
+        words = f"{BUDGETS}: 65 tokens, but the model has only 64 positions ({key}), 1 too few"
         assert str(error.value).startswith(words)
 
 

@@ -6,15 +6,17 @@ A reply is, in this order and each part optional: `<think>..</think>`,
 `<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`.
 
 What models write instead is read, too: thoughts anywhere, tags inside a thought (they are thoughts,
-not actions), tags named in a sentence, line breaks, tabs and `\\'` inside a JSON string, SQL in a
-Markdown fence, `parameters` for `arguments`, and Llama 3.1's call, which is a JSON object without
-tags. Time is linear in the reply.
+not actions), tags named in a sentence, JSON with the slips that lenient.py mends, SQL in a Markdown
+fence, several calls in one tag, a call without its closing tag, `parameters` for `arguments`, and
+Llama 3.1's call, which is a JSON object without tags. Time is linear in the reply.
 """
 
 import json
 import re
 from dataclasses import dataclass, field
 from enum import Enum
+
+from mtsql.agent.lenient import read_json_at, read_json_with_slips, without_fence
 
 
 class Verdict(Enum):
@@ -155,23 +157,22 @@ def _take_apart(text: str) -> _Parts:
     return parts
 
 
-_JSON = json.JSONDecoder(strict=False)  # not strict: control characters may stand in strings
 _BEFORE_CALL = re.compile(r"\s*(?:```\w*\s*)?")
-_AFTER_CALL = re.compile(r"\s*(?:```\s*)?</tool_call>")
-_QUOTE_ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\'")
+_AFTER_CALL = re.compile(r"\s*(?:```\s*)?(?:</tool_call>|(?=<tool_call>)|(?:<\|\w+\|>\s*)*\Z)")
 
 
 def _read_call(text: str, start: int, has_close: bool, parts: _Parts) -> int:
     """Read the call after an opening tag, and return where to read on. `has_close`: whether a
     closing tag follows somewhere.
 
-    The JSON object says where the call ends, because an SQL literal may spell the closing tag. If
-    no object follows, the tag was only named, and what stands after it is read on.
+    The JSON object says where the call ends, because an SQL literal may spell the closing tag. So
+    the closing tag may be missing where the reply ends or the next call begins. If no object
+    follows, the tag was only named, and what stands after it is read on.
     """
     body = _BEFORE_CALL.match(text, start).end()
-    value, end = _decoded(text, body)
+    value, end = read_json_at(text, body)
     closing = None if value is None else _AFTER_CALL.match(text, end)
-    if closing is not None:
+    if closing is not None and (has_close or isinstance(_as_call(value), ToolCall)):
         parts.add_call(_as_call(value))
         return closing.end()
     if not has_close:
@@ -181,43 +182,40 @@ def _read_call(text: str, start: int, has_close: bool, parts: _Parts) -> int:
         parts.errors.append(ParseError.BAD_JSON)
         return start
     close = text.find("</tool_call>", start)
-    mended = _QUOTE_ESCAPED.sub(r"\1'", text[body:close])
-    value, end = _decoded(mended, 0)
-    is_whole = value is not None and not mended[end:].strip("` \n\r\t")
-    parts.add_call(_as_call(value) if is_whole else ParseError.BAD_JSON)
-    return close + len("</tool_call>")
-
-
-def _decoded(text: str, start: int) -> tuple[dict | list | None, int]:
-    """The JSON object or list that begins at `start` and where it ends. (None, `start`) if there is
-    none."""
-    if text.startswith(("{", "["), start):
-        try:
-            return _JSON.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            pass
-    return None, start
+    again = text.find("<tool_call>", body, close)
+    value = read_json_with_slips(text[body : close if again < 0 else again])
+    parts.add_call(ParseError.BAD_JSON if value is None else _as_call(value))
+    return close + len("</tool_call>") if again < 0 else again
 
 
 def _as_call(value: dict | list) -> ToolCall | ParseError:
     """A Hermes call is a JSON object with `name` and `arguments` (an object, or that object as a
-    JSON string). Llama 3.1 writes `parameters` instead."""
+    JSON string). Llama 3.1 writes `parameters` instead, and OpenAI's format has the object under
+    `function`. Of a list of calls the first counts."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return ParseError.NO_NAME
     arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
-        arguments, _ = _decoded(arguments, 0)
+        arguments, _ = read_json_at(arguments, 0)
     if not isinstance(arguments, dict) or not isinstance(arguments.get("code"), str):
         return ParseError.BAD_ARGUMENTS
-    return ToolCall(_whole(value["name"]), _without_fence(_whole(arguments["code"])))
+    return ToolCall(_whole(value["name"]), without_fence(_whole(arguments["code"])))
+
+
+_BEFORE_BARE_CALL = re.compile(r"\s*(?:<\|python_tag\|>\s*)?(?:```\w*\s*)?")
 
 
 def _read_bare_call(said: str, parts: _Parts) -> None:
     """Add the call of a reply that is a JSON object without tags, as Llama 3.1 writes it."""
-    text = _VERDICT.sub("", said).replace("<|python_tag|>", "").strip()
-    value, end = _decoded(text, 0)
-    if isinstance(value, dict) and "name" in value and not text[end:].strip("; \n"):
-        parts.add_call(_as_call(value))
+    text = _VERDICT.sub("", said)
+    text = text[_BEFORE_BARE_CALL.match(text).end() :]
+    value = read_json_with_slips(text) if text.startswith(("{", "[")) else None
+    if value is not None and (call := _as_call(value)) is not ParseError.NO_NAME:
+        parts.add_call(call)
 
 
 _ANSWER_TAG = re.compile("""(?<![a-wyzA-WYZ])'(?:[^']|'')*'|"(?:[^"]|"")*"|</?answer_sql>""")
@@ -244,7 +242,7 @@ def _read_answer(text: str, start: int, has_close: bool, parts: _Parts) -> int:
     if close < 0:  # an odd quote is no literal
         at, close = text.rfind("<answer_sql>", start, first), first
         at = start if at < 0 else at + len("<answer_sql>")
-    sql = _without_fence(text[at:close].strip())
+    sql = without_fence(text[at:close].strip())
     if sql:
         parts.answers.append(sql)
     else:
@@ -252,25 +250,16 @@ def _read_answer(text: str, start: int, has_close: bool, parts: _Parts) -> int:
     return close + len("</answer_sql>")
 
 
-_FENCE = re.compile(
-    r"\s*```(?:\w*[ \t]*\n|sql(?:ite)?\s|)(.*?)(?:```\s*)?", re.DOTALL | re.IGNORECASE
+_VERDICT = re.compile(
+    r"<(exec_verify|memory_verify)>\s*(?:(pass)|no[_ -]pass)\s*</\1>", re.IGNORECASE
 )
-
-
-def _without_fence(sql: str) -> str:
-    """SQL without the Markdown fence around it."""
-    fenced = _FENCE.fullmatch(sql) if "```" in sql else None
-    return fenced[1].strip() if fenced else sql
-
-
-_VERDICT = re.compile(r"<(exec_verify|memory_verify)>\s*(pass|no_pass)\s*</\1>")
 
 
 def _verdict(said: str, tag: str) -> Verdict | None:
     """The first verdict of a tag; None if there is none that says pass or no_pass."""
     for found in _VERDICT.finditer(said):
-        if found[1] == tag:
-            return Verdict(found[2])
+        if found[1].lower() == tag:
+            return Verdict.PASS if found[2] else Verdict.NO_PASS
     return None
 
 

@@ -19,6 +19,7 @@ from mtsql.llm.folders import (
     read_object,
     read_tensors,
     reading,
+    require_finite,
     stored_shapes,
 )
 
@@ -269,6 +270,7 @@ def _load(model: PreTrainedModel, file: Path) -> None:
                 f"makes it {tuple(weight.shape)}"
             )
         if name in trained:
+            require_finite(name, value, f"model.path {file}")
             weight.copy_(value)
         elif not torch.equal(weight, value.to(weight)):  # peft may write embeddings, too
             raise ValueError(

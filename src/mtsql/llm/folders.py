@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 MODEL_FILES = ("config.json", "generation_config.json")
+LFS_POINTER = b"version https://git-lfs"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary scalings whose tables do not depend on the sequences that are computed. Others have
@@ -128,14 +129,21 @@ def check_objects(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def require_inside(file: Path) -> None:
-    """ValueError if a file is a link that leaves its folder. The links of a Hugging Face cache,
-    from a snapshot to the blobs of the same model, are followed."""
+    """ValueError if a file is a link that leaves its folder, or what a git clone leaves of a file
+    in Git LFS. The links of a Hugging Face cache, from a snapshot to the blobs of the same model,
+    are followed."""
     target, folder = file.resolve(), file.parent.resolve()
-    if target.is_relative_to(folder):
-        return
-    if target.parent.name == "blobs" and target.parents[1].name.startswith("models--"):
-        return
-    raise ValueError(f"model.path {file}: a link that leaves the folder: copy {target} here")
+    is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
+    if not is_blob and not target.is_relative_to(folder):
+        raise ValueError(f"model.path {file}: a link that leaves the folder: copy {target} here")
+    if file.is_file():
+        with open(file, "rb") as raw:
+            if raw.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(
+                    f"model.path {file}: only a pointer to the file, which is in Git LFS: run "
+                    "git lfs pull in the folder, or get the model: hf download NAME --local-dir "
+                    "FOLDER"
+                )
 
 
 def read_model_config(path: str) -> PreTrainedConfig:
@@ -289,6 +297,17 @@ def require_all_weights(found: dict[str, Any], folder: Path) -> None:
         raise ValueError(
             f"model.path {folder}: holds the weight {name}, for which the model of its config.json "
             "has no place"
+        )
+
+
+def require_finite(name: str, weight: torch.Tensor, where: str) -> None:
+    """ValueError that begins with `where` if a weight holds NaN or an infinity, as after a training
+    that diverged: no token could be sampled."""
+    least, most = weight.aminmax()
+    if not (least.isfinite() and most.isfinite()):
+        raise ValueError(
+            f"{where}: the weight {name} holds NaN or infinite values (the training that saved it "
+            "has diverged, or the file is damaged): take an earlier checkpoint"
         )
 
 

@@ -193,6 +193,8 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTraine
             **kind,
         )
     folders.require_all_weights(found, folder)
+    for name, weight in model.named_parameters():
+        folders.require_finite(name, weight, f"model.path {path}")
     _require_our_attention(model, path)
     use_our_layers(model)
     for module in model.modules():
@@ -311,9 +313,13 @@ def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
     """Model code that ignores our attention, or loses its context, attends to the wrong tokens."""
     zero = torch.zeros(1, 1, dtype=torch.long)
     try:
-        model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
+        with folders.reading(f"model.path {path}: {type(model).__name__} cannot be computed here"):
+            model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
     except _Reached:
         return
+    except ValueError as error:
+        if "attention_context" not in str(error):  # or else its code has lost the context
+            raise
     raise ValueError(
         f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface"
     )

@@ -37,8 +37,9 @@ def require_positions(
         is_folder = isinstance(shape, PreTrainedConfig)
         key = "max_position_embeddings" if is_folder else "model.embedded.max_positions"
         raise ValueError(
-            f"{what}: {max_tokens} tokens, but the model has only {positions} positions ({key}): "
-            "allow fewer tokens, or take a model with more positions"
+            f"{what}: {max_tokens} tokens, but the model has only {positions} positions ({key}), "
+            f"{max_tokens - positions} too few: allow fewer tokens, or take a model with more "
+            "positions"
         )
 
 

@@ -59,7 +59,8 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {%- set function = call.function or call %}
 {{- '\n' if message.content or not loop.first else '' }}
 {{- '<tool_call>\n{"name": ' + (function.name | tojson) + ', "arguments": ' }}
-{{- function.arguments if function.arguments is string else function.arguments | tojson }}
+{%- set arguments = function.arguments or {} %}
+{{- arguments if arguments is string else arguments | tojson }}
 {{- '}\n</tool_call>' }}
 {%- endfor %}
 {{- '<|im_end|>\n' }}

@@ -143,15 +143,17 @@ class ScoredCall:
 def calls_of(steps: list[StepRecord], offered: tuple[str, ...]) -> list[ScoredCall]:
     """The calls of offered tools, each different one once, at its first place.
 
-    A call of another tool, and one that repeats an earlier call, counts nowhere: neither adds to a
-    reward or an ability, nor takes from it. Verdicts are looked for past such calls.
+    A call of another tool, one that repeats an earlier call and one that cannot be read count
+    nowhere: they neither add to a reward or an ability, nor take from it. Verdicts are looked for
+    past such calls.
     """
     seen: set[tuple[str, str]] = set()
     places = []
     for place, step in enumerate(steps):
         call = step.reply.tool_call
         key = (call.name, folded(call.code)) if call is not None else None
-        if call is None or (call.name in offered and key not in seen):
+        is_answer = call is None and step.reply.error is None
+        if is_answer or (call is not None and call.name in offered and key not in seen):
             places.append(place)
             seen.add(key)
     found = []
