@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mtsql.config import flat, to_dict
-from mtsql.files import WriteError, read_json, read_text, write_text
+from mtsql.config import flat, read_yaml, to_dict
+from mtsql.files import WriteError, read_json, write_text
 from mtsql.inputs import moved_keys
 from mtsql.runlog import git_commit, writing
 
@@ -229,7 +228,7 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
 def check_unchanged(config: Any, run: Path) -> None:
     """ValueError for a key whose change would make the resumed run another run. The content of files that are named
     anew is for `inputs.check_files` to compare."""
-    saved = flat(yaml.safe_load(read_text(run / "config.yaml")))
+    saved = flat(read_yaml(run / "config.yaml"))
     now, moved = flat(to_dict(config)), moved_keys(run)
     for key in sorted(saved.keys() | now.keys()):
         is_free = key.startswith(MAY_CHANGE) or key in moved
