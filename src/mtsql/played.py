@@ -16,6 +16,7 @@ from typing import Any
 from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.config import flat, parse_values, to_dict
+from mtsql.files import read_json
 from mtsql.llm.sampling import Sampling
 
 FILE_NAME = "mtsql.json"
@@ -74,10 +75,7 @@ def read_played(file: Path) -> dict[str, Any]:
     ValueError, naming the file and the key, if it is malformed or has an unknown key or a value of
     the wrong type.
     """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
+    values = read_json(file, is_strict=True)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a JSON object, found {values!r:.80}")
     known = flat(to_dict(parse_values(Played, values, str(file))))
