@@ -101,7 +101,7 @@ def test_rows_of_one_dialogue_are_a_conversation(tmp_path):
     found = read(tmp_path, "a.csv", head + rows)
     assert [[q[0] for q in turns] for _, *turns in found] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert found[0][1] == ("a", "SELECT 1", "e")
-    entries = [{**BIRD, "dialogue_id": i} for i in (0, 0, 1)]
+    entries = [{**BIRD, "dialogue_id": i} for i in (0.0, 0.0, 1.0)]
     assert [len(c) - 1 for c in read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, entries)))] == [
         2,
         1,

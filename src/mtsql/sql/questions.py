@@ -127,7 +127,7 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
     db_id = checked_id(_text(entry, key, where), f"{where}: {key}")
     if "interaction" not in entry:
         dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue", where))
-        if not isinstance(dialogue, (str, int, type(None))):
+        if not isinstance(dialogue, (str, int, float, type(None))):  # pandas writes 1.0 beside null
             raise ValueError(
                 f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}"
             )
