@@ -28,7 +28,14 @@ from mtsql.runlog import NotFinite, RunLog, git_commit, writing
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
 
 
-EDITED = [{"files": None}, {"files": []}, {"files": {"x": "3"}}, {"ex": 3}, {"ex": {"dev": "x"}}, {"update": None}]
+EDITED = [
+    {"files": None},
+    {"files": []},
+    {"files": {"x": "3"}},
+    {"ex": 3},
+    {"ex": {"dev": "x"}},
+    {"update": None},
+]
 
 
 @dataclass(frozen=True)
