@@ -20,7 +20,7 @@ from mtsql.agent.env import EnvLimits
 from mtsql.agent.prompts import PromptStyle
 from mtsql.config import to_dict
 from mtsql.evaluate import HISTORIES, evaluate, predictions_text, scores_as_rows, summarize
-from mtsql.files import write_text
+from mtsql.files import printing, write_text
 from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import gather_list
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
@@ -136,8 +136,9 @@ def show(summary: dict, title: str) -> None:
     for name, row in rows.items():
         table.add_row(name, str(row["count"]), f"{row['ex']:.1f}", f"{row['em']:.1f}")
     console = Console()
-    console.print(table)
-    console.print("outcomes:", ", ".join(f"{k} {v}" for k, v in summary["outcomes"].items()))
+    with printing():
+        console.print(table)
+        console.print("outcomes:", ", ".join(f"{k} {v}" for k, v in summary["outcomes"].items()))
 
 
 if __name__ == "__main__":

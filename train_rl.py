@@ -36,6 +36,7 @@ from mtsql.checkpoint import (
 )
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
+from mtsql.files import WriteError, print_line
 from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
 from mtsql.launch import (
     NothingLearned,
@@ -59,7 +60,7 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import RunLog, check_free, writing
+from mtsql.runlog import NotFinite, RunLog, check_free, writing
 from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
@@ -206,15 +207,25 @@ def make_warm_start(sft: train_sft.Config, folder: Path, accelerator: Accelerato
     goes on with it. If another process is making the same one, wait for that."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        with run_folder(accelerator, partial, purpose="warm start", wait=True):
+        with run_folder(
+            accelerator, partial, purpose="warm start", wait=True, kept=kept_of_warm_start
+        ):
             if from_main(accelerator, (folder / "model").is_dir):
                 return
-            is_begun = (partial / "config.yaml").is_file()
+            is_begun = any((partial / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
             if accelerator.is_main_process:
                 what = "going on with the one that was begun" if is_begun else "training one"
-                print(f"no warm start in {folder}: {what} (it is kept for later runs)", flush=True)
+                print_line(f"no warm start in {folder}: {what} (it is kept for later runs)")
             sft = replace(sft, run=str(partial), resume=str(partial) if is_begun else None)
-            train_sft.warm_start(*resumed(sft), accelerator)
+            try:
+                train_sft.warm_start(*resumed(sft), accelerator)
+            except (WriteError, NotFinite):
+                raise
+            except ValueError as error:
+                if not is_begun:
+                    raise
+                advice = f"the warm start in {partial} was begun earlier; if it is damaged, delete "
+                raise ValueError(f"{error}; {advice}that folder to train it anew") from error
             accelerator.free_memory()
             if accelerator.is_main_process:
                 os.replace(partial, folder)
@@ -223,6 +234,13 @@ def make_warm_start(sft: train_sft.Config, folder: Path, accelerator: Accelerato
         begun = newest_checkpoint(partial)
         kept = f"after {int(begun.name[7:])} optimizer steps" if begun else "before its first step"
         raise type(stop)(f"in the warm start, {kept}; the same command goes on with it") from None
+
+
+def kept_of_warm_start(partial: Path) -> str:
+    """What a warm start that cannot go on leaves, and how to go on with it."""
+    if begun := newest_checkpoint(partial):
+        return f"{begun} is kept: the same command goes on with the warm start"
+    return "no step of the warm start is kept: the same command starts it again"
 
 
 def main(config: Config) -> None:

@@ -73,6 +73,21 @@ def test_links_are_followed_and_are_no_second_file(tmp_path, target):
     assert load(tmp_path).turns
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("database/one/One.sqlite", r"there is One.sqlite, in another case"),
+        ("database/one/data.db", r"there is data.db: give it the name of its folder"),
+        ("database/spider/one/one.sqlite", r"it is in .*database/spider: name that folder"),
+        ("database/one.sqlite/one.sqlite", r"one/one.sqlite$"),  # a folder of that name is nothing near
+    ],
+)
+def test_what_is_there_instead_is_said(tmp_path, place, words):
+    make(tmp_path / place)
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path)
+
+
 def test_ids_are_compared_with_their_case_and_the_message_says_so(tmp_path):
     make(tmp_path / "database" / "One" / "One.sqlite")
     expected = r"no database file .*database/one/one\.sqlite \(there is One, in another case\)"
@@ -209,3 +224,26 @@ def test_tables_json_must_describe_the_file(tmp_path, script, difference):
         load(tmp_path, tables=tmp_path / "tables.json")
     words = f"tables.json: entry 1 (one): the database has no {difference} in {path}"
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+VIRTUAL = """CREATE TABLE t (a); CREATE VIRTUAL TABLE docs USING fts5 (title);
+    CREATE VIRTUAL TABLE box USING rtree (id, x0, x1); CREATE VIEW v AS SELECT a FROM t"""
+
+
+def test_virtual_tables_stay_out_of_prompts_but_may_stand_in_a_tables_json(tmp_path):
+    path = make(tmp_path / "database" / "one.sqlite", VIRTUAL)
+    assert not run_query(path, "SELECT title FROM docs").is_ok  # so a model need not know of it
+    assert schema_text(load(tmp_path).schemas["one"]) == "t(a)\nv(a)"
+    entry = tables_entry(schema_from_sqlite(path, has_virtual=True))
+    assert {"docs", "docs_content", "box", "t"} <= set(entry["table_names_original"])
+    (tmp_path / "tables.json").write_text(json.dumps([entry]))
+    assert len(load(tmp_path, tables=tmp_path / "tables.json").turns) == 1
+
+
+def test_an_entry_without_tables_is_skipped_and_named(tmp_path):
+    path = make(tmp_path / "database" / "one.sqlite")
+    entry = tables_entry(schema_from_sqlite(path))
+    entry |= {"table_names_original": [], "column_names_original": [[-1, "*"]], "column_types": ["text"]}
+    (tmp_path / "tables.json").write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match="'one' has no tables in .*tables.json"):
+        load(tmp_path, tables=tmp_path / "tables.json")

@@ -1,12 +1,15 @@
 """Splits from named files, and turns that are left out of training by a file."""
 
+import errno
 import json
+import os
 import sqlite3
 from contextlib import closing
 
 import pytest
 
-from mtsql.sql.datasets import DataConfig, describe_losses, load_split, read_leave_out
+from mtsql.sql import datasets
+from mtsql.sql.datasets import DataConfig, describe_losses, load_split, read_leave_out, toy_files
 from mtsql.sql.dialogues import split_by_database
 
 TABLES = [
@@ -99,3 +102,29 @@ def test_leave_out_without_training_data_is_an_error():
         DataConfig(dev="d", tables="t", databases="b", leave_out="x")
     with pytest.raises(ValueError, match="data.train is not set"):
         load_split(DataConfig(dev="d", tables="t", databases="b"), "train")
+
+
+def test_two_that_write_the_toy_world_at_once_use_one_and_leave_nothing(tmp_path, monkeypatch):
+    folder, calls = tmp_path / "toy", []
+
+    def write(place, *_):
+        calls.append(place)
+        if len(calls) == 1:
+            folder.with_name(f"toy.partial-{os.getpid()}").mkdir()
+            folder.mkdir()  # the other process, just before this one renames its own
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(datasets, "write_toy_world", write)
+    assert toy_files(DataConfig(toy_folder=str(folder))).train == str(folder / "train.json")
+    assert calls == [folder, folder] and [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_an_interrupted_toy_world_leaves_nothing(tmp_path, monkeypatch):
+    def write(place, *_):
+        place.with_name(f"toy.partial-{os.getpid()}").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets, "write_toy_world", write)
+    with pytest.raises(KeyboardInterrupt):
+        toy_files(DataConfig(toy_folder=str(tmp_path / "toy")))
+    assert not list(tmp_path.iterdir())

@@ -149,6 +149,18 @@ def test_what_the_run_does_not_use_may_change(run):
     check(Config())
 
 
+@pytest.mark.parametrize("key", ["dev", "dev_seen"])
+def test_files_that_the_run_does_not_use_may_move_with_the_others(key, run):
+    """train_sft.py reads the training split only, but a data set moves as a whole."""
+    (run / inputs.FILE_NAME).unlink()
+    databases = {Path("files/database/a/a.sqlite")}
+    keep_inputs(run, hash_inputs(Config(), ("train",), databases))
+    moved = replace(Config(), data=replace(Config().data, **{key: "elsewhere/dev.json"}))
+    check(moved)
+    with pytest.raises(ValueError, match="seed is 1, but"):
+        check(replace(moved, seed=1))
+
+
 @pytest.mark.parametrize("gone", ["files/database/a/a.sqlite", "files/model/tokenizer.json"])
 def test_a_file_that_is_missing_in_a_folder_is_named(gone, run):
     Path(gone).unlink()

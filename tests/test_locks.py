@@ -186,6 +186,20 @@ def test_who_waits_gets_it_next(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(f"waiting: warm start {tmp_path}: in use by") == 1
 
 
+def test_who_waits_for_a_folder_that_is_renamed_leaves_none_behind(tmp_path, monkeypatch):
+    """As a warm start is: the folder that was waited for is gone, and is made again for the lock."""
+    monkeypatch.setattr(locks, "POLL_SECS", 0.02)
+    first = RunLock(tmp_path / "new.partial")
+    first.acquire()
+    thread = threading.Thread(target=lambda: RunLock(tmp_path / "new.partial", wait=True).__enter__().release())
+    thread.start()
+    thread.join(0.2)
+    (tmp_path / "new.partial").rename(tmp_path / "new")
+    first.release()
+    thread.join(5)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_a_lock_that_cannot_be_written_is_a_line(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))  # to a writer what a full disk is

@@ -16,7 +16,7 @@ from mtsql.evaluate import score_turn, summarize
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import load_corpus
-from mtsql.sql.questions import read_conversations
+from mtsql.sql.questions import Question, read_conversations
 
 BIRD = {
     "question_id": 0,
@@ -101,7 +101,7 @@ def test_rows_of_one_dialogue_are_a_conversation(tmp_path):
     found = read(tmp_path, "a.csv", head + rows)
     assert [[q[0] for q in turns] for _, *turns in found] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert found[0][1] == ("a", "SELECT 1", "e")
-    entries = [{**BIRD, "dialogue_id": i} for i in (0, 0, 1)]
+    entries = [{**BIRD, "dialogue_id": i} for i in (0.0, 0.0, 1.0)]
     assert [len(c) - 1 for c in read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, entries)))] == [
         2,
         1,
@@ -110,6 +110,17 @@ def test_rows_of_one_dialogue_are_a_conversation(tmp_path):
 
 TURN = {"utterance": "q", "query": "SELECT 1"}
 FLAT = {"db_id": "one", "question": "q", "query": "SELECT 1"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["one,q,SELECT 1", "one,q,SELECT 1,", "one,q,SELECT 1,,,,", " one ,q,SELECT 1, ,"],
+)
+def test_empty_cells_that_spreadsheets_add_or_leave_away(tmp_path, row):
+    head = "db_id,question,sql,evidence,dialogue\n"
+    (tmp_path / "a.csv").write_text(f"{head}{row}\n")
+    [found] = read_conversations(tmp_path / "a.csv")
+    assert (found.db_id, found.questions) == ("one", (Question("q", "SELECT 1"),))
 
 
 def without(entry, key):
@@ -146,7 +157,7 @@ def without(entry, key):
         ("a.json", '[{"interaction": [{"query": 1, "query": 2}]}]',
          "entry 0: interaction[0]: the key 'query' appears twice"),
         ("a.jsonl", json.dumps(FLAT) + '\n{"sql": NaN}', "line 2: not JSON: NaN is not a JSON number"),
-        ("a.jsonl", "[" * 100_000, "line 1: not JSON that can be read: nested too deeply"),
+        ("a.jsonl", '{"a":' * 100_000, "line 1: not JSON that can be read: nested too deeply"),
         ("a.json", b"\xff\xfe[\x00", "not UTF-8"),
         ("a.csv", b"\xff\xfed\x00", "not UTF-8"),
         # conversations
@@ -163,6 +174,9 @@ def without(entry, key):
         ("a.csv", "sep=;\ndb_id;question\n", "line 2: no column sql"),
         ("a.csv", "db_id,question,sql,query\n", "2 columns for sql"),
         ("a.csv", "db_id,question,sql,Question\n", "2 columns for question"),
+        ("a.jsonl", "[\n{}\n]", "a.jsonl, line 1: expected an object, found a list: if the file is one JSON list, name it .json"),
+        ("a.csv", "db_id,question,sql,evidence\na,q,SELECT\n1,e\n", "line 3: 2 cells, but the header has 4"),
+        ("a.csv", "db_id,question,sql,x\na,q\n", "line 2: 2 cells, but the header has 4"),
         ("a.csv", "db_id,question,sql\na,q,SELECT 1, 2\n", "line 2: 4 cells, but the header has 3"),
         ("a.csv", 'db_id,question,sql\na,"q\nr",x\na,"q" r,x\n', "line 4: not CSV"),
         ("a.csv", 'db_id,question,sql\na,"q,x\n', "line 2: not CSV"),

@@ -28,6 +28,16 @@ from mtsql.runlog import NotFinite, RunLog, git_commit, writing
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
 
 
+EDITED = [
+    {"files": None},
+    {"files": []},
+    {"files": {"x": "3"}},
+    {"ex": 3},
+    {"ex": {"dev": "x"}},
+    {"update": None},
+]
+
+
 @dataclass(frozen=True)
 class Config:
     run: str = "x"
@@ -64,6 +74,27 @@ NEIGHBOURS = (
     "update-best", "update-00020.bak", "update-00020 (copy)", "update-", "update-0x30", "update--5",
     "update-٣", "Update-00030", "my-notes", "update-00030\n", ".update-00002.partial.txt",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("change", EDITED)
+def test_a_state_that_was_edited_is_named_and_left_alone(change, tmp_path):
+    folder = write(tmp_path, 1)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(ValueError, match="update-00001 is not a checkpoint of this program"):
+        read_checkpoint(folder)
+    write(tmp_path, 2, config=CheckpointConfig(keep_last=1, keep_best=0))
+    assert folder.is_dir()
+
+
+def test_a_copy_with_a_higher_number_is_not_taken_for_the_newest(tmp_path):
+    copy = tmp_path / "checkpoints/update-00900"
+    shutil.copytree(write(tmp_path, 1), copy)
+    with pytest.raises(ValueError, match="update-00900 is a copy of the checkpoint of update 1"):
+        read_checkpoint(newest_checkpoint(tmp_path))
+    keeps_one = CheckpointConfig(keep_last=1, keep_best=0)
+    assert write(tmp_path, 2, config=keeps_one).is_dir() and copy.is_dir()
+    assert not (tmp_path / "checkpoints/update-00001").exists()
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_resume import FLAGS, finish, start, stop_when
 
@@ -14,6 +15,7 @@ import train_rl
 import train_sft
 from mtsql.agent.env import EnvLimits
 from mtsql.checkpoint import CheckpointConfig
+from mtsql.files import WriteError
 from mtsql.launch import NOTHING_LEARNED
 from mtsql.llm.engine import EngineLimits
 
@@ -97,3 +99,32 @@ def test_the_key_has_what_counts_and_nothing_else(monkeypatch):
         replace(config, style=train_rl.PromptStyle.FULL),
     ):
         assert train_rl.warm_start_key(other) != key
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"config.yaml": "run: x\nmod", "metrics.jsonl": ""}, "config.yaml: .*could not find"),
+        ({"metrics.jsonl": ""}, "config.yaml: cannot be read: No such file"),
+        ({"config.yaml": "", "inputs.json": '{"files'}, "inputs.json: not JSON"),
+    ],
+)
+def test_a_damaged_warm_start_is_named_and_how_to_get_out_of_it(damage, words, tmp_path):
+    partial = tmp_path / "seed0-key.partial"
+    partial.mkdir()
+    for name, text in damage.items():
+        (partial / name).write_text(text)
+    sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
+    with pytest.raises(ValueError, match=f"{words}.* delete that folder to train it anew") as error:
+        train_rl.make_warm_start(sft, tmp_path / "seed0-key", Accelerator(cpu=True))
+    assert str(partial) in str(error.value) and not (partial / ".lock").exists()
+
+
+def test_a_warm_start_on_a_full_disk_says_how_to_go_on(tmp_path, monkeypatch):
+    def fail(*_):
+        raise WriteError("model: cannot be written: No space left on device")
+
+    monkeypatch.setattr(train_sft, "warm_start", fail)
+    sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
+    with pytest.raises(ValueError, match="on device; no step .* the same command starts it again$"):
+        train_rl.make_warm_start(sft, tmp_path / "seed0-key", Accelerator(cpu=True))

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mtsql.config import flat, to_dict
-from mtsql.files import WriteError, read_json, read_text, write_text
+from mtsql.config import flat, read_yaml, to_dict
+from mtsql.files import WriteError, read_json, write_text
 from mtsql.inputs import moved_keys
 from mtsql.runlog import git_commit, writing
 
@@ -196,10 +195,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = read_json(folder / "state.json")
     except ValueError as error:
         raise ValueError(f"{folder / 'state.json'} cannot be read as JSON; {advice}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not _is_state(state):
         raise ValueError(
-            f"{folder} is not a checkpoint of this program (its format is not {FORMAT}): move it "
-            "away to resume from the checkpoint before it"
+            f"{folder} is not a checkpoint of this program (its state.json has not the format "
+            f"{FORMAT}): move it away to resume from the checkpoint before it"
+        )
+    if not _is_of(folder, state):
+        raise ValueError(
+            f"{folder} is a copy of the checkpoint of update {state['update']}: give it a name "
+            "that does not look like a checkpoint, or move it away"
         )
     for name, size in state["files"].items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1
@@ -229,7 +233,7 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
 def check_unchanged(config: Any, run: Path) -> None:
     """ValueError for a key whose change would make the resumed run another run. The content of files that are named
     anew is for `inputs.check_files` to compare."""
-    saved = flat(yaml.safe_load(read_text(run / "config.yaml")))
+    saved = flat(read_yaml(run / "config.yaml"))
     now, moved = flat(to_dict(config)), moved_keys(run)
     for key in sorted(saved.keys() | now.keys()):
         is_free = key.startswith(MAY_CHANGE) or key in moved
@@ -248,7 +252,7 @@ def _prune(run: Path, config: CheckpointConfig) -> None:
             state = read_json(place / "state.json")
         except ValueError:
             continue
-        if isinstance(state, dict) and state.get("format") == FORMAT and not place.is_symlink():
+        if _is_state(state) and _is_of(place, state) and not place.is_symlink():
             found[place] = state.get("ex")
     scores = {place: sum(ex.values()) / len(ex) for place, ex in found.items() if ex}
     best = sorted(scores, key=lambda p: -scores[p])[: config.keep_best]
@@ -257,6 +261,23 @@ def _prune(run: Path, config: CheckpointConfig) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(place, gone)
         shutil.rmtree(gone)
+
+
+def _is_state(state: Any) -> bool:
+    """Whether the content of a state.json is one that `save_checkpoint` has written."""
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        return False
+    files, ex = state.get("files"), state.get("ex") or {}
+    has_sizes = isinstance(files, dict) and all(type(size) is int for size in files.values())
+    has_scores = isinstance(ex, dict) and all(type(x) in (int, float) for x in ex.values())
+    return has_sizes and has_scores and type(state.get("update")) is int
+
+
+def _is_of(folder: Path, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint has its own name. A copy with a higher number would be taken for the
+    newest one for ever."""
+    match = NAME.fullmatch(folder.name)
+    return match is None or int(match[1]) == state["update"]
 
 
 def _delete(path: Path) -> None:

@@ -7,7 +7,9 @@ separators of Unicode may stand inside a JSON string. All readers of text files 
 import json
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ def read_text(path: Path | str, what: str = "") -> str:
     except OSError as error:
         raise ValueError(f"{named(path, what)}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{named(path, what)}: not UTF-8: {error}") from error
+        kind = kind_of(error.object)
+        line = error.object.count(b"\n", 0, error.start) + 1
+        place = f"line {line} has the byte 0x{error.object[error.start]:02x}: save it as UTF-8"
+        raise ValueError(f"{named(path, what)}: not UTF-8: {kind or place}") from error
 
 
 def read_lines(path: Path | str, what: str = "") -> list[str]:
@@ -105,7 +110,30 @@ def _loads(text: str, where: str, build: Callable[[list], dict] | None) -> Any:
     except RecursionError as error:
         raise ValueError(f"{where}: not JSON that can be read: nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+        kind = kind_of(text[:KIND_BYTES].encode("utf-8", "replace"))
+        raise ValueError(f"{where}: not JSON: {kind or error}") from error
+
+
+KIND_BYTES = 64
+"""So many bytes of a file show what it is."""
+_KINDS = (
+    (rb"version https://git-lfs", "it is a Git LFS pointer to the file: run git lfs pull"),
+    (rb"\s*<(!doctype html|html|\?xml)", "it is a web page: download the file itself"),
+    (rb"\x1f\x8b", "it is compressed with gzip: unpack it"),
+    (rb"PK\x03\x04", "it is a ZIP archive or an Excel file: unpack it, or save it as CSV"),
+    (rb"PAR1", "it is a Parquet file: save it as JSON Lines or CSV"),
+    (rb"SQLite format 3\0", "it is an SQLite database"),
+    (rb"\xff\xfe|\xfe\xff|[\[{]\0|\0[\[{]", "it is UTF-16: save it as UTF-8"),
+    (rb"\0{16}", "it begins with zero bytes: copy or download it again"),
+    (rb"\s*\Z", "it is empty"),
+)
+
+
+def kind_of(start: bytes) -> str:
+    """What a file is that is not what it should be, by its first bytes, and what to do about it;
+    empty if it is none of the things that people often have in its place."""
+    start = start[:KIND_BYTES]
+    return next((words for pattern, words in _KINDS if re.match(pattern, start, re.I)), "")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -119,6 +147,31 @@ def write_text(path: Path | str, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """For what prints to the standard output. WriteError if it cannot be written: the disk that it
+    goes to is full, or the program that reads it (`| head`) has ended."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Python writes what is left of it at the end of the process, which would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = f"the standard output: cannot be written: {error.strerror}"
+        raise WriteError(reason) from error
+
+
+def print_line(text: str) -> None:
+    """Print a text at once. WriteError as `printing`."""
+    with printing():
+        print(text, flush=True)
+
+
+def in_one_line(text: str) -> str:
+    """A message in one line: names in it, of columns for example, may have line breaks."""
+    return " ".join(text.splitlines())
 
 
 def named(path: Path | str, what: str) -> str:

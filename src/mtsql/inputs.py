@@ -117,9 +117,11 @@ def check_files(run: Path, config: Any) -> None:
 
 
 def moved_keys(run: Path) -> set[str]:
-    """The keys that a run may be resumed with another value of, because `check_files` compares the
-    content."""
-    return set(_read(run).get(FILES, {}))
+    """The keys that a run may be resumed with another value of: because `check_files` compares the
+    content, or because they name splits that the run does not use, as train_sft.py uses data.train
+    only."""
+    used, held_out = set(_read(run).get(FILES, {})), {"data.dev", "data.dev_seen"}
+    return used | held_out if "data.train" in used and not used & held_out else used
 
 
 def keep_inputs(run: Path, inputs: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from mtsql.checkpoint import clean, what_is_kept
 from mtsql.config import parse_config
-from mtsql.files import WriteError
+from mtsql.files import WriteError, in_one_line
 from mtsql.locks import RunLock
 from mtsql.runlog import NotFinite
 from mtsql.signals import (
@@ -67,7 +67,7 @@ def run_script(
             start_missing_ranks()
             main(config)
         except ValueError as error:
-            end_with(f"error: {error}", 1)
+            end_with(in_one_line(f"error: {error}"), 1)
         except NothingLearned as error:
             leave_group()
             end_with(f"warning: {error}", NOTHING_LEARNED)
@@ -112,12 +112,13 @@ def run_folder(
     can_resume: bool = True,
     purpose: str = "run",
     wait: bool = False,
+    kept: Callable[[Path], str] = what_is_kept,
 ) -> Iterator[None]:
     """Hold the lock of a run folder inside the `with`; no rank reads or writes the run outside of it.
 
     ValueError, on the main rank, if another process has the run. What a killed process left half written is deleted.
     A run that is stopped, or that cannot go on because a file cannot be written or a number is not finite, says what
-    is kept and, if it `can_resume`, how to go on. `purpose` and `wait` as in `RunLock`.
+    is kept and, if it `can_resume`, how to go on, in the words of `kept`. `purpose` and `wait` as in `RunLock`.
     """
     lock = RunLock(folder, purpose, wait)
 
@@ -131,10 +132,9 @@ def run_folder(
     except KeyboardInterrupt as stop:
         if str(stop) or not can_resume:
             raise
-        raise type(stop)(what_is_kept(folder)) from None
+        raise type(stop)(kept(folder)) from None
     except (WriteError, NotFinite) as error:
-        kept = what_is_kept(folder) if can_resume else "nothing is kept"
-        raise ValueError(f"{error}; {kept}") from error
+        raise ValueError(f"{error}; {kept(folder) if can_resume else 'nothing is kept'}") from error
     finally:
         lock.release()
 

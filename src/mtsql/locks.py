@@ -23,7 +23,7 @@ from typing import Self
 
 import psutil
 
-from mtsql.files import WriteError
+from mtsql.files import WriteError, print_line
 
 FILE_NAME = ".lock"
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -86,8 +86,7 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock, as at the start of a `with`."""
         try:
-            self._is_made = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
         except OSError as error:
             raise ValueError(
                 f"{self.purpose} {self.folder}: cannot be made a folder: {error.strerror}"
@@ -98,7 +97,7 @@ class RunLock:
                 if not self.wait:
                     raise ValueError(self._refusal(holder))
                 if not has_said:
-                    print(f"waiting: {self._refusal(holder)}", flush=True)
+                    print_line(f"waiting: {self._refusal(holder)}")
                     has_said = True
                 time.sleep(POLL_SECS)
         finally:
@@ -118,6 +117,14 @@ class RunLock:
         self._file = self._place = -1
         self._remove_if_empty()
 
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True)
+            self._is_made = True
+        except FileExistsError:
+            if not self.folder.is_dir():
+                raise
+
     def _remove_if_empty(self) -> None:
         if self._is_made:
             try:
@@ -130,7 +137,7 @@ class RunLock:
         path = self.folder / FILE_NAME
         while True:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self._make_folder()
                 file, is_new = _open(path)
             except FileNotFoundError:
                 continue  # who had it has just removed the empty folder

@@ -75,7 +75,7 @@ def read_played(file: Path) -> dict[str, Any]:
     ValueError, naming the file and the key, if it is malformed or has an unknown key or a value of
     the wrong type.
     """
-    values = read_json(file)
+    values = read_json(file, is_strict=True)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a JSON object, found {values!r:.80}")
     known = flat(to_dict(parse_values(Played, values, str(file))))

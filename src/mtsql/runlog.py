@@ -26,7 +26,7 @@ from rich.progress import (
 from safetensors import SafetensorError
 
 from mtsql.config import config_diff, save_config
-from mtsql.files import WriteError, read_lines, write_text
+from mtsql.files import WriteError, print_line, read_lines, write_text
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
@@ -74,8 +74,7 @@ class RunLog:
     def print(self, text: str) -> None:
         """A line on the screen."""
         if self.is_main:
-            with writing("the standard output"):
-                print(text, flush=True)
+            print_line(text)
 
     def metrics(self, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl with the time and the stage timers since the last one. NotFinite for a number that

@@ -13,11 +13,11 @@ columns is written as several entries. Everything else is read back as it is in 
 """
 
 import json
-import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtsql.files import print_line
 from mtsql.sql.command_line import OneLineParser
 from mtsql.sql.database_files import DatabaseFolder, unread_changes
 from mtsql.sql.names import checked_id
@@ -61,10 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     given = parser.parse_args(arguments)
     try:
-        text = json.dumps(entries_of(given.paths), indent=1)
+        print_line(json.dumps(entries_of(given.paths), indent=1))
     except ValueError as error:
         parser.error(str(error))
-    sys.stdout.write(f"{text}\n")
 
 
 if __name__ == "__main__":

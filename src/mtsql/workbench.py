@@ -20,6 +20,7 @@ from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
 from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
+from mtsql.files import print_line
 from mtsql.llm import chat_template, rendering
 from mtsql.llm import tokenizer as tokenizing
 from mtsql.llm.engine import EngineLimits, check_engine
@@ -115,7 +116,7 @@ def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]
     for name, corpus in corpora.items():
         losses = describe_losses(corpus)
         if losses and os.environ.get("RANK", "0") == "0":
-            print(f"{name}: {losses}")
+            print_line(f"{name}: {losses}")
     return corpora
 
 

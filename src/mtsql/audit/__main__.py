@@ -26,7 +26,7 @@ from mtsql.audit.farming import farm, show_farming
 from mtsql.audit.golds import audit
 from mtsql.audit.report import CHECKS, leave_out_lines, show
 from mtsql.config import parse_config, to_dict
-from mtsql.files import write_text
+from mtsql.files import in_one_line, printing, write_text
 from mtsql.locks import RunLock
 from mtsql.signals import exit_code, ignore_stops, name_of, stoppable
 from mtsql.sql.datasets import describe_losses, load_split
@@ -53,9 +53,11 @@ def _look(config: Config, file: Path) -> None:
     set_num_workers(config.env.num_sql_workers)
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
-    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    console = Console(width=width, markup=False, emoji=False)  # ids and golds hold any text
     if losses := describe_losses(corpus):
-        console.print(f"{config.split}: {losses}")
+        with printing():
+            console.print(f"{config.split}: {losses}")
     if config.farming:
         _farm(corpus, config, file, console)
     else:
@@ -64,27 +66,28 @@ def _look(config: Config, file: Path) -> None:
 
 def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
     report = audit(corpus, config)
-    show(report, config.split, config.rewritings, console)
     lines = leave_out_lines(report, config.leave_out)
     left_out = file.with_name("leave_out.tsv")
-    _write(
-        file,
-        {
-            "config": to_dict(config),
-            "checks": CHECKS,
-            "skipped": len(corpus.skipped),
-            **asdict(report),
-        },
-    )
-    write_text(left_out, "".join(f"{line}\n" for line in lines))
-    console.print(f"{len(lines)} turns in {left_out}; every case in {file}")
+    try:
+        with printing():
+            show(report, config.split, config.rewritings, console)
+    finally:  # what cannot be printed can still be kept
+        counts = {"checks": CHECKS, "skipped": len(corpus.skipped)}
+        _write(file, {"config": to_dict(config), **counts, **asdict(report)})
+        write_text(left_out, "".join(f"{line}\n" for line in lines))
+    with printing():
+        console.print(f"{len(lines)} turns in {left_out}; every case in {file}")
 
 
 def _farm(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
     report = farm(corpus, config)
-    show_farming(report, config.split, console)
-    _write(file, {"config": to_dict(config), **asdict(report)})
-    console.print(f"written to {file}")
+    try:
+        with printing():
+            show_farming(report, config.split, console)
+    finally:
+        _write(file, {"config": to_dict(config), **asdict(report)})
+    with printing():
+        console.print(f"written to {file}")
 
 
 def _write(file: Path, content: dict) -> None:
@@ -96,7 +99,7 @@ if __name__ == "__main__":
         try:
             main(parse_config(Config, sys.argv[1:], __doc__))
         except ValueError as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(in_one_line(f"error: {error}")) from error
         except KeyboardInterrupt as stop:
             ignore_stops()
             print(name_of(stop), file=sys.stderr, flush=True)

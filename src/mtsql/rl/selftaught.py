@@ -153,6 +153,8 @@ def demonstration_samples(
     environment. The samples stand in an order drawn from `seed`."""
     turns = {turn.turn_id: turn for turn in corpus.turns}
     demonstrations = sorted(read_demonstrations(file).items())
+    if not demonstrations:
+        raise ValueError(f"demonstrations {file}: it holds none")
     random.Random(seed).shuffle(demonstrations)
     samples = []
     for turn_id, replies in demonstrations[: max_samples or None]:

@@ -3,6 +3,8 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import NoReturn
 
+from mtsql.files import in_one_line
+
 
 class OneLineParser(ArgumentParser):
     """A parser whose complaint is one line, `error: ...`, with exit code 1, as those of the
@@ -13,7 +15,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with the message."""
-        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+        line = in_one_line(message).encode("utf-8", "backslashreplace").decode("utf-8")
         self.exit(1, f"error: {line}\n")
 
 

@@ -49,10 +49,23 @@ class DatabaseFolder:
 
     def missing(self, db_id: str) -> str:
         """Why there is no file, for a message: the path that is expected first."""
-        same = {fold(name) for name in (db_id, *(f"{db_id}{suffix}" for suffix in SUFFIXES))}
-        others = [name for name in self.names if fold(name) in same and name != db_id]
-        near = f" (there is {others[0]}, in another case)" if others else ""
-        return f"no database file {self.path / db_id / f'{db_id}.sqlite'}{near}"
+        return f"no database file {self.path / db_id / f'{db_id}.sqlite'}{self._near(db_id)}"
+
+    def _near(self, db_id: str) -> str:
+        """What the folder has instead, for a message; empty if it has nothing like it."""
+        expected = {db_id, *(f"{db_id}{suffix}" for suffix in SUFFIXES)}
+        same = {fold(name) for name in expected}
+        inside = _names_in(self.path / db_id) if (self.path / db_id).is_dir() else []
+        for name in (*self.names, *inside):
+            if name not in expected and fold(name) in same:
+                return f" (there is {name}, in another case)"
+        databases = [name for name in inside if is_database_name(name) and name[:1] != "."]
+        if databases and databases[0] not in expected:
+            return f" (there is {databases[0]}: give it the name of its folder)"
+        for name in self.names:
+            if (self.path / name / db_id).is_dir():
+                return f" (it is in {self.path / name}: name that folder)"
+        return ""
 
     def all(self) -> dict[str, Path]:
         """Every database of the folder by its id, sorted. ValueError as `find`."""

@@ -1,5 +1,8 @@
 """What a script trains and evaluates on: files that the user brings, or the embedded toy world."""
 
+import errno
+import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +59,7 @@ def toy_files(config: DataConfig) -> DataConfig:
     files."""
     folder = Path(config.toy_folder)
     try:
-        write_toy_world(folder, config.toy_seed, ToySize())
+        _write_toy_world(folder, config.toy_seed)
     except OSError as error:
         words = f"data.toy_folder {folder}: cannot be written: {error.strerror}"
         raise ValueError(words) from error
@@ -69,6 +72,20 @@ def toy_files(config: DataConfig) -> DataConfig:
         toy_folder=config.toy_folder,
         toy_seed=config.toy_seed,
     )
+
+
+def _write_toy_world(folder: Path, seed: int) -> None:
+    """`write_toy_world`, which leaves nothing behind when it fails or is interrupted. If another
+    process made the folder meanwhile, it is that folder that counts."""
+    try:
+        write_toy_world(folder, seed, ToySize())
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not folder.is_dir():
+            raise
+        write_toy_world(folder, seed, ToySize())
+    finally:
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_split(config: DataConfig, name: str) -> Corpus:

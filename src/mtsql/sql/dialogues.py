@@ -155,7 +155,7 @@ class Databases:
         if path.stat().st_size == 0:
             return f"no database file {path}: it is empty"
         try:
-            own = schema_from_sqlite(path, db_id)
+            own = schema_from_sqlite(path, db_id, has_virtual=self.schemas is not None)
         except ValueError as error:
             return f"no database file: {error}"
         if not own.tables:
@@ -163,6 +163,8 @@ class Databases:
         if self.schemas is None:
             return own, path
         schema = self.schemas[db_id]
+        if not schema.tables:
+            return f"database {db_id!r} has no tables in {self.tables_file}"
         difference = first_difference(schema, own)
         if difference:
             entry = list(self.schemas).index(db_id)

@@ -53,7 +53,7 @@ def read_conversations(file: Path) -> list[Conversation]:
     if suffix in (".csv", ".tsv"):
         found = _joined(_read_rows(file))
     elif suffix in (".jsonl", ".ndjson"):
-        lines = enumerate(read_lines(file), 1)
+        lines = enumerate(_lines_of_objects(file), 1)
         places = ((f"{file}, line {number}", line) for number, line in lines if line.strip())
         found = _joined((where, parse_json(line, where, is_strict=True)) for where, line in places)
     else:
@@ -65,6 +65,16 @@ def read_conversations(file: Path) -> list[Conversation]:
             raise
         found = _joined((f"{file}: entry {index}", entry) for index, entry in entries)
     return list(found)
+
+
+def _lines_of_objects(file: Path) -> list[str]:
+    lines = read_lines(file)
+    if lines and lines[0].lstrip().startswith("["):
+        raise ValueError(
+            f"{file}, line 1: expected an object, found a list: if the file is one JSON list, "
+            "name it .json"
+        )
+    return lines
 
 
 def read_json_list(path: Path) -> list:
@@ -117,7 +127,7 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
     db_id = checked_id(_text(entry, key, where), f"{where}: {key}")
     if "interaction" not in entry:
         dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue", where))
-        if not isinstance(dialogue, (str, int, type(None))):
+        if not isinstance(dialogue, (str, int, float, type(None))):  # pandas writes 1.0 beside null
             raise ValueError(
                 f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}"
             )
@@ -218,12 +228,26 @@ def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if not any(cell.strip() for cell in cells):
             continue
         where = f"{file}, line {number}"
-        if len(cells) != len(header):
+        num_cells = len(cells)
+        cells = _fitted(
+            cells, len(header), max(columns[key] for key in ("db_id", "question", "sql"))
+        )
+        if cells is None:
             raise ValueError(
-                f"{where}: {len(cells)} cells, but the header has {len(header)}: a cell with the "
+                f"{where}: {num_cells} cells, but the header has {len(header)}: a cell with the "
                 "delimiter, a quote or a line break in it needs double quotes around it"
             )
-        yield where, {key: cells[place] for key, place in columns.items()}
+        row = {key: cells[place] for key, place in columns.items()}
+        names = {key: row[key].strip() for key in ("db_id", "dialogue") if key in row}
+        yield where, row | names
+
+
+def _fitted(cells: list[str], width: int, last_needed: int) -> list[str] | None:
+    """A row as wide as the header. Excel leaves empty cells at the end of rows away, and adds some.
+    None if the cells cannot be told from parts of a broken row."""
+    if any(cell.strip() for cell in cells[width:]) or len(cells) <= last_needed:
+        return None
+    return (cells + [""] * (width - len(cells)))[:width]
 
 
 def _header(text: str, delimiter: str) -> list[str]:

@@ -54,6 +54,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from mtsql.files import KIND_BYTES, kind_of
 from mtsql.sql.cache import SharedCache
 from mtsql.sql.meter import WorkMeter
 from mtsql.sql.runnable import runnable
@@ -212,9 +213,9 @@ def run_query(
         return QueryResult(QueryStatus.ERROR, message=str(error))
 
 
-def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple]]]:
-    """(name, columns, foreign keys) of each table and view, as SQLite's pragmas have them
-    (`tables.read_schema`).
+def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple], bool]]:
+    """(name, columns, foreign keys, whether it is virtual) of each table and view, as SQLite's
+    pragmas have them (`tables.read_schema`).
 
     Raises DatabaseFileError.
     """
@@ -337,8 +338,17 @@ def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
     except WorkerDied as error:
         raise DatabaseFileError(f"{db_path}: cannot be read: {error}") from error
     if isinstance(found, str):
-        raise DatabaseFileError(f"{db_path}: not a readable SQLite database: {found}")
+        raise DatabaseFileError(
+            f"{db_path}: not a readable SQLite database: {_kind(db_path) or found}"
+        )
     return found
+
+
+def _kind(db_path: Path) -> str:
+    """What the file is, if it is no database at all but a thing that people often have instead."""
+    with open(db_path, "rb") as file:
+        start = file.read(KIND_BYTES)
+    return "" if start.startswith(b"SQLite format 3\0") else kind_of(start)
 
 
 def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:

@@ -125,11 +125,15 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
     return Schema(db_id, tables, tuple(foreign_keys))
 
 
-def schema_from_sqlite(db_path: Path, db_id: str | None = None) -> Schema:
+def schema_from_sqlite(
+    db_path: Path, db_id: str | None = None, has_virtual: bool = False
+) -> Schema:
     """Read the schema of any SQLite file, without writing to it. db_id: by default the file's
     stem.
 
-    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Types are the
+    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Virtual tables (FTS,
+    R-tree), which no query may read, and the tables in which they keep their content come with
+    `has_virtual` only. Types are the
     declared ones, lower-cased. A foreign key that names no column refers to the other table's
     primary key; one to a table that is not there is left out, and so is a view that SQLite cannot
     resolve, since no query can read it. Raises ValueError naming the file if it is missing or no
@@ -140,12 +144,15 @@ def schema_from_sqlite(db_path: Path, db_id: str | None = None) -> Schema:
     except DatabaseFileError as error:
         raise ValueError(str(error)) from error
     tables: dict[str, Table] = {}  # by folded name
-    for name, rows, _ in found:
+    found = [table for table in found if has_virtual or not table[3]]
+    for name, rows, _, _ in found:
         columns = tuple(Column(column, " ".join(kind.lower().split())) for column, kind, _ in rows)
         key = sorted((position, column) for column, _, position in rows if position)
         tables[fold(name)] = Table(name, columns, tuple(column for _, column in key))
     links = [
-        link for name, _, keys in found for link in _foreign_keys(tables[fold(name)], keys, tables)
+        link
+        for name, _, keys, _ in found
+        for link in _foreign_keys(tables[fold(name)], keys, tables)
     ]
     return Schema(db_id or Path(db_path).stem, tuple(tables.values()), tuple(links))
 
@@ -161,10 +168,10 @@ def first_difference(schema: Schema, own: Schema) -> str:
         if fold(table.name).startswith("sqlite_"):
             continue
         if fold(table.name) not in columns:
-            return f"table {table.name}"
+            return f"table {quoted(table.name)}"
         for column in table.columns:
             if fold(column.name) not in columns[fold(table.name)]:
-                return f"column {table.name}.{column.name}"
+                return f"column {_ref_text(table.name, column.name)}"
     return ""
 
 

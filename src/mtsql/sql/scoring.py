@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, product
 from pathlib import Path
 
-from mtsql.files import write_text
+from mtsql.files import print_line, write_text
 from mtsql.sql.command_line import OneLineParser, whole_number
 from mtsql.sql.execution import OFFICIAL_LIMITS, executed_text, official_prediction, texts_match
 from mtsql.sql.metrics import HARDNESS, PARTS, Part, compare, hardness
@@ -369,9 +369,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = score_files(given.gold, given.pred, given.tables, given.databases, options)
         if given.json:
             write_text(given.json, json.dumps(asdict(report), indent=1) + "\n")
+        print_line(format_report(report))
     except ValueError as error:
         parser.error(str(error))
-    print(format_report(report))
 
 
 if __name__ == "__main__":

@@ -140,9 +140,14 @@ def written(
     return steps + [(sql, None) for sql in others if not is_unique.get(sql, True)]
 
 
-def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], list[tuple]]]:
-    """-> (name, (column, declared type, place in the primary key), foreign keys) of every table
-    and view that SQLite can resolve."""
+def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], list[tuple], bool]]:
+    """-> (name, (column, declared type, place in the primary key), foreign keys, whether it is a
+    virtual table or holds the content of one) of every table and view that SQLite can resolve."""
+    virtual = {
+        row[1]
+        for row in connection.execute("PRAGMA table_list")
+        if row[0] == "main" and row[2] in ("virtual", "shadow")
+    }
     tables = []
     for name in [name for name, _ in connection.execute(_TABLE_NAMES) if isinstance(name, str)]:
         try:
@@ -153,5 +158,5 @@ def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], 
                 raise
             continue
         if columns:
-            tables.append((name, columns, keys))
+            tables.append((name, columns, keys, name in virtual))
     return tables
