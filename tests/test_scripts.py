@@ -23,7 +23,8 @@ def start(script, *flags, cwd):
 def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     flags = ("--warm_start.max_samples 32 --warm_start.epochs 1 --num_updates 2 --turns_per_update 2 --group_size 2"
              " --eval_turns 4 --curriculum.max_probe_turns 4 --curriculum.probe_samples 1"
-             " --sampling.max_step_tokens 8").split()  # fmt: skip
+             " --sampling.max_step_tokens 8 --reward.overlong_buffer 640 --advantage.baseline none"
+             " --advantage.scale none").split()  # fmt: skip; length is punished: every update takes a step
     done = start("train_rl.py", *SMALL, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "held-out EX" in done.stdout

@@ -240,7 +240,7 @@ def check_unchanged(config: Any, run: Path) -> None:
         if saved.get(key) != now.get(key) and not is_free:
             raise ValueError(
                 f"{key} is {now.get(key)!r}, but {run} was started with {saved.get(key)!r}: leave it, or start a new "
-                "run with --model.path on a checkpoint's model folder"
+                "run: --model.path CHECKPOINT/model"
             )
 
 

@@ -112,7 +112,7 @@ def check_files(run: Path, config: Any) -> None:
             if _hash(file, key) != value:
                 raise ValueError(
                     f"resume {run}: {key} {file} changed since the run was started: undo the "
-                    "change, or start a new run with --model.path on a checkpoint's model folder"
+                    "change, or start a new run: --model.path CHECKPOINT/model"
                 )
 
 
@@ -138,7 +138,7 @@ def check_inputs(run: Path, inputs: Mapping[str, str]) -> None:
         if saved.get(name, value) != value:
             raise ValueError(
                 f"resume {run}: {name} changed since the run was started: undo the change, or "
-                "start a new run with --model.path on a checkpoint's model folder"
+                "start a new run: --model.path CHECKPOINT/model"
             )
 
 

@@ -39,7 +39,7 @@ def checked_id(db_id: str, where: str) -> str:
     """
     if not db_id.strip() or db_id in (".", "..") or _NO_ID.search(db_id):
         raise ValueError(
-            f"{where}: the database id {db_id!a:.80} is no plain name: it may not be empty, . or "
-            "..; path separators and control characters may not stand in it"
+            f"{where}: the database id {db_id!a:.80} is no plain name: use one without / and \\, "
+            "without control characters, and not . or .."
         )
     return db_id
