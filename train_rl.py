@@ -47,7 +47,7 @@ from mtsql.launch import (
 )
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
-    seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
+    require_seed, seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
 )  # fmt: skip
 from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
@@ -139,6 +139,7 @@ def check(config: Config) -> None:
                  "max_prompt_tokens"):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    require_seed(config.seed)
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
     if config.warm_start and not config.model.path:
         least, what = config.max_prompt_tokens + 1, "max_prompt_tokens and a reply"

@@ -33,7 +33,7 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--optim.lr", "fast"], "optim.lr is fast: expected a number"),
         (["--optim.lr", ".nan"], "optim.lr is nan: expected a finite number"),
         (["--loss.clip_high", ".inf"], "loss.clip_high is inf"),
-        (["--optim.betas", "[0.9, .nan]"], "optim.betas is nan"),
+        (["--optim.betas", "[0.9, .nan]"], "optim.betas is [0.9, nan]"),
         (["--group_size", "2.5"], "group_size is 2.5: expected a whole number"),
         (["--env.use_exec", "maybe"], "env.use_exec is maybe: expected true or false"),
         (["--env.malformed_call", "x"], "expected one of end, observe"),
