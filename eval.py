@@ -110,6 +110,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
             0,
             config.max_tokens,
         )
+        bench.require_prompts(config.split, config.max_prompt_tokens)
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)

@@ -59,7 +59,7 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import RunLog, check_free, writing
+from mtsql.runlog import RunLog, check_free, make_folder, writing
 from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
@@ -179,6 +179,7 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     its folder, whose name is a hash of the settings and of all texts that it was trained on."""
     if config.model.path or config.warm_start is None:
         return config
+    on_main(accelerator, make_folder, Path(config.warm_start_folder), "warm_start_folder")
     sft = train_sft.Config(
         seed=config.seed, model=config.model, data=config.data, env=config.env, style=config.style,
         max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
@@ -254,6 +255,7 @@ def train(config: Config, accelerator: Accelerator) -> None:
             config.seed,
             max_tokens(config),
         )
+        bench.require_prompts("train", config.max_prompt_tokens)
     start, is_main = state.get("update", 0), accelerator.is_main_process
     inputs = bench.inputs() if is_main else {}
     if config.resume:

@@ -204,6 +204,8 @@ def check(config: Config) -> None:
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
+    if config.source == "self" and config.demonstrations:
+        raise ValueError("demonstrations has no effect with source=self: leave it out")
     if config.source == "demonstrations" and config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
 
@@ -243,6 +245,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
             config.seed,
             max_tokens(config),
         )
+        bench.require_prompts("train", config.max_prompt_tokens)
     inputs = {}
     if is_main and config.source == "demonstrations":
         inputs["the demonstrations"] = digest([read_text(demonstrations_file(config), "demonstrations")])

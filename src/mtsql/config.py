@@ -48,6 +48,9 @@ def parse_config(
         first_recipe = getattr(kind, "first_recipe", lambda _: None)(parsed.get("model.path"))
         if first_recipe is not None:
             parsed = _parsed(parser, kind, ["--config", str(first_recipe), *argv])
+        run, resume = _words(argv, "--run"), parsed.get("resume")
+        if run and resume is not None and Path(run[-1][0]) != Path(resume):
+            raise ValueError(f"--run has no effect with resume {resume}: leave it out")
         if implied := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
             at = 0
             if parsed.get("resume") is None and _words(argv, "--preset"):
@@ -56,6 +59,8 @@ def parse_config(
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
+        for run, _ in _words(argv, "--resume"):
+            where = f" ({run}/config.yaml: did another script start this run?)"
         raise ValueError(_explained(error, kind) + where) from error
     for recipe in parsed.get("config") or []:
         _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
