@@ -74,6 +74,12 @@ class Config:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
         if not self.data.is_toy and getattr(self.data, self.split) is None:
             raise ValueError(f"split is {self.split}, but data.{self.split} is not set")
+        if self.max_prompt_tokens < 1:
+            raise ValueError(
+                f"max_prompt_tokens is {self.max_prompt_tokens}: it must be at least 1"
+            )
+        if self.max_dialogues < 0:
+            raise ValueError("max_dialogues must not be negative (0 = all)")
         check_sizes(self.model, self.max_tokens, self.engine)
         return replace(self, style=prompt_style(self.style, self.model.path))
 
@@ -104,6 +110,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
             0,
             config.max_tokens,
         )
+        bench.require_prompts(config.split, config.max_prompt_tokens)
     bench.policy.to(accelerator.device)
     corpus = bench.corpora[config.split]
     log = RunLog(Path(config.run), config=config, is_main=accelerator.is_main_process)

@@ -48,7 +48,7 @@ from mtsql.launch import (
 )
 from mtsql.learner import (
     OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
-    seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
+    require_seed, seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
 )  # fmt: skip
 from mtsql.llm.engine import EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
@@ -60,7 +60,7 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import NotFinite, RunLog, check_free, writing
+from mtsql.runlog import NotFinite, RunLog, check_free, make_folder, writing
 from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
@@ -140,6 +140,7 @@ def check(config: Config) -> None:
                  "max_prompt_tokens"):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    require_seed(config.seed)
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
     if config.warm_start and not config.model.path:
         least, what = config.max_prompt_tokens + 1, "max_prompt_tokens and a reply"
@@ -179,6 +180,7 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     its folder, whose name is a hash of the settings and of all texts that it was trained on."""
     if config.model.path or config.warm_start is None:
         return config
+    on_main(accelerator, make_folder, Path(config.warm_start_folder), "warm_start_folder")
     sft = train_sft.Config(
         seed=config.seed, model=config.model, data=config.data, env=config.env, style=config.style,
         max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
@@ -271,6 +273,7 @@ def train(config: Config, accelerator: Accelerator) -> None:
             config.seed,
             max_tokens(config),
         )
+        bench.require_prompts("train", config.max_prompt_tokens)
     start, is_main = state.get("update", 0), accelerator.is_main_process
     inputs = bench.inputs() if is_main else {}
     if config.resume:

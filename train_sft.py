@@ -25,7 +25,8 @@ from mtsql.files import read_json, read_text, write_text
 from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
 from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import (
-    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, seed_update, take_step,
+    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, require_seed, seed_update,
+    take_step,
 )  # fmt: skip
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
@@ -65,6 +66,8 @@ class SftConfig:
     def __post_init__(self):
         if self.epochs <= 0 or self.samples_per_update < 1:
             raise ValueError("sft.epochs must be above 0 and sft.samples_per_update at least 1")
+        if self.max_samples < 0:
+            raise ValueError("sft.max_samples must not be negative (0 = all)")
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,18 @@ def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {config.source!r}")
+    require_seed(config.seed)
+    if config.max_prompt_tokens < 1:
+        raise ValueError(f"max_prompt_tokens is {config.max_prompt_tokens}: it must be at least 1")
+    if config.max_turns < 0:
+        raise ValueError("max_turns must not be negative (0 = all)")
     what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
     room = config.sft.max_batch_tokens
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
         raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
+    if config.source == "self" and config.demonstrations:
+        raise ValueError("demonstrations has no effect with source=self: leave it out")
     if config.source == "demonstrations" and config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
 
@@ -235,6 +245,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
             config.seed,
             max_tokens(config),
         )
+        bench.require_prompts("train", config.max_prompt_tokens)
     inputs = {}
     if is_main and config.source == "demonstrations":
         inputs["the demonstrations"] = digest([read_text(demonstrations_file(config), "demonstrations")])

@@ -112,6 +112,8 @@ GOOD = "--model.path models/good"
         (f"{DATA} good.json --model.path nowhere", "model.path nowhere"),
         (f"{DATA} good.json --model.path database", "model.path database"),
         (f"{DATA} good.json --model.path models/mute", "no chat template"),
+        (f"{DATA} good.json {GOOD} --max_prompt_tokens 5", "max_prompt_tokens is 5, but the shortest"),
+        ("--warm_start_folder file", "warm_start_folder file: cannot be made a folder"),
         (f"{DATA} good.json {GOOD} --model.lora.rank 4 --model.lora.targets [nope]", "model.lora.targets"),
     ],
 )

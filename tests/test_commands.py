@@ -122,6 +122,8 @@ def folder(tmp_path, monkeypatch):
     make(tmp_path / "twice" / "one.db", "CREATE TABLE t (a)")
     make(tmp_path / "bare.sqlite", "PRAGMA user_version = 1")
     (tmp_path / "none").mkdir()
+    (tmp_path / "lfs" / "one").mkdir(parents=True)
+    (tmp_path / "lfs" / "one" / "one.sqlite").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "file").write_text("no database")
     (tmp_path / "empty").write_text("")
     (tmp_path / "gold").write_text("SELECT a FROM t\tone\n")
@@ -196,6 +198,7 @@ def test_the_scorer_on_these_files(folder, capsys):
         ("--databases nowhere", "--databases nowhere: no such folder"),
         ("--databases db file", "--databases file: no such folder"),
         ("--databases none", "gold:1: none: no one/one.sqlite"),
+        ("--databases lfs", "gold:1: lfs/one/one.sqlite: no SQLite database"),
         ("--gold gold_two", "gold_two:1: db: no two/two.sqlite"),
         ("--etype both", "--etype: invalid choice: 'both' (choose from 'all', 'match', 'exec')"),
         ("--threads 0", "--threads: expected 1 or more"),

@@ -33,7 +33,7 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--optim.lr", "fast"], "optim.lr is fast: expected a number"),
         (["--optim.lr", ".nan"], "optim.lr is nan: expected a finite number"),
         (["--loss.clip_high", ".inf"], "loss.clip_high is inf"),
-        (["--optim.betas", "[0.9, .nan]"], "optim.betas is nan"),
+        (["--optim.betas", "[0.9, .nan]"], "optim.betas is [0.9, nan]"),
         (["--group_size", "2.5"], "group_size is 2.5: expected a whole number"),
         (["--env.use_exec", "maybe"], "env.use_exec is maybe: expected true or false"),
         (["--env.malformed_call", "x"], "expected one of end, observe"),
@@ -41,6 +41,24 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--curriculum.bounds", "[1"], "expected a list"),
         (["--optim", "3"], "optim is 3: it has keys of its own"),
         (["--warm_start.optim.lr", "fast"], "warm_start.optim.lr is fast: expected a number"),
+        (["--warm_start.epochs", "0"], "warm_start.epochs must be above 0"),
+        (["--warm_start.optim.lr", "0"], "warm_start.optim.lr and warm_start.optim.max_grad_norm"),
+        (["--num_updates="], "num_updates is empty: expected a whole number"),
+        (["--optim.betas", "[0.9]"], "expected a list of 2 values"),
+        (["--optim.betas", "[0.9, 1]"], "optim.betas is [0.9, 1.0]"),
+        (["--optim.weight_decay", "-1"], "optim.weight_decay is -1.0"),
+        (["--model.embedded.num_heads", "4"], "must be a multiple of model.embedded.num_kv_heads"),
+        (["--model.embedded.head_dim", "31"], "model.embedded.head_dim is 31: it must be even"),
+        (["--model.embedded.hidden_size", "0"], "model.embedded.hidden_size is 0"),
+        (["--model.embedded.vocab_size", "10"], "model.embedded.vocab_size is 10"),
+        (["--curriculum.bounds", "[]", "--curriculum.shares", "[]"], "curriculum.bounds"),
+        (["--env.preview_chars", "-1"], "env.preview_chars must not be negative"),
+        (["--env.query.max_memory_bytes", "5"], "env.query.max_memory_bytes"),
+        (["--run", ""], "run is empty: give it a value, or leave it out"),
+        (["--model.path="], "model.path is empty"),
+        (["--config", ""], "--config is empty"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
+        (["--config", "/"], "--config /: a folder"),
         (["--warm_start.optim.l", "1"], "unknown flag --warm_start.optim.l"),
         (["--warm_start", "3"], "warm_start is 3: expected keys of its own or null"),
     ],
@@ -73,6 +91,11 @@ def test_no_script_takes_shortened_flags(kind):
         ("group_siz: 3\n", "unknown key group_siz (did you mean group_size?)"),
         ("reward:\n  weights:\n    exx: 1\n", "unknown key reward.weights.exx"),
         ("a: \x01\n", "recipe.yaml"),
+        ("group_size: 3\ngroup_size: 4\n", "the key group_size appears twice"),
+        ("optim: {lr: 1}\nenv: {}\noptim: {betas: [0, 0]}\n", "the key optim appears twice"),
+        ("? [a]\n: 1\n", "recipe.yaml"),
+        ("config: other.yaml\n", "config is a flag only"),
+        ("print_config: true\n", "print_config is a flag only"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, text, words):
@@ -128,6 +151,15 @@ def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_pa
     assert to_dict(again) == to_dict(config)
 
 
+def test_a_resumed_run_takes_no_other_folder_and_no_run_of_another_script(tmp_path):
+    (tmp_path / "config.yaml").write_text(as_yaml(parse()))
+    with pytest.raises(ValueError, match="--run has no effect with resume"):
+        parse("--resume", str(tmp_path), "--run", "runs/new")
+    assert parse("--resume", str(tmp_path), "--run", f"{tmp_path}/").resume == str(tmp_path)
+    with pytest.raises(ValueError, match="config.yaml: did another script start this run"):
+        parse("--resume", str(tmp_path), kind=train_sft.Config)
+
+
 def test_print_config_names_mistakes_too():
     with pytest.raises(ValueError, match="group_size"):
         parse("--group_size", "1", "--print_config")
@@ -137,6 +169,13 @@ def test_print_config_names_mistakes_too():
     ("kind", "flags", "words"),
     [
         (train_rl.Config, ["--engine.cache_bytes", "1000"], "engine.cache_bytes is 1000"),
+        (train_rl.Config, ["--engine.cache_bytes", str(10**16)], "engine.cache_bytes 1000"),
+        (train_rl.Config, ["--seed", "-1"], "seed is -1"),
+        (train_sft.Config, ["--seed", str(10**20)], "seed is 1000"),
+        (train_sft.Config, ["--max_turns", "-1"], "max_turns must not be negative"),
+        (train_sft.Config, ["--max_prompt_tokens", "0"], "max_prompt_tokens is 0"),
+        (train_sft.Config, ["--source", "self", "--demonstrations", "x"], "demonstrations has no"),
+        (eval_script.Config, ["--model.path", "x", "--max_dialogues", "-1"], "max_dialogues"),
         (train_rl.Config, ["--engine.block_size", "9000000"], "engine.cache_bytes"),
         (train_rl.Config, ["--max_batch_tokens", "1000"], "max_batch_tokens is 1000"),
         (train_rl.Config, ["--warm_start.max_batch_tokens", "9"], "warm_start.max_batch_tokens"),

@@ -1,9 +1,12 @@
 """train_rl.py on one process, two, shards and two machines: one run, whichever of them goes on with it."""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -184,3 +187,45 @@ def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
     out, _ = finish(start(*FLAGS, "--run", "runs/two", cwd=tmp_path, launcher=TWO, script=tmp_path / "watched.py"))
     said = [line for line in out.splitlines() if "freed inside the group" in line]
     assert [line.split()[-1] for line in said] == ["True"] * 4  # a warm start and a run, on two ranks
+
+
+ONE_RANK = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train_rl
+from mtsql.launch import run_script
+
+if os.environ.get("RANK") == "1":
+    def refuse(*arguments, **options):
+        raise ValueError("model.path x: this rank cannot read it")
+    train_rl.set_up = refuse
+run_script(train_rl.main, train_rl.Config, "")
+"""
+
+
+@pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["loud", "quiet"])
+@pytest.mark.parametrize("case", ["every rank", "main rank", "other rank"])
+def test_a_mistake_on_two_processes_ends_in_its_line(case, quiet, tmp_path):
+    flags, words, script = ["--num_updates", "2"], "this rank cannot read it", ROOT / "train_rl.py"
+    if case == "every rank":
+        flags, words = ["--group_size", "1"], "group_size is 1"
+    elif case == "main rank":
+        (tmp_path / "runs" / "rl").mkdir(parents=True)
+        (tmp_path / "runs" / "rl" / "metrics.jsonl").touch()
+        words = "already holds a run"
+    else:
+        script = tmp_path / "one_rank.py"
+        script.write_text(ONE_RANK)
+        flags = ["--num_updates", "2", "--warm_start", "null"]
+    launcher = [sys.executable, *TWO[:2], *quiet, *TWO[2:]]
+    done = subprocess.run(
+        [*launcher, str(script), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode != 0 and last.startswith("error: ") and words in last, done.stderr

@@ -1,6 +1,7 @@
 """Recipes <-> nested dataclasses <-> dotted flags. jsonargparse does the work."""
 
 import math
+import os
 import re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -47,6 +48,9 @@ def parse_config(
         first_recipe = getattr(kind, "first_recipe", lambda _: None)(parsed.get("model.path"))
         if first_recipe is not None:
             parsed = _parsed(parser, kind, ["--config", str(first_recipe), *argv])
+        run, resume = _words(argv, "--run"), parsed.get("resume")
+        if run and resume is not None and Path(run[-1][0]) != Path(resume):
+            raise ValueError(f"--run has no effect with resume {resume}: leave it out")
         if implied := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
             at = 0
             if parsed.get("resume") is None and _words(argv, "--preset"):
@@ -55,14 +59,19 @@ def parse_config(
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
+        for run, _ in _words(argv, "--resume"):
+            where = f" ({run}/config.yaml: did another script start this run?)"
         raise ValueError(_explained(error, kind) + where) from error
     for recipe in parsed.get("config") or []:
-        if recipe is not None:  # a file, not YAML on the command line
-            _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
-    values = parser.instantiate(parsed).as_dict()
+        _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
+    try:
+        values = parser.instantiate(parsed).as_dict()
+    except ValueError as error:
+        _build(kind, parsed.as_dict())
+        raise ValueError(_in_a_line(error)) from error
     values.pop("config", None)
     is_printed = values.pop("print_config")
-    config = _finite(kind(**values), "")
+    config = _usable(kind(**values), "")
     if is_printed:
         print(as_yaml(config.completed() if hasattr(config, "completed") else config), end="")
         raise SystemExit(0)
@@ -81,9 +90,32 @@ def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
             hint = _suggestion(name[2:], keys, "--")
             raise ValueError(f"unknown flag {name}{hint}; --help lists all")
     for file, _ in _words(argv, "--config"):
-        if Path(file).is_file():
-            read_yaml(file)
+        if not file or not os.path.exists(file):
+            raise ValueError(f"--config {file or 'is empty'}: no such file")
+        if os.path.isdir(file):
+            raise ValueError(f"--config {file}: a folder, name a recipe in it")
+        if own := sorted(OWN_FLAGS & set(read_yaml(file))):
+            raise ValueError(f"recipe {file}: {own[0]} is a flag only: take it out of the recipe")
     return parser.parse_args(argv)
+
+
+def _build(kind: type, values: dict, path: str = "") -> Any:
+    """The configuration from its plain values. It differs from the parser's own way in the text of
+    a ValueError: a section calls its keys by the name that it normally has (`optim.lr`), here they
+    get their place in the whole configuration (`sft.optim.lr`)."""
+    hints, given = get_type_hints(kind), {}
+    for name, hint in hints.items():
+        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        is_nested = section is not None and isinstance(values[name], dict)
+        given[name] = _build(section, values[name], f"{path}{name}.") if is_nested else values[name]
+    try:
+        return kind(**given)
+    except ValueError as error:
+
+        def placed(match: re.Match) -> str:
+            return path + match[1] if path and match[1] in hints else match[0]
+
+        raise ValueError(re.sub(r"\b\w+(?:\.\w+)*\.(\w+)\b", placed, str(error))) from error
 
 
 def _words(argv: list[str], flag: str) -> list[tuple[str, int]]:
@@ -110,12 +142,13 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
         made = kind(**parser.instantiate(parser.parse_object(values)).as_dict())
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"{where}: {_explained(error, kind)}") from error
-    return _finite(made, f"{where}: ")
+    return _usable(made, f"{where}: ")
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without aliases: a few lines of them can stand for more values than fit into memory, or
-    for a list that holds itself."""
+    for a list that holds itself. Without keys that appear twice, too: the first value would be
+    lost."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -127,6 +160,16 @@ class _Loader(yaml.SafeLoader):
                 event.start_mark,
             )
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key in keys]
+        for place, key in enumerate(keys):
+            if key.value in names[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} appears twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path | str) -> dict:
@@ -150,9 +193,12 @@ def _parser(kind: type, description: str) -> ArgumentParser:
     return parser
 
 
-def _finite(config: Any, where: str) -> Any:
-    """The configuration itself. ValueError that names the key of a number that is not finite."""
+def _usable(config: Any, where: str) -> Any:
+    """The configuration itself. ValueError that names the key of a number that is not finite, or of
+    an empty text, which is usually a variable of the shell that is not set."""
     for key, value in flat(to_dict(config)).items():
+        if value == "":
+            raise ValueError(f"{where}{key} is empty: give it a value, or leave it out")
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"{where}{key} is {number}: expected a finite number")
@@ -194,13 +240,13 @@ def _explained(error: Exception, kind: type) -> str:
         return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
     if missing := re.search(r"argument (--[\w.]+): expected one argument", text):
         return f"{missing[1]} needs a value"
-    complaint = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?: .*[vV]alue: (.*)', text)
+    complaint = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?: .*[vV]alue: ?(.*)', text)
     if complaint:
         key, value = complaint.groups()
         if nested := re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value):  # under `X | None`
             key, value = f"{key}.{nested[1]}", nested[2].strip("'")
         if (hint := _hint(kind, key)) is not None:
-            return f"{key} is {value[:80]}: expected {_expected(hint)}"
+            return f"{key} is {value[:80] or 'empty'}: expected {_expected(hint)}"
     section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
     if section:
         return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
@@ -248,7 +294,9 @@ def _expected(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (tuple, list):
-        return "a list such as [a, b]"
+        values = get_args(hint)
+        count = "" if Ellipsis in values or len(values) < 2 else f" of {len(values)} values"
+        return f"a list{count} such as [a, b]"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(hint.__members__)
     if hint in _EXPECTED:

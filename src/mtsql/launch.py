@@ -9,6 +9,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from mtsql.locks import RunLock
 from mtsql.runlog import NotFinite
 from mtsql.signals import (
     LAUNCHERS,
+    PEER_SECS,
     exit_code,
     follow_launcher,
     ignore_stops,
@@ -94,6 +96,7 @@ def on_main(accelerator: Accelerator, function: Callable, *arguments: Any) -> No
     if error is not None:
         raise error
     if is_bad[0]:
+        time.sleep(PEER_SECS)  # the launcher ends the main rank when this one has ended
         raise SystemExit(1)
 
 
@@ -147,29 +150,48 @@ def end_with(line: str, code: int, leave: Callable[[int], Any] = sys.exit) -> No
     """Print a line as the last one and leave with this exit code.
 
     `accelerate launch` prints a traceback of its own after a script that ends with an error, so a
-    small process waits until it has ended and prints the line again.
+    small process waits until it has ended and prints the line again. With `accelerate launch -q`
+    one process of a script needs that only after Ctrl-C, which ends the launcher in a traceback all
+    the same.
     """
+    ignore_stops()  # the launcher ends all ranks when one has ended: this line comes first
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first or code == 1:  # a mistake may concern one rank only
+        launcher = find_launcher()
+        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if launcher is not None and not (launcher.is_quiet and is_alone and code < 128):
+            subprocess.Popen(
+                [sys.executable, "-c", REPEAT, str(launcher.pid), line, str(code)],
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # not ended together with the ranks
+            )
         print(line, file=sys.stderr, flush=True)
-    if is_first and (launcher := find_launcher()) is not None and not launcher.is_quiet:
-        subprocess.Popen(
-            [sys.executable, "-c", REPEAT, str(launcher.pid), line], stdout=subprocess.DEVNULL
-        )
     leave(code)
 
 
 REPEAT = """
-import sys, time, psutil
+import os, sys, tempfile, time, psutil
+launcher, line, code = sys.argv[1:]
 for _ in range(6000):
     try:
-        if psutil.Process(int(sys.argv[1])).status() == psutil.STATUS_ZOMBIE:
+        if psutil.Process(int(launcher)).status() == psutil.STATUS_ZOMBIE:
             break
     except psutil.Error:
         break
     time.sleep(0.01)
-print(sys.argv[2], file=sys.stderr)
+time.sleep(0 if code == "1" else 0.3)
+mark = os.path.join(tempfile.gettempdir(), f"mtsql-{os.getuid()}-{launcher}.said")
+try:
+    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    sys.exit()
+print(line, file=sys.stderr, flush=True)
+os.close(2)
+time.sleep(2)
+os.unlink(mark)
 """
+"""Several ranks may have started it: the first one prints, and a mistake comes before the stop of
+the other ranks that follows from it."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class OptimConfig:
     def __post_init__(self):
         if self.lr <= 0 or self.max_grad_norm <= 0:
             raise ValueError("optim.lr and optim.max_grad_norm must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay is {self.weight_decay}: it must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {list(self.betas)}: both must be at least 0 and below 1")
         if not 0 <= self.warmup_frac <= 1:
             raise ValueError("optim.warmup_frac must be between 0 and 1")
         if self.schedule not in ("constant", "cosine"):
@@ -71,6 +75,12 @@ def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
         return config.lr
     progress = (update - num_warmup) / max(1, num_updates - num_warmup)
     return config.lr * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item()))
+
+
+def require_seed(seed: int) -> None:
+    """ValueError for a seed that torch does not take, or that draws the same as another one."""
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed is {seed}: it must be at least 0 and below 2 ** 63")
 
 
 def seed_update(seed: int, update: int, rank: int) -> None:

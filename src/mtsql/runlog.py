@@ -175,10 +175,16 @@ def check_free(folder: Path, can_resume: bool = True) -> None:
     if (folder / "metrics.jsonl").exists():
         advice = f", or --resume {folder}" if can_resume else " or remove it"
         raise ValueError(f"run {folder} already holds a run: name a new folder with --run{advice}")
+    make_folder(folder, "run")
+
+
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder if it is not there. ValueError that begins with `what` (the flag) if it cannot
+    be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"run {folder}: cannot be made a folder: {error.strerror}") from error
+        raise ValueError(f"{what} {folder}: cannot be made a folder: {error.strerror}") from error
 
 
 def _not_default(config: Any) -> str:

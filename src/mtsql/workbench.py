@@ -70,6 +70,20 @@ class Workbench:
         """The database files of all splits."""
         return {path for corpus in self.corpora.values() for path in corpus.db_paths.values()}
 
+    def require_prompts(self, split: str, max_prompt_tokens: int) -> None:
+        """ValueError if every prompt of `split` has more tokens than that. Prompts are looked at
+        until one fits, which is normally the first."""
+        shortest = None
+        for turn in self.corpora[split].turns:
+            num_tokens = len(self.renderer.render_prompt(*self.env_maker(split)(turn).reset()))
+            if num_tokens <= max_prompt_tokens:
+                return
+            shortest = min(num_tokens, shortest or num_tokens)
+        raise ValueError(
+            f"max_prompt_tokens is {max_prompt_tokens}, but the shortest prompt of the {split} "
+            f"split has {shortest} tokens: raise it"
+        )
+
     def inputs(self) -> dict[str, str]:
         """Hashes, by name, of what a training takes from elsewhere than its configuration: the
         turns, the text of all prompts, some episodes as text and tokens, and the weights before the

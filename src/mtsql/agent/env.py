@@ -80,8 +80,14 @@ class EnvLimits:
     def __post_init__(self):
         if self.max_steps < 1:
             raise ValueError("env.max_steps must be at least 1")
-        if self.num_sql_workers < 0:
-            raise ValueError("env.num_sql_workers must not be negative")
+        for name in (
+            "max_observation_rows",
+            "max_observation_chars",
+            "preview_chars",
+            "num_sql_workers",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"env.{name} must not be negative")
         if self.memory_results is not None and not self.use_memory:
             raise ValueError("env.memory_results has no effect without env.use_memory")
 

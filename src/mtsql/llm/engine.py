@@ -13,6 +13,7 @@ them. On a GPU with flash-attn, steps that only decode run as CUDA graphs.
 R rows that draw a token in a step, T tokens computed in it.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -331,7 +332,8 @@ def _check_flash_block(limits: EngineLimits, device: torch.device, dtype: torch.
 
 def check_engine(limits: EngineLimits, shape, max_tokens: int, dtype: torch.dtype) -> None:
     """ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
-    together, does not fit in the cache, and for a model that the engine cannot run.
+    together, does not fit in the cache, if this machine has no memory for the cache (seen here
+    without a GPU only), and for a model that the engine cannot run.
 
     `shape` as in `cache_shape`, so no weights are needed; `dtype` is that of keys and values,
     `ModelConfig.compute_dtype`.
@@ -348,6 +350,9 @@ def check_engine(limits: EngineLimits, shape, max_tokens: int, dtype: torch.dtyp
             f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
             f"needs {needed} bytes: raise it"
         )
+    if not torch.cuda.is_available():
+        with _memory(limits):
+            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time
 
 
 @contextmanager
@@ -365,8 +370,15 @@ def _memory(limits: EngineLimits) -> Iterator[None]:
 
 def check_attention(config) -> None:
     """ValueError unless the engine's attention computes exactly what the model's own would."""
+    where = f"model.path {folder}: " if (folder := config.name_or_path) else ""
     if config.model_type not in SUPPORTED:
-        raise ValueError(f"model type {config.model_type!r} is not supported: only {', '.join(SUPPORTED)}")
+        known = ", ".join(SUPPORTED)
+        raise ValueError(
+            f"{where}model type {config.model_type!r} is not supported: take one of {known}"
+        )
     unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if unsupported:
-        raise ValueError(f"layers with {', '.join(sorted(unsupported))} are not supported")
+        raise ValueError(
+            f"{where}layers with {', '.join(sorted(unsupported))} are not supported: take a model "
+            "with full attention"
+        )

@@ -38,6 +38,7 @@ from mtsql.llm.copies import (
     whole,
 )
 from mtsql.llm.layers import use_our_layers
+from mtsql.llm.tokenizer import require_vocabulary
 
 __all__ = [
     "EmbeddedSize",
@@ -79,6 +80,22 @@ class EmbeddedSize:
     """Width of the gated MLP."""
     max_positions: int = 8192
     """Longest sequence in tokens."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"model.embedded.{name} is {value}: it must be at least 1")
+        require_vocabulary(self.vocab_size)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.embedded.num_heads is {self.num_heads}: it must be a multiple of "
+                f"model.embedded.num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"model.embedded.head_dim is {self.head_dim}: it must be even, because positions "
+                "are rotations of pairs"
+            )
 
 
 @dataclass(frozen=True)

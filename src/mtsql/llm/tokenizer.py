@@ -71,11 +71,18 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 `reasoning_content`, `content` and `tool_calls` may each be missing."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens trained on `texts`; same texts, same tokenizer."""
+def require_vocabulary(vocab_size: int) -> None:
+    """ValueError if a tokenizer of so many tokens has no room for all bytes and tags."""
     smallest = 256 + len(CONTROL) + len(TAGS)
     if vocab_size < smallest:
-        raise ValueError(f"model.embedded.vocab_size is {vocab_size}, but bytes and tags need {smallest}")
+        raise ValueError(
+            f"model.embedded.vocab_size is {vocab_size}, but bytes and tags need {smallest}"
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocab_size` tokens trained on `texts`; same texts, same tokenizer."""
+    require_vocabulary(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.ByteLevel(), normalizers.Replace(Regex(WORD_WITHOUT_SPACE), f"{GLUE}Ġ")]

@@ -28,8 +28,10 @@ class CurriculumConfig:
     (DAPO's dynamic sampling). Needs advantage.equal_groups=drop. 0: off."""
 
     def __post_init__(self):
-        if len(self.bounds) != len(self.shares):
-            raise ValueError("curriculum.bounds and curriculum.shares must have the same length")
+        if len(self.bounds) != len(self.shares) or not self.bounds:
+            raise ValueError(
+                "curriculum.bounds and curriculum.shares must have the same length, at least 1"
+            )
         if list(self.bounds) != sorted(self.bounds, reverse=True) or self.bounds[-1] > 0:
             raise ValueError("curriculum.bounds must fall, down to 0: every success fraction needs a stage")
         if any(share < 0 for share in self.shares) or sum(self.shares) <= 0:

@@ -43,7 +43,7 @@ class SelfTaughtConfig:
 
     def __post_init__(self):
         for name, least in (
-            ("rounds", 0),
+            ("rounds", 1),
             ("samples_per_turn", 1),
             ("max_easy", 1),
             ("max_hard", 1),

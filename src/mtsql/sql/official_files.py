@@ -62,10 +62,13 @@ def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:
     return interactions
 
 
+SQLITE_START = b"SQLite format 3\0"
+
+
 def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
     """All databases of the first folder with <db_id>/*.sqlite*. Several make a test suite: all must
     agree. Where a folder has none, the one file that DatabaseFolder finds. ValueError, naming the
-    file that is looked for, if there is none."""
+    file that is looked for, if there is none, or a file that is no database."""
     checked_id(db_id, ", ".join(map(str, folders)))
     for folder in folders:
         found = sorted(Path(folder, db_id).glob("*.sqlite*"))
@@ -73,9 +76,23 @@ def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
         found = [path for path in found if not path.name.startswith(".")]  # of other programs
         if not found and Path(folder).is_dir():
             found = [path for path in [DatabaseFolder(folder).find(db_id)] if path is not None]
+        for path in found:
+            _require_database(path)
         if found:
             return found
     raise ValueError(f"{', '.join(map(str, folders))}: no {db_id}{os.sep}{db_id}.sqlite")
+
+
+def _require_database(path: Path) -> None:
+    """ValueError for a file that is no SQLite database, such as a page of a failed download or a
+    pointer of Git LFS. An empty file is a database without tables."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(SQLITE_START))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if start not in (b"", SQLITE_START):
+        raise ValueError(f"{path}: no SQLite database: get this file again")
 
 
 def predictions_text(predictions: Iterable[tuple[str, str | None]]) -> str:

@@ -124,7 +124,8 @@ class QueryConfig:
                 raise ValueError(f"env.query.{name}: expected at most {most}, found {getattr(self, name)!r}")
         if self.max_memory_bytes < 32 * 2**20:
             raise ValueError(
-                f"max_memory_bytes: a worker needs 33554432 at least, found {self.max_memory_bytes}"
+                f"env.query.max_memory_bytes: a worker needs at least 33554432, "
+                f"found {self.max_memory_bytes}"
             )
 
 
