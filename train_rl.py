@@ -16,8 +16,6 @@ embedded default is a model of a few million parameters trained from scratch, it
 groups of unequal rewards only (`advantage.equal_groups`; the recipes count all).
 """
 
-import json
-import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,13 +28,11 @@ from mtsql.agent.prompts import PromptStyle
 from mtsql.checkpoint import (
     CheckpointConfig,
     done_at_stop,
-    newest_checkpoint,
     resumed,
     save_checkpoint,
 )
 from mtsql.config import to_dict
 from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
-from mtsql.files import WriteError, print_line
 from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
 from mtsql.launch import (
     NothingLearned,
@@ -60,10 +56,11 @@ from mtsql.plots import plot_training
 from mtsql.rl.advantages import PRESETS, AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import NotFinite, RunLog, check_free, make_folder, writing
+from mtsql.runlog import RunLog, check_free, make_folder, writing
 from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
-from mtsql.workbench import check_sizes, digest, set_up, warm_start_texts
+from mtsql.warm_start import make_warm_start, warm_start_key
+from mtsql.workbench import check_sizes, set_up
 
 
 @dataclass(frozen=True)
@@ -189,60 +186,8 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
     key = from_main(accelerator, warm_start_key, sft)
     folder = Path(config.warm_start_folder) / f"seed{config.seed}-{key}"
     if not from_main(accelerator, (folder / "model").is_dir):
-        make_warm_start(sft, folder, accelerator)
+        make_warm_start(sft, folder, accelerator, train_sft.warm_start)
     return replace(config, model=replace(config.model, path=str(folder / "model")))
-
-
-def warm_start_key(sft: train_sft.Config) -> str:
-    """A hash of all that makes a warm start what it is, except for the code that learns: the
-    settings, the precision that `model.dtype` means on this machine, and the texts to learn
-    from."""
-    settings = to_dict(replace(sft, env=replace(sft.env, num_sql_workers=0)))  # changes no result
-    for without_effect in ("run", "resume", "engine", "checkpoint"):
-        del settings[without_effect]
-    texts = warm_start_texts(sft.data, sft.env, sft.style)
-    return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
-
-
-def make_warm_start(sft: train_sft.Config, folder: Path, accelerator: Accelerator) -> None:
-    """Train a warm start beside its folder, then rename it. After Ctrl-C or a kill the same command
-    goes on with it. If another process is making the same one, wait for that."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    try:
-        with run_folder(
-            accelerator, partial, purpose="warm start", wait=True, kept=kept_of_warm_start
-        ):
-            if from_main(accelerator, (folder / "model").is_dir):
-                return
-            is_begun = any((partial / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
-            if accelerator.is_main_process:
-                what = "going on with the one that was begun" if is_begun else "training one"
-                print_line(f"no warm start in {folder}: {what} (it is kept for later runs)")
-            sft = replace(sft, run=str(partial), resume=str(partial) if is_begun else None)
-            try:
-                train_sft.warm_start(*resumed(sft), accelerator)
-            except (WriteError, NotFinite):
-                raise
-            except ValueError as error:
-                if not is_begun:
-                    raise
-                advice = f"the warm start in {partial} was begun earlier; if it is damaged, delete "
-                raise ValueError(f"{error}; {advice}that folder to train it anew") from error
-            accelerator.free_memory()
-            if accelerator.is_main_process:
-                os.replace(partial, folder)
-            accelerator.wait_for_everyone()
-    except KeyboardInterrupt as stop:
-        begun = newest_checkpoint(partial)
-        kept = f"after {int(begun.name[7:])} optimizer steps" if begun else "before its first step"
-        raise type(stop)(f"in the warm start, {kept}; the same command goes on with it") from None
-
-
-def kept_of_warm_start(partial: Path) -> str:
-    """What a warm start that cannot go on leaves, and how to go on with it."""
-    if begun := newest_checkpoint(partial):
-        return f"{begun} is kept: the same command goes on with the warm start"
-    return "no step of the warm start is kept: the same command starts it again"
 
 
 def main(config: Config) -> None:

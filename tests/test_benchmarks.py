@@ -45,6 +45,7 @@ def test_our_update_and_the_padded_one_are_the_same_and_ours_computes_each_token
     assert ours["computed_per_distinct"] == 1.0 < padded["computed_per_distinct"]
 
 
+@pytest.mark.slow
 def test_our_update_makes_no_tensor_of_positions_times_vocabulary(module):
     flags = (*UPDATE, "--vocab", "60000", "--allocations")
     ours, padded = (contest(module, "update", *flags, "--who", who) for who in ("ours", "padded"))
@@ -88,7 +89,11 @@ def test_rows_end_at_their_forced_length(module):
 
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [("update.py", "--with_trl"), ("step.py", "--contestants trl"), ("rollout.py", "--with_trl true")],
+    [
+        ("update.py", "--with_trl"),
+        pytest.param("step.py", "--contestants trl", marks=pytest.mark.slow),
+        pytest.param("rollout.py", "--with_trl true", marks=pytest.mark.slow),
+    ],
 )
 def test_a_missing_trl_is_named_before_anything_is_measured(script, flags):
     command = [sys.executable, str(FOLDER / script), *flags.split(), "--trl_python", "no-such-python"]
@@ -111,6 +116,7 @@ def test_trl_plays_the_workload(module):
     assert trl["useful_tokens"] == work.useful and trl["rollout_tokens"] > trl["learn_tokens"]  # it prefills again
 
 
+@pytest.mark.slow
 def test_the_sql_benchmark_plays_as_many_runaways_as_it_says(module, tmp_path):
     sql = module("sql")
     assert sql.small_queries(50, tmp_path).keys() == {"from_1_threads_us", "from_16_threads_us", "kept_us"}

@@ -194,7 +194,6 @@ def test_two_processes_refill_and_step_as_one(shards, folder):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--resume runs/nowhere", "resume runs/nowhere: no config.yaml"),
         ("--resume runs/straight --num_updates 9", "num_updates is 9, but runs/straight was started with 4"),
     ],
 )

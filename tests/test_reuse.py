@@ -21,6 +21,7 @@ from mtsql.llm.model import EmbeddedSize, ModelConfig
 from mtsql.sql import datasets, toyworld
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.warm_start import warm_start_key
 
 WORLD = ToySize(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
 TINY = EmbeddedSize(
@@ -37,7 +38,7 @@ def world(tmp_path, monkeypatch):
 
 
 def key(**changed):
-    return train_rl.warm_start_key(replace(train_sft.Config(style=PromptStyle.FULL), **changed))
+    return warm_start_key(replace(train_sft.Config(style=PromptStyle.FULL), **changed))
 
 
 def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):

@@ -58,8 +58,8 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        ("train_rl.py", "--nonsense 3", "nonsense"),
-        ("train_sft.py", "--data.dev x.json", "data.dev"),
+        pytest.param("train_rl.py", "--nonsense 3", "nonsense", marks=pytest.mark.slow),
+        pytest.param("train_sft.py", "--data.dev x.json", "data.dev", marks=pytest.mark.slow),
         ("eval.py", "--model.path nowhere", "nowhere"),
     ],
 )

@@ -65,6 +65,7 @@ def test_two_processes_take_the_step_of_one(together):
         assert rank["uneven step"] == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_idle_take_the_step_of_one(tmp_path):
     alone = one_update([range(5)])
     for rank in ranks(["--cpu"], {"step": ("one_update", [[0, 1, 2, 3, 4], []])}, tmp_path):

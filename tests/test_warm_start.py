@@ -1,5 +1,6 @@
 """The warm start of train_rl.py: gone on with by the same command, made once, keyed by what counts."""
 
+import itertools
 import json
 import signal
 from dataclasses import replace
@@ -13,11 +14,14 @@ from test_resume import FLAGS, finish, start, stop_when
 
 import train_rl
 import train_sft
+from mtsql import warm_start
 from mtsql.agent.env import EnvLimits
 from mtsql.checkpoint import CheckpointConfig
 from mtsql.files import WriteError
 from mtsql.launch import NOTHING_LEARNED
 from mtsql.llm.engine import EngineLimits
+from mtsql.llm.model import EmbeddedSize, ModelConfig
+from mtsql.sql.datasets import DataConfig
 
 LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
 
@@ -43,10 +47,8 @@ def straight(tmp_path_factory) -> Path:
     return folder
 
 
-SLOW = [pytest.param(sig, marks=pytest.mark.slow) for sig in (signal.SIGTERM, signal.SIGKILL)]
-
-
-@pytest.mark.parametrize("sig", [signal.SIGINT, *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_same_command_goes_on_with_a_warm_start_and_leaves_nothing_behind(
     straight, tmp_path, sig
 ):
@@ -68,6 +70,41 @@ def test_the_same_command_goes_on_with_a_warm_start_and_leaves_nothing_behind(
     assert "no warm start" not in out
 
 
+def test_an_interrupted_warm_start_is_gone_on_with_bit_for_bit(tmp_path, monkeypatch):
+    small = EmbeddedSize(num_layers=1, hidden_size=32, intermediate_size=32)
+    sft = train_sft.Config(
+        model=ModelConfig(embedded=small),
+        data=DataConfig(toy_folder=str(tmp_path / "world")),
+        style=train_rl.PromptStyle.BRIEF,
+        sft=replace(train_sft.SftConfig(), max_samples=64),
+        checkpoint=CheckpointConfig(every=0),
+    )
+
+    def make(name: str) -> dict[str, torch.Tensor]:
+        accelerator = Accelerator(cpu=True)
+        warm_start.make_warm_start(sft, tmp_path / name, accelerator, train_sft.warm_start)
+        return load_file(tmp_path / name / "model/model.safetensors")
+
+    def stop_after_five(_, items, name):
+        yield from itertools.islice(items, 5)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_sft.RunLog, "progress", stop_after_five)
+        try:
+            with pytest.raises(KeyboardInterrupt, match="after 5 optimizer steps; the same command"):
+                make("stopped")
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert (tmp_path / "stopped.partial").is_dir() and not (tmp_path / "stopped").exists()
+    straight, stopped = make("straight"), make("stopped")
+    assert all(torch.equal(stopped[name], straight[name]) for name in straight)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "stopped")]
+    assert [text.count("\n") for text in lines] == [10, 10]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "straight", "world"]
+
+
 def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(tmp_path):
     flags = [*FLAGS, "--warm_start", "null", "--num_updates", "1", "--reward.overlong_buffer", "0"]
     flags += ["--advantage.baseline", "mean", "--loss.kl_coef", "0"]
@@ -77,28 +114,26 @@ def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(tmp_p
     lines = map(json.loads, (tmp_path / "runs/rl/metrics.jsonl").read_text().splitlines())
     assert [line["num_steps"] for line in lines if line["stage"] == "rl"] == [0]
     assert (tmp_path / "runs/rl/model/config.json").is_file()
-    _, err = finish(start("--resume", "runs/rl", cwd=tmp_path), expected=NOTHING_LEARNED)
-    assert "no optimizer step" in err
 
 
 def test_the_key_has_what_counts_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(train_rl, "warm_start_texts", lambda *_: ["the same texts"])
+    monkeypatch.setattr(warm_start, "warm_start_texts", lambda *_: ["the same texts"])
     config = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
-    key = train_rl.warm_start_key(config)
+    key = warm_start.warm_start_key(config)
     for same in (
         replace(config, engine=EngineLimits(max_rows=3)),
         replace(config, run="elsewhere", resume="elsewhere"),
         replace(config, checkpoint=CheckpointConfig(every=1)),
         replace(config, env=EnvLimits(num_sql_workers=1)),
     ):
-        assert train_rl.warm_start_key(same) == key
+        assert warm_start.warm_start_key(same) == key
     for other in (
         replace(config, seed=1),
         replace(config, env=EnvLimits(max_steps=3)),
         replace(config, sft=replace(config.sft, epochs=2)),
         replace(config, style=train_rl.PromptStyle.FULL),
     ):
-        assert train_rl.warm_start_key(other) != key
+        assert warm_start.warm_start_key(other) != key
 
 
 @pytest.mark.parametrize(
@@ -116,7 +151,9 @@ def test_a_damaged_warm_start_is_named_and_how_to_get_out_of_it(damage, words, t
         (partial / name).write_text(text)
     sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
     with pytest.raises(ValueError, match=f"{words}.* delete that folder to train it anew") as error:
-        train_rl.make_warm_start(sft, tmp_path / "seed0-key", Accelerator(cpu=True))
+        warm_start.make_warm_start(
+            sft, tmp_path / "seed0-key", Accelerator(cpu=True), train_sft.warm_start
+        )
     assert str(partial) in str(error.value) and not (partial / ".lock").exists()
 
 
@@ -127,4 +164,6 @@ def test_a_warm_start_on_a_full_disk_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(train_sft, "warm_start", fail)
     sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
     with pytest.raises(ValueError, match="on device; no step .* the same command starts it again$"):
-        train_rl.make_warm_start(sft, tmp_path / "seed0-key", Accelerator(cpu=True))
+        warm_start.make_warm_start(
+            sft, tmp_path / "seed0-key", Accelerator(cpu=True), train_sft.warm_start
+        )

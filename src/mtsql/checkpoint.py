@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtsql.config import flat, read_yaml, to_dict
-from mtsql.files import WriteError, read_json, write_text
+from mtsql.files import read_json, read_text, write_text, WriteError
 from mtsql.inputs import moved_keys
 from mtsql.runlog import git_commit, writing
 
@@ -227,7 +227,18 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
         return config, None
     check_unchanged(config, Path(config.resume))
     newest = newest_checkpoint(Path(config.resume))
+    if newest is None and has_updates(Path(config.resume)):
+        raise ValueError(
+            f"resume {config.resume}: metrics.jsonl has updates, but there is no checkpoint of them: "
+            "put the folder checkpoints back, or start a new run"
+        )
     return replace(config, run=config.resume), read_checkpoint(newest) if newest else None
+
+
+def has_updates(run: Path) -> bool:
+    """Whether metrics.jsonl has a line of an update of RL, which comes after the first checkpoint."""
+    file = run / "metrics.jsonl"
+    return file.is_file() and '"stage": "rl"' in read_text(file)
 
 
 def check_unchanged(config: Any, run: Path) -> None:

@@ -176,7 +176,7 @@ def read_yaml(path: Path | str) -> dict:
     """The keys of a recipe. ValueError, in a line that names the file, if it cannot be read."""
     text = read_text(path, "recipe")
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+        values = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = _in_a_line(error).replace(' in "<unicode string>",', ":")
         raise ValueError(f"recipe {path}: {reason}") from error
