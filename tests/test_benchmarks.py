@@ -38,6 +38,7 @@ def test_no_file_is_long_or_names_a_path_of_some_machine():
         assert not any(start in text for start in ("/work/", "/home/", "/root/", "/tmp/")), path
 
 
+@pytest.mark.slow
 def test_our_update_and_the_padded_one_are_the_same_and_ours_computes_each_token_once(module):
     ours, padded = (contest(module, "update", *UPDATE, "--vocab", "1000", "--who", who) for who in ("ours", "padded"))
     assert ours["loss"] == pytest.approx(padded["loss"], rel=1e-4)
@@ -87,13 +88,10 @@ def test_rows_end_at_their_forced_length(module):
     assert allowed[1][1] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [
-        ("update.py", "--with_trl"),
-        pytest.param("step.py", "--contestants trl", marks=pytest.mark.slow),
-        pytest.param("rollout.py", "--with_trl true", marks=pytest.mark.slow),
-    ],
+    [("update.py", "--with_trl"), ("step.py", "--contestants trl"), ("rollout.py", "--with_trl true")],
 )
 def test_a_missing_trl_is_named_before_anything_is_measured(script, flags):
     command = [sys.executable, str(FOLDER / script), *flags.split(), "--trl_python", "no-such-python"]

@@ -142,6 +142,7 @@ def test_an_owner_on_another_host_is_believed(has_flock, tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_leftover_one_takes_it(tmp_path):
     leave(tmp_path, replace(me(tmp_path / "other"), pid=2**22 + 1))
     at = str(psutil.time.time() + 2)

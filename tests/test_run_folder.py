@@ -23,7 +23,7 @@ from mtsql.checkpoint import (
 )
 from mtsql.files import WriteError
 from mtsql.launch import run_folder
-from mtsql.runlog import NotFinite, RunLog, git_commit, writing
+from mtsql.runlog import check_free, NotFinite, RunLog, git_commit, writing
 
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
 
@@ -305,3 +305,11 @@ def test_an_installed_program_has_no_commit(tmp_path, monkeypatch, no_git_variab
 def test_the_provenance_of_a_run_is_json(tmp_path):
     RunLog(tmp_path / "run", Config())
     assert json.loads((tmp_path / "run/versions.json").read_text())["git"] == git_commit()
+
+
+def test_a_folder_that_holds_a_run_is_refused_with_advice_that_the_script_can_follow(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"already holds a run: .* --run, or --resume "):
+        check_free(tmp_path)
+    with pytest.raises(ValueError, match="already holds a run: .* --run or remove it$"):
+        check_free(tmp_path, can_resume=False)

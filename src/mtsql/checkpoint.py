@@ -3,12 +3,13 @@
     <run>/checkpoints/update-00020/      after 20 updates
         model/                           an ordinary Hugging Face or peft folder: eval.py loads it
         optimizer.safetensors            Adam's averages by parameter name
-        state.json                       update, curriculum (or the place in train_sft.py's rounds), config, commit, bytes
-                                         of metrics.jsonl, sizes of all files
+        state.json                       update, curriculum (or the place in train_sft.py's rounds),
+                                         config, commit, bytes of metrics.jsonl, sizes of all files
 
-A run goes on only with the configuration and the inputs (inputs.py) that it was started with.
-No generator state is stored: every random number of an update is drawn from (seed, update, rank). A checkpoint is
-written beside its place, synced and renamed, so a folder of that name is whole. Nothing in it is ever unpickled.
+A run goes on only with the configuration and the inputs (inputs.py) that it was started with. No
+generator state is stored: every random number of an update is drawn from (seed, update, rank). A
+checkpoint is written beside its place, synced and renamed, so a folder of that name is whole.
+Nothing in it is ever unpickled.
 """
 
 import json
@@ -35,7 +36,8 @@ MAY_CHANGE = (
     "run", "resume", "eval_every", "eval_turns", "max_batch_tokens", "sft.max_batch_tokens", "engine.", "checkpoint.",
     "optim.offload", "sft.optim.offload", "model.gradient_checkpointing", "env.num_sql_workers",
 )  # fmt: skip
-"""Keys that a resumed run may change; all but the batch and engine sizes leave its numbers as they were."""
+"""Keys that a resumed run may change; all but the batch and engine sizes leave its numbers as they
+were."""
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
@@ -59,7 +61,8 @@ class CheckpointConfig:
     keep_last: int = 2
     """Keep so many of the newest."""
     keep_best: int = 1
-    """Keep besides so many with the highest held-out EX (mean over splits) among those taken at an evaluation."""
+    """Keep besides so many with the highest held-out EX (mean over splits) among those taken at an
+    evaluation."""
 
     def __post_init__(self):
         if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
@@ -80,11 +83,14 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of `update` finished updates, then delete those not to be kept.
 
-    `save_model(folder)` is called on every rank (sharded weights are gathered by all), the rest is the main rank's.
-    WriteError naming the folder if the disk is full or the folder cannot be written; older checkpoints stay.
+    `save_model(folder)` is called on every rank (sharded weights are gathered by all), the rest is
+    the main rank's. WriteError naming the folder if the disk is full or the folder cannot be
+    written; older checkpoints stay.
     """
     place = run / "checkpoints" / f"update-{update:05d}"
-    partial, replaced = (place.with_name(f".{place.name}.{what}") for what in ("partial", "replaced"))
+    partial, replaced = (
+        place.with_name(f".{place.name}.{what}") for what in ("partial", "replaced")
+    )
     try:
         with writing(f"checkpoint {place}"):
             if is_main:
@@ -145,7 +151,8 @@ def what_is_kept(run: Path) -> str:
 def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
     """What a run that Ctrl-C or SIGTERM ended says, after so many updates.
 
-    is_saved: a checkpoint was written just now. Sharded weights cannot be: all ranks would have to gather them.
+    is_saved: a checkpoint was written just now. Sharded weights cannot be: all ranks would have to
+    gather them.
     """
     if is_saved:
         return f"{num_updates} updates are done; go on with --resume {shlex.quote(str(run))}"
@@ -158,8 +165,8 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
 def clean(run: Path) -> None:
     """Delete what a killed process of this run left half written; to be called under its lock.
 
-    Only files and folders of names that this program gives to such things are touched. A checkpoint that a kill took
-    from its place gets it back.
+    Only files and folders of names that this program gives to such things are touched. A checkpoint
+    that a kill took from its place gets it back.
     """
     with writing(f"run {run} (to delete what a killed process left)"):
         for path in (run / "checkpoints").glob(".update-*.replaced"):
@@ -176,7 +183,8 @@ def clean(run: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read: what it holds, and the folder of its weights, belong together."""
+    """A checkpoint as it was read: what it holds, and the folder of its weights, belong
+    together."""
 
     folder: Path
     state: dict[str, Any]
@@ -189,7 +197,8 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """ValueError naming the file if anything of the checkpoint is missing, cut short or not ours."""
+    """ValueError naming the file if anything of the checkpoint is missing, cut short or not
+    ours."""
     advice = f"delete {folder} to resume from the checkpoint before it"
     try:
         state = read_json(folder / "state.json")
@@ -220,9 +229,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
-    """(config, newest checkpoint) of the run `config.resume` to go on with; no checkpoint for a new run and for one
-    that was killed before its first: it starts over. Every rank reads the run folder, so all machines must see it, and
-    the main rank holds its lock."""
+    """(config, newest checkpoint) of the run `config.resume` to go on with; no checkpoint for a new
+    run and for one that was killed before its first: it starts over. Every rank reads the run
+    folder, so all machines must see it, and the main rank holds its lock."""
     if not config.resume:
         return config, None
     check_unchanged(config, Path(config.resume))
@@ -236,14 +245,15 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
 
 
 def has_updates(run: Path) -> bool:
-    """Whether metrics.jsonl has a line of an update of RL, which comes after the first checkpoint."""
+    """Whether metrics.jsonl has a line of an update of RL, which comes after the first
+    checkpoint."""
     file = run / "metrics.jsonl"
     return file.is_file() and '"stage": "rl"' in read_text(file)
 
 
 def check_unchanged(config: Any, run: Path) -> None:
-    """ValueError for a key whose change would make the resumed run another run. The content of files that are named
-    anew is for `inputs.check_files` to compare."""
+    """ValueError for a key whose change would make the resumed run another run. The content of
+    files that are named anew is for `inputs.check_files` to compare."""
     saved = flat(read_yaml(run / "config.yaml"))
     now, moved = flat(to_dict(config)), moved_keys(run)
     for key in sorted(saved.keys() | now.keys()):
@@ -268,7 +278,9 @@ def _prune(run: Path, config: CheckpointConfig) -> None:
     scores = {place: sum(ex.values()) / len(ex) for place, ex in found.items() if ex}
     best = sorted(scores, key=lambda p: -scores[p])[: config.keep_best]
     for place in set(found) - set(list(found)[-config.keep_last :]) - set(best):
-        gone = place.with_name(f".{place.name}.old")  # a checkpoint's name never belongs to half of one
+        gone = place.with_name(
+            f".{place.name}.old"
+        )  # a checkpoint's name never belongs to half of one
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(place, gone)
         shutil.rmtree(gone)

@@ -18,8 +18,8 @@ _HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class WriteError(ValueError):
-    """A file could not be written, for a reason outside the program: the disk is full, the folder is
-    gone, or writing there is not allowed. The text names the file."""
+    """A file could not be written, for a reason outside the program: the disk is full, the folder
+    is gone, or writing there is not allowed. The text names the file."""
 
 
 def read_text(path: Path | str, what: str = "") -> str:

@@ -1,7 +1,9 @@
-"""How a script starts and ends: the ranks that were asked for, one-line errors, Ctrl-C, and a clean last breath.
+"""How a script starts and ends: the ranks that were asked for, errors in one line, Ctrl-C and
+SIGTERM, exit codes.
 
-`accelerate launch --num_processes N` without a GPU starts one process whatever N is (Accelerate 1.15; only its GPU
-launchers and mpirun start more). Our scripts notice, and launch the N ranks themselves.
+`accelerate launch --num_processes N` without a GPU starts one process whatever N is (Accelerate
+1.15; only its GPU launchers and mpirun start more). Our scripts notice, and launch the N ranks
+themselves.
 """
 
 import ctypes
@@ -48,7 +50,8 @@ ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_
 NOTHING_LEARNED = 3
 """Exit code of a training in which no optimizer step was taken."""
 PATIENCE = timedelta(hours=3)
-"""How long a rank waits for the others at a meeting point: their rollouts may take far longer than its own."""
+"""How long a rank waits for the others at a meeting point: their rollouts may take far longer than
+its own."""
 
 
 def run_script(
@@ -65,7 +68,9 @@ def run_script(
             follow_launcher()
             config = parse_config(kind, sys.argv[1:], description, presets)
             if hasattr(config, "completed"):
-                config = config.completed()  # a mistake is named before any other process is started
+                config = (
+                    config.completed()
+                )  # a mistake is named before any other process is started
             start_missing_ranks()
             main(config)
         except ValueError as error:
@@ -78,13 +83,15 @@ def run_script(
             sys.stdout.flush()
             line = f"{name_of(stop)}: {stop}" if str(stop) else name_of(stop)
             # Another rank may be waiting in a collective: no clean-up can be agreed on.
-            end_with(line, exit_code(stop), os._exit if torch.distributed.is_initialized() else sys.exit)
+            end_with(
+                line, exit_code(stop), os._exit if torch.distributed.is_initialized() else sys.exit
+            )
         leave_group()
 
 
 def on_main(accelerator: Accelerator, function: Callable, *arguments: Any) -> None:
-    """Call a function on the main rank while the others wait. A ValueError of it ends them all: the main rank with
-    that error, the others without a word."""
+    """Call a function on the main rank while the others wait. A ValueError of it ends them all: the
+    main rank with that error, the others without a word."""
     error = None
     if accelerator.is_main_process:
         try:
@@ -117,11 +124,13 @@ def run_folder(
     wait: bool = False,
     kept: Callable[[Path], str] = what_is_kept,
 ) -> Iterator[None]:
-    """Hold the lock of a run folder inside the `with`; no rank reads or writes the run outside of it.
+    """Hold the lock of a run folder inside the `with`; no rank reads or writes the run outside of
+    it.
 
-    ValueError, on the main rank, if another process has the run. What a killed process left half written is deleted.
-    A run that is stopped, or that cannot go on because a file cannot be written or a number is not finite, says what
-    is kept and, if it `can_resume`, how to go on, in the words of `kept`. `purpose` and `wait` as in `RunLock`.
+    ValueError, on the main rank, if another process has the run. What a killed process left half
+    written is deleted. A run that is stopped, or that cannot go on because a file cannot be written
+    or a number is not finite, says what is kept and, if it `can_resume`, how to go on, in the words
+    of `kept`. `purpose` and `wait` as in `RunLock`.
     """
     lock = RunLock(folder, purpose, wait)
 
@@ -231,8 +240,9 @@ def find_launcher() -> Launcher | None:
 def leave_group() -> None:
     """Leave the ranks' process group; to be called when nothing holds the wrapped policy any more.
 
-    A DDP reducer that outlives the group takes its threads down with it while it holds the interpreter's lock, which
-    one of them may be waiting for: the rank would hang at its very end, or abort (seen with torch 2.13 and gloo).
+    A DDP reducer that outlives the group takes its threads down with it while it holds the
+    interpreter's lock, which one of them may be waiting for: the rank would hang at its very end,
+    or abort (seen with torch 2.13 and gloo).
     """
     gc.collect()
     if torch.distributed.is_initialized():
@@ -240,7 +250,8 @@ def leave_group() -> None:
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """The Accelerator of a script, on the GPU if there is one. ValueError if the launcher wants another precision."""
+    """The Accelerator of a script, on the GPU if there is one. ValueError if the launcher wants
+    another precision."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", mixed_precision):
         raise ValueError(
@@ -259,7 +270,9 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     )  # fmt: skip
     if plugin and not accelerator.is_fsdp2:
         if accelerator.num_processes == 1:
-            raise ValueError("--use_fsdp shards over several processes: set --num_processes 2 or more, or leave it out")
+            raise ValueError(
+                "--use_fsdp shards over several processes: set --num_processes 2 or more, or leave it out"
+            )
         # Without a GPU Accelerate forgets the flag and would train whole copies; its own FSDP2 code runs there too.
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
@@ -278,24 +291,31 @@ def _asked_for_threads() -> bool:
 
 
 def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
-    """FSDP2 as `accelerate launch --use_fsdp --fsdp_version 2` asks for it, None without. ValueError naming what we do
-    not support or have a key of our own for.
+    """FSDP2 as `accelerate launch --use_fsdp --fsdp_version 2` asks for it, None without.
+    ValueError naming what we do not support or have a key of our own for.
 
-    Decoder layers are sharded one by one unless another wrap policy is named. Gradients are added up in float32 and
-    log-probs leave the model as they are (Accelerate would round both to bfloat16); every rank reads the weights
-    itself (the launcher's default, loading on rank 0 only, unties tied embeddings).
+    Decoder layers are sharded one by one unless another wrap policy is named. Gradients are added
+    up in float32 and log-probs leave the model as they are (Accelerate would round both to
+    bfloat16); every rank reads the weights itself (the launcher's default, loading on rank 0 only,
+    unties tied embeddings).
     """
     asks = lambda name: os.environ.get(name, "false").lower() == "true"  # noqa: E731
     if asks("ACCELERATE_USE_DEEPSPEED") or asks("ACCELERATE_USE_MEGATRON_LM"):
-        raise ValueError("--use_deepspeed and --use_megatron_lm are not supported: shard with --use_fsdp --fsdp_version 2")
+        raise ValueError(
+            "--use_deepspeed and --use_megatron_lm are not supported: shard with --use_fsdp --fsdp_version 2"
+        )
     if not asks("ACCELERATE_USE_FSDP"):
         return None
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("--use_fsdp needs --fsdp_version 2: FSDP1 is not supported")
     if asks("FSDP_OFFLOAD_PARAMS"):
-        raise ValueError("--fsdp_offload_params is not supported: set optim.offload, which keeps Adam's averages in host memory")
+        raise ValueError(
+            "--fsdp_offload_params is not supported: set optim.offload, which keeps Adam's averages in host memory"
+        )
     if asks("FSDP_ACTIVATION_CHECKPOINTING"):
-        raise ValueError("--fsdp_activation_checkpointing is not supported: set model.gradient_checkpointing")
+        raise ValueError(
+            "--fsdp_activation_checkpointing is not supported: set model.gradient_checkpointing"
+        )
     computed = torch.bfloat16 if mixed_precision == "bf16" else None
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, cpu_ram_efficient_loading=False,
@@ -305,46 +325,65 @@ def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed for the next tensor of that size (glibc only; elsewhere nothing happens).
+    """Have malloc keep what is freed for the next tensor of that size (glibc only; elsewhere
+    nothing happens).
 
-    It gives large pieces back to the system at once, and each page that comes again has to be cleared: a tenth of the
-    time of an update (LOG.md). The process keeps the memory of its greatest need from then on.
+    It gives large pieces back to the system at once, and each page that comes again has to be
+    cleared: a tenth of the time of an update (LOG.md). The process keeps the memory of its greatest
+    need from then on.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no piece is mapped on its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: what lies free at the end of the heap is kept, however much it is
+        mallopt(
+            -1, -1
+        )  # M_TRIM_THRESHOLD: what lies free at the end of the heap is kept, however much it is
 
 
 def start_missing_ranks() -> None:
-    """Launch the ranks `accelerate launch` was asked for where it started only this process, and exit when they have.
+    """Launch the ranks `accelerate launch` was asked for where it started only this process, and
+    exit when they have.
 
-    It leaves a meeting point (MASTER_ADDR) and no rank in the environment then; the number stands on its command line
-    or in its config file. ValueError, saying what to do instead, if they cannot be read. A failed rank has shown its
-    traceback by then, and has ended the others.
+    It leaves a meeting point (MASTER_ADDR) and no rank in the environment then; the number stands
+    on its command line or in its config file. ValueError, saying what to do instead, if they cannot
+    be read. A failed rank has shown its traceback by then, and has ended the others.
     """
     env = os.environ
-    if "ACCELERATE_MIXED_PRECISION" not in env or "MASTER_ADDR" not in env or any(n in env for n in RANK_VARIABLES):
+    if (
+        "ACCELERATE_MIXED_PRECISION" not in env
+        or "MASTER_ADDR" not in env
+        or any(n in env for n in RANK_VARIABLES)
+    ):
         return
     if torch.cuda.is_available():
-        raise ValueError(f"accelerate was asked for several processes and found one GPU; if you mean it, {ADVICE}")
+        raise ValueError(
+            f"accelerate was asked for several processes and found one GPU; if you mean it, {ADVICE}"
+        )
     launcher = find_launcher()
     if launcher is None:
         raise ValueError(f"accelerate started one process only; {ADVICE}")
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command_parser  # slow to import, and only this case needs them
+    from accelerate.commands.launch import (
+        launch_command_parser,
+    )  # slow to import, and only this case needs them
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     asked = launch_command_parser().parse_args(list(launcher.words))
-    file = asked.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
+    file = asked.config_file or (
+        default_config_file if os.path.isfile(default_config_file) else None
+    )
     saved = load_config_from_file(file) if file else None
     num_machines = asked.num_machines or getattr(saved, "num_machines", None) or 1
     num_processes = asked.num_processes or getattr(saved, "num_processes", None) or num_machines
     flags = ["--nproc_per_node", str(num_processes // num_machines)]
     if num_machines > 1:
-        rank = asked.machine_rank if asked.machine_rank is not None else getattr(saved, "machine_rank", 0)
+        rank = (
+            asked.machine_rank
+            if asked.machine_rank is not None
+            else getattr(saved, "machine_rank", 0)
+        )
         flags += ["--nnodes", str(num_machines), "--node_rank", str(rank),
                   "--master_addr", env["MASTER_ADDR"], "--master_port", env["MASTER_PORT"]]  # fmt: skip
     else:

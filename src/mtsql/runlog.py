@@ -1,6 +1,8 @@
-"""What a run leaves behind: config, versions, metrics.jsonl, readable trajectories, and lines on the screen.
+"""What a run leaves behind: config, versions, metrics.jsonl, readable trajectories, and lines on
+the screen.
 
-What cannot be written ends in a WriteError that names the file: a full disk, a run folder that is gone.
+What cannot be written ends in a WriteError that names the file: a full disk, a run folder that is
+gone.
 """
 
 import json
@@ -39,9 +41,16 @@ class NotFinite(ValueError):
 class RunLog:
     """A run folder. Only the main rank writes and prints; every rank may call everything."""
 
-    def __init__(self, folder: Path, config: Any, is_main: bool = True, resume_at: tuple[int, int] | None = None):
-        """ValueError if the folder already holds a run: nothing is ever overwritten. A resumed run gives (update,
-        bytes of metrics.jsonl) of its checkpoint: the lines of the updates to be done again are cut off."""
+    def __init__(
+        self,
+        folder: Path,
+        config: Any,
+        is_main: bool = True,
+        resume_at: tuple[int, int] | None = None,
+    ):
+        """ValueError if the folder already holds a run: nothing is ever overwritten. A resumed run
+        gives (update, bytes of metrics.jsonl) of its checkpoint: the lines of the updates to be
+        done again are cut off."""
         self.folder, self.is_main = Path(folder), is_main
         self._timings: dict[str, float] = {}
         if not is_main:
@@ -61,7 +70,9 @@ class RunLog:
         with writing(file := self.folder / "metrics.jsonl"):
             file.touch()
             if (found := file.stat().st_size) < num_bytes:
-                raise ValueError(f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}")
+                raise ValueError(
+                    f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}"
+                )
             os.truncate(file, num_bytes)
         self._keep_config(f"config-{update:05d}.yaml", config)
         self.write_json(f"versions-{update:05d}.json", _provenance())
@@ -77,13 +88,23 @@ class RunLog:
             print_line(text)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl with the time and the stage timers since the last one. NotFinite for a number that
-        is not finite."""
-        bad = [key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        """A line of metrics.jsonl with the time and the stage timers since the last one. NotFinite
+        for a number that is not finite."""
+        bad = [
+            key
+            for key, value in values.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
         if bad:
-            raise NotFinite(f"{', '.join(bad)} is not finite in {values.get('stage')} update {values.get('update')}")
+            raise NotFinite(
+                f"{', '.join(bad)} is not finite in {values.get('stage')} update {values.get('update')}"
+            )
         if self.is_main:
-            line = {"time": round(time.time(), 2), **values, **{k: round(v, 3) for k, v in self._timings.items()}}
+            line = {
+                "time": round(time.time(), 2),
+                **values,
+                **{k: round(v, 3) for k, v in self._timings.items()},
+            }
             with writing(file := self.folder / "metrics.jsonl"):
                 _append(file, json.dumps(line) + "\n")
         self._timings = {}
@@ -98,7 +119,9 @@ class RunLog:
         """Seconds spent inside go to the next metrics line as `<name>_secs`."""
         start = time.perf_counter()
         yield
-        self._timings[f"{name}_secs"] = self._timings.get(f"{name}_secs", 0.0) + time.perf_counter() - start
+        self._timings[f"{name}_secs"] = (
+            self._timings.get(f"{name}_secs", 0.0) + time.perf_counter() - start
+        )
 
     def progress(self, items: Iterable, name: str) -> Iterator:
         """Iterate with a progress bar (a terminal), or a line now and then (a file)."""
@@ -131,20 +154,25 @@ class RunLog:
         if not self.is_main or not records:
             return
         ranked = sorted(records, key=lambda record: -record["reward"])
-        picked = [("best", r) for r in ranked[:num_each]] + [("worst", r) for r in ranked[-num_each:]]
+        picked = [("best", r) for r in ranked[:num_each]] + [
+            ("worst", r) for r in ranked[-num_each:]
+        ]
         path = self.folder / "trajectories" / f"update-{update:05d}.txt"
         blocks = []
         for name, r in picked:
             parts = " ".join(f"{k}={v:.2f}" for k, v in r["components"].items())
             blocks.append(f"=== {name}: turn {r['turn_id']} reward {r['reward']:.3f} ({parts}) {r['outcome']}\n"
                           f"gold: {r['gold_sql']}\n{r['transcript']}\n")  # fmt: skip
-        text = "\n".join(blocks).encode("utf-8", "backslashreplace")  # a reply may be no text at all
+        text = "\n".join(blocks).encode(
+            "utf-8", "backslashreplace"
+        )  # a reply may be no text at all
         self._write(path, text.decode("utf-8"))
 
 
 @contextmanager
 def writing(what: Path | str) -> Iterator[None]:
-    """What fails inside the `with` because `what` (a file) cannot be written is raised as a WriteError that names it."""
+    """What fails inside the `with` because `what` (a file) cannot be written is raised as a
+    WriteError that names it."""
     try:
         yield
     finally:
@@ -200,8 +228,8 @@ def _provenance() -> dict[str, Any]:
 def git_commit(package: Path = PACKAGE) -> str:
     """The commit of the repository that this program is part of, with a mark if it has changes.
 
-    "unknown" without git, and for a program that is in no repository, as an installed one: where the
-    run was started, or what the environment says about a repository, does not matter.
+    "unknown" without git, and for a program that is in no repository, as an installed one: where
+    the run was started, or what the environment says about a repository, does not matter.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
@@ -211,7 +239,9 @@ def git_commit(package: Path = PACKAGE) -> str:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # not the repository around a site-packages
+        git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # not the repository around a site-packages
         return git("rev-parse", "HEAD") + (" (changed)" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

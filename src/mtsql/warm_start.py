@@ -1,6 +1,7 @@
 """The warm start of the embedded model: SFT on the toy world's demonstrations, made once and kept.
 
-Its folder is named by a hash of all that it is made of, so that runs with the same settings share it.
+Its folder is named by a hash of all that it is made of, so that runs with the same settings share
+it.
 """
 
 import json

@@ -28,8 +28,8 @@ control token that was sampled as text."""
 
 
 def read_json_with_slips(text: str) -> JsonValue:
-    """The first JSON object or list of a text of one or more, whose writing is mended (`mend`). None
-    if anything else stands in the text."""
+    """The first JSON object or list of a text of one or more, whose writing is mended (`mend`).
+    None if anything else stands in the text."""
     mended = mend(text)
     first, end = read_json_at(mended, 0)
     value = first
