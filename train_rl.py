@@ -322,7 +322,8 @@ def train(config: Config, accelerator: Accelerator) -> None:
             after = ex or player.held_out(accelerator, log, config.num_updates, config.eval_turns)
     except KeyboardInterrupt as stop:
         ignore_stops()
-        if can_save := not is_sharded(bench.policy):  # all ranks gather shards, and may be anywhere now
+        can_save = not is_sharded(bench.policy)  # all ranks gather shards, and may be anywhere now
+        if can_save:
             save(done)
         raise type(stop)(done_at_stop(run, done, can_save)) from None
 
@@ -338,9 +339,9 @@ def train(config: Config, accelerator: Accelerator) -> None:
         log.print(f"{split}: held-out EX {before[split]:.1f} -> {after[split]:.1f}")
     if not from_main(accelerator, log.total, "num_steps"):
         raise NothingLearned(
-            f"no optimizer step was taken in {config.num_updates} updates, because no trajectory was "
-            f"better or worse than its group: {run}/model is the model that the run started with. "
-            "Start from a model that solves some of the turns, or raise group_size"
+            f"no optimizer step was taken in {config.num_updates} updates, because no trajectory "
+            f"was better or worse than its group: {run}/model is the model that the run started "
+            "with. Start from a model that solves some of the turns, or raise group_size"
         )
 
 

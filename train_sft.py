@@ -25,9 +25,16 @@ from mtsql.files import read_json, read_text, write_text
 from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
 from mtsql.launch import make_accelerator, on_main, run_folder, run_script
 from mtsql.learner import (
-    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, optimizer_tensors, require_seed, seed_update,
+    OptimConfig,
+    gather_list,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    require_seed,
+    seed_update,
     take_step,
-)  # fmt: skip
+)
 from mtsql.llm.engine import Engine, EngineLimits, Sampling
 from mtsql.llm.logprobs import PolicyModule
 from mtsql.llm.losses import sft_loss
@@ -248,7 +255,8 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         bench.require_prompts("train", config.max_prompt_tokens)
     inputs = {}
     if is_main and config.source == "demonstrations":
-        inputs["the demonstrations"] = digest([read_text(demonstrations_file(config), "demonstrations")])
+        text = read_text(demonstrations_file(config), "demonstrations")
+        inputs["the demonstrations"] = digest([text])
     inputs |= bench.inputs() if is_main else {}
     if config.resume:
         on_main(accelerator, check_inputs, run, inputs)
@@ -277,7 +285,8 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         learn(config, bench, module, optimizer, accelerator, log, place, save)
     except KeyboardInterrupt as stop:
         ignore_stops()
-        if can_save := not is_sharded(bench.policy):  # all ranks gather shards, and may be anywhere now
+        can_save = not is_sharded(bench.policy)  # all ranks gather shards, and may be anywhere now
+        if can_save:
             save()
         raise type(stop)(done_at_stop(run, place.update, can_save)) from None
     with writing(run / "model"):

@@ -107,8 +107,14 @@ def save_checkpoint(
                 for f in sorted(partial.rglob("*"))
                 if f.is_file()
             }
-            state = {"format": FORMAT, "update": update, **state, "commit": git_commit(),
-                     "metrics_bytes": metrics.stat().st_size, "files": files}  # fmt: skip
+            state = {
+                "format": FORMAT,
+                "update": update,
+                **state,
+                "commit": git_commit(),
+                "metrics_bytes": metrics.stat().st_size,
+                "files": files,
+            }
             write_text(partial / "state.json", json.dumps(state))
             for path in [*partial.rglob("*"), partial]:
                 _sync(path)
@@ -238,8 +244,8 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
     newest = newest_checkpoint(Path(config.resume))
     if newest is None and has_updates(Path(config.resume)):
         raise ValueError(
-            f"resume {config.resume}: metrics.jsonl has updates, but there is no checkpoint of them: "
-            "put the folder checkpoints back, or start a new run"
+            f"resume {config.resume}: metrics.jsonl has updates, but there is no checkpoint of "
+            "them: put the folder checkpoints back, or start a new run"
         )
     return replace(config, run=config.resume), read_checkpoint(newest) if newest else None
 

@@ -31,9 +31,14 @@ NO_MATTER = ("mtsql.json",)
 BY_STEM = ("data.train", "data.dev", "data.dev_seen")
 """Files whose name, without its ending, is the beginning of the ids of their turns."""
 MAY_MOVE = (
-    *BY_STEM, "data.tables", "data.databases", "data.leave_out", "data.toy_folder",
-    "demonstrations", "model.path",
-)  # fmt: skip
+    *BY_STEM,
+    "data.tables",
+    "data.databases",
+    "data.leave_out",
+    "data.toy_folder",
+    "demonstrations",
+    "model.path",
+)
 """Keys that name files, and that a resumed run may change if the content is the same."""
 
 

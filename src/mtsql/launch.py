@@ -47,6 +47,7 @@ from mtsql.signals import (
 
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
+LAST_LINE = str(Path(__file__).with_name("last_line.py"))
 NOTHING_LEARNED = 3
 """Exit code of a training in which no optimizer step was taken."""
 PATIENCE = timedelta(hours=3)
@@ -158,8 +159,8 @@ class NothingLearned(Exception):
 def end_with(line: str, code: int, leave: Callable[[int], Any] = sys.exit) -> None:
     """Print a line as the last one and leave with this exit code.
 
-    `accelerate launch` prints a traceback of its own after a script that ends with an error, so a
-    small process waits until it has ended and prints the line again. With `accelerate launch -q`
+    `accelerate launch` prints a traceback of its own after a script that ends with an error, so
+    last_line.py waits until it has ended and prints the line again. With `accelerate launch -q`
     one process of a script needs that only after Ctrl-C, which ends the launcher in a traceback all
     the same.
     """
@@ -170,37 +171,12 @@ def end_with(line: str, code: int, leave: Callable[[int], Any] = sys.exit) -> No
         is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
         if launcher is not None and not (launcher.is_quiet and is_alone and code < 128):
             subprocess.Popen(
-                [sys.executable, "-c", REPEAT, str(launcher.pid), line, str(code)],
+                [sys.executable, "-P", LAST_LINE, str(launcher.pid), line, str(code)],
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # not ended together with the ranks
             )
         print(line, file=sys.stderr, flush=True)
     leave(code)
-
-
-REPEAT = """
-import os, sys, tempfile, time, psutil
-launcher, line, code = sys.argv[1:]
-for _ in range(6000):
-    try:
-        if psutil.Process(int(launcher)).status() == psutil.STATUS_ZOMBIE:
-            break
-    except psutil.Error:
-        break
-    time.sleep(0.01)
-time.sleep(0 if code == "1" else 0.3)
-mark = os.path.join(tempfile.gettempdir(), f"mtsql-{os.getuid()}-{launcher}.said")
-try:
-    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-except FileExistsError:
-    sys.exit()
-print(line, file=sys.stderr, flush=True)
-os.close(2)
-time.sleep(2)
-os.unlink(mark)
-"""
-"""Several ranks may have started it: the first one prints, and a mistake comes before the stop of
-the other ranks that follows from it."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +247,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     if plugin and not accelerator.is_fsdp2:
         if accelerator.num_processes == 1:
             raise ValueError(
-                "--use_fsdp shards over several processes: set --num_processes 2 or more, or leave it out"
+                "--use_fsdp shards over several processes: set --num_processes 2 or more, "
+                "or leave it out"
             )
         # Without a GPU Accelerate forgets the flag and would train whole copies; its own FSDP2 code runs there too.
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
@@ -302,7 +279,8 @@ def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
     asks = lambda name: os.environ.get(name, "false").lower() == "true"  # noqa: E731
     if asks("ACCELERATE_USE_DEEPSPEED") or asks("ACCELERATE_USE_MEGATRON_LM"):
         raise ValueError(
-            "--use_deepspeed and --use_megatron_lm are not supported: shard with --use_fsdp --fsdp_version 2"
+            "--use_deepspeed and --use_megatron_lm are not supported: "
+            "shard with --use_fsdp --fsdp_version 2"
         )
     if not asks("ACCELERATE_USE_FSDP"):
         return None
@@ -310,7 +288,8 @@ def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
         raise ValueError("--use_fsdp needs --fsdp_version 2: FSDP1 is not supported")
     if asks("FSDP_OFFLOAD_PARAMS"):
         raise ValueError(
-            "--fsdp_offload_params is not supported: set optim.offload, which keeps Adam's averages in host memory"
+            "--fsdp_offload_params is not supported: set optim.offload, "
+            "which keeps Adam's averages in host memory"
         )
     if asks("FSDP_ACTIVATION_CHECKPOINTING"):
         raise ValueError(
@@ -357,7 +336,8 @@ def start_missing_ranks() -> None:
         return
     if torch.cuda.is_available():
         raise ValueError(
-            f"accelerate was asked for several processes and found one GPU; if you mean it, {ADVICE}"
+            "accelerate was asked for several processes and found one GPU; "
+            f"if you mean it, {ADVICE}"
         )
     launcher = find_launcher()
     if launcher is None:

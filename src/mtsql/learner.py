@@ -49,7 +49,8 @@ class OptimConfig:
         if self.weight_decay < 0:
             raise ValueError(f"optim.weight_decay is {self.weight_decay}: it must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas is {list(self.betas)}: both must be at least 0 and below 1")
+            found = list(self.betas)
+            raise ValueError(f"optim.betas is {found}: both must be at least 0 and below 1")
         if not 0 <= self.warmup_frac <= 1:
             raise ValueError("optim.warmup_frac must be between 0 and 1")
         if self.schedule not in ("constant", "cosine"):

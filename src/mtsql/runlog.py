@@ -97,7 +97,8 @@ class RunLog:
         ]
         if bad:
             raise NotFinite(
-                f"{', '.join(bad)} is not finite in {values.get('stage')} update {values.get('update')}"
+                f"{', '.join(bad)} is not finite in {values.get('stage')} "
+                f"update {values.get('update')}"
             )
         if self.is_main:
             line = {
@@ -177,7 +178,7 @@ def writing(what: Path | str) -> Iterator[None]:
         yield
     finally:
         error = sys.exc_info()[1]
-        # The library that writes tokenizers reports a full disk as a bare Exception, of that very class.
+        # The library that writes tokenizers reports a full disk as an error of the class Exception.
         if isinstance(error, (OSError, SafetensorError)) or type(error) is Exception:
             reason = getattr(error, "strerror", None) or str(error)
             raise WriteError(f"{what}: cannot be written: {reason}") from error

@@ -69,8 +69,9 @@ def make_warm_start(
                 os.replace(partial, folder)
             accelerator.wait_for_everyone()
     except KeyboardInterrupt as stop:
-        begun = newest_checkpoint(partial)
-        kept = f"after {int(begun.name[7:])} optimizer steps" if begun else "before its first step"
+        kept = "before its first step"
+        if begun := newest_checkpoint(partial):
+            kept = f"after {int(begun.name.removeprefix('update-'))} optimizer steps"
         raise type(stop)(f"in the warm start, {kept}; the same command goes on with it") from None
 
 

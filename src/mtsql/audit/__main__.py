@@ -44,7 +44,8 @@ def main(config: Config) -> None:
         file = folder / ("farming.json" if config.farming else "audit.json")
         if file.exists():
             raise ValueError(
-                f"run {folder} already holds an audit ({file.name}): name another folder or remove it"
+                f"run {folder} already holds an audit ({file.name}): "
+                    "name another folder or remove it"
             )
         _look(config, file)
 

@@ -39,7 +39,9 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature >= 0:
-            raise ValueError(f"sampling.temperature must be 0 (greedy) or more, not {self.temperature}")
+            raise ValueError(
+                f"sampling.temperature must be 0 (greedy) or more, not {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"sampling.top_p must be in (0, 1], not {self.top_p}")
         if self.top_k < 0:

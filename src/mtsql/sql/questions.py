@@ -3,7 +3,8 @@
 - SParC and CoSQL: a JSON list of `{"database_id", "interaction": [{"utterance", "query"}, ...]}`.
 - Spider: a JSON list of `{"db_id", "question", "query"}`. BIRD: the same with `SQL` and `evidence`.
 - `.jsonl`: one such object a line.
-- `.csv` (or `.tsv`): a header with `db_id,question,sql`, and `evidence` and `dialogue` if there are any.
+- `.csv` (or `.tsv`): a header with `db_id,question,sql`, and `evidence` and `dialogue` if there are
+  any.
 
 Consecutive objects or rows with the same `dialogue` (or `dialogue_id`) are one conversation.
 """

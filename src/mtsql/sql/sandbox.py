@@ -121,7 +121,8 @@ class QueryConfig:
             ("max_memory_bytes", 2**50),
         ):
             if getattr(self, name) > most:
-                raise ValueError(f"env.query.{name}: expected at most {most}, found {getattr(self, name)!r}")
+                found = getattr(self, name)
+                raise ValueError(f"env.query.{name}: expected at most {most}, found {found!r}")
         if self.max_memory_bytes < 32 * 2**20:
             raise ValueError(
                 f"env.query.max_memory_bytes: a worker needs at least 33554432, "

@@ -1,0 +1,53 @@
+"""A program of its own: print a line after the launcher that a script was started by has ended.
+
+    python last_line.py LAUNCHER_PID LINE EXIT_CODE
+
+`accelerate launch` prints a traceback after a script that ends with an error, so `end_with` of
+launch.py starts this program, and the line that says what is wrong is the last one. Several ranks
+may start it: the first one prints. A mistake (exit code 1) comes before the stop of the other ranks
+that follows from it.
+"""
+
+import os
+import sys
+import tempfile
+import time
+
+import psutil
+
+MAX_WAIT_SECS = 60
+POLL_SECS = 0.01
+MISTAKE_FIRST_SECS = 0.3
+"""What is no mistake waits so long, in case another rank has one to name."""
+OTHERS_SECS = 2
+"""By then all ranks have ended, and no other line can come."""
+
+
+def main(launcher: int, line: str, code: int) -> None:
+    """Wait for the launcher and print the line, unless another rank has printed one."""
+    until = time.monotonic() + MAX_WAIT_SECS
+    while is_running(launcher) and time.monotonic() < until:
+        time.sleep(POLL_SECS)
+    if code != 1:
+        time.sleep(MISTAKE_FIRST_SECS)
+    mark = os.path.join(tempfile.gettempdir(), f"mtsql-{os.getuid()}-{launcher}.said")
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    print(line, file=sys.stderr, flush=True)
+    os.close(2)  # who reads our output need not wait longer
+    time.sleep(OTHERS_SECS)
+    os.unlink(mark)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process runs. One that has ended, and that nobody has asked about, does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
