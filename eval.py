@@ -16,17 +16,17 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.config import to_dict
-from mtsql.evaluate import HISTORIES, evaluate, predictions_text, scores_as_rows, summarize
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import printing, write_text
-from mtsql.launch import make_accelerator, on_main, run_folder, run_script
-from mtsql.learner import gather_list
-from mtsql.llm.engine import Engine, EngineLimits, Sampling
-from mtsql.llm.model import ModelConfig, generation_weights
+from mtsql.learner.step import gather_list
+from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.played import differences, played_file, prompt_style, read_played
-from mtsql.runlog import RunLog, check_free
+from mtsql.rl.evaluate import HISTORIES, evaluate, predictions_text, scores_as_rows, summarize
+from mtsql.run.config import to_dict
+from mtsql.run.launch import make_accelerator, on_main, run_folder, run_script
+from mtsql.run.runlog import RunLog, check_free
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, set_up
 
@@ -42,19 +42,20 @@ class Config:
     split: str = "dev"
     """dev, dev_seen or train."""
     history: str = "gold"
-    """gold: earlier turns show their gold SQL (the paper's setting). predicted: the model's own answers."""
+    """gold: earlier turns show their gold SQL (the paper's setting). predicted: the model's own
+    answers."""
     max_dialogues: int = 0
     """Score only the first so many dialogues (0 = all)."""
     max_prompt_tokens: int = 4000
     """Turns with a longer prompt end at once and count as wrong."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvLimits = EnvLimits()
+    env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
     """Wording of the prompts (default: the one that the model was trained with, full if it does not
     say)."""
-    engine: EngineLimits = EngineLimits()
-    sampling: Sampling = Sampling(temperature=0.0)
+    engine: EngineConfig = EngineConfig()
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
 
     @staticmethod
     def first_recipe(model_path: str | None) -> Path | None:
@@ -122,24 +123,41 @@ def score(config: Config, accelerator: Accelerator) -> None:
     with generation_weights(bench.policy, config.model.compute_dtype) as model:
         engine = Engine(model, bench.renderer.stop_ids, config.sampling, config.engine)
         scores, _ = evaluate(
-            engine, bench.renderer, turns, bench.env_maker(config.split), history=config.history,
+            engine,
+            bench.renderer,
+            turns,
+            bench.env_maker(config.split),
+            history=config.history,
             max_prompt_tokens=config.max_prompt_tokens,
-        )  # fmt: skip
+        )
     place = {turn.turn_id: i for i, turn in enumerate(t for d in dialogues for t in d.turns)}
     scores = sorted(gather_list(accelerator, scores), key=lambda s: place[s.turn_id])
     summary = summarize(scores)
     if accelerator.is_main_process:
         show(summary, f"{config.split}, {config.history} history")  # first: a disk may be full
         write_text(Path(config.run) / "predictions.sql", predictions_text(scores))
-    log.write_json("scores.json", {"history": config.history, "split": config.split, "config": to_dict(config),
-                                   "skipped": len(corpus.skipped), **summary, "turns": scores_as_rows(scores)})  # fmt: skip
+    log.write_json(
+        "scores.json",
+        {
+            "history": config.history,
+            "split": config.split,
+            "config": to_dict(config),
+            "skipped": len(corpus.skipped),
+            **summary,
+            "turns": scores_as_rows(scores),
+        },
+    )
 
 
 def show(summary: dict, title: str) -> None:
     """Print the scores as a table."""
     table = Table("", "count", "EX %", "EM %", title=title)
-    rows = {"all": summary["all"], **{f"turn {k}": v for k, v in summary["by_turn"].items()}, **summary["by_hardness"],
-            "interactions": summary["interaction"]}  # fmt: skip
+    rows = {
+        "all": summary["all"],
+        **{f"turn {k}": v for k, v in summary["by_turn"].items()},
+        **summary["by_hardness"],
+        "interactions": summary["interaction"],
+    }
     for name, row in rows.items():
         table.add_row(name, str(row["count"]), f"{row['ex']:.1f}", f"{row['em']:.1f}")
     console = Console()

@@ -13,7 +13,7 @@ verdicts are paid after an answer that is right in result or structure, and the 
 proposal (`reward.process_after`, `reward.proposals`; the paper's recipes keep the paper's); (5)
 calls that repeat an earlier call, or name a tool that is not offered, do not count; (6) the
 embedded default is a model of a few million parameters trained from scratch, its loss a mean over
-groups of unequal rewards only (`advantage.equal_groups`; the recipes count all).
+groups of unequal rewards only (`advantage.zero_variance`; the recipes count all).
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,18 +23,42 @@ from pathlib import Path
 from accelerate import Accelerator
 
 import train_sft
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import (
+from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.learner.logprobs import PolicyModule
+from mtsql.learner.losses import LossConfig, denominator, policy_loss, with_gradient
+from mtsql.learner.step import (
+    OptimConfig,
+    gather_list,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    minibatches,
+    optimizer_step,
+    optimizer_tensors,
+    require_seed,
+    seed_update,
+    sum_over_ranks,
+    with_recomputed,
+    with_reference,
+)
+from mtsql.model.policy import ModelConfig, is_sharded, load_trained, make_reference, save_policy
+from mtsql.model.sizes import require_room_in_batch
+from mtsql.played import differences, notes_of, prompt_style
+from mtsql.rl.advantages import PRESETS, AdvantageConfig
+from mtsql.rl.collect import Player, compare, measure_kl, probe, roll_out, update_metrics
+from mtsql.rl.curriculum import Curriculum, CurriculumConfig
+from mtsql.rl.rewards import RewardConfig
+from mtsql.run.checkpoint import (
     CheckpointConfig,
     done_at_stop,
     resumed,
     save_checkpoint,
 )
-from mtsql.config import to_dict
-from mtsql.episodes import Player, charge_kl, compare, probe, roll_out, update_metrics
-from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
-from mtsql.launch import (
+from mtsql.run.config import to_dict
+from mtsql.run.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
+from mtsql.run.launch import (
     NothingLearned,
     from_main,
     make_accelerator,
@@ -42,22 +66,9 @@ from mtsql.launch import (
     run_folder,
     run_script,
 )
-from mtsql.learner import (
-    OptimConfig, gather_list, learning_rate, load_optimizer, make_optimizer, minibatches, optimizer_tensors,
-    require_seed, seed_update, sum_over_ranks, take_step, with_recomputed, with_reference,
-)  # fmt: skip
-from mtsql.llm.engine import EngineLimits, Sampling
-from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import LossConfig, denominator, policy_loss, worth_a_forward
-from mtsql.llm.model import ModelConfig, is_sharded, load_trained, make_reference, save_policy
-from mtsql.llm.sizes import require_room_in_batch
-from mtsql.played import differences, notes_of, prompt_style
-from mtsql.plots import plot_training
-from mtsql.rl.advantages import PRESETS, AdvantageConfig
-from mtsql.rl.curriculum import Curriculum, CurriculumConfig
-from mtsql.rl.rewards import RewardConfig
-from mtsql.runlog import RunLog, check_free, make_folder, writing
-from mtsql.signals import ignore_stops, no_interrupt, peers_may_stop
+from mtsql.run.plots import plot_training
+from mtsql.run.runlog import RunLog, check_free, make_folder, writing
+from mtsql.run.signals import ignore_stops, no_interrupt, peers_may_stop
 from mtsql.sql.datasets import DataConfig
 from mtsql.warm_start import make_warm_start, warm_start_key
 from mtsql.workbench import check_sizes, set_up
@@ -65,29 +76,35 @@ from mtsql.workbench import check_sizes, set_up
 
 @dataclass(frozen=True)
 class Config:
-    """Flags of train_rl.py. The defaults are the embedded quick start; recipes for real models stand in configs/."""
+    """Flags of train_rl.py. The defaults are the embedded quick start; recipes for real models
+    stand in configs/."""
 
     run: str = "runs/rl"
     """Run folder."""
     resume: str | None = None
     """Run folder to go on with, from its newest checkpoint and its own config."""
     preset: str | None = None
-    """A published algorithm by name: sets the keys listed for it in rl/advantages.py, other flags still win."""
+    """A published algorithm by name: sets the keys listed for it in rl/advantages.py, other flags
+    still win."""
     seed: int = 0
     """Seed of weights, order and sampling."""
     num_updates: int = 40
-    """Rollouts to learn from, an optimizer step each unless keys below say more. The learning rate counts these."""
+    """Rollouts to learn from, an optimizer step each unless keys below say more. The learning rate
+    counts these."""
     turns_per_update: int = 16
-    """Turns (groups) per update, over all ranks (paper: 256). A smaller curriculum stage gives all it has."""
+    """Turns (groups) per update, over all ranks (paper: 256). A smaller curriculum stage gives all
+    it has."""
     group_size: int = 8
     """Trajectories per turn (paper: 5)."""
     num_passes: int = 1
     """Passes over an update's samples (paper: 1)."""
     minibatches: int = 1
-    """Optimizer steps per pass, each over its share of the groups with its own denominator (paper: 1)."""
+    """Optimizer steps per pass, each over its share of the groups with its own denominator (paper:
+    1)."""
     old_logprobs: str = "sampled"
-    """What a ratio divides by. sampled: the log-probs the engine drew the tokens at. recomputed: the learner's own
-    before the first step, a forward more; the engine's rounding (logged as engine_gap) is then not corrected."""
+    """What a ratio divides by. sampled: the log-probs the engine drew the tokens at. recomputed:
+    the learner's own before the first step, a forward more; the engine's rounding (logged as
+    engine_gap) is then not corrected."""
     max_batch_tokens: int = 8192
     """Tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
@@ -102,18 +119,19 @@ class Config:
     """Where the embedded model's warm start is kept."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvLimits = EnvLimits()
+    env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
     """Wording of the prompts (default: what the model was trained with, else brief for the embedded
     model and full for others)."""
-    engine: EngineLimits = EngineLimits(max_rows=128)
-    sampling: Sampling = Sampling(max_step_tokens=96, max_trajectory_tokens=640)
+    engine: EngineConfig = EngineConfig(max_rows=128)
+    sampling: SamplingConfig = SamplingConfig(max_reply_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
         probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.4, 0.5, 0.1)
     )
     reward: RewardConfig = RewardConfig()
-    advantage: AdvantageConfig = AdvantageConfig(equal_groups="drop")
-    """Groups of equal rewards do not count in the embedded default, whose measured results stand in README.md."""
+    advantage: AdvantageConfig = AdvantageConfig(zero_variance="drop")
+    """Groups of equal rewards do not count in the embedded default, whose measured results stand in
+    README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
     optim: OptimConfig = OptimConfig(lr=3e-4, schedule="cosine")
     """Constant in the paper, and so in the recipes."""
@@ -132,9 +150,18 @@ class Config:
 def check(config: Config) -> None:
     """Impossible combinations, named before anything is loaded."""
     if config.group_size < 2 and config.advantage.compares:
-        raise ValueError(f"group_size is {config.group_size}, but the advantage compares within a group: at least 2")
-    for name in ("group_size", "num_updates", "turns_per_update", "num_passes", "minibatches", "max_batch_tokens",
-                 "max_prompt_tokens"):  # fmt: skip
+        raise ValueError(
+            f"group_size is {config.group_size}, but the advantage compares within a group: at least 2"
+        )
+    for name in (
+        "group_size",
+        "num_updates",
+        "turns_per_update",
+        "num_passes",
+        "minibatches",
+        "max_batch_tokens",
+        "max_prompt_tokens",
+    ):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     require_seed(config.seed)
@@ -146,25 +173,41 @@ def check(config: Config) -> None:
     if config.eval_every < 0 or config.eval_turns < 0:
         raise ValueError("eval_every and eval_turns must not be negative")
     if not config.model.path and not config.data.is_toy:
-        raise ValueError("model.path is not set: the embedded model only knows the toy world, name a model folder")
+        raise ValueError(
+            "model.path is not set: the embedded model only knows the toy world, name a model folder"
+        )
     if config.sampling.temperature <= 0:
-        raise ValueError("sampling.temperature must be above 0: greedy samples of one turn would all be equal")
+        raise ValueError(
+            "sampling.temperature must be above 0: greedy samples of one turn would all be equal"
+        )
     if config.sampling.top_p < 1 or config.sampling.top_k:
-        raise ValueError("sampling.top_p and sampling.top_k must be off: the learner scores the whole distribution")
+        raise ValueError(
+            "sampling.top_p and sampling.top_k must be off: the learner scores the whole distribution"
+        )
     if config.minibatches > config.turns_per_update:
-        raise ValueError(f"minibatches is {config.minibatches}, more than turns_per_update: groups are not cut")
+        raise ValueError(
+            f"minibatches is {config.minibatches}, more than turns_per_update: groups are not cut"
+        )
     if config.old_logprobs not in ("sampled", "recomputed"):
         raise ValueError(f"old_logprobs must be sampled or recomputed, not {config.old_logprobs!r}")
     if config.advantage.kl_coef and config.loss.kl_coef:
-        raise ValueError("advantage.kl_coef and loss.kl_coef charge for the same KL twice: set one of them to 0")
+        raise ValueError(
+            "advantage.kl_coef and loss.kl_coef charge for the same KL twice: set one of them to 0"
+        )
     if config.reward.overlong_buffer > config.sampling.max_trajectory_tokens:
-        raise ValueError("reward.overlong_buffer is more than sampling.max_trajectory_tokens: every token would cost")
-    if config.curriculum.refill_rounds:
-        if config.advantage.equal_groups != "drop":
-            raise ValueError("curriculum.refill_rounds replaces equal groups: set advantage.equal_groups to drop")
+        raise ValueError(
+            "reward.overlong_buffer is more than sampling.max_trajectory_tokens: every token would cost"
+        )
+    if config.curriculum.resample_rounds:
+        if config.advantage.zero_variance != "drop":
+            raise ValueError(
+                "curriculum.resample_rounds replaces equal groups: set advantage.zero_variance to drop"
+            )
         if config.advantage.baseline in ("batch", "none") or config.advantage.kl_coef:
-            raise ValueError("curriculum.refill_rounds needs advantage.baseline mean or leave_one_out and no "
-                             "advantage.kl_coef: otherwise groups of equal rewards teach too")  # fmt: skip
+            raise ValueError(
+                "curriculum.resample_rounds needs advantage.baseline mean or leave_one_out and no "
+                "advantage.kl_coef: otherwise groups of equal rewards teach too"
+            )
 
 
 def max_tokens(config: Config) -> int:
@@ -179,10 +222,15 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
         return config
     on_main(accelerator, make_folder, Path(config.warm_start_folder), "warm_start_folder")
     sft = train_sft.Config(
-        seed=config.seed, model=config.model, data=config.data, env=config.env, style=config.style,
-        max_prompt_tokens=config.max_prompt_tokens, sft=config.warm_start,
+        seed=config.seed,
+        model=config.model,
+        data=config.data,
+        env=config.env,
+        style=config.style,
+        max_prompt_tokens=config.max_prompt_tokens,
+        sft=config.warm_start,
         checkpoint=CheckpointConfig(every=0),
-    )  # fmt: skip
+    )
     key = from_main(accelerator, warm_start_key, sft)
     folder = Path(config.warm_start_folder) / f"seed{config.seed}-{key}"
     if not from_main(accelerator, (folder / "model").is_dir):
@@ -199,7 +247,8 @@ def main(config: Config) -> None:
 
 
 def train(config: Config, accelerator: Accelerator) -> None:
-    """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run folder."""
+    """Warm start, evaluate, probe, train, evaluate; everything the run leaves stands in its run
+    folder."""
     config, begun = resumed(config)
     state, run = begun.state if begun else {}, Path(config.run)
     # before the warm start spends its minutes, and before anything of an older run is touched
@@ -223,39 +272,67 @@ def train(config: Config, accelerator: Accelerator) -> None:
     inputs = bench.inputs() if is_main else {}
     if config.resume:
         on_main(accelerator, check_inputs, run, inputs)
-    log = RunLog(run, config, is_main, (start, state.get("metrics_bytes", 0)) if config.resume else None)
+    log = RunLog(
+        run, config, is_main, (start, state.get("metrics_bytes", 0)) if config.resume else None
+    )
     if is_main:
         keep_inputs(run, inputs | hash_inputs(config, bench.corpora, bench.databases))
     if changed:
         log.print(changed)
     module = PolicyModule(bench.policy, temperature=config.sampling.temperature)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, config.optim))
-    frozen = make_reference(bench.policy) if config.loss.kl_coef or config.advantage.kl_coef else None
-    player = Player(bench, config.model, config.engine, config.sampling, config.reward, config.max_prompt_tokens,
-                    config.seed)  # fmt: skip
+    frozen = (
+        make_reference(bench.policy) if config.loss.kl_coef or config.advantage.kl_coef else None
+    )
+    player = Player(
+        bench,
+        config.model,
+        config.engine,
+        config.sampling,
+        config.reward,
+        config.max_prompt_tokens,
+        config.seed,
+    )
     turn_of = {turn.turn_id: turn for turn in bench.corpora["train"].turns}
 
     def score_reference(samples):
-        return with_reference(accelerator, bench.policy, frozen, samples, max_tokens=config.max_batch_tokens,
-                              temperature=config.sampling.temperature)  # fmt: skip
+        return with_reference(
+            accelerator,
+            bench.policy,
+            frozen,
+            samples,
+            max_tokens=config.max_batch_tokens,
+            temperature=config.sampling.temperature,
+        )
 
     def save_model(folder: Path) -> None:
         save_policy(bench.policy, bench.tokenizer, folder, is_main, notes_of(config))
 
     def save(update: int) -> None:
-        progress = {"before": before, "ex": ex, "curriculum": curriculum.state(), "config": to_dict(config)}
+        progress = {
+            "before": before,
+            "ex": ex,
+            "curriculum": curriculum.state(),
+            "config": to_dict(config),
+        }
         tensors = optimizer_tensors(module, optimizer)
         save_checkpoint(run, update, save_model, tensors, progress, config.checkpoint, is_main)
 
     if begun:
         load_trained(bench.policy, begun.model)
         load_optimizer(module, optimizer, begun.optimizer, config.optim.offload)
-        before, ex, curriculum = state["before"], state["ex"], Curriculum.from_state(state["curriculum"])
+        before, ex, curriculum = (
+            state["before"],
+            state["ex"],
+            Curriculum.from_state(state["curriculum"]),
+        )
     else:
         before = ex = player.held_out(accelerator, log, 0, config.eval_turns)
         curriculum = probe(player, config.curriculum, accelerator, log)
         save(0)
-    log.print(f"curriculum: {[len(s) for s in curriculum.stages]} turns by stage, {curriculum.num_dropped} dropped")
+    log.print(
+        f"curriculum: {[len(s) for s in curriculum.stages]} turns by stage, {curriculum.num_dropped} dropped"
+    )
 
     done = start
     try:
@@ -276,16 +353,23 @@ def train(config: Config, accelerator: Accelerator) -> None:
             # share, whole groups stay together
             with log.timer("rollout"), peers_may_stop():
                 groups, rolled = roll_out(
-                    accelerator, picked,
-                    lambda turn_ids: player.play([turn_of[i] for i in turn_ids], "train",
-                                                 num_samples=config.group_size, update=update),  # noqa: B023
-                    config.advantage, refill=refill, refill_rounds=config.curriculum.refill_rounds,
-                )  # fmt: skip
+                    accelerator,
+                    picked,
+                    lambda turn_ids: player.play(
+                        [turn_of[i] for i in turn_ids],
+                        "train",
+                        num_samples=config.group_size,
+                        update=update,
+                    ),  # noqa: B023
+                    config.advantage,
+                    refill=refill,
+                    resample_rounds=config.curriculum.resample_rounds,
+                )
 
             with no_interrupt():
                 # 4. compare within the group, what a trajectory earned less the price of its KL
                 if config.advantage.kl_coef:
-                    charge_kl(groups, config.advantage, score_reference)
+                    measure_kl(groups, config.advantage, score_reference)
                 samples = compare(accelerator, groups, config.advantage)
 
                 # 5. learn: in each step one denominator for all ranks and micro-batches, which also counts what
@@ -295,27 +379,57 @@ def train(config: Config, accelerator: Accelerator) -> None:
                     if config.loss.kl_coef:
                         samples = score_reference(samples)
                     if config.old_logprobs == "recomputed":
-                        samples, gap = with_recomputed(accelerator, module, samples, config.loss,
-                                                       config.max_batch_tokens)  # fmt: skip
-                    for part in minibatches(accelerator, samples, num_passes=config.num_passes,
-                                            num_parts=config.minibatches, seed=f"{config.seed}/{update}"):  # fmt: skip
-                        total = sum_over_ranks(accelerator, {"loss": denominator(part, config.loss)})
-                        steps.append(take_step(
-                            accelerator, module, optimizer, worth_a_forward(part, config.loss),
-                            lambda module, batch: policy_loss(*module(batch), batch, config.loss), total["loss"],
-                            max_tokens=config.max_batch_tokens, config=config.optim,
-                            lr=learning_rate(config.optim, update, config.num_updates),
-                        ))  # fmt: skip
+                        samples, gap = with_recomputed(
+                            accelerator, module, samples, config.loss, config.max_batch_tokens
+                        )
+                    for part in minibatches(
+                        accelerator,
+                        samples,
+                        num_passes=config.num_passes,
+                        num_parts=config.minibatches,
+                        seed=f"{config.seed}/{update}",
+                    ):
+                        total = sum_over_ranks(
+                            accelerator, {"loss": denominator(part, config.loss)}
+                        )
+                        steps.append(
+                            optimizer_step(
+                                accelerator,
+                                module,
+                                optimizer,
+                                with_gradient(part, config.loss),
+                                lambda module, batch: policy_loss(
+                                    *module(batch), batch, config.loss
+                                ),
+                                total["loss"],
+                                max_tokens=config.max_batch_tokens,
+                                config=config.optim,
+                                lr=learning_rate(config.optim, update, config.num_updates),
+                            )
+                        )
 
                 # 6. record which turns were easy; write the evidence
                 for turn_id, num_right in gather_list(
-                    accelerator, [(g[0].trajectory.turn.turn_id, sum(s.is_right for s in g)) for g in groups]
+                    accelerator,
+                    [(g[0].trajectory.turn.turn_id, sum(s.is_right for s in g)) for g in groups],
                 ):
                     curriculum.record(turn_id, num_right, config.group_size)
-                log.metrics({"stage": "rl", "update": update,
-                             "curriculum_stage": curriculum.stage_at(update, config.num_updates),
-                             **rolled, **update_metrics(accelerator, groups, worth_a_forward(samples, config.loss),
-                                                        steps, config.advantage, gap)})  # fmt: skip
+                log.metrics(
+                    {
+                        "stage": "rl",
+                        "update": update,
+                        "curriculum_stage": curriculum.stage_at(update, config.num_updates),
+                        **rolled,
+                        **update_metrics(
+                            accelerator,
+                            groups,
+                            with_gradient(samples, config.loss),
+                            steps,
+                            config.advantage,
+                            gap,
+                        ),
+                    }
+                )
                 log.trajectories(update, [s.readable() for group in groups for s in group])
                 done, ex = update + 1, None
         with peers_may_stop():

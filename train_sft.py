@@ -17,38 +17,50 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import Checkpoint, CheckpointConfig, done_at_stop, resumed, save_checkpoint
-from mtsql.config import to_dict
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import read_json, read_text, write_text
-from mtsql.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
-from mtsql.launch import make_accelerator, on_main, run_folder, run_script
-from mtsql.learner import (
+from mtsql.judge.exact_match import hardness
+from mtsql.learner.logprobs import PolicyModule
+from mtsql.learner.losses import sft_loss
+from mtsql.learner.packing import Sample
+from mtsql.learner.step import (
     OptimConfig,
     gather_list,
     learning_rate,
     load_optimizer,
     make_optimizer,
+    optimizer_step,
     optimizer_tensors,
     require_seed,
     seed_update,
-    take_step,
 )
-from mtsql.llm.engine import Engine, EngineLimits, Sampling
-from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import sft_loss
-from mtsql.llm.model import ModelConfig, generation_weights, is_sharded, load_trained, save_policy
-from mtsql.llm.packing import Sample
-from mtsql.llm.sizes import BUDGETS, require_positions, require_room_in_batch
+from mtsql.model.policy import (
+    ModelConfig,
+    generation_weights,
+    is_sharded,
+    load_trained,
+    save_policy,
+)
+from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.played import differences, notes_of, prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
 from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
-from mtsql.runlog import RunLog, check_free, writing
-from mtsql.signals import ignore_stops, no_interrupt
+from mtsql.run.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    done_at_stop,
+    resumed,
+    save_checkpoint,
+)
+from mtsql.run.config import to_dict
+from mtsql.run.inputs import check_files, check_inputs, check_places, hash_inputs, keep_inputs
+from mtsql.run.launch import make_accelerator, on_main, run_folder, run_script
+from mtsql.run.runlog import RunLog, check_free, writing
+from mtsql.run.signals import ignore_stops, no_interrupt
 from mtsql.sql.datasets import DataConfig
-from mtsql.sql.metrics import hardness
 from mtsql.workbench import Workbench, check_sizes, digest, set_up
 
 SOURCES = ("demonstrations", "self")
@@ -61,13 +73,16 @@ class SftConfig:
     epochs: float = 1.2
     """Passes over the samples."""
     samples_per_update: int = 8
-    """Trajectories per optimizer step, over all ranks (paper reading: 16). A model that starts from nothing learns to
-    copy from a schema in about a thousand steps, and hardly in a hundred of the same total size."""
+    """Trajectories per optimizer step, over all ranks (paper reading: 16). A model that starts from
+    nothing learns to copy from a schema in about a thousand steps, and hardly in a hundred of the
+    same total size."""
     max_batch_tokens: int = 8192
     """Tokens per micro-batch and rank."""
     max_samples: int = 0
     """Use at most this many trajectories (0 = all)."""
-    optim: OptimConfig = OptimConfig(lr=3e-3, betas=(0.9, 0.98), warmup_frac=0.03, schedule="cosine")
+    optim: OptimConfig = OptimConfig(
+        lr=3e-3, betas=(0.9, 0.98), warmup_frac=0.03, schedule="cosine"
+    )
     """The optimizer. The default rate is for the embedded model; the paper's is 5e-6, cosine."""
 
     def __post_init__(self):
@@ -88,17 +103,18 @@ class Config:
     seed: int = 0
     """Seed of weights, order and sampling."""
     source: str = "demonstrations"
-    """demonstrations: the toy world's (or `demonstrations`) file. self: the model's own correct rollouts."""
+    """demonstrations: the toy world's (or `demonstrations`) file. self: the model's own correct
+    rollouts."""
     demonstrations: str | None = None
     """A demonstrations.jsonl for the training split (default: the toy world's)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvLimits = EnvLimits()
+    env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
     """Wording of the prompts (default: what the model was trained with, else brief for the embedded
     model and full for others)."""
-    engine: EngineLimits = EngineLimits()
-    sampling: Sampling = Sampling(temperature=0.7)
+    engine: EngineConfig = EngineConfig()
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7)
     """Sampling while collecting (source=self); its temperature is that of `selftaught`. The saved
     model remembers the budgets, whatever the source."""
     max_prompt_tokens: int = 4000
@@ -123,15 +139,26 @@ class Config:
 
 @dataclass
 class Place:
-    """Where a run stands: optimizer steps done in all, the round, and the steps done in that round."""
+    """Where a run stands: optimizer steps done in all, the round, and the steps done in that
+    round."""
 
     update: int = 0
     round: int = 0
     done: int = 0
 
 
-def train_on(module, optimizer, samples: list[Sample], config: Config, accelerator, log: RunLog, place: Place, save):
-    """SFT over `samples`, from `place` on: every rank holds all of them and takes its share of each update."""
+def train_on(
+    module,
+    optimizer,
+    samples: list[Sample],
+    config: Config,
+    accelerator,
+    log: RunLog,
+    place: Place,
+    save,
+):
+    """SFT over `samples`, from `place` on: every rank holds all of them and takes its share of each
+    update."""
     sft, stage = config.sft, "sft" if config.source == "demonstrations" else f"round{place.round}"
     num_updates = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order, epoch = [], 0
@@ -143,14 +170,26 @@ def train_on(module, optimizer, samples: list[Sample], config: Config, accelerat
         mine = [samples[i] for i in chunk[accelerator.process_index :: accelerator.num_processes]]
         num_tokens = sum(sum(samples[i].loss_mask) for i in chunk)
         with no_interrupt():
-            stats = take_step(
-                accelerator, module, optimizer, mine,
+            stats = optimizer_step(
+                accelerator,
+                module,
+                optimizer,
+                mine,
                 lambda module, batch: sft_loss(module(batch)[0], batch),
-                num_tokens, max_tokens=sft.max_batch_tokens, config=sft.optim,
+                num_tokens,
+                max_tokens=sft.max_batch_tokens,
+                config=sft.optim,
                 lr=learning_rate(sft.optim, update, num_updates),
-            )  # fmt: skip
-            log.metrics({"stage": stage, "update": update, "loss": stats["loss"], "grad_norm": stats["grad_norm"],
-                         "num_tokens": num_tokens})  # fmt: skip
+            )
+            log.metrics(
+                {
+                    "stage": stage,
+                    "update": update,
+                    "loss": stats["loss"],
+                    "grad_norm": stats["grad_norm"],
+                    "num_tokens": num_tokens,
+                }
+            )
             place.update, place.done = place.update + 1, update + 1
         if config.checkpoint.every and place.update % config.checkpoint.every == 0:
             save()
@@ -171,22 +210,36 @@ def collected(bench: Workbench, turns, config: Config, accelerator, round_index:
 
 
 def collect(bench: Workbench, turns, config: Config, accelerator, round_index: int):
-    """One round's rollouts of this rank's turns; returns (chosen samples of all ranks, ids of solved turns)."""
-    sampling = Sampling(**{**config.sampling.__dict__, "temperature": config.selftaught.temperature})
+    """One round's rollouts of this rank's turns; returns (chosen samples of all ranks, ids of
+    solved turns)."""
+    sampling = SamplingConfig(
+        **{**config.sampling.__dict__, "temperature": config.selftaught.temperature}
+    )
     mine = turns[accelerator.process_index :: accelerator.num_processes]
     n, chosen, solved = config.selftaught.samples_per_turn, [], []
     with generation_weights(bench.policy, config.model.compute_dtype) as model:
         engine = Engine(model, bench.renderer.stop_ids, sampling, config.engine)
         played = rollout(
-            engine, bench.renderer, mine, bench.env_maker("train"), num_samples=n, seed=config.seed,
-            update=round_index, max_prompt_tokens=config.max_prompt_tokens,
-            judge=lambda trajectory: (trajectory, reward_components(trajectory.env, RewardConfig())),
-        )  # fmt: skip
+            engine,
+            bench.renderer,
+            mine,
+            bench.env_maker("train"),
+            num_samples=n,
+            seed=config.seed,
+            update=round_index,
+            max_prompt_tokens=config.max_prompt_tokens,
+            judge=lambda trajectory: (
+                trajectory,
+                reward_components(trajectory.env, RewardConfig()),
+            ),
+        )
     for index, turn in enumerate(mine):
         group, parts = zip(*played[index * n : (index + 1) * n], strict=True)
         is_valid = [bool(p["ex"] and p["em"]) for p in parts]
-        is_easy = hardness(turn.sql, bench.corpora["train"].schemas[turn.db_id]) == "easy"
-        kept = select(group, is_valid, is_easy, config.selftaught, seed=turn_key(turn.turn_id) ^ config.seed)
+        is_easy = hardness(turn.sql, bench.corpora["train"].databases[turn.db_id].schema) == "easy"
+        kept = select(
+            group, is_valid, is_easy, config.selftaught, seed=turn_key(turn.turn_id) ^ config.seed
+        )
         chosen += [t.to_sample([]) for t in kept]
         solved += [turn.turn_id] if any(is_valid) else []
     return gather_list(accelerator, chosen), set(gather_list(accelerator, solved))
@@ -210,7 +263,9 @@ def check(config: Config) -> None:
     room = config.sft.max_batch_tokens
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
     if config.source == "demonstrations" and not config.demonstrations and not config.data.is_toy:
-        raise ValueError("demonstrations is not set: name a demonstrations.jsonl, or use --source self")
+        raise ValueError(
+            "demonstrations is not set: name a demonstrations.jsonl, or use --source self"
+        )
     if config.source == "self" and config.demonstrations:
         raise ValueError("demonstrations has no effect with source=self: leave it out")
     if config.source == "demonstrations" and config.demonstrations:
@@ -260,7 +315,12 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
     inputs |= bench.inputs() if is_main else {}
     if config.resume:
         on_main(accelerator, check_inputs, run, inputs)
-    log = RunLog(run, config, is_main, (place.update, state.get("metrics_bytes", 0)) if config.resume else None)
+    log = RunLog(
+        run,
+        config,
+        is_main,
+        (place.update, state.get("metrics_bytes", 0)) if config.resume else None,
+    )
     if is_main:
         keep_inputs(run, inputs | hash_inputs(config, bench.corpora, bench.databases))
     if not config.resume and (changed := differences(config)):
@@ -295,14 +355,27 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
     accelerator.wait_for_everyone()
 
 
-def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log: RunLog, place: Place, save) -> None:
+def learn(
+    config: Config,
+    bench: Workbench,
+    module,
+    optimizer,
+    accelerator,
+    log: RunLog,
+    place: Place,
+    save,
+) -> None:
     """The paper's rounds, or one pass over demonstrations; `save()` writes a checkpoint."""
     if config.source == "demonstrations":
         samples = demonstration_samples(
-            bench.corpora["train"], bench.env_maker("train"), bench.renderer,
-            demonstrations_file(config), seed=config.seed, max_samples=config.sft.max_samples,
+            bench.corpora["train"],
+            bench.env_maker("train"),
+            bench.renderer,
+            demonstrations_file(config),
+            seed=config.seed,
+            max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,
-        )  # fmt: skip
+        )
         longest = max(len(s.prompt_ids) + len(s.ids) for s in samples)
         room, what = config.sft.max_batch_tokens, "the longest demonstration"
         require_room_in_batch("sft.max_batch_tokens", room, longest, what)
@@ -314,9 +387,13 @@ def learn(config: Config, bench: Workbench, module, optimizer, accelerator, log:
     for round_index in range(config.selftaught.rounds):
         samples, solved = collected(bench, turns, config, accelerator, round_index)
         pool += samples
-        log.print(f"round {round_index}: solved {len(solved)} of {len(turns)} turns, pool {len(pool)} trajectories")
+        log.print(
+            f"round {round_index}: solved {len(solved)} of {len(turns)} turns, pool {len(pool)} trajectories"
+        )
         if not pool:
-            raise ValueError("no rollout was right: start from demonstrations (--source demonstrations)")
+            raise ValueError(
+                "no rollout was right: start from demonstrations (--source demonstrations)"
+            )
         if round_index > place.round:
             place.round, place.done = round_index, 0
         if round_index == place.round:  # earlier rounds of a resumed run are in its weights

@@ -43,7 +43,11 @@ CREATE VIEW two_billion AS SELECT length(printf('%.2147483647c', 'x')) AS n;
 
 def copied(call: str, a: str, b: str, times: int) -> str:
     """A call that SQLite copies wherever its alias is used: 2 ** times of them in one row."""
-    ctes = [f"s AS MATERIALIZED (SELECT {a} AS a)", f"u AS MATERIALIZED (SELECT {b} AS b)", f"c0 AS (SELECT {call} AS x FROM s, u)"]
+    ctes = [
+        f"s AS MATERIALIZED (SELECT {a} AS a)",
+        f"u AS MATERIALIZED (SELECT {b} AS b)",
+        f"c0 AS (SELECT {call} AS x FROM s, u)",
+    ]
     ctes += [f"c{i} AS (SELECT x + x AS x FROM c{i - 1})" for i in range(1, times + 1)]
     return f"WITH {', '.join(ctes)} SELECT x FROM c{times}"
 
@@ -55,7 +59,9 @@ def planned(max_bytes: int = 18_000) -> str:
         one, two = generator.sample(range(64), 2)
         terms.append(f"k{one}.{generator.choice('ab')}=k{two}.{generator.choice('ab')}")
     groups = ["(" + " AND ".join(terms[i : i + 150]) + ")" for i in range(0, len(terms), 150)]
-    return f"SELECT 1 FROM {', '.join(f'keyed k{i}' for i in range(64))} WHERE {' AND '.join(groups)}"
+    return (
+        f"SELECT 1 FROM {', '.join(f'keyed k{i}' for i in range(64))} WHERE {' AND '.join(groups)}"
+    )
 
 
 def bomb(times: int = 40) -> str:
@@ -68,15 +74,18 @@ ATTACKS = {
     "endless recursion": COUNTER + "SELECT count(*) FROM n",
     "cross join of 3,000 rows, three times": "SELECT count(*) FROM big a, big b, big c",
     "the same, sorted": "SELECT a.i + b.i + c.i AS x FROM big a, big b, big c ORDER BY x",
-    "instr of 40,000 in 20,000 characters, in a loop": COUNTER + f"SELECT sum(instr({LONG}, {HALF} || -i)) FROM n",
-    "LIKE on 40,000 characters, in a loop": COUNTER + f"SELECT count(*) FROM n WHERE {LONG} LIKE '%' || {HALF} || -i",
+    "instr of 40,000 in 20,000 characters, in a loop": COUNTER
+    + f"SELECT sum(instr({LONG}, {HALF} || -i)) FROM n",
+    "LIKE on 40,000 characters, in a loop": COUNTER
+    + f"SELECT count(*) FROM n WHERE {LONG} LIKE '%' || {HALF} || -i",
     "one trim, copied 4,096 times": copied("length(trim(a, b))", LONG, SET, 12),
     "one instr, copied 2,048 times": copied("instr(a, b)", LONG, HALF, 11),
     "planning a join of 64 tables": planned(),
     "printf of two billion characters, in a view": "SELECT n FROM two_billion",
     "trim in a generated column, 30 times": "SELECT " + ", ".join(["b"] * 30) + " FROM costly",
     "CTEs that double each other": bomb(),
-    "values of 39,000 bytes, sorted without end": COUNTER + "SELECT i, zeroblob(39000) AS z FROM n ORDER BY z, i",
+    "values of 39,000 bytes, sorted without end": COUNTER
+    + "SELECT i, zeroblob(39000) AS z FROM n ORDER BY z, i",
     "rows without end": "SELECT a.i, b.i FROM big a, big b",
     "one row of 28 MB": "SELECT " + ", ".join(f"hex(zeroblob({19_000 + i}))" for i in range(700)),
     "gold SQL through a view of sqlite_stmt": "SELECT * FROM statements",
@@ -111,7 +120,13 @@ def attack(name: str, timeout_secs: float) -> dict:
     the_pool().resume()
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     held_by = result.message or f"nothing to hold: {len(result.rows)} rows"
-    return {"secs": secs, "status": result.status.value, "held_by": held_by, "parent": added / 1024, "worker": worker / 1024}
+    return {
+        "secs": secs,
+        "status": result.status.value,
+        "held_by": held_by,
+        "parent": added / 1024,
+        "worker": worker / 1024,
+    }
 
 
 def main(timeout_secs: float = 0.5, only: str | None = None) -> None:
@@ -119,11 +134,23 @@ def main(timeout_secs: float = 0.5, only: str | None = None) -> None:
     if only is not None:
         print(json.dumps(attack(only, timeout_secs)))
         return
-    table = Table("attack", "status", "secs", "parent MB", "worker MB", "held by", title=f"deadline {timeout_secs:g} s")
+    table = Table(
+        "attack",
+        "status",
+        "secs",
+        "parent MB",
+        "worker MB",
+        "held by",
+        title=f"deadline {timeout_secs:g} s",
+    )
     for name in ATTACKS:
         command = [sys.executable, __file__, "--only", name, "--timeout_secs", str(timeout_secs)]
-        done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        figures = [f"{done[key]:.{digits}f}" for key, digits in (("secs", 2), ("parent", 1), ("worker", 0))]
+        done = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+        figures = [
+            f"{done[key]:.{digits}f}" for key, digits in (("secs", 2), ("parent", 1), ("worker", 0))
+        ]
         table.add_row(name, done["status"], *figures, f"{done['held_by']:.70}")
     Console(width=170).print(table)
 

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mtsql.llm.attention import ATTENTION_NAME, register_attention
-from mtsql.llm.layers import use_our_layers
+from mtsql.model.attention import ATTENTION_NAME, register_attention
+from mtsql.model.layers import use_our_layers
 
 HEAD_DIM = 64
 DTYPES = {"float32": "no", "bfloat16": "bf16"}
@@ -25,8 +25,9 @@ SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 
 def make_model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
-    """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30 layers of width 576 and a
-    vocabulary of 49,152 are SmolLM2-135M); fp32. With our attention it computes its layers our way."""
+    """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30
+    layers of width 576 and a vocabulary of 49,152 are SmolLM2-135M); fp32. With our attention it
+    computes its layers our way."""
     register_attention()
     model = _model(path, num_layers, width, vocab, attention)
     if attention == ATTENTION_NAME:
@@ -36,21 +37,34 @@ def make_model(path: str | None, num_layers: int, width: int, vocab: int, attent
 
 def _model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
     if path:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention
+        )
     if width < HEAD_DIM or width % HEAD_DIM:
-        raise ValueError(f"--width is {width}: it must be a multiple of {HEAD_DIM}, the width of a head")
+        raise ValueError(
+            f"--width is {width}: it must be a multiple of {HEAD_DIM}, the width of a head"
+        )
     heads = width // HEAD_DIM
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=num_layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 3 if heads % 3 == 0 else heads, head_dim=HEAD_DIM,
-        max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 3 if heads % 3 == 0 else heads,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)
 
 
 def vocab_of(path: str | None, vocab: int) -> int:
-    """The vocabulary of the model in the folder `path`, else `vocab`. ValueError for a folder that holds no model."""
+    """The vocabulary of the model in the folder `path`, else `vocab`. ValueError for a folder that
+    holds no model."""
     if path and not (Path(path) / "config.json").is_file():
         raise ValueError(f"--model {path}: no config.json in this folder")
     return AutoConfig.from_pretrained(path).vocab_size if path else vocab
@@ -62,8 +76,9 @@ def autocast(dtype: str) -> torch.autocast:
 
 
 def matmul_speeds(secs: float = 1.5) -> list[float]:
-    """Floating-point operations per second of 2048-cube products, each of those that fit into `secs`. One alone says
-    little: bursts of a fifth above what the machine keeps up are common. The median is what it keeps up."""
+    """Floating-point operations per second of 2048-cube products, each of those that fit into
+    `secs`. One alone says little: bursts of a fifth above what the machine keeps up are common. The
+    median is what it keeps up."""
     a, b, speeds = torch.randn(2048, 2048), torch.randn(2048, 2048), []
     end = time.perf_counter() + secs
     while not speeds or time.perf_counter() < end:
@@ -94,20 +109,26 @@ class Stopwatch:
         self.start, self.cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        return {"secs": time.perf_counter() - self.start, "cpu_secs": time.process_time() - self.cpu}
+        return {
+            "secs": time.perf_counter() - self.start,
+            "cpu_secs": time.process_time() - self.cpu,
+        }
 
 
 class LargestTensor(TorchDispatchMode):
-    """Inside it, the results of all operators, backward's included, are looked at; the largest are remembered.
+    """Inside it, the results of all operators, backward's included, are looked at; the largest are
+    remembered.
 
-    `elements`: of the largest tensor. `activation`: of the largest that is neither a weight nor shaped like one (a
-    gradient, an optimizer state). Slow: nothing inside it should be timed.
+    `elements`: of the largest tensor. `activation`: of the largest that is neither a weight nor
+    shaped like one (a gradient, an optimizer state). Slow: nothing inside it should be timed.
     """
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.elements, self.activation = 0, 0
-        self._weights = {size for p in model.parameters() for size in (tuple(p.shape), tuple(p.shape)[::-1])}
+        self._weights = {
+            size for p in model.parameters() for size in (tuple(p.shape), tuple(p.shape)[::-1])
+        }
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -122,24 +143,39 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def make_parser(description: str, sizes: dict[str, int], contestants: tuple[str, ...]) -> argparse.ArgumentParser:
-    """The flags that benchmarks with contestants share; `sizes` are its own whole numbers with their defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(
+    description: str, sizes: dict[str, int], contestants: tuple[str, ...]
+) -> argparse.ArgumentParser:
+    """The flags that benchmarks with contestants share; `sizes` are its own whole numbers with
+    their defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in {**sizes, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", help="a Hugging Face folder instead of random weights")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what is computed with; weights stay fp32")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="what is computed with; weights stay fp32",
+    )
     parser.add_argument("--who", choices=contestants, help="run this one only, in this process")
     parser.add_argument("--trl_python", default=sys.executable, help="the interpreter that has TRL")
     return parser
 
 
 def print_result(parser: argparse.ArgumentParser, contest: Callable, compared: Callable) -> None:
-    """Parse the flags and print one JSON object: of `contest(args)` with --who, else of `compared(args)`, which starts
-    this file again for each contestant. The user's mistakes (ValueError) end in one line."""
+    """Parse the flags and print one JSON object: of `contest(args)` with --who, else of
+    `compared(args)`, which starts this file again for each contestant. The user's mistakes
+    (ValueError) end in one line."""
     args = parser.parse_args()
     try:
-        print(json.dumps(contest(args) if args.who else compared(args), indent=None if args.who else 2))
+        print(
+            json.dumps(
+                contest(args) if args.who else compared(args), indent=None if args.who else 2
+            )
+        )
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
 
@@ -150,11 +186,13 @@ def used_settings(args: argparse.Namespace, shape: tuple[str, ...]) -> dict:
 
 
 def trl_version(python: str) -> str:
-    """The version of TRL that interpreter `python` has, without importing it. ValueError, naming the flag, if it has
-    none: asked before anything slow runs."""
+    """The version of TRL that interpreter `python` has, without importing it. ValueError, naming
+    the flag, if it has none: asked before anything slow runs."""
     question = "import importlib.metadata; print(importlib.metadata.version('trl'))"
     try:
-        return subprocess.run([python, "-c", question], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [python, "-c", question], check=True, capture_output=True, text=True
+        ).stdout.strip()
     except OSError as error:
         raise ValueError(f"--trl_python {python}: {error.strerror}") from error
     except subprocess.CalledProcessError as error:
@@ -165,12 +203,15 @@ def trl_version(python: str) -> str:
 
 
 def run_contestant(python: str, script: str, flags: list[str]) -> dict:
-    """Run `script` in a process of its own; the JSON object on the last line it prints. ValueError with its last words
-    if it fails."""
+    """Run `script` in a process of its own; the JSON object on the last line it prints. ValueError
+    with its last words if it fails."""
     path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [python, script, *flags], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **offline}
+        [python, script, *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **offline},
     )
     if done.returncode:
         words = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")

@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mtsql.sql.metrics import exact_match, execution_match
+from mtsql.judge.exact_match import exact_match, execution_match
 from mtsql.sql.schema import load_schemas
 
 OFFICIAL_SECS = {"exact_match": 1.4, "execution_match": 7.4}
@@ -24,11 +24,15 @@ TARGET_SPEEDUP = {"exact_match": 15, "execution_match": 5}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--examples", type=Path, required=True, help="JSON lines with db_id, db, gold, pred")
+    parser.add_argument(
+        "--examples", type=Path, required=True, help="JSON lines with db_id, db, gold, pred"
+    )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of tables.json and the files in `db`"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for execution match")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="for execution match"
+    )
     parser.add_argument("--passes", type=int, default=5)
     given = parser.parse_args()
     schemas = load_schemas(given.data / "tables.json")
@@ -43,12 +47,21 @@ def main() -> None:
     for pair in pairs:
         exact(pair, pair["gold"])
         execution(pair, pair["gold"])
-    results = {"num_pairs": len(pairs), "threads": given.threads, "python": platform.python_version()}
+    results = {
+        "num_pairs": len(pairs),
+        "threads": given.threads,
+        "python": platform.python_version(),
+    }
     with ThreadPoolExecutor(given.threads) as pool:
-        for name, judge, run in (("exact_match", exact, map), ("execution_match", execution, pool.map)):
+        for name, judge, run in (
+            ("exact_match", exact, map),
+            ("execution_match", execution, pool.map),
+        ):
             secs, cpu_secs = [], []
             for number in range(1, given.passes + 1):
-                preds = [pair["pred"] + " " * number for pair in pairs]  # a text that no cache has seen
+                preds = [
+                    pair["pred"] + " " * number for pair in pairs
+                ]  # a text that no cache has seen
                 start, cpu_start = time.perf_counter(), time.process_time()
                 verdicts = list(run(judge, pairs, preds))
                 secs.append(1000 * (time.perf_counter() - start) / len(pairs))

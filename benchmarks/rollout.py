@@ -30,14 +30,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from common import HEAD_DIM, make_model, matmul_speeds, run_contestant, trl_version
 from jsonargparse import auto_cli
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import HEAD_DIM, make_model, matmul_speeds, run_contestant, trl_version
-from mtsql.launch import keep_freed_memory
-from mtsql.llm.attention import ATTENTION_NAME
-from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.model.attention import ATTENTION_NAME
+from mtsql.run.launch import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,17 @@ def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: i
     ids = lambda low, high: rng.integers(0, vocab, rng.integers(low, high + 1)).tolist()  # noqa: E731
     prompts = [ids(550, 650) for _ in range(num_prompts)]
     lengths = np.clip(rng.exponential(45, (rows, num_replies)).astype(int) + 20, 20, 120)
-    return Workload(prompts, lengths, [[ids(60, 100) for _ in range(num_replies - 1)] for _ in range(rows)])
+    return Workload(
+        prompts, lengths, [[ids(60, 100) for _ in range(num_replies - 1)] for _ in range(rows)]
+    )
 
 
 class ForcedLengths(Engine):
     """Ends replies where the workload says, and counts what attention has to look at."""
 
     own_tokens = shared_tokens = pairs = 0
-    """Cached tokens read while decoding, of the rows' own and of prompts (once per group and step); pairs of a
-    query and a key in chunks."""
+    """Cached tokens read while decoding, of the rows' own and of prompts (once per group and step);
+    pairs of a query and a key in chunks."""
 
     def play(self, work: Workload) -> Counter:
         """Play the whole workload; how often a step computed so many tokens."""
@@ -97,7 +99,7 @@ class ForcedLengths(Engine):
 
     def _stop_reason(self, row):
         is_done = len(row.logprobs) == self.lengths[row.handle, self.done[row.handle]]
-        return StopReason.STEP_TOKENS if is_done else None
+        return StopReason.REPLY_TOKENS if is_done else None
 
 
 class FreeDecoder(nn.Module):
@@ -139,7 +141,8 @@ def fastest(run, times: int = 3) -> float:
 
 
 def linear_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
-    """Seconds of the products with the model's weights alone in these steps; powers of two are measured."""
+    """Seconds of the products with the model's weights alone in these steps; powers of two are
+    measured."""
     layers = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
 
     def measure(num_tokens: int, modules: list[nn.Module]) -> float:
@@ -153,21 +156,31 @@ def linear_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
 
 
 def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int) -> float:
-    """Seconds of attention's products alone: those of decoding at the speed of a batched product over 400 MB of keys
-    and values, those of chunks at the speed of a large one."""
-    heads, num_kv, size = config.num_attention_heads, config.num_key_value_heads, engine.pool.block_size
+    """Seconds of attention's products alone: those of decoding at the speed of a batched product
+    over 400 MB of keys and values, those of chunks at the speed of a large one."""
+    heads, num_kv, size = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        engine.pool.block_size,
+    )
     blocks = (400 << 20) // (size * HEAD_DIM * 4)
     keys, values = torch.randn(blocks, HEAD_DIM, size), torch.randn(blocks, size, HEAD_DIM)
 
     def per_token(queries: int) -> float:
         query, weight = torch.randn(blocks, queries, HEAD_DIM), torch.randn(blocks, queries, size)
         out = torch.empty_like(weight), torch.empty_like(query)
-        both = fastest(lambda: (torch.bmm(query, keys, out=out[0]), torch.bmm(weight, values, out=out[1])))
+        both = fastest(
+            lambda: (torch.bmm(query, keys, out=out[0]), torch.bmm(weight, values, out=out[1]))
+        )
         return both * num_kv / (blocks * size)
 
     group = heads // num_kv
-    secs = engine.own_tokens * per_token(group) + engine.shared_tokens * per_token(group * num_samples)
-    return config.num_hidden_layers * (secs + engine.pairs * 4 * heads * HEAD_DIM / median(matmul_speeds()))
+    secs = engine.own_tokens * per_token(group) + engine.shared_tokens * per_token(
+        group * num_samples
+    )
+    return config.num_hidden_layers * (
+        secs + engine.pairs * 4 * heads * HEAD_DIM / median(matmul_speeds())
+    )
 
 
 def main(
@@ -189,8 +202,8 @@ def main(
 ) -> None:
     """Measure one point, or with `curve` our time for several numbers of replies.
 
-    `keep_memory`: malloc keeps what is freed, as in our scripts. The loop around generate runs without, as its
-    users have it, unless it is asked for alone (`only_generate`).
+    `keep_memory`: malloc keeps what is freed, as in our scripts. The loop around generate runs
+    without, as its users have it, unless it is asked for alone (`only_generate`).
     """
     if with_trl:
         trl_version(trl_python)
@@ -202,10 +215,12 @@ def main(
     config = model.config
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = num_prompts * num_samples
-    sampling = Sampling(max_step_tokens=1 << 10, max_trajectory_tokens=220 * max(curve or [num_replies]))
+    sampling = SamplingConfig(
+        max_reply_tokens=1 << 10, max_trajectory_tokens=220 * max(curve or [num_replies])
+    )
 
     def engine(max_rows: int = rows) -> ForcedLengths:
-        limits = EngineLimits(max_rows, block_size, cache_bytes, max(1024, 4 * rows))
+        limits = EngineConfig(max_rows, block_size, cache_bytes, max(1024, 4 * rows))
         return ForcedLengths(model, (), sampling, limits)
 
     def ours(replies: int) -> tuple[dict, Counter, ForcedLengths]:
@@ -223,8 +238,15 @@ def main(
         }
         return result, steps, played
 
-    sizes = {"num_prompts": num_prompts, "num_samples": num_samples, "num_replies": num_replies,
-             "num_layers": num_layers, "width": width, "vocab": vocab, "threads": threads}  # fmt: skip
+    sizes = {
+        "num_prompts": num_prompts,
+        "num_samples": num_samples,
+        "num_replies": num_replies,
+        "num_layers": num_layers,
+        "width": width,
+        "vocab": vocab,
+        "threads": threads,
+    }
     flags = [f"--{name}={value}" for name, value in sizes.items()]
     with torch.inference_mode():
         if only_generate:
@@ -234,7 +256,11 @@ def main(
             secs = time.perf_counter() - start
             print(
                 json.dumps(
-                    {"secs": secs, "useful_tokens_per_sec": work.useful / secs, "keep_memory": keep_memory}
+                    {
+                        "secs": secs,
+                        "useful_tokens_per_sec": work.useful / secs,
+                        "keep_memory": keep_memory,
+                    }
                 )
             )
             return
@@ -249,7 +275,9 @@ def main(
         result["linear_secs"] = linear_secs(model, steps, rows)
         result["attention_product_secs"] = attention_secs(played, config, num_samples)
         result["linear_frac"] = result["linear_secs"] / result["secs"]
-        result["product_frac"] = (result["linear_secs"] + result["attention_product_secs"]) / result["secs"]
+        result["product_frac"] = (
+            result["linear_secs"] + result["attention_product_secs"]
+        ) / result["secs"]
         out = {"engine": result, "single_row": single_row(engine(1), model)}
         out["model_free"] = model_free(config, sampling)
     if with_generate:
@@ -257,12 +285,19 @@ def main(
         out["generate_loop"] = run_contestant(sys.executable, __file__, flags + alone)
         out["speedup"] = out["generate_loop"]["secs"] / result["secs"]
     if with_trl:
-        out["trl"] = run_contestant(trl_python, str(Path(__file__).with_name("trl_rollout.py")), flags)
+        out["trl"] = run_contestant(
+            trl_python, str(Path(__file__).with_name("trl_rollout.py")), flags
+        )
         out["speedup_trl"] = out["trl"]["secs"] / result["secs"]
     out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies}
     out["threads"] = threads
-    out["model"] = {"layers": num_layers, "width": width, "vocab": vocab, "weight_bytes": weight_bytes}
-    out["limits"] = asdict(EngineLimits(rows, block_size, cache_bytes, max(1024, 4 * rows)))
+    out["model"] = {
+        "layers": num_layers,
+        "width": width,
+        "vocab": vocab,
+        "weight_bytes": weight_bytes,
+    }
+    out["limits"] = asdict(EngineConfig(rows, block_size, cache_bytes, max(1024, 4 * rows)))
     print(json.dumps(out, indent=1))
 
 
@@ -285,10 +320,15 @@ def single_row(engine: ForcedLengths, model: nn.Module) -> dict:
     return {"step_secs": float(np.median(secs[2:])), "read_weights_secs": min(reads)}
 
 
-def model_free(config: LlamaConfig, sampling: Sampling) -> dict:
-    """256 rows decode 64 tokens each with a decoder, a head and a cache of one layer: they cost next to nothing."""
-    config = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="mtsql")
-    engine = ForcedLengths(LlamaForCausalLM(config).eval(), (), sampling, EngineLimits(256, 64, 256 << 20))
+def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict:
+    """256 rows decode 64 tokens each with a decoder, a head and a cache of one layer: they cost
+    next to nothing."""
+    config = LlamaConfig(
+        **{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="mtsql"
+    )
+    engine = ForcedLengths(
+        LlamaForCausalLM(config).eval(), (), sampling, EngineConfig(256, 64, 256 << 20)
+    )
     engine.decoder = FreeDecoder(config.hidden_size)
     engine.head = nn.Linear(config.hidden_size, 8, bias=False)
     work = Workload([[1] * 100] * 32, np.full((256, 1), 64), [[] for _ in range(256)])

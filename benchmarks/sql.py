@@ -23,19 +23,19 @@ from statistics import median
 
 import numpy as np
 import torch
+from common import make_model
 from jsonargparse import auto_cli
 
-from common import make_model
-from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.launch import keep_freed_memory
-from mtsql.llm.attention import ATTENTION_NAME
-from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.model.attention import ATTENTION_NAME
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout
+from mtsql.run.launch import keep_freed_memory
 from mtsql.sql.datasets import DataConfig, load_split
 from mtsql.sql.sandbox import QueryConfig, clear_result_cache, run_query, sandbox_counts
 from mtsql.sql.worker_pool import set_num_workers, the_pool
@@ -48,16 +48,23 @@ def small_queries(num_queries: int, folder: Path) -> dict[str, float]:
     path = folder / "small.sqlite"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL)")
-        connection.executemany("INSERT INTO item VALUES (?, ?, ?)", [(i, f"name {i}", i / 2) for i in range(100)])
+        connection.executemany(
+            "INSERT INTO item VALUES (?, ?, ?)", [(i, f"name {i}", i / 2) for i in range(100)]
+        )
     out = {}
     for num_threads in (1, 16):
-        texts = [f"SELECT name, price FROM item WHERE id = {i % 100} -- {num_threads}/{i}" for i in range(num_queries)]
+        texts = [
+            f"SELECT name, price FROM item WHERE id = {i % 100} -- {num_threads}/{i}"
+            for i in range(num_queries)
+        ]
         with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(lambda i: run_query(path, f"SELECT {i}"), range(50)))  # workers start
             start = time.perf_counter()
             each = map if num_threads == 1 else threads.map
             assert all(result.is_ok for result in each(run_query, [path] * num_queries, texts))
-            out[f"from_{num_threads}_threads_us"] = 1e6 * (time.perf_counter() - start) / num_queries
+            out[f"from_{num_threads}_threads_us"] = (
+                1e6 * (time.perf_counter() - start) / num_queries
+            )
     start = time.perf_counter()
     for _ in range(num_queries):
         run_query(path, texts[-1])
@@ -86,7 +93,7 @@ class Scripted(SqlEnv):
         self.sample, self.runaways = sample, runaways
 
     def step(self, reply_text, meter=None):
-        number = len(self.steps)
+        number = len(self.records)
         remark = f" -- {self.sample}/{number}"
         if number == NUM_CALLS:
             reply = Reply(exec_verdict=Verdict.PASS, answer=self.turn.sql + remark)
@@ -100,15 +107,25 @@ class Scripted(SqlEnv):
 
 
 def rollouts(
-    folder: str, *, num_layers: int, width: int, vocab: int, num_turns: int, num_samples: int, runaway_frac: float,
-    max_vm_steps: int, num_pairs: int,
-) -> dict:  # fmt: skip
+    folder: str,
+    *,
+    num_layers: int,
+    width: int,
+    vocab: int,
+    num_turns: int,
+    num_samples: int,
+    runaway_frac: float,
+    max_vm_steps: int,
+    num_pairs: int,
+) -> dict:
     """Seconds of rollouts with and without runaway queries, scoring included."""
     corpus = load_split(DataConfig(toy_folder=folder), "train")
     turns = corpus.turns[:: max(1, len(corpus.turns) // num_turns)][:num_turns]
-    renderer = Renderer(train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600))
+    renderer = Renderer(
+        train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600)
+    )
     model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
-    limits = EnvLimits(max_steps=NUM_CALLS + 1, query=QueryConfig(max_vm_steps=max_vm_steps))
+    limits = EnvConfig(max_replies=NUM_CALLS + 1, query=QueryConfig(max_vm_steps=max_vm_steps))
     rows, counts = num_turns * num_samples, {"runaway": 0, "sql": 0}
 
     def play(number: int, frac: float) -> float:
@@ -116,21 +133,42 @@ def rollouts(
         chosen = Random(number).sample(calls, round(frac * len(calls)))
         made = iter(range(rows))
         clear_result_cache()
-        engine = ForcedLengths(model, renderer.stop_ids, Sampling(max_step_tokens=256, max_trajectory_tokens=2048),
-                               EngineLimits(rows, 32, 1536 << 20, max(1024, 4 * rows)))  # fmt: skip
+        engine = ForcedLengths(
+            model,
+            renderer.stop_ids,
+            SamplingConfig(max_reply_tokens=256, max_trajectory_tokens=2048),
+            EngineConfig(rows, 32, 1536 << 20, max(1024, 4 * rows)),
+        )
 
         def make_env(turn):
             row = next(made)
-            return Scripted(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], limits, PromptStyle.BRIEF,
-                            sample=f"{number}/{row}", runaways={call for at, call in chosen if at == row})  # fmt: skip
+            return Scripted(
+                turn,
+                corpus.databases[turn.db_id],
+                limits,
+                PromptStyle.BRIEF,
+                sample=f"{number}/{row}",
+                runaways={call for at, call in chosen if at == row},
+            )
 
         start = time.perf_counter()
-        scored = rollout(engine, renderer, turns, make_env, num_samples=num_samples, seed=0, update=0,
-                         max_prompt_tokens=4000, judge=lambda t: (t, reward_components(t.env, RewardConfig())))  # fmt: skip
+        scored = rollout(
+            engine,
+            renderer,
+            turns,
+            make_env,
+            num_samples=num_samples,
+            seed=0,
+            update=0,
+            max_prompt_tokens=4000,
+            judge=lambda t: (t, reward_components(t.env, RewardConfig())),
+        )
         secs = time.perf_counter() - start
         assert all(t.outcome is Outcome.ANSWERED and parts["ex"] == 1 for t, parts in scored)
-        counts["sql"] += sum(len(t.env.steps) for t, _ in scored)
-        counts["runaway"] += sum(step.status is not None and not step.is_ok for t, _ in scored for step in t.env.steps)
+        counts["sql"] += sum(len(t.env.records) for t, _ in scored)
+        counts["runaway"] += sum(
+            step.status is not None and not step.is_ok for t, _ in scored for step in t.env.records
+        )
         return secs
 
     num_deadlines = sandbox_counts()["deadline"]
@@ -139,9 +177,17 @@ def rollouts(
         counts.update(runaway=0, sql=0)
         pairs = [(play(2 * i, 0.0), play(2 * i + 1, runaway_frac)) for i in range(num_pairs)]
     plain, runaway = (median(side) for side in zip(*pairs, strict=True))
-    return {"secs": plain, "secs_with_runaways": runaway, "ratio": runaway / plain, "pairs": pairs,
-            "queries": counts["sql"], "runaways": counts["runaway"], "rows": rows, "max_vm_steps": max_vm_steps,
-            "deadlines_met": sandbox_counts()["deadline"] - num_deadlines}  # fmt: skip
+    return {
+        "secs": plain,
+        "secs_with_runaways": runaway,
+        "ratio": runaway / plain,
+        "pairs": pairs,
+        "queries": counts["sql"],
+        "runaways": counts["runaway"],
+        "rows": rows,
+        "max_vm_steps": max_vm_steps,
+        "deadlines_met": sandbox_counts()["deadline"] - num_deadlines,
+    }
 
 
 def main(
@@ -159,7 +205,8 @@ def main(
     threads: int = 2,
     toy_folder: str = "data/toyworld",
 ) -> None:
-    """Measure small queries and, with `rollouts_too`, rollouts on a random model of the given shape."""
+    """Measure small queries and, with `rollouts_too`, rollouts on a random model of the given
+    shape."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     set_num_workers(num_workers)
@@ -168,9 +215,16 @@ def main(
     out["workers"] = the_pool().size
     if rollouts_too:
         out["rollouts"] = rollouts(
-            toy_folder, num_layers=num_layers, width=width, vocab=vocab, num_turns=num_turns, num_samples=num_samples,
-            runaway_frac=runaway_frac, max_vm_steps=max_vm_steps, num_pairs=num_pairs,
-        )  # fmt: skip
+            toy_folder,
+            num_layers=num_layers,
+            width=width,
+            vocab=vocab,
+            num_turns=num_turns,
+            num_samples=num_samples,
+            runaway_frac=runaway_frac,
+            max_vm_steps=max_vm_steps,
+            num_pairs=num_pairs,
+        )
     print(json.dumps(out, indent=1))
 
 

@@ -7,7 +7,7 @@
 
 The workload is that of benchmarks/rollout.py: prompts of about 600 tokens, replies of forced lengths, observations of
 about 80 tokens between them, no SQL. Ours runs what train_rl.py runs: `generation_weights`, an Engine, `rollout` with
-its threads and delayed observations, `batch_advantages`, `policy_loss`, `take_step`; only the environment and the
+its threads and delayed observations, `batch_advantages`, `policy_loss`, `optimizer_step`; only the environment and the
 renderer are doubles, and a subclass of the engine ends replies where the workload says. TRL runs `trainer.train()`:
 benchmarks/trl_peer.py says how and with which settings. `trl` has its defaults, `trl_tuned` no gradient
 checkpointing and completions projected only; `trl_batch` rows learn at a time, its generation takes all rows at once.
@@ -27,24 +27,33 @@ import sys
 from dataclasses import dataclass
 from statistics import mean
 
+import common
 import torch
 from accelerate import Accelerator
-
-import common
-from common import DTYPES, Stopwatch, make_model, reset_peak, resident, run_contestant, trl_version, vocab_of
-from mtsql.agent.env import Outcome
-from mtsql.launch import keep_freed_memory
-from mtsql.learner import OptimConfig, make_optimizer, take_step
-from mtsql.llm.attention import ATTENTION_NAME
-from mtsql.llm.engine import EngineLimits, Sampling, StopReason
-from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import LossConfig, denominator, policy_loss
-from mtsql.llm.model import generation_weights
-from mtsql.rl.advantages import batch_advantages
-from mtsql.rl.rollout import rollout
-from mtsql.sql.dialogues import Turn
+from common import (
+    DTYPES,
+    Stopwatch,
+    make_model,
+    reset_peak,
+    resident,
+    run_contestant,
+    trl_version,
+    vocab_of,
+)
 from rollout import ForcedLengths, Workload, make_workload
 from trl_rollout import longest, warm
+
+from mtsql.agent.env import Outcome
+from mtsql.engine.engine import EngineConfig, SamplingConfig, StopReason
+from mtsql.learner.logprobs import PolicyModule
+from mtsql.learner.losses import LossConfig, denominator, policy_loss
+from mtsql.learner.step import OptimConfig, make_optimizer, optimizer_step
+from mtsql.model.attention import ATTENTION_NAME
+from mtsql.model.policy import generation_weights
+from mtsql.rl.advantages import batch_advantages
+from mtsql.rl.rollout import rollout
+from mtsql.run.launch import keep_freed_memory
+from mtsql.sql.dialogues import Turn
 
 CONTESTANTS = ("ours", "trl", "trl_tuned")
 LOSS = LossConfig(kl_coef=0.0)
@@ -52,7 +61,8 @@ OPTIM = OptimConfig(lr=1e-6)
 
 
 class Ended(ForcedLengths):
-    """Replies end by a stop id, as `rollout` expects of replies worth answering, at the workload's lengths."""
+    """Replies end by a stop id, as `rollout` expects of replies worth answering, at the workload's
+    lengths."""
 
     def _stop_reason(self, row):
         if super()._stop_reason(row) is None:
@@ -107,20 +117,26 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
     module = PolicyModule(policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, OPTIM))
     rows = args.num_prompts * args.num_samples
-    limits = EngineLimits(rows, 32, args.cache_bytes, max(1024, 4 * rows))
+    limits = EngineConfig(rows, 32, args.cache_bytes, max(1024, 4 * rows))
     updates = []
     for update, work in enumerate(works):
         watch = start(update)
-        budget = Sampling(max_step_tokens=1 << 10, max_trajectory_tokens=longest(work) + 8)
+        budget = SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=longest(work) + 8)
         turns = [Turn(str(i), 0, "", "", "") for i in range(args.num_prompts)]
         numbers = iter(range(rows))  # environments are made in the order of the rows
         with generation_weights(policy, getattr(torch, args.dtype)) as model:
             engine = Ended(model, (), budget, limits)
             engine.lengths, engine.done = work.lengths, work.lengths[:, 0] * 0
             trajectories = rollout(
-                engine, Double(work), turns, lambda turn, n=numbers, w=work: Double(w, next(n)),
-                num_samples=args.num_samples, seed=0, update=update, max_prompt_tokens=1 << 20,
-            )  # fmt: skip
+                engine,
+                Double(work),
+                turns,
+                lambda turn, n=numbers, w=work: Double(w, next(n)),
+                num_samples=args.num_samples,
+                seed=0,
+                update=update,
+                max_prompt_tokens=1 << 20,
+            )
         computed = engine.tokens_computed
         del engine
         rollout_secs = watch.read()["secs"]
@@ -128,18 +144,27 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
         advantages = batch_advantages([rewards_of(args.num_samples)] * args.num_prompts)
         flat = [a for group in advantages for a in group]
         samples = [t.to_sample([a] * len(t.ids)) for t, a in zip(trajectories, flat, strict=True)]
-        stats = take_step(
-            accelerator, module, optimizer, samples,
-            lambda module, batch: policy_loss(*module(batch), batch, LOSS), denominator(samples, LOSS),
-            max_tokens=args.max_batch_tokens, config=OPTIM, lr=OPTIM.lr,
-        )  # fmt: skip
+        stats = optimizer_step(
+            accelerator,
+            module,
+            optimizer,
+            samples,
+            lambda module, batch: policy_loss(*module(batch), batch, LOSS),
+            denominator(samples, LOSS),
+            max_tokens=args.max_batch_tokens,
+            config=OPTIM,
+            lr=OPTIM.lr,
+        )
         learned = int(stats["num_computed"])
-        updates.append({**meters(watch, rollout_secs), "rollout_tokens": computed, "learn_tokens": learned})
+        updates.append(
+            {**meters(watch, rollout_secs), "rollout_tokens": computed, "learn_tokens": learned}
+        )
     return updates
 
 
 def with_trl(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
-    """The same in `trainer.train()`; its rollout is what `_generate` takes, learning all the rest of the step."""
+    """The same in `trainer.train()`; its rollout is what `_generate` takes, learning all the rest
+    of the step."""
     import trl_peer
 
     policy = make_model(args.model, args.num_layers, args.width, args.vocab, "sdpa")
@@ -151,14 +176,27 @@ def with_trl(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
 
     def after(n: int) -> None:
         measured = meters(watches[-1], peer.rollout["secs"])
-        updates.append({**measured, "rollout_tokens": peer.rollout["token_slots"], "learn_tokens": peer.slots.count})
+        updates.append(
+            {
+                **measured,
+                "rollout_tokens": peer.rollout["token_slots"],
+                "learn_tokens": peer.slots.count,
+            }
+        )
 
     peer = trl_peer.make_peer(
-        policy, [p for work in works for p in work.prompts], num_samples=args.num_samples, batch=args.trl_batch,
-        max_completion=max(map(longest, works)), num_steps=len(works),
-        rewards=rewards_of(args.num_samples) * args.num_prompts, prompts_per_step=args.num_prompts,
-        tuned=args.who == "trl_tuned", dtype=args.dtype, callbacks=[trl_peer.Steps(before, after)],
-    )  # fmt: skip
+        policy,
+        [p for work in works for p in work.prompts],
+        num_samples=args.num_samples,
+        batch=args.trl_batch,
+        max_completion=max(map(longest, works)),
+        num_steps=len(works),
+        rewards=rewards_of(args.num_samples) * args.num_prompts,
+        prompts_per_step=args.num_prompts,
+        tuned=args.who == "trl_tuned",
+        dtype=args.dtype,
+        callbacks=[trl_peer.Steps(before, after)],
+    )
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     peer.trainer.train()
@@ -175,7 +213,12 @@ def start(update: int) -> Stopwatch:
 def meters(watch: Stopwatch, rollout_secs: float) -> dict[str, float]:
     """Of an update that began with the watch and ends now."""
     times, peak = watch.read(), resident("VmHWM") / 2**20
-    return {"rollout_secs": rollout_secs, "learn_secs": times["secs"] - rollout_secs, **times, "peak_mb": peak}
+    return {
+        "rollout_secs": rollout_secs,
+        "learn_secs": times["secs"] - rollout_secs,
+        **times,
+        "peak_mb": peak,
+    }
 
 
 def check(work: Workload, lengths: list[tuple[int, int]]) -> None:
@@ -183,7 +226,9 @@ def check(work: Workload, lengths: list[tuple[int, int]]) -> None:
     rows = zip(work.lengths, work.observations, strict=True)
     expected = [(int(n.sum()) + sum(map(len, o)), int(n.sum())) for n, o in rows]
     if lengths != expected:
-        raise RuntimeError(f"trajectories have {lengths} (tokens, sampled); the workload says {expected}")
+        raise RuntimeError(
+            f"trajectories have {lengths} (tokens, sampled); the workload says {expected}"
+        )
 
 
 def contest(args: argparse.Namespace) -> dict:
@@ -196,16 +241,33 @@ def contest(args: argparse.Namespace) -> dict:
     run = ours if args.who == "ours" else with_trl
     _, first, *updates = run(args, works)
     result = {name: mean(u[name] for u in updates) for name in first}
-    return {**result, "peak_mb": first["peak_mb"], "all_secs": [u["secs"] for u in updates],
-            "threads": torch.get_num_threads(), "useful_tokens": work.useful}  # fmt: skip
+    return {
+        **result,
+        "peak_mb": first["peak_mb"],
+        "all_secs": [u["secs"] for u in updates],
+        "threads": torch.get_num_threads(),
+        "useful_tokens": work.useful,
+    }
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    sizes = {"num_prompts": 8, "num_samples": 4, "num_replies": 4, "num_layers": 30, "width": 576, "vocab": 49152,
-             "num_updates": 1, "max_batch_tokens": 4096, "trl_batch": 8, "cache_bytes": 1536 << 20}  # fmt: skip
+    sizes = {
+        "num_prompts": 8,
+        "num_samples": 4,
+        "num_replies": 4,
+        "num_layers": 30,
+        "width": 576,
+        "vocab": 49152,
+        "num_updates": 1,
+        "max_batch_tokens": 4096,
+        "trl_batch": 8,
+        "cache_bytes": 1536 << 20,
+    }
     parser = common.make_parser(__doc__, sizes, CONTESTANTS)
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=["ours", "trl_tuned"])
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, default=["ours", "trl_tuned"]
+    )
     return parser
 
 
@@ -220,7 +282,9 @@ def compared(args: argparse.Namespace) -> dict:
     if "ours" in results:
         mine, parts = results["ours"], ("rollout_secs", "learn_secs", "secs")
         others = [who for who in args.contestants if who != "ours"]
-        results["times_ours"] = {who: {part: results[who][part] / mine[part] for part in parts} for who in others}
+        results["times_ours"] = {
+            who: {part: results[who][part] / mine[part] for part in parts} for who in others
+        }
     results["setting"] = common.used_settings(args, ("num_layers", "width", "vocab"))
     return results
 

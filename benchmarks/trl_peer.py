@@ -29,7 +29,12 @@ from dataclasses import dataclass, field
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast, TrainerCallback
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 
 TEMPLATE = (
     "{%- for m in messages %}{{- m.content + ' ' }}"
@@ -46,7 +51,8 @@ def to_text(ids: list[int]) -> str:
 
 @dataclass
 class Script:
-    """What is to happen: `lengths[row][reply]` and `observations[row][reply]` of one rollout, and how far it is."""
+    """What is to happen: `lengths[row][reply]` and `observations[row][reply]` of one rollout, and
+    how far it is."""
 
     lengths: list[list[int]] = field(default_factory=list)
     observations: list[list[list[int]]] = field(default_factory=list)
@@ -67,7 +73,8 @@ class Words(PreTrainedTokenizerFast):
     script: Script
 
     def parse_response(self, response, schema=None, *, prefix=None, tools=None) -> dict:
-        """A call to `look`, or at the end of the row's replies (and for given trajectories) a plain answer."""
+        """A call to `look`, or at the end of the row's replies (and for given trajectories) a plain
+        answer."""
         message = {"role": "assistant", "content": ""}
         if not self.script.lengths:
             return message
@@ -84,7 +91,13 @@ def make_words(vocab: int, script: Script) -> Words:
     eos, pad, unknown = (f"t{vocab - i}" for i in (1, 2, 3))
     tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab)}, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words = Words(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad, unk_token=unknown, chat_template=TEMPLATE)
+    words = Words(
+        tokenizer_object=tokenizer,
+        eos_token=eos,
+        pad_token=pad,
+        unk_token=unknown,
+        chat_template=TEMPLATE,
+    )
     words.response_template = {}  # TRL then asks parse_response
     words.script = script
     return words
@@ -106,7 +119,8 @@ class ForcedLengths(LogitsProcessor):
 
 
 class Steps(TrainerCallback):
-    """Calls `before(n)` and `after(n)` around each optimizer step: generation, micro-batches and AdamW lie between."""
+    """Calls `before(n)` and `after(n)` around each optimizer step: generation, micro-batches and
+    AdamW lie between."""
 
     def __init__(self, before: Callable[[int], None], after: Callable[[int], None]):
         self.before, self.after = before, after
@@ -119,7 +133,8 @@ class Steps(TrainerCallback):
 
 
 class Slots:
-    """Token slots that ran through the model since `clear`, padding included (recomputation of checkpoints is not)."""
+    """Token slots that ran through the model since `clear`, padding included (recomputation of
+    checkpoints is not)."""
 
     def __init__(self, model):
         self.count, self.calls = 0, 0
@@ -160,10 +175,12 @@ def make_peer(
     given: Callable[[], dict] | None = None,
     callbacks: list = (),
 ) -> Peer:
-    """A GRPOTrainer over `prompts` (in this order, `prompts_per_step` an optimizer step, `num_samples` each).
+    """A GRPOTrainer over `prompts` (in this order, `prompts_per_step` an optimizer step,
+    `num_samples` each).
 
-    `batch`: its per_device_train_batch_size. `rewards`: one for each row of a step. `given`: trajectories instead of
-    generation, as `rollout_func` returns them; otherwise it generates and calls the tool.
+    `batch`: its per_device_train_batch_size. `rewards`: one for each row of a step. `given`:
+    trajectories instead of generation, as `rollout_func` returns them; otherwise it generates and
+    calls the tool.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -171,20 +188,36 @@ def make_peer(
 
     rows = prompts_per_step * num_samples
     if rows % batch:
-        raise ValueError(f"--trl_batch(es) {batch}: it must divide the {rows} trajectories of an update")
+        raise ValueError(
+            f"--trl_batch(es) {batch}: it must divide the {rows} trajectories of an update"
+        )
     if tuned:
         if not hasattr(utils, "_use_triton"):
-            raise ValueError("--who trl_tuned: this TRL decides in another way what it projects; compare with trl only")
-        utils._use_triton = lambda device: True  # score the completions' positions only, as on a GPU
+            raise ValueError(
+                "--who trl_tuned: this TRL decides in another way what it projects; compare with trl only"
+            )
+        utils._use_triton = lambda device: (
+            True
+        )  # score the completions' positions only, as on a GPU
     script, slots = Script(), Slots(model)
     folder = tempfile.TemporaryDirectory()
     config = GRPOConfig(
-        output_dir=folder.name, use_cpu=True, bf16=dtype == "bfloat16", report_to="none", save_strategy="no",
-        disable_tqdm=True, logging_steps=1, max_steps=num_steps, num_generations=num_samples,
-        per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
-        max_completion_length=max_completion, shuffle_dataset=False, gradient_checkpointing=not tuned,
+        output_dir=folder.name,
+        use_cpu=True,
+        bf16=dtype == "bfloat16",
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+        max_replies=num_steps,
+        num_generations=num_samples,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=rows // batch,
+        max_completion_length=max_completion,
+        shuffle_dataset=False,
+        gradient_checkpointing=not tuned,
         dataloader_pin_memory=False,
-    )  # fmt: skip
+    )
 
     def look(row: int, reply: int) -> str:
         """Look something up.
@@ -209,11 +242,17 @@ def make_peer(
     model.generate = forced
     model.generation_config.eos_token_id = None  # only the double's id ends a reply
     trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=config, processing_class=make_words(model.config.vocab_size, script),
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": to_text(p)}]} for p in prompts]),
-        tools=None if given else [look], rollout_func=(lambda prompts, trainer: given()) if given else None,
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        processing_class=make_words(model.config.vocab_size, script),
+        train_dataset=Dataset.from_list(
+            [{"prompt": [{"role": "user", "content": to_text(p)}]} for p in prompts]
+        ),
+        tools=None if given else [look],
+        rollout_func=(lambda prompts, trainer: given()) if given else None,
         callbacks=list(callbacks),
-    )  # fmt: skip
+    )
     peer = Peer(trainer, script, slots)
     peer.folder = folder  # lives as long as the trainer
     _meter_rollout(peer, check=not given)
@@ -229,15 +268,21 @@ def _meter_rollout(peer: Peer, check: bool) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         output = inner(prompts)
         secs, cpu_secs = time.perf_counter() - start, time.process_time() - cpu
-        peer.rollout = {"secs": secs, "cpu_secs": cpu_secs, "token_slots": peer.slots.count,
-                        "model_calls": peer.slots.calls}  # fmt: skip
+        peer.rollout = {
+            "secs": secs,
+            "cpu_secs": cpu_secs,
+            "token_slots": peer.slots.count,
+            "model_calls": peer.slots.calls,
+        }
         if check:
             script = peer.script
             for row, (ids, mask) in enumerate(zip(output[1], output[2], strict=True)):
                 sampled, seen = sum(script.lengths[row]), sum(map(len, script.observations[row]))
                 if (len(ids), sum(mask)) != (sampled + seen, sampled):
-                    raise RuntimeError(f"row {row}: TRL has {len(ids)} tokens, {sum(mask)} sampled; "
-                                       f"the script says {sampled + seen}, {sampled}")  # fmt: skip
+                    raise RuntimeError(
+                        f"row {row}: TRL has {len(ids)} tokens, {sum(mask)} sampled; "
+                        f"the script says {sampled + seen}, {sampled}"
+                    )
         peer.slots.clear()
         return output
 

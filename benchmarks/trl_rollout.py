@@ -13,13 +13,13 @@ import json
 import sys
 from typing import Literal
 
+import rollout
 import torch
+import trl_peer
+from common import make_model, trl_version, vocab_of
 from jsonargparse import auto_cli
 
-import rollout
-import trl_peer
-from mtsql.launch import keep_freed_memory
-from common import make_model, trl_version, vocab_of
+from mtsql.run.launch import keep_freed_memory
 
 
 def main(
@@ -46,10 +46,18 @@ def main(
         peer.script.begin(works[n].lengths, works[n].observations)
 
     peer = trl_peer.make_peer(
-        policy, works[0].prompts + work.prompts, num_samples=num_samples, batch=rows, max_completion=longest(work),
-        num_steps=2, rewards=[float(i % num_samples) for i in range(rows)], prompts_per_step=num_prompts, tuned=False,
-        dtype=dtype, callbacks=[trl_peer.Steps(before, lambda n: None)],
-    )  # fmt: skip
+        policy,
+        works[0].prompts + work.prompts,
+        num_samples=num_samples,
+        batch=rows,
+        max_completion=longest(work),
+        num_steps=2,
+        rewards=[float(i % num_samples) for i in range(rows)],
+        prompts_per_step=num_prompts,
+        tuned=False,
+        dtype=dtype,
+        callbacks=[trl_peer.Steps(before, lambda n: None)],
+    )
     rewards = peer.trainer._calculate_rewards
 
     def stop(*args):
@@ -63,17 +71,38 @@ def main(
     except Rolled:
         pass
     secs, slots = peer.rollout["secs"], peer.rollout["token_slots"]
-    distinct = sum(map(len, work.prompts)) + work.useful + sum(len(o) for row in work.observations for o in row) - rows
-    print(json.dumps({
-        "trl": version, "dtype": dtype, "secs": secs, "cpu_secs": peer.rollout["cpu_secs"],
-        "useful_tokens": work.useful, "useful_tokens_per_sec": work.useful / secs, "token_slots": slots,
-        "computed_over_distinct": slots / distinct, "model_calls": peer.rollout["model_calls"],
-    }))  # fmt: skip
+    distinct = (
+        sum(map(len, work.prompts))
+        + work.useful
+        + sum(len(o) for row in work.observations for o in row)
+        - rows
+    )
+    print(
+        json.dumps(
+            {
+                "trl": version,
+                "dtype": dtype,
+                "secs": secs,
+                "cpu_secs": peer.rollout["cpu_secs"],
+                "useful_tokens": work.useful,
+                "useful_tokens_per_sec": work.useful / secs,
+                "token_slots": slots,
+                "computed_over_distinct": slots / distinct,
+                "model_calls": peer.rollout["model_calls"],
+            }
+        )
+    )
 
 
 def longest(work: rollout.Workload) -> int:
     """Tokens after the prompt that no row exceeds."""
-    return max(int(n.sum()) + sum(map(len, o)) for n, o in zip(work.lengths, work.observations, strict=True)) + 1
+    return (
+        max(
+            int(n.sum()) + sum(map(len, o))
+            for n, o in zip(work.lengths, work.observations, strict=True)
+        )
+        + 1
+    )
 
 
 def warm(work: rollout.Workload) -> rollout.Workload:

@@ -31,18 +31,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from statistics import mean, median, stdev
 
-import torch
-
 import common
+import torch
 from common import (
-    LargestTensor, Stopwatch, autocast, make_model, matmul_speeds, reset_peak, resident, run_contestant,
-    trl_version, vocab_of,
-)  # fmt: skip
-from mtsql.launch import keep_freed_memory
-from mtsql.llm.attention import ATTENTION_NAME
-from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import LossConfig, denominator, policy_loss
-from mtsql.llm.packing import Sample, pack
+    LargestTensor,
+    Stopwatch,
+    autocast,
+    make_model,
+    matmul_speeds,
+    reset_peak,
+    resident,
+    run_contestant,
+    trl_version,
+    vocab_of,
+)
+
+from mtsql.learner.logprobs import PolicyModule
+from mtsql.learner.losses import LossConfig, denominator, policy_loss
+from mtsql.learner.packing import Sample, pack
+from mtsql.model.attention import ATTENTION_NAME
+from mtsql.run.launch import keep_freed_memory
 
 LOSS = LossConfig(kl_coef=0.0)
 CONTESTANTS = ("ours", "padded", "trl", "trl_tuned")
@@ -52,7 +60,8 @@ TIMED = 3
 
 
 def make_samples(groups: int, group_size: int, prompt: int, vocab: int) -> list[Sample]:
-    """Replies of 30 to 90 tokens with observations between them: about 480 tokens after the prompt, half trained."""
+    """Replies of 30 to 90 tokens with observations between them: about 480 tokens after the prompt,
+    half trained."""
     r, samples = random.Random(0), []
     for _ in range(groups):
         prompt_ids = [r.randrange(vocab) for _ in range(prompt)]
@@ -61,7 +70,10 @@ def make_samples(groups: int, group_size: int, prompt: int, vocab: int) -> list[
             mask = []
             for reply in range(4):
                 mask += [1] * r.randint(30, 90) + [0] * (r.randint(60, 100) if reply < 3 else 0)
-            n, advantage = len(mask), (reward - mean(rewards)) / (stdev(rewards) + 1e-4)  # as TRL scales it
+            n, advantage = (
+                len(mask),
+                (reward - mean(rewards)) / (stdev(rewards) + 1e-4),
+            )  # as TRL scales it
             ids = [r.randrange(vocab) for _ in range(n)]
             samples.append(Sample(prompt_ids, ids, mask, [advantage] * n, [0.0] * n))
     return samples
@@ -87,7 +99,8 @@ def ours(model, samples: list[Sample], max_tokens: int, dtype: str) -> float:
 
 
 def padded(model, samples: list[Sample], max_tokens: int, dtype: str) -> float:
-    """The same loss with right padding, prompts repeated, full logits and entropy; as many rows at a time as fit."""
+    """The same loss with right padding, prompts repeated, full logits and entropy; as many rows at
+    a time as fit."""
     total, loss = denominator(samples, LOSS), 0.0
     rows = [s.prompt_ids + s.ids for s in samples]
     num_rows = max(1, max_tokens // max(map(len, rows)))
@@ -102,13 +115,17 @@ def padded(model, samples: list[Sample], max_tokens: int, dtype: str) -> float:
             advantages[row, own] = torch.tensor(samples[i].advantages)
         ids = ids.long()
         with autocast(dtype):
-            logits = model(input_ids=ids, attention_mask=seen.long(), use_cache=False).logits[:, :-1]
+            logits = model(input_ids=ids, attention_mask=seen.long(), use_cache=False).logits[
+                :, :-1
+            ]
         logp = logits.float().log_softmax(-1)
         logprobs = logp.gather(2, ids[:, 1:, None])[..., 0]
         with torch.no_grad():
             -(logp.exp() * logp).sum(-1)  # entropy, logged by both
         ratio, a = (logprobs - logprobs.detach()).exp(), advantages[:, 1:]
-        objective = torch.maximum(-a * ratio, -a * ratio.clamp(1 - LOSS.clip_low, 1 + LOSS.clip_high))
+        objective = torch.maximum(
+            -a * ratio, -a * ratio.clamp(1 - LOSS.clip_low, 1 + LOSS.clip_high)
+        )
         objective = torch.where(a < 0, torch.minimum(objective, -a * LOSS.dual_clip), objective)
         part = (objective * mask[:, 1:]).sum() / total
         part.backward()
@@ -117,11 +134,14 @@ def padded(model, samples: list[Sample], max_tokens: int, dtype: str) -> float:
 
 
 def multiplications(model, samples: list[Sample], max_tokens: int) -> float:
-    """Floating-point operations `ours` cannot do without: 6 a weight and token in the layers (a trained position in the
-    last MLP), 8 a head weight and trained position (logits are computed twice), 14 a head dimension and (query, key)
-    pair that may be seen."""
+    """Floating-point operations `ours` cannot do without: 6 a weight and token in the layers (a
+    trained position in the last MLP), 8 a head weight and trained position (logits are computed
+    twice), 14 a head dimension and (query, key) pair that may be seen."""
     c, layers = model.config, model.model.layers
-    last, every = (sum(p.numel() for p in part.parameters() if p.dim() == 2) for part in (layers[-1].mlp, layers))
+    last, every = (
+        sum(p.numel() for p in part.parameters() if p.dim() == 2)
+        for part in (layers[-1].mlp, layers)
+    )
     batches = pack(samples, max_tokens)
     tokens, trained = sum(b.num_computed for b in batches), sum(len(b.targets) for b in batches)
     pairs = 0
@@ -132,7 +152,11 @@ def multiplications(model, samples: list[Sample], max_tokens: int) -> float:
             n = end - start
             pairs += n * (b - a) + n * (n + 1) // 2
     attention = 14 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-    return 6 * ((every - last) * tokens + last * trained) + 8 * c.vocab_size * c.hidden_size * trained + attention
+    return (
+        6 * ((every - last) * tokens + last * trained)
+        + 8 * c.vocab_size * c.hidden_size * trained
+        + attention
+    )
 
 
 def learn_here(args: argparse.Namespace, vocab: int) -> dict:
@@ -147,7 +171,9 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
         loss = learn(model, samples, args.max_tokens, args.dtype)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # they stay where they are: their memory is not the update's
+        optimizer.zero_grad(
+            set_to_none=False
+        )  # they stay where they are: their memory is not the update's
         return loss, norm
 
     update([Sample([1, 2], [3, 4], [1, 1], [1.0, 1.0], [0.0, 0.0])])
@@ -161,8 +187,15 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
         timed.append(watch.read())
         speeds += matmul_speeds()
     times, speed = middle(timed), median(speeds)
-    result = {**times, "peak_extra_mb": peak / 2**20, "loss": loss, "grad_norm": norm, "matmul_gflops": speed / 1e9,
-              "matmul_best_gflops": max(speeds) / 1e9, **slots(args, samples, model, times["secs"], speed)}  # fmt: skip
+    result = {
+        **times,
+        "peak_extra_mb": peak / 2**20,
+        "loss": loss,
+        "grad_norm": norm,
+        "matmul_gflops": speed / 1e9,
+        "matmul_best_gflops": max(speeds) / 1e9,
+        **slots(args, samples, model, times["secs"], speed),
+    }
     if args.allocations:
         with LargestTensor(model) as largest:
             update(samples)
@@ -170,7 +203,9 @@ def learn_here(args: argparse.Namespace, vocab: int) -> dict:
     return result
 
 
-def slots(args: argparse.Namespace, samples: list[Sample], model, secs: float, speed: float) -> dict:
+def slots(
+    args: argparse.Namespace, samples: list[Sample], model, secs: float, speed: float
+) -> dict:
     """Tokens `ours` or `padded` computes, and how fast ours counts its multiplications."""
     if args.who == "padded":
         rows = [len(s.prompt_ids) + len(s.ids) for s in samples]
@@ -179,8 +214,12 @@ def slots(args: argparse.Namespace, samples: list[Sample], model, secs: float, s
         return {"tokens_computed": sum(len(part) * max(part) for part in parts)}
     computed = sum(b.num_computed for b in pack(samples, args.max_tokens))
     count = multiplications(model, samples, args.max_tokens)
-    return {"gflop_counted": count / 1e9, "matmul_frac": count / secs / speed, "tokens_computed": computed,
-            "tokens_per_sec": computed / secs}  # fmt: skip
+    return {
+        "gflop_counted": count / 1e9,
+        "matmul_frac": count / secs / speed,
+        "tokens_computed": computed,
+        "tokens_per_sec": computed / secs,
+    }
 
 
 def middle(timed: list[dict[str, float]]) -> dict:
@@ -191,12 +230,15 @@ def middle(timed: list[dict[str, float]]) -> dict:
 
 def found(largest: LargestTensor) -> dict:
     """What `--allocations` reports."""
-    return {"largest_tensor_elements": largest.elements, "largest_activation_elements": largest.activation}
+    return {
+        "largest_tensor_elements": largest.elements,
+        "largest_activation_elements": largest.activation,
+    }
 
 
 def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
-    """TRL's update in this process: optimizer step 0 warms up on two tokens a row, 1 shows its memory,
-    TIMED are timed, one more is looked at."""
+    """TRL's update in this process: optimizer step 0 warms up on two tokens a row, 1 shows its
+    memory, TIMED are timed, one more is looked at."""
     import trl_peer
 
     model = make_model(args.model, args.layers, args.width, vocab, "sdpa")
@@ -209,8 +251,12 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
 
     def given() -> dict:
         rows = samples if step else tiny
-        return {"prompt_ids": [s.prompt_ids for s in rows], "completion_ids": [s.ids for s in rows],
-                "logprobs": None, "env_mask": [s.loss_mask for s in rows]}  # fmt: skip
+        return {
+            "prompt_ids": [s.prompt_ids for s in rows],
+            "completion_ids": [s.ids for s in rows],
+            "logprobs": None,
+            "env_mask": [s.loss_mask for s in rows],
+        }
 
     def before(n: int) -> None:
         nonlocal step, watch, resident_before
@@ -226,8 +272,11 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
     def after(n: int) -> None:
         if n == 1:
             peak = resident("VmHWM") - resident_before - gradient_bytes
-            result.update(peak_extra_mb=peak / 2**20, tokens_computed=peer.slots.count,
-                          model_calls=peer.slots.calls)  # fmt: skip
+            result.update(
+                peak_extra_mb=peak / 2**20,
+                tokens_computed=peer.slots.count,
+                model_calls=peer.slots.calls,
+            )
         if 1 < n <= last:
             timed.append(watch.read())
         if n > last:
@@ -235,16 +284,29 @@ def learn_with_trl(args: argparse.Namespace, vocab: int) -> dict:
             result.update(found(looking))
 
     peer = trl_peer.make_peer(
-        model, [s.prompt_ids for s in samples[:: args.group_size]] * (last + 2), num_samples=args.group_size,
-        batch=args.trl_batches[0], max_completion=max(len(s.ids) for s in samples),
-        num_steps=last + 1 + args.allocations, prompts_per_step=args.groups,
-        rewards=rewards_of(args.group_size) * args.groups, tuned=args.who == "trl_tuned", dtype=args.dtype,
-        given=given, callbacks=[trl_peer.Steps(before, after)],
-    )  # fmt: skip
+        model,
+        [s.prompt_ids for s in samples[:: args.group_size]] * (last + 2),
+        num_samples=args.group_size,
+        batch=args.trl_batches[0],
+        max_completion=max(len(s.ids) for s in samples),
+        num_steps=last + 1 + args.allocations,
+        prompts_per_step=args.groups,
+        rewards=rewards_of(args.group_size) * args.groups,
+        tuned=args.who == "trl_tuned",
+        dtype=args.dtype,
+        given=given,
+        callbacks=[trl_peer.Steps(before, after)],
+    )
     peer.trainer.train()
     logged = peer.trainer.state.log_history[1]
-    return {**result, **middle(timed), "loss": logged["loss"], "grad_norm": logged["grad_norm"], "batch": args.trl_batches[0],
-            "trl": trl_version(sys.executable)}  # fmt: skip
+    return {
+        **result,
+        **middle(timed),
+        "loss": logged["loss"],
+        "grad_norm": logged["grad_norm"],
+        "batch": args.trl_batches[0],
+        "trl": trl_version(sys.executable),
+    }
 
 
 def contest(args: argparse.Namespace) -> dict:
@@ -264,12 +326,23 @@ def contest(args: argparse.Namespace) -> dict:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    sizes = {"layers": 30, "width": 576, "vocab": 49152, "groups": 1, "group_size": 8, "prompt": 600,
-             "max_tokens": 8192}  # fmt: skip
+    sizes = {
+        "layers": 30,
+        "width": 576,
+        "vocab": 49152,
+        "groups": 1,
+        "group_size": 8,
+        "prompt": 600,
+        "max_tokens": 8192,
+    }
     parser = common.make_parser(__doc__, sizes, CONTESTANTS)
     parser.add_argument("--with_trl", action="store_true", help="TRL's GRPOTrainer too")
-    parser.add_argument("--trl_batches", type=int, nargs="+", default=[8, 2], help="rows TRL learns from at a time")
-    parser.add_argument("--allocations", action="store_true", help="also report the largest tensors made")
+    parser.add_argument(
+        "--trl_batches", type=int, nargs="+", default=[8, 2], help="rows TRL learns from at a time"
+    )
+    parser.add_argument(
+        "--allocations", action="store_true", help="also report the largest tensors made"
+    )
     return parser
 
 
@@ -286,11 +359,15 @@ def compared(args: argparse.Namespace) -> dict:
             by_batch = {run["batch"]: run["secs"] for run in runs}
             results[who] = {**min(runs, key=lambda run: run["secs"]), "secs_by_batch": by_batch}
         else:
-            results[who] = run_contestant(args.trl_python if who == "trl" else sys.executable, __file__, flags)
+            results[who] = run_contestant(
+                args.trl_python if who == "trl" else sys.executable, __file__, flags
+            )
     mine = results["ours"]
     others = {who: result for who, result in results.items() if who != "ours"}
     results["speed_up"] = {who: r["secs"] / mine["secs"] for who, r in others.items()}
-    results["memory_share"] = {who: mine["peak_extra_mb"] / r["peak_extra_mb"] for who, r in others.items()}
+    results["memory_share"] = {
+        who: mine["peak_extra_mb"] / r["peak_extra_mb"] for who, r in others.items()
+    }
     results["setting"] = common.used_settings(args, ("layers", "width", "vocab"))
     return results
 

@@ -9,20 +9,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mtsql.llm.logprobs import PolicyModule, score
-from mtsql.llm.model import (
-    EmbeddedSize,
-    LoraSettings,
+from mtsql.learner.logprobs import PolicyModule, score
+from mtsql.learner.packing import Sample, pack
+from mtsql.model.policy import (
+    AdapterConfig,
+    EmbeddedConfig,
     ModelConfig,
     build_embedded,
     generation_weights,
     load_policy,
     save_policy,
 )
-from mtsql.llm.packing import Sample, pack
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.model.tokenizer import train_tokenizer
 
-SIZE = EmbeddedSize(
+SIZE = EmbeddedConfig(
     num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32
 )
 SAMPLE = Sample(prompt_ids=[30, 31, 32], ids=[40, 41, 42, 43], loss_mask=[1] * 4)
@@ -88,6 +88,6 @@ def peft_logprobs(model: torch.nn.Module) -> list[float]:
 def refusal(folder: Path, **lora) -> str:
     """The one-line error of loading."""
     with pytest.raises(ValueError) as error:
-        load_policy(ModelConfig(path=str(folder), lora=LoraSettings(**lora)))
+        load_policy(ModelConfig(path=str(folder), lora=AdapterConfig(**lora)))
     assert "\n" not in str(error.value)
     return str(error.value)

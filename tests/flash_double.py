@@ -38,7 +38,8 @@ def _with_kvcache(
 def flash_attn_with_kvcache(
     q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None, causal=False
 ):
-    """q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *). One operator, as the real one is."""
+    """q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *). One operator, as the real one
+    is."""
     assert causal and block_table.dtype == cache_seqlens.dtype == torch.int32
     assert k_cache.stride(-1) == v_cache.stride(-1) == 1
     return _with_kvcache(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale)
@@ -63,7 +64,9 @@ def flash_attn_varlen_func(
     assert max_seqlen_k == max(lengths) and max_seqlen_q == max(cu_seqlens_q.diff().tolist())
     for i, length in enumerate(lengths):
         keys, values = (cache[block_table[i].long()].flatten(0, 1)[:length] for cache in (k, v))
-        out[ends[i] : ends[i + 1]] = attend_causally(q[ends[i] : ends[i + 1]], keys, values, softmax_scale)
+        out[ends[i] : ends[i + 1]] = attend_causally(
+            q[ends[i] : ends[i + 1]], keys, values, softmax_scale
+        )
     return out
 
 
@@ -87,8 +90,8 @@ class _Recorder(TorchDispatchMode):
 
 
 def record(run):
-    """What `graphs.capture` does, with operators instead of kernels: the replay calls the same ones on the same tensors
-    and sees nothing of what Python would do differently the second time."""
+    """What `graphs.capture` does, with operators instead of kernels: the replay calls the same ones
+    on the same tensors and sees nothing of what Python would do differently the second time."""
     recorder = _Recorder()
     with recorder:
         result = run()

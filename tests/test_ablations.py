@@ -9,22 +9,22 @@ from itertools import pairwise
 import pytest
 
 from mtsql.agent.demonstrations import fit
-from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import QueryStatus, run_query
-from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.toyworld.world import WorldConfig, write_toy_world
 
 PASS, NO = Verdict.PASS, Verdict.NO_PASS
 EXEC, MEMORY = ("exec_sql",), ("memory_retrieve",)
 BOTH = EXEC + MEMORY
 NAMES = {"exec_sql": ("exec_sql", "exec_verify"), "memory_retrieve": ("memory_", "coheren")}
 """What only texts about a tool contain."""
-SIZE = ToySize(5, 1, train_dialogues=60, seen_dialogues=1, dev_dialogues=1)
+SIZE = WorldConfig(5, 1, train_dialogues=60, seen_dialogues=1, dev_dialogues=1)
 OFFERS = [
-    EnvLimits(use_exec=use_exec, use_memory=use_memory)
+    EnvConfig(use_exec=use_exec, use_memory=use_memory)
     for use_exec in (True, False)
     for use_memory in (True, False)
 ]
@@ -242,7 +242,7 @@ def world(tmp_path_factory):
 
 
 def make_env(corpus, turn, limits, style):
-    return SqlEnv(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], limits, style)
+    return SqlEnv(turn, corpus.databases[turn.db_id], limits, style)
 
 
 def names_missing(text, limits):
@@ -280,7 +280,7 @@ def test_nothing_names_a_tool_that_is_not_offered(world, limits, style):
         assert observed is env.outcome is Outcome.ANSWERED
         assert not names_missing("\n".join(texts), limits), texts
         if not limits.use_exec:
-            assert all(record.status is None for record in env.steps)
+            assert all(record.status is None for record in env.records)
             assert "Result:" not in "\n".join(texts)
 
 
@@ -297,7 +297,7 @@ def test_every_call_is_judged_and_no_query_is_given_up_without_a_reason(world, l
             assert verdict is not None
             assert (after.memory_verdict if is_exec else after.exec_verdict) is None
             if is_exec:
-                result = run_query(corpus.db_paths[turn.db_id], call.code)
+                result = run_query(corpus.databases[turn.db_id].path, call.code)
                 is_nothing = not result.is_ok or result.is_empty or result.rows == ((0,),)
                 assert (verdict is NO) == is_nothing
             following = after.answer or after.tool_call.code
@@ -318,32 +318,32 @@ def test_without_execution_the_memory_runs_nothing(world, style, monkeypatch):
     monkeypatch.setattr("mtsql.agent.memory.run_query", run_query)
     corpus, _ = world
     turn = next(turn for turn in corpus.turns if len(turn.history) == 2)
-    for limits in (EnvLimits(use_exec=False), EnvLimits(memory_results=False)):
+    for limits in (EnvConfig(use_exec=False), EnvConfig(memory_results=False)):
         env = make_env(corpus, turn, limits, style)
         observed = env.step(format_reply(remember(turn.sql)))
-        assert env.steps[0].status is None and not env.steps[0].is_ok
+        assert env.records[0].status is None and not env.records[0].is_ok
         assert turn.history[-1][1] in observed and "Result" not in observed
 
 
 def test_memory_results_shows_results_without_execution(world):
     corpus, _ = world
     turn = next(turn for turn in corpus.turns if len(turn.history) == 2)
-    limits = EnvLimits(use_exec=False, memory_results=True)
+    limits = EnvConfig(use_exec=False, memory_results=True)
     env = make_env(corpus, turn, limits, PromptStyle.FULL)
     observed = env.step(format_reply(remember(turn.sql)))
-    assert env.steps[0].status is QueryStatus.OK
+    assert env.records[0].status is QueryStatus.OK
     assert observed.count("\nResult:") == 3 and "Result: not shown" not in observed
     assert "7. Do the query and its result answer" in observed
     assert not names_missing(observed, limits)
-    both = make_env(corpus, turn, EnvLimits(), PromptStyle.FULL)
+    both = make_env(corpus, turn, EnvConfig(), PromptStyle.FULL)
     with_exec = both.step(format_reply(remember(turn.sql)))
     assert observed == with_exec.replace("call exec_sql", "call memory_retrieve")
 
 
 def test_memory_results_needs_the_memory():
-    assert not replace(EnvLimits(), memory_results=False).has_memory_results
+    assert not replace(EnvConfig(), memory_results=False).has_memory_results
     with pytest.raises(ValueError, match="env.memory_results has no effect without env.use_memory"):
-        EnvLimits(use_memory=False, memory_results=True)
+        EnvConfig(use_memory=False, memory_results=True)
 
 
 def test_a_call_of_a_tool_that_is_not_offered_is_answered(world):
@@ -353,7 +353,7 @@ def test_a_call_of_a_tool_that_is_not_offered_is_answered(world):
         env = make_env(corpus, corpus.turns[0], limits, PromptStyle.BRIEF)
         name = "exec_sql" if "exec_sql" not in limits.offered else "memory_retrieve"
         answers.append(env.step(format_reply(step(name, "SELECT 1"))))
-        assert env.steps[0].status is None and env.outcome is None
+        assert env.records[0].status is None and env.outcome is None
     assert answers == [
         "There is no such tool. Tools: exec_sql.",
         "There is no such tool. Tools: memory_retrieve.",

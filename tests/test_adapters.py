@@ -20,11 +20,11 @@ from adapter_folders import (
 )
 from transformers import AutoModelForCausalLM
 
-from mtsql.config import parse_config
-from mtsql.llm.adapters import DEFAULT_TARGETS
-from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.model import (
-    LoraSettings,
+from mtsql.learner.logprobs import PolicyModule
+from mtsql.learner.packing import pack
+from mtsql.model.adapters import DEFAULT_TARGETS
+from mtsql.model.policy import (
+    AdapterConfig,
     ModelConfig,
     load_policy,
     load_tokenizer,
@@ -33,7 +33,7 @@ from mtsql.llm.model import (
     reference,
     save_policy,
 )
-from mtsql.llm.packing import pack
+from mtsql.run.config import parse_config
 
 COMPUTED = {
     "plain": {},
@@ -142,7 +142,7 @@ def test_a_relative_base_is_found_beside_the_adapter(
 
 def test_a_fresh_adapter_is_saved_with_a_path_from_anywhere(base, tmp_path, monkeypatch):
     monkeypatch.chdir(base.parent)
-    policy = load_policy(ModelConfig(path="base", lora=LoraSettings(rank=2)))
+    policy = load_policy(ModelConfig(path="base", lora=AdapterConfig(rank=2)))
     save_policy(policy, load_tokenizer("base"), tmp_path / "fresh")
     monkeypatch.chdir(tmp_path)
     assert learner_logprobs(load_policy(ModelConfig(path="fresh"))) == learner_logprobs(policy)
@@ -164,11 +164,11 @@ def test_a_fresh_adapter_is_saved_with_a_path_from_anywhere(base, tmp_path, monk
 )
 def test_flags_that_an_adapter_contradicts(lora, words, adapter):
     with pytest.raises(ValueError, match=words):
-        load_policy(ModelConfig(path=str(adapter), lora=LoraSettings(**lora)))
+        load_policy(ModelConfig(path=str(adapter), lora=AdapterConfig(**lora)))
 
 
 def test_flags_that_an_adapter_confirms(adapter, base):
-    lora = LoraSettings(rank=4, alpha=8, targets=("down_proj", "q_proj"))
+    lora = AdapterConfig(rank=4, alpha=8, targets=("down_proj", "q_proj"))
     assert load_policy(ModelConfig(path=str(adapter), lora=lora))
     for alone in (replace(lora, rank=0, targets=None), replace(lora, rank=0, alpha=None)):
         key = "alpha" if alone.alpha else "targets"
@@ -179,7 +179,7 @@ def test_flags_that_an_adapter_confirms(adapter, base):
 def test_the_embedded_model_has_no_adapters():
     for key, value in {"rank": 4, "alpha": 16, "targets": ("q_proj",)}.items():
         with pytest.raises(ValueError, match=f"model.lora.{key} is set"):
-            ModelConfig(lora=LoraSettings(**{key: value}))
+            ModelConfig(lora=AdapterConfig(**{key: value}))
 
 
 def test_configurations_of_older_runs_still_read(base, tmp_path):
@@ -188,4 +188,4 @@ def test_configurations_of_older_runs_still_read(base, tmp_path):
     config = parse_config(ModelConfig, ["--config", str(tmp_path / "old.yaml")], "")
     assert config.lora.targets == DEFAULT_TARGETS and load_policy(config)
     again = parse_config(ModelConfig, ["--path", str(base), "--lora.targets", "null"], "")
-    assert again.lora == LoraSettings() and again.lora.targets is None
+    assert again.lora == AdapterConfig() and again.lora.targets is None

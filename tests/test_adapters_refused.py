@@ -9,8 +9,7 @@ from adapter_folders import adapter, base, by_peft, change, plain, refusal  # no
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from mtsql.llm.model import ModelConfig, load_policy, policy_shape
-
+from mtsql.model.policy import ModelConfig, load_policy, policy_shape
 
 OTHER_TYPES = [
     "IA3",

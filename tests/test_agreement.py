@@ -6,9 +6,15 @@ from contextlib import closing
 
 import pytest
 
-from mtsql.sql.agreement import agrees_but_for_ties, is_ordered, rows_agree, selects_distinct, written_match
-from mtsql.sql.execution import execution_match
-from mtsql.sql.guard import Copied, copied_from_history, has_same_program
+from mtsql.judge.agreement import (
+    agrees_but_for_ties,
+    is_ordered,
+    rows_agree,
+    selects_distinct,
+    written_match,
+)
+from mtsql.judge.execution_match import execution_match
+from mtsql.judge.guard import Copied, copied_from_history, has_same_program
 from mtsql.sql.runnable import runnable
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import schema_from_sqlite
@@ -40,24 +46,39 @@ def schema(db):
 @pytest.mark.parametrize(
     ("written", "run"),
     [
-        ("SELECT a FROM t WHERE a > = 3 AND b < = 4 AND c ! = 5", "SELECT a FROM t WHERE a >= 3 AND b <= 4 AND c != 5"),
-        ("SELECT '> =', \"< =\", `! =`, [> =] FROM t WHERE a > = 'it''s < ='",
-         "SELECT '> =', \"< =\", `! =`, [> =] FROM t WHERE a >= 'it''s < ='"),
-        ("SELECT a -- > =\nFROM t /* < = */ WHERE a ! = 1", "SELECT a -- > =\nFROM t /* < = */ WHERE a != 1"),
+        (
+            "SELECT a FROM t WHERE a > = 3 AND b < = 4 AND c ! = 5",
+            "SELECT a FROM t WHERE a >= 3 AND b <= 4 AND c != 5",
+        ),
+        (
+            "SELECT '> =', \"< =\", `! =`, [> =] FROM t WHERE a > = 'it''s < ='",
+            "SELECT '> =', \"< =\", `! =`, [> =] FROM t WHERE a >= 'it''s < ='",
+        ),
+        (
+            "SELECT a -- > =\nFROM t /* < = */ WHERE a ! = 1",
+            "SELECT a -- > =\nFROM t /* < = */ WHERE a != 1",
+        ),
         ("SELECT year( CurDate ( ) ) - 3", "SELECT 2020 - 3"),
-        ("SELECT a FROM t WHERE a >  = 3", "SELECT a FROM t WHERE a >  = 3"),  # the official program leaves it, too
+        (
+            "SELECT a FROM t WHERE a >  = 3",
+            "SELECT a FROM t WHERE a >  = 3",
+        ),  # the official program leaves it, too
         ("SELECT value, DISTINCT FROM t", "SELECT value, DISTINCT FROM t"),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_the_text_that_runs(written, run):
     assert runnable(written) == run
     assert runnable(run) == run
 
 
 def test_every_query_runs_as_that_text(db):
-    assert run_query(db, "SELECT name FROM singer WHERE age > = 41 AND name ! = '> ='").rows == (("Bob",),)
-    assert run_query(db, "SELECT YEAR(CURDATE()) - age FROM singer WHERE id < = 1").rows == ((1990,),)
+    assert run_query(db, "SELECT name FROM singer WHERE age > = 41 AND name ! = '> ='").rows == (
+        ("Bob",),
+    )
+    assert run_query(db, "SELECT YEAR(CURDATE()) - age FROM singer WHERE id < = 1").rows == (
+        (1990,),
+    )
     assert run_query(db, "SELECT count(*) FROM singer WHERE name = '> ='").rows == ((1,),)
 
 
@@ -88,7 +109,9 @@ def test_only_the_outermost_order_counts(sql, answer):
 
 
 def test_select_distinct_is_seen_outside_of_quotes():
-    assert selects_distinct("select  DISTINCT a FROM t") and selects_distinct("SELECT a FROM (SELECT distinct a FROM t)")
+    assert selects_distinct("select  DISTINCT a FROM t") and selects_distinct(
+        "SELECT a FROM (SELECT distinct a FROM t)"
+    )
     assert not selects_distinct("SELECT 'select distinct' FROM t")
     assert not selects_distinct("SELECT count(DISTINCT a) FROM t WHERE a IS NOT DISTINCT FROM 3")
 
@@ -98,16 +121,35 @@ def test_select_distinct_is_seen_outside_of_quotes():
     [
         ("SELECT value FROM singer", "SELECT value FROM singer", False, True),
         ("SELECT name FROM singer", "SELECT name AS value FROM singer", False, True),
-        ("SELECT name FROM singer WHERE age = 30", "SELECT name FROM singer WHERE age IS NOT DISTINCT FROM 30", False, True),
+        (
+            "SELECT name FROM singer WHERE age = 30",
+            "SELECT name FROM singer WHERE age IS NOT DISTINCT FROM 30",
+            False,
+            True,
+        ),
         ("SELECT country FROM singer", "SELECT DISTINCT country FROM singer", True, False),
         ("SELECT DISTINCT country FROM singer", "SELECT country FROM singer", True, False),
         ("SELECT name FROM singer", "SELECT name FROM singer; and so on", True, False),
-        ("SELECT name FROM singer ORDER  BY age", "SELECT name FROM singer ORDER BY name DESC", True, False),
-        ("SELECT name FROM singer WHERE age = (SELECT age FROM singer ORDER BY age DESC LIMIT 1)",
-         "SELECT name FROM singer WHERE age = 41 ORDER BY name", False, True),
-        ("SELECT name FROM singer WHERE age > = 30", "SELECT name FROM singer WHERE age>=30", True, True),
+        (
+            "SELECT name FROM singer ORDER  BY age",
+            "SELECT name FROM singer ORDER BY name DESC",
+            True,
+            False,
+        ),
+        (
+            "SELECT name FROM singer WHERE age = (SELECT age FROM singer ORDER BY age DESC LIMIT 1)",
+            "SELECT name FROM singer WHERE age = 41 ORDER BY name",
+            False,
+            True,
+        ),
+        (
+            "SELECT name FROM singer WHERE age > = 30",
+            "SELECT name FROM singer WHERE age>=30",
+            True,
+            True,
+        ),
     ],
-)  # fmt: skip
+)
 def test_where_the_official_verdict_is_another_one(db, gold, answer, official, written):
     assert execution_match(answer, gold, db) is official
     assert written_match(answer, gold, db, LIMITS) is written
@@ -122,7 +164,19 @@ def test_ties_may_come_in_any_order_and_nothing_else(db):
     assert not written_match("SELECT name FROM singer ORDER BY name", gold, db, LIMITS)
 
 
-@pytest.mark.parametrize("order", ["age", '"age"', "`age`", "[age]", "age -- by age", "age /* so */ ;", "age LIMIT 4", "'x', age"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "age",
+        '"age"',
+        "`age`",
+        "[age]",
+        "age -- by age",
+        "age /* so */ ;",
+        "age LIMIT 4",
+        "'x', age",
+    ],
+)
 def test_ties_are_found_whatever_ends_the_text(db, order):
     gold = f"SELECT name FROM singer ORDER BY {order}"
     assert written_match("SELECT name FROM singer ORDER BY age, name DESC", gold, db, LIMITS)
@@ -154,14 +208,22 @@ def test_last_digits_of_floats_do_not_count():
 @pytest.mark.parametrize(
     ("one", "other", "is_same"),
     [
-        ("SELECT name FROM singer WHERE age > 3", "select ( s.\"name\" ) as n from [singer] s where ((s.age) > (3))", True),
-        ("SELECT name FROM singer WHERE country IN ('USA')", "SELECT name FROM singer WHERE country = 'USA'", True),
+        (
+            "SELECT name FROM singer WHERE age > 3",
+            'select ( s."name" ) as n from [singer] s where ((s.age) > (3))',
+            True,
+        ),
+        (
+            "SELECT name FROM singer WHERE country IN ('USA')",
+            "SELECT name FROM singer WHERE country = 'USA'",
+            True,
+        ),
         ("SELECT name FROM singer WHERE age > 3", "SELECT name FROM singer WHERE age > 4", False),
         ("SELECT name FROM singer LIMIT 3", "SELECT name FROM singer LIMIT 4", False),
         ("SELECT name FROM singer", "SELECT country FROM singer", False),
         ("SELECT nope FROM singer", "SELECT nope FROM singer", False),
     ],
-)  # fmt: skip
+)
 def test_the_same_program_is_the_same_query(db, one, other, is_same):
     assert has_same_program(one, other, db, LIMITS) is is_same
 
@@ -188,8 +250,14 @@ EARLIER = "SELECT name, country FROM singer WHERE age > 26"
 )
 def test_an_earlier_query_is_known_in_disguise(db, schema, answer, found):
     gold = EARLIER.replace("26", "40")
-    assert copied_from_history(answer, [("?", "SELECT 1"), ("?", EARLIER)], gold, schema, db, LIMITS) is found
-    assert copied_from_history(answer, [("?", EARLIER)], EARLIER, schema, db, LIMITS) in (Copied.NO, Copied.STRUCTURE)
+    assert (
+        copied_from_history(answer, [("?", "SELECT 1"), ("?", EARLIER)], gold, schema, db, LIMITS)
+        is found
+    )
+    assert copied_from_history(answer, [("?", EARLIER)], EARLIER, schema, db, LIMITS) in (
+        Copied.NO,
+        Copied.STRUCTURE,
+    )
 
 
 def test_limits_and_distinct_tell_a_gold_from_an_earlier_query(db, schema):

@@ -4,13 +4,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from mtsql.llm import attention
-from mtsql.llm.attention import ATTENTION_NAME, PackedContext, register_attention
-from mtsql.llm.layers import use_our_layers
-from mtsql.llm.logprobs import token_logprobs
-from mtsql.llm.packing import Sample, pack
+from mtsql.learner.logprobs import token_logprobs
+from mtsql.learner.packing import Sample, pack
+from mtsql.model import attention
+from mtsql.model.attention import ATTENTION_NAME, PackedContext, register_attention
+from mtsql.model.layers import use_our_layers
 
 FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, False),
@@ -18,9 +25,14 @@ FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, False),
 }
 SHAPE = dict(
-    vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8,
-)  # fmt: skip
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
 
 
 def tiny_model(family: str):
@@ -39,25 +51,31 @@ def stock_model(family: str):
 
 
 def in_float64(model):
-    """transformers computes its norms in fp32 even here, where sums depend on the batch's shape: use torch's norm."""
+    """transformers computes its norms in fp32 even here, where sums depend on the batch's shape:
+    use torch's norm."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm"):
-                exact = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=torch.float64)
+                exact = torch.nn.RMSNorm(
+                    child.weight.shape, eps=child.variance_epsilon, dtype=torch.float64
+                )
                 exact.weight = child.weight
                 setattr(parent, name, exact)
     return model
 
 
 def tiny_samples() -> list[Sample]:
-    """A group of three, a group of two and a single sample, with prompts and replies of unlike lengths."""
+    """A group of three, a group of two and a single sample, with prompts and replies of unlike
+    lengths."""
     draw = torch.Generator().manual_seed(1)
     samples = []
     for prompt_length, lengths in ((5, (7, 1, 4)), (2, (3, 6)), (4, (5,))):
         prompt = torch.randint(31, (prompt_length,), generator=draw).tolist()
         for n in lengths:
             ids = torch.randint(31, (n,), generator=draw).tolist()
-            samples.append(Sample(prompt, ids, [1] + torch.randint(2, (n - 1,), generator=draw).tolist()))
+            samples.append(
+                Sample(prompt, ids, [1] + torch.randint(2, (n - 1,), generator=draw).tolist())
+            )
     return samples
 
 
@@ -71,7 +89,8 @@ def gradients(model):
 
 
 def one_at_a_time(model, samples):
-    """Hugging Face's attention, full logits, no sharing: per sample the trained log-probs; gradients in the model."""
+    """Hugging Face's attention, full logits, no sharing: per sample the trained log-probs;
+    gradients in the model."""
     logprobs = []
     for s in samples:
         logits = model(input_ids=torch.tensor([s.prompt_ids + s.ids]), use_cache=False).logits[0]
@@ -87,9 +106,15 @@ def one_at_a_time(model, samples):
 @pytest.mark.parametrize("is_lora", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_tokens", [100, 14])
-def test_shared_prompts_equal_one_at_a_time(family, is_lora, is_checkpointed, max_tokens, monkeypatch):
+def test_shared_prompts_equal_one_at_a_time(
+    family, is_lora, is_checkpointed, max_tokens, monkeypatch
+):
     calls, attend = [], PackedContext.attend
-    monkeypatch.setattr(PackedContext, "attend", lambda self, layer, *x: calls.append(layer) or attend(self, layer, *x))
+    monkeypatch.setattr(
+        PackedContext,
+        "attend",
+        lambda self, layer, *x: calls.append(layer) or attend(self, layer, *x),
+    )
     ours = tiny_model(family)
     plain = in_float64(stock_model(family))
     plain.set_attn_implementation("sdpa")
@@ -99,7 +124,9 @@ def test_shared_prompts_equal_one_at_a_time(family, is_lora, is_checkpointed, ma
     if is_lora:
         from peft import LoraConfig, get_peft_model
 
-        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+        lora = LoraConfig(
+            r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+        )
         torch.manual_seed(2)
         ours = get_peft_model(ours, lora).double()
         torch.manual_seed(2)
@@ -112,26 +139,42 @@ def test_shared_prompts_equal_one_at_a_time(family, is_lora, is_checkpointed, ma
         logprobs, _ = token_logprobs(ours, batch)
         weigh(logprobs, batch.targets).backward()
         for n, index in enumerate(batch.indices):
-            torch.testing.assert_close(logprobs[batch.trajectory == n], expected[index], rtol=0, atol=1e-10)
+            torch.testing.assert_close(
+                logprobs[batch.trajectory == n], expected[index], rtol=0, atol=1e-10
+            )
     assert num_batches == (1 if max_tokens == 100 else 4)
     assert len(calls) == num_batches * SHAPE["num_hidden_layers"] * (1 + is_checkpointed)
     ours_grads, plain_grads = gradients(ours), gradients(plain)
-    assert ours_grads.keys() == plain_grads.keys() and (not is_lora or all("lora" in name for name in ours_grads))
+    assert ours_grads.keys() == plain_grads.keys() and (
+        not is_lora or all("lora" in name for name in ours_grads)
+    )
     for name in plain_grads:
         torch.testing.assert_close(ours_grads[name], plain_grads[name], rtol=1e-10, atol=1e-10)
 
 
 def flash_attn_varlen_double(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
 ):
-    """flash-attn's varlen function as published (>= 2.1: causal aligned at the bottom right), in plain torch."""
+    """flash-attn's varlen function as published (>= 2.1: causal aligned at the bottom right), in
+    plain torch."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 and dropout_p == 0.0
     assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
     out = []
     for i in range(len(cu_seqlens_q) - 1):
         rows, cols = (slice(*cu[i : i + 2].tolist()) for cu in (cu_seqlens_q, cu_seqlens_k))
         queries, keys, values = q[rows], k[cols], v[cols]  # (L, heads, D)
-        keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values))
+        keys, values = (
+            x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values)
+        )
         scores = torch.einsum("qhd,khd->hqk", queries, keys) * softmax_scale
         if causal:
             n, m = scores.shape[1:]
@@ -189,7 +232,9 @@ def test_gradcheck_of_the_joined_parts():
     spans, num_tokens = spans_of([(3, [2, 4]), (2, [3])])
     context = PackedContext(spans, torch.device("cpu"))
     torch.manual_seed(0)
-    inputs = [torch.randn(1, h, num_tokens, 4, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1)]
+    inputs = [
+        torch.randn(1, h, num_tokens, 4, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1)
+    ]
     assert torch.autograd.gradcheck(lambda *x: context.attend(0, *x, None), inputs)
 
 

@@ -244,7 +244,7 @@ def test_a_turn_is_left_out_once_for_its_first_reason(files):
 
 
 def test_a_real_tokenizer_counts_the_prompts(files, tmp_path):
-    from mtsql.llm.tokenizer import train_tokenizer
+    from mtsql.model.tokenizer import train_tokenizer
 
     train_tokenizer(["who is there SELECT name FROM singer"] * 20, 400).save_pretrained(
         tmp_path / "tok"

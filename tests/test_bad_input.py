@@ -12,17 +12,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import eval as eval_script
 import train_rl
 import train_sft
-
-from mtsql.launch import run_script
-from mtsql.llm.model import EmbeddedSize, build_embedded, save_policy
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.advantages import PRESETS
+from mtsql.run.launch import run_script
 
-SIZE = EmbeddedSize(num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16)
+SIZE = EmbeddedConfig(
+    num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
+)
 TABLES = {
-    "db_id": "one", "table_names_original": ["t"], "table_names": ["t"], "primary_keys": [], "foreign_keys": [],
-    "column_names_original": [[-1, "*"], [0, "a"]], "column_names": [[-1, "*"], [0, "a"]], "column_types": ["text", "text"],
-}  # fmt: skip
+    "db_id": "one",
+    "table_names_original": ["t"],
+    "table_names": ["t"],
+    "primary_keys": [],
+    "foreign_keys": [],
+    "column_names_original": [[-1, "*"], [0, "a"]],
+    "column_names": [[-1, "*"], [0, "a"]],
+    "column_types": ["text", "text"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +46,18 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def complaint(tmp_path, monkeypatch, capsys, models):
-    """complaint(script, flags) starts a script in a folder with small data files and returns its one-line error."""
+    """complaint(script, flags) starts a script in a folder with small data files and returns its
+    one-line error."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").symlink_to(models)
     (tmp_path / "database" / "one").mkdir(parents=True)
-    sqlite3.connect(tmp_path / "database/one/one.sqlite").execute("CREATE TABLE t (a)").connection.close()
+    sqlite3.connect(tmp_path / "database/one/one.sqlite").execute(
+        "CREATE TABLE t (a)"
+    ).connection.close()
     (tmp_path / "tables.json").write_text(json.dumps([TABLES]))
-    good = [{"database_id": "one", "interaction": [{"utterance": "all?", "query": "SELECT a FROM t"}]}]
+    good = [
+        {"database_id": "one", "interaction": [{"utterance": "all?", "query": "SELECT a FROM t"}]}
+    ]
     (tmp_path / "good.json").write_text(json.dumps(good))
     (tmp_path / "elsewhere.json").write_text(json.dumps([{**good[0], "database_id": "two"}]))
     (tmp_path / "empty.json").write_text("[]")
@@ -59,10 +71,19 @@ def complaint(tmp_path, monkeypatch, capsys, models):
     def complaint(script, flags):
         monkeypatch.setattr(sys, "argv", [script.__file__, *flags.split()])
         with pytest.raises(SystemExit) as stop:
-            run_script(script.main, script.Config, script.__doc__, PRESETS if script is train_rl else None)
+            run_script(
+                script.main, script.Config, script.__doc__, PRESETS if script is train_rl else None
+            )
         assert stop.value.code not in (0, None)
-        assert not list(tmp_path.glob("runs/*/metrics.jsonl")) and not (tmp_path / "runs" / "warm-start").exists()
-        text = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err.strip().splitlines()[-1]
+        assert (
+            not list(tmp_path.glob("runs/*/metrics.jsonl"))
+            and not (tmp_path / "runs" / "warm-start").exists()
+        )
+        text = (
+            stop.value.code
+            if isinstance(stop.value.code, str)
+            else capsys.readouterr().err.strip().splitlines()[-1]
+        )
         assert text.startswith("error: ") and "\n" not in text, text
         return text
 
@@ -112,9 +133,15 @@ GOOD = "--model.path models/good"
         (f"{DATA} good.json --model.path nowhere", "model.path nowhere"),
         (f"{DATA} good.json --model.path database", "model.path database"),
         (f"{DATA} good.json --model.path models/mute", "no chat template"),
-        (f"{DATA} good.json {GOOD} --max_prompt_tokens 5", "max_prompt_tokens is 5, but the shortest"),
+        (
+            f"{DATA} good.json {GOOD} --max_prompt_tokens 5",
+            "max_prompt_tokens is 5, but the shortest",
+        ),
         ("--warm_start_folder file", "warm_start_folder file: cannot be made a folder"),
-        (f"{DATA} good.json {GOOD} --model.lora.rank 4 --model.lora.targets [nope]", "model.lora.targets"),
+        (
+            f"{DATA} good.json {GOOD} --model.lora.rank 4 --model.lora.targets [nope]",
+            "model.lora.targets",
+        ),
     ],
 )
 def test_train_rl(complaint, flags, words):
@@ -158,10 +185,12 @@ def test_the_launcher_and_the_model_may_not_disagree_about_precision(complaint, 
 
 
 def test_every_preset_sets_known_keys_and_other_flags_win(monkeypatch):
-    from mtsql.config import flat, parse_config, to_dict
+    from mtsql.run.config import flat, parse_config, to_dict
 
     for name, keys in PRESETS.items():
         found = flat(to_dict(parse_config(train_rl.Config, ["--preset", name], "", PRESETS)))
         assert {key: found[key] for key in keys} == keys
-    config = parse_config(train_rl.Config, ["--loss.clip_high", "0.5", "--preset", "dapo"], "", PRESETS)
+    config = parse_config(
+        train_rl.Config, ["--loss.clip_high", "0.5", "--preset", "dapo"], "", PRESETS
+    )
     assert config.loss.clip_high == 0.5 and config.loss.dual_clip is None

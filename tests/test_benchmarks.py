@@ -14,8 +14,23 @@ import torch
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ("--width", "64", "--threads", str(torch.get_num_threads()))
 UPDATE = (*TINY, "--layers", "1", "--group_size", "2", "--prompt", "20", "--trl_batches", "2")
-STEP = (*TINY, "--num_layers", "1", "--vocab", "1000", "--num_prompts", "2", "--num_samples", "2", "--num_replies", "2",
-        "--trl_batch", "2", "--cache_bytes", "30000000")  # fmt: skip
+STEP = (
+    *TINY,
+    "--num_layers",
+    "1",
+    "--vocab",
+    "1000",
+    "--num_prompts",
+    "2",
+    "--num_samples",
+    "2",
+    "--num_replies",
+    "2",
+    "--trl_batch",
+    "2",
+    "--cache_bytes",
+    "30000000",
+)
 NEEDS_TRL = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed")
 
 
@@ -40,7 +55,10 @@ def test_no_file_is_long_or_names_a_path_of_some_machine():
 
 @pytest.mark.slow
 def test_our_update_and_the_padded_one_are_the_same_and_ours_computes_each_token_once(module):
-    ours, padded = (contest(module, "update", *UPDATE, "--vocab", "1000", "--who", who) for who in ("ours", "padded"))
+    ours, padded = (
+        contest(module, "update", *UPDATE, "--vocab", "1000", "--who", who)
+        for who in ("ours", "padded")
+    )
     assert ours["loss"] == pytest.approx(padded["loss"], rel=1e-4)
     assert ours["grad_norm"] == pytest.approx(padded["grad_norm"], rel=1e-4)
     assert ours["computed_per_distinct"] == 1.0 < padded["computed_per_distinct"]
@@ -52,12 +70,21 @@ def test_our_update_makes_no_tensor_of_positions_times_vocabulary(module):
     ours, padded = (contest(module, "update", *flags, "--who", who) for who in ("ours", "padded"))
     assert ours["largest_tensor_elements"] < ours["positions_times_vocab"] / 2
     assert ours["largest_activation_elements"] <= ours["largest_tensor_elements"]
-    assert padded["largest_activation_elements"] >= padded["positions_times_vocab"]  # the meter sees what is there
+    assert (
+        padded["largest_activation_elements"] >= padded["positions_times_vocab"]
+    )  # the meter sees what is there
 
 
 def test_our_whole_update_plays_the_workload(module):
-    step, work = contest(module, "step", *STEP, "--who", "ours"), module("rollout").make_workload(2, 2, 2, 1000)
-    tokens = sum(map(len, work.prompts)) + work.useful + sum(len(o) for row in work.observations for o in row)
+    step, work = (
+        contest(module, "step", *STEP, "--who", "ours"),
+        module("rollout").make_workload(2, 2, 2, 1000),
+    )
+    tokens = (
+        sum(map(len, work.prompts))
+        + work.useful
+        + sum(len(o) for row in work.observations for o in row)
+    )
     assert step["learn_tokens"] == tokens and step["useful_tokens"] == work.useful
     assert step["rollout_tokens"] == tokens - 4  # a row's last token is sampled, not computed
     assert step["secs"] == pytest.approx(step["rollout_secs"] + step["learn_secs"])
@@ -71,10 +98,16 @@ def test_the_double_reads_back_the_ids_it_is_given(module):
     render = lambda messages: words.apply_chat_template(messages, return_dict=False)  # noqa: E731
     assert render([{"role": "user", "content": peer.to_text(ids)}]) == ids
     call = {"function": {"name": "look", "arguments": {"row": 0}}}
-    asked = [{"role": "user", "content": "t1"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    asked = [
+        {"role": "user", "content": "t1"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     before = render(asked)
     assert before[-1] == words.eos_token_id == 999
-    assert render([*asked, {"role": "tool", "name": "look", "content": peer.to_text(ids)}]) == before + ids
+    assert (
+        render([*asked, {"role": "tool", "name": "look", "content": peer.to_text(ids)}])
+        == before + ids
+    )
     script.begin([[3, 4], [5, 6]], [[[1]], [[2]]])
     calls = [words.parse_response([1]).get("tool_calls") for _ in range(4)]
     asked = [c and c[0]["function"]["arguments"] for c in calls]
@@ -83,18 +116,38 @@ def test_the_double_reads_back_the_ids_it_is_given(module):
 
 def test_rows_end_at_their_forced_length(module):
     forced = module("trl_peer").ForcedLengths([1, 3], eos=4)
-    allowed = [[row.isfinite().nonzero()[:, 0].tolist() for row in forced(None, torch.zeros(2, 5))] for _ in range(3)]
-    assert [[4] == ids for step in allowed for ids in step] == [True, False, False, False, False, True]
+    allowed = [
+        [row.isfinite().nonzero()[:, 0].tolist() for row in forced(None, torch.zeros(2, 5))]
+        for _ in range(3)
+    ]
+    assert [[4] == ids for step in allowed for ids in step] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     assert allowed[1][1] == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [("update.py", "--with_trl"), ("step.py", "--contestants trl"), ("rollout.py", "--with_trl true")],
+    [
+        ("update.py", "--with_trl"),
+        ("step.py", "--contestants trl"),
+        ("rollout.py", "--with_trl true"),
+    ],
 )
 def test_a_missing_trl_is_named_before_anything_is_measured(script, flags):
-    command = [sys.executable, str(FOLDER / script), *flags.split(), "--trl_python", "no-such-python"]
+    command = [
+        sys.executable,
+        str(FOLDER / script),
+        *flags.split(),
+        "--trl_python",
+        "no-such-python",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0 and "--trl_python no-such-python" in done.stderr.splitlines()[-1]
 
@@ -111,14 +164,27 @@ def test_trl_computes_our_loss_and_gradient(module):
 def test_trl_plays_the_workload(module):
     trl = contest(module, "step", *STEP, "--who", "trl_tuned")
     work = module("rollout").make_workload(2, 2, 2, 1000)
-    assert trl["useful_tokens"] == work.useful and trl["rollout_tokens"] > trl["learn_tokens"]  # it prefills again
+    assert (
+        trl["useful_tokens"] == work.useful and trl["rollout_tokens"] > trl["learn_tokens"]
+    )  # it prefills again
 
 
 @pytest.mark.slow
 def test_the_sql_benchmark_plays_as_many_runaways_as_it_says(module, tmp_path):
     sql = module("sql")
-    assert sql.small_queries(50, tmp_path).keys() == {"from_1_threads_us", "from_16_threads_us", "kept_us"}
-    shape = {"num_layers": 1, "width": 64, "vocab": 700, "num_turns": 2, "num_samples": 4, "num_pairs": 1}
+    assert sql.small_queries(50, tmp_path).keys() == {
+        "from_1_threads_us",
+        "from_16_threads_us",
+        "kept_us",
+    }
+    shape = {
+        "num_layers": 1,
+        "width": 64,
+        "vocab": 700,
+        "num_turns": 2,
+        "num_samples": 4,
+        "num_pairs": 1,
+    }
     found = sql.rollouts(str(tmp_path / "toy"), runaway_frac=0.25, max_vm_steps=1_000_000, **shape)
     assert found["queries"] == 2 * 8 * 4 and found["runaways"] == 6 and found["deadlines_met"] == 0
 
@@ -127,6 +193,11 @@ def test_every_attack_of_the_benchmark_is_held(module, tmp_path, monkeypatch):
     """Those that end at once, here; the others are those of test_sandbox_bounds.py."""
     attacks = module("attacks")
     monkeypatch.chdir(tmp_path)
-    for name in ("gold SQL through a view of sqlite_stmt", "an FTS table through a view", "DROP TABLE", "ATTACH"):
+    for name in (
+        "gold SQL through a view of sqlite_stmt",
+        "an FTS table through a view",
+        "DROP TABLE",
+        "ATTACH",
+    ):
         assert attacks.attack(name, 5.0)["status"] == "denied"
     assert attacks.attack("rows without end", 5.0)["status"] == "too_large"

@@ -19,7 +19,9 @@ def test_who_asks_at_the_same_time_shares_one_making():
         return object()
 
     with ThreadPoolExecutor(16) as threads:
-        values = [future.result() for future in [threads.submit(kept.get, "key", make) for _ in range(16)]]
+        values = [
+            future.result() for future in [threads.submit(kept.get, "key", make) for _ in range(16)]
+        ]
     assert len(made) == 1 and len(set(map(id, values))) == 1
     assert kept.get("key", make) is values[0] and len(made) == 1
 

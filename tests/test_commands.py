@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from mtsql.audit import __main__ as audit
-from mtsql.config import parse_config
+from mtsql.judge import official_scorer as scoring
+from mtsql.run.config import parse_config
 from mtsql.schema import main as write_schema
-from mtsql.sql import scoring
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.schema import Column, load_schemas, schema_from_sqlite
 from mtsql.sql.tables_json import official_type, tables_entry
@@ -54,21 +54,57 @@ def test_the_schema_of_a_bare_file(tmp_path, capsys):
             "table_names_original": ["order", "item", "part", "two words"],
             "table_names": ["order", "item", "part", "two words"],
             "column_names_original": [
-                [-1, "*"], [0, "Id"], [0, "From"], [0, "born"], [0, "paid"], [0, "x"], [0, "é"],
-                [1, "b"], [1, "a"], [1, "price"], [2, "p"], [2, "q"], [2, "o"], [3, "price"],
+                [-1, "*"],
+                [0, "Id"],
+                [0, "From"],
+                [0, "born"],
+                [0, "paid"],
+                [0, "x"],
+                [0, "é"],
+                [1, "b"],
+                [1, "a"],
+                [1, "price"],
+                [2, "p"],
+                [2, "q"],
+                [2, "o"],
+                [3, "price"],
             ],
             "column_names": [
-                [-1, "*"], [0, "id"], [0, "from"], [0, "born"], [0, "paid"], [0, "x"], [0, "é"],
-                [1, "b"], [1, "a"], [1, "price"], [2, "p"], [2, "q"], [2, "o"], [3, "price"],
+                [-1, "*"],
+                [0, "id"],
+                [0, "from"],
+                [0, "born"],
+                [0, "paid"],
+                [0, "x"],
+                [0, "é"],
+                [1, "b"],
+                [1, "a"],
+                [1, "price"],
+                [2, "p"],
+                [2, "q"],
+                [2, "o"],
+                [3, "price"],
             ],
             "column_types": [
-                "text", "number", "text", "time", "boolean", "others", "text",
-                "number", "number", "number", "number", "number", "number", "number",
+                "text",
+                "number",
+                "text",
+                "time",
+                "boolean",
+                "others",
+                "text",
+                "number",
+                "number",
+                "number",
+                "number",
+                "number",
+                "number",
+                "number",
             ],
             "primary_keys": [1, 8, 7],
             "foreign_keys": [[12, 1], [10, 8], [11, 7]],
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_a_folder_and_what_it_holds_load_as_a_data_set(tmp_path, capsys):
@@ -87,11 +123,24 @@ def test_a_folder_and_what_it_holds_load_as_a_data_set(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("declared", "official"),
-    [("", "text"), ("VARCHAR(20)", "text"), ("nvarchar", "text"), ("INTEGER", "number"), ("real", "number"),
-     ("double precision", "number"), ("decimal(4,2)", "number"), ("datetime", "time"), ("YEAR", "time"),
-     ("timestamp", "time"), ("bool", "boolean"), ("BOOLEAN", "boolean"), ("blob", "others"), ("point", "number"),
-     ("geometry", "others")],
-)  # fmt: skip
+    [
+        ("", "text"),
+        ("VARCHAR(20)", "text"),
+        ("nvarchar", "text"),
+        ("INTEGER", "number"),
+        ("real", "number"),
+        ("double precision", "number"),
+        ("decimal(4,2)", "number"),
+        ("datetime", "time"),
+        ("YEAR", "time"),
+        ("timestamp", "time"),
+        ("bool", "boolean"),
+        ("BOOLEAN", "boolean"),
+        ("blob", "others"),
+        ("point", "number"),
+        ("geometry", "others"),
+    ],
+)
 def test_official_types(declared, official):
     assert official_type(declared) == official
 
@@ -123,7 +172,9 @@ def folder(tmp_path, monkeypatch):
     make(tmp_path / "bare.sqlite", "PRAGMA user_version = 1")
     (tmp_path / "none").mkdir()
     (tmp_path / "lfs" / "one").mkdir(parents=True)
-    (tmp_path / "lfs" / "one" / "one.sqlite").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "lfs" / "one" / "one.sqlite").write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+    )
     (tmp_path / "file").write_text("no database")
     (tmp_path / "empty").write_text("")
     (tmp_path / "gold").write_text("SELECT a FROM t\tone\n")
@@ -252,7 +303,7 @@ def test_the_audit_needs_no_tables_json(folder, capsys):
         ("--leave_out [nope]", "leave_out: no check 'nope'; there are gold fails"),
         ("--rewritings maybe", "rewritings"),
         ("--farming true --rewritings true", "rewritings has no effect with farming"),
-        ("--env.max_steps 0", "env.max_steps"),
+        ("--env.max_replies 0", "env.max_replies"),
         ("--env.query.max_rows 0", "max_rows"),
         ("--data.dev nowhere.csv", "nowhere.csv: cannot be read"),
         ("--data.dev file", "file: not JSON"),
@@ -277,7 +328,7 @@ def test_a_toy_folder_that_cannot_be_written(folder, capsys, toy_folder):
     )
 
 
-@pytest.mark.parametrize("module", ["mtsql.schema", "mtsql.sql.scoring", "mtsql.audit"])
+@pytest.mark.parametrize("module", ["mtsql.schema", "mtsql.judge.official_scorer", "mtsql.audit"])
 def test_the_commands_end_with_a_code_and_a_line(folder, module):
     done = subprocess.run(
         [sys.executable, "-m", module, "--nope", "x"], capture_output=True, text=True, check=False

@@ -10,8 +10,8 @@ import eval as eval_script
 import train_rl
 import train_sft
 from mtsql.audit.config import Config as AuditConfig
-from mtsql.config import as_yaml, flat, parse_config, to_dict
 from mtsql.rl.advantages import PRESETS
+from mtsql.run.config import as_yaml, flat, parse_config, to_dict
 
 KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]
 
@@ -140,9 +140,9 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
 def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_path):
     size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **size}))
-    (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_steps": 2}}')
+    (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_replies": 2}}')
     found = printed(capsys, "--model.path", str(tmp_path), kind=eval_script.Config)
-    assert (found["style"], found["env.max_steps"]) == ("BRIEF", 2)
+    assert (found["style"], found["env.max_replies"]) == ("BRIEF", 2)
     with pytest.raises(SystemExit):
         parse("--preset", "gspo", "--print_config")
     recipe = Path(tmp_path / "again.yaml")

@@ -4,7 +4,13 @@ import pytest
 
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 
-COUNTS = {"solved": (20, 20), "easy": (14, 20), "middle": (7, 20), "hard": (6, 20), "never": (0, 20)}
+COUNTS = {
+    "solved": (20, 20),
+    "easy": (14, 20),
+    "middle": (7, 20),
+    "hard": (6, 20),
+    "never": (0, 20),
+}
 
 
 def test_buckets_are_the_papers():
@@ -16,7 +22,9 @@ def test_buckets_are_the_papers():
 def test_stages_take_their_share_in_order_and_empty_ones_are_skipped():
     curriculum = build_curriculum(COUNTS, CurriculumConfig(), seed=0)
     stages = [curriculum.stage_at(u, 150) for u in range(150)]
-    assert (stages.count(0), stages.count(1), stages.count(2)) == (60, 60, 30) and stages == sorted(stages)
+    assert (stages.count(0), stages.count(1), stages.count(2)) == (60, 60, 30) and stages == sorted(
+        stages
+    )
     only = build_curriculum({"hard": (0, 20)}, CurriculumConfig(), seed=0)
     assert {only.stage_at(u, 10) for u in range(10)} == {2}
 
@@ -33,9 +41,12 @@ def test_picks_cover_a_stage_before_repeating_and_depend_on_seed_and_update_only
 
 
 def test_no_turn_comes_twice_in_an_update():
-    """The same (seed, update, turn, sample) draws the same tokens: a second time would teach nothing new."""
+    """The same (seed, update, turn, sample) draws the same tokens: a second time would teach
+    nothing new."""
     for num_turns in range(1, 12):
-        curriculum = build_curriculum({f"t{i}": (10, 20) for i in range(7)}, CurriculumConfig(), seed=num_turns)
+        curriculum = build_curriculum(
+            {f"t{i}": (10, 20) for i in range(7)}, CurriculumConfig(), seed=num_turns
+        )
         picks = [curriculum.pick(u, 30, num_turns) for u in range(30)]
         assert all(len(set(p)) == len(p) == min(num_turns, 7) for p in picks)
         whole = sum(picks, [])
@@ -44,8 +55,11 @@ def test_no_turn_comes_twice_in_an_update():
 
 
 def test_a_refill_is_new_turns_of_the_stage_until_it_runs_out():
-    curriculum = build_curriculum({**{f"t{i}": (10, 20) for i in range(9)}, "easy": (19, 20)},
-                                  CurriculumConfig(shares=(0, 1, 0)), seed=3)  # fmt: skip
+    curriculum = build_curriculum(
+        {**{f"t{i}": (10, 20) for i in range(9)}, "easy": (19, 20)},
+        CurriculumConfig(shares=(0, 1, 0)),
+        seed=3,
+    )
     picked = curriculum.pick(2, 5, 4)
     first = curriculum.refill(2, 5, 2, picked)
     second = curriculum.refill(2, 5, 9, picked + first)

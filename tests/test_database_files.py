@@ -7,11 +7,11 @@ from contextlib import closing
 
 import pytest
 
+from mtsql.judge.official_scorer import database_files
 from mtsql.sql.database_files import DatabaseFolder
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import run_query
 from mtsql.sql.schema import schema_from_sqlite, schema_text
-from mtsql.sql.scoring import database_files
 from mtsql.sql.tables_json import tables_entry
 
 
@@ -30,16 +30,24 @@ def load(folder, db_id="one", sql="SELECT a FROM t", tables=None):
 
 
 PLACES = [
-    "one/one.sqlite", "one/one.SQLITE", "one/one.sqlite3", "one/one.db", "one/one.DB", "one/one.db3",
-    "one.sqlite", "one.sqlite3", "one.db", "one.Db",
-]  # fmt: skip
+    "one/one.sqlite",
+    "one/one.SQLITE",
+    "one/one.sqlite3",
+    "one/one.db",
+    "one/one.DB",
+    "one/one.db3",
+    "one.sqlite",
+    "one.sqlite3",
+    "one.db",
+    "one.Db",
+]
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_every_place_and_ending_is_found(tmp_path, place):
     path = make(tmp_path / "database" / place)
     (tmp_path / "database" / "one.txt").write_text("")
-    assert load(tmp_path).db_paths == {"one": path}
+    assert load(tmp_path).databases["one"].path == path
     assert database_files("one", [tmp_path / "database"]) == [path]
     assert DatabaseFolder(tmp_path / "database").all() == {"one": path}
 
@@ -50,7 +58,11 @@ def test_hidden_files_of_other_programs_are_no_databases(tmp_path):
         (path.parent / name).write_text("no database")
     (tmp_path / "database" / "._one.sqlite").write_text("no database")
     assert database_files("one", [tmp_path / "database"]) == [path]
-    assert DatabaseFolder(tmp_path / "database").all() == load(tmp_path).db_paths == {"one": path}
+    assert (
+        DatabaseFolder(tmp_path / "database").all()
+        == {"one": load(tmp_path).databases["one"].path}
+        == {"one": path}
+    )
 
 
 @pytest.mark.parametrize("second", [place for place in PLACES if place != "one/one.sqlite"])
@@ -79,7 +91,10 @@ def test_links_are_followed_and_are_no_second_file(tmp_path, target):
         ("database/one/One.sqlite", r"there is One.sqlite, in another case"),
         ("database/one/data.db", r"there is data.db: give it the name of its folder"),
         ("database/spider/one/one.sqlite", r"it is in .*database/spider: name that folder"),
-        ("database/one.sqlite/one.sqlite", r"one/one.sqlite$"),  # a folder of that name is nothing near
+        (
+            "database/one.sqlite/one.sqlite",
+            r"one/one.sqlite$",
+        ),  # a folder of that name is nothing near
     ],
 )
 def test_what_is_there_instead_is_said(tmp_path, place, words):
@@ -103,17 +118,17 @@ def test_odd_ids_load_and_run(tmp_path, db_id, is_flat):
     folder = tmp_path / "database" / ("" if is_flat else db_id)
     make(folder / f"{db_id}.sqlite", 'CREATE TABLE "t t" ("From"); INSERT INTO "t t" VALUES (7)')
     corpus = load(tmp_path, db_id, 'SELECT "From" FROM "t t"')
-    assert schema_text(corpus.schemas[db_id]) == '"t t"("From")'
-    assert corpus.schemas[db_id].db_id == db_id
-    assert run_query(corpus.db_paths[db_id], corpus.turns[0].sql).rows == ((7,),)
+    assert schema_text(corpus.databases[db_id].schema) == '"t t"("From")'
+    assert corpus.databases[db_id].schema.db_id == db_id
+    assert run_query(corpus.databases[db_id].path, corpus.turns[0].sql).rows == ((7,),)
 
 
 @pytest.mark.parametrize("db_id", ["../victim", "/etc/x", "a/b", "..", "", "a\0", "a\nb"])
 @pytest.mark.parametrize("kind", ["dialogues", "tables", "gold", "csv"])
 def test_an_id_that_is_a_path_is_refused_wherever_it_is_read(tmp_path, db_id, kind):
+    from mtsql.judge.official_scorer import read_gold
     from mtsql.sql.questions import read_conversations
     from mtsql.sql.schema import load_schemas
-    from mtsql.sql.scoring import read_gold
 
     make(tmp_path / "database" / "one.db")
     file = tmp_path / f"f.{'csv' if kind == 'csv' else 'json'}"
@@ -233,7 +248,7 @@ VIRTUAL = """CREATE TABLE t (a); CREATE VIRTUAL TABLE docs USING fts5 (title);
 def test_virtual_tables_stay_out_of_prompts_but_may_stand_in_a_tables_json(tmp_path):
     path = make(tmp_path / "database" / "one.sqlite", VIRTUAL)
     assert not run_query(path, "SELECT title FROM docs").is_ok  # so a model need not know of it
-    assert schema_text(load(tmp_path).schemas["one"]) == "t(a)\nv(a)"
+    assert schema_text(load(tmp_path).databases["one"].schema) == "t(a)\nv(a)"
     entry = tables_entry(schema_from_sqlite(path, has_virtual=True))
     assert {"docs", "docs_content", "box", "t"} <= set(entry["table_names_original"])
     (tmp_path / "tables.json").write_text(json.dumps([entry]))
@@ -243,7 +258,11 @@ def test_virtual_tables_stay_out_of_prompts_but_may_stand_in_a_tables_json(tmp_p
 def test_an_entry_without_tables_is_skipped_and_named(tmp_path):
     path = make(tmp_path / "database" / "one.sqlite")
     entry = tables_entry(schema_from_sqlite(path))
-    entry |= {"table_names_original": [], "column_names_original": [[-1, "*"]], "column_types": ["text"]}
+    entry |= {
+        "table_names_original": [],
+        "column_names_original": [[-1, "*"]],
+        "column_types": ["text"],
+    }
     (tmp_path / "tables.json").write_text(json.dumps([entry]))
     with pytest.raises(ValueError, match="'one' has no tables in .*tables.json"):
         load(tmp_path, tables=tmp_path / "tables.json")

@@ -9,21 +9,31 @@ from contextlib import closing
 import pytest
 
 from mtsql.sql import datasets
-from mtsql.sql.datasets import DataConfig, describe_losses, load_split, read_leave_out, toy_files
+from mtsql.sql.datasets import DataConfig, describe_skipped, load_split, read_leave_out, toy_files
 from mtsql.sql.dialogues import split_by_database
 
 TABLES = [
-    {"db_id": db_id, "table_names_original": ["t"], "column_names_original": [[-1, "*"], [0, "a"]],
-     "column_types": ["text", "number"], "primary_keys": [], "foreign_keys": []}
+    {
+        "db_id": db_id,
+        "table_names_original": ["t"],
+        "column_names_original": [[-1, "*"], [0, "a"]],
+        "column_types": ["text", "number"],
+        "primary_keys": [],
+        "foreign_keys": [],
+    }
     for db_id in ("one", "two")
-]  # fmt: skip
+]
 
 
 @pytest.fixture
 def config(tmp_path):
-    """config(text) is a configuration whose leave-out file holds the text; three dialogues of two turns to train on."""
+    """config(text) is a configuration whose leave-out file holds the text; three dialogues of two
+    turns to train on."""
     dialogues = [
-        {"database_id": db_id, "interaction": [{"utterance": f"q{i}", "query": f"SELECT {i}"} for i in range(2)]}
+        {
+            "database_id": db_id,
+            "interaction": [{"utterance": f"q{i}", "query": f"SELECT {i}"} for i in range(2)],
+        }
         for db_id in ("one", "one", "two")
     ]
     for db_id in ("one", "two"):
@@ -43,10 +53,15 @@ def config(tmp_path):
 
 def test_left_out_turns_are_gone_but_stay_in_the_history(config):
     corpus = load_split(config("train:0:0\tgold fails: a\ntrain:2:0\tgold fails: b\n"), "train")
-    assert [turn.turn_id for turn in corpus.turns] == ["train:0:1", "train:1:0", "train:1:1", "train:2:1"]
+    assert [turn.turn_id for turn in corpus.turns] == [
+        "train:0:1",
+        "train:1:0",
+        "train:1:1",
+        "train:2:1",
+    ]
     assert corpus.turns[0].history == (("q0", "SELECT 0"),)
     assert corpus.left_out == {"train:0:0": "gold fails: a", "train:2:0": "gold fails: b"}
-    assert describe_losses(corpus) == "left out 2 turns (2 gold fails)"
+    assert describe_skipped(corpus) == "left out 2 turns (2 gold fails)"
     rest, _ = split_by_database(corpus, 0.5, 0)
     assert rest.left_out == corpus.left_out
 
@@ -54,7 +69,7 @@ def test_left_out_turns_are_gone_but_stay_in_the_history(config):
 def test_a_dialogue_without_turns_disappears(config):
     corpus = load_split(config("train:1:0\tx\ntrain:1:1\ty\n"), "train")
     assert [dialogue.dialogue_id for dialogue in corpus.dialogues] == ["train:0", "train:2"]
-    assert describe_losses(corpus) == "left out 2 turns (1 x, 1 y)"
+    assert describe_skipped(corpus) == "left out 2 turns (1 x, 1 y)"
 
 
 def test_scripts_say_what_is_left_out(config, capsys, monkeypatch):
@@ -69,7 +84,7 @@ def test_scripts_say_what_is_left_out(config, capsys, monkeypatch):
 
 def test_only_the_training_split_is_concerned(config):
     corpus = load_split(config("train:0:0\tx\n"), "dev")
-    assert len(corpus.turns) == 6 and describe_losses(corpus) == ""
+    assert len(corpus.turns) == 6 and describe_skipped(corpus) == ""
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,10 @@ def test_only_the_training_split_is_concerned(config):
         ("\tx\n", r"out.tsv, line 1: expected"),
         ("train:0:0\tx\ntrain:0:0\ty\n", r"out.tsv, line 2: turn train:0:0 was named before"),
         ("dev:0:0\tx\ntrain:9:0\tx\n", r"out.tsv: 2 turns are not in this split, such as dev:0:0"),
-        ("".join(f"train:{d}:{t}\tx\n" for d in range(3) for t in range(2)), r"out.tsv: no turn is left"),
+        (
+            "".join(f"train:{d}:{t}\tx\n" for d in range(3) for t in range(2)),
+            r"out.tsv: no turn is left",
+        ),
     ],
 )
 def test_bad_leave_out_files_are_named(config, text, words):

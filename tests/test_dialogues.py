@@ -31,7 +31,9 @@ def load(tmp_path):
     (tmp_path / "tables.json").write_text(json.dumps(TABLES))
 
     def load(entries):
-        (tmp_path / "train.json").write_text(entries if isinstance(entries, str) else json.dumps(entries))
+        (tmp_path / "train.json").write_text(
+            entries if isinstance(entries, str) else json.dumps(entries)
+        )
         return load_corpus(tmp_path / "train.json", tmp_path / "tables.json", tmp_path / "database")
 
     return load
@@ -39,7 +41,11 @@ def load(tmp_path):
 
 def dialogue(db_id, *queries):
     turns = [{"utterance": f"q{i}", "query": query} for i, query in enumerate(queries)]
-    return {"database_id": db_id, "interaction": turns, "final": {"utterance": "goal", "query": "SELECT 9"}}
+    return {
+        "database_id": db_id,
+        "interaction": turns,
+        "final": {"utterance": "goal", "query": "SELECT 9"},
+    }
 
 
 def test_turns_and_their_history(load):
@@ -49,7 +55,7 @@ def test_turns_and_their_history(load):
     assert second == Turn("train:0:1", 1, "one", "q1", "SELECT 1", (("q0", "SELECT 0"),))
     assert third.history == (("q0", "SELECT 0"), ("q1", "SELECT 1"))
     assert corpus.dialogues == [Dialogue("train:0", "one", (first, second, third))]
-    assert set(corpus.schemas) == set(corpus.db_paths) == {"one"}
+    assert set(corpus.databases) == {"one"}
     assert corpus.skipped == []
 
 
@@ -137,13 +143,15 @@ def test_missing_files_and_folders_are_named(load, tmp_path, missing):
 
 
 def test_split_keeps_databases_whole(load):
-    corpus = load([dialogue("one", "SELECT 0")] * 30 + [dialogue("two", "SELECT 0")] * 2 + [dialogue("one")])
+    corpus = load(
+        [dialogue("one", "SELECT 0")] * 30 + [dialogue("two", "SELECT 0")] * 2 + [dialogue("one")]
+    )
     rest, held_out = split_by_database(corpus, 0.1, seed=0)
-    assert set(rest.db_paths) == set(rest.schemas) == {"one"} and len(rest.turns) == 30
-    assert set(held_out.db_paths) == {"two"} and len(held_out.turns) == 2
+    assert set(rest.databases) == {"one"} and len(rest.turns) == 30
+    assert set(held_out.databases) == {"two"} and len(held_out.turns) == 2
     assert len(rest.skipped) == 1 and held_out.skipped == []
     # No database is small enough for this fraction: the smallest is held out all the same.
-    assert set(split_by_database(corpus, 0.001, seed=0)[1].db_paths) == {"two"}
+    assert set(split_by_database(corpus, 0.001, seed=0)[1].databases) == {"two"}
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
@@ -179,7 +187,7 @@ def test_official_counts(shared, name, num_dialogues, num_turns, num_skips, num_
         rest, held_out = split_by_database(corpus, 0.05, seed=0)
         assert len(rest.dialogues) + len(held_out.dialogues) == num_dialogues
         assert 0.04 < len(held_out.dialogues) / num_dialogues <= 0.05
-        assert not set(rest.db_paths) & set(held_out.db_paths)
+        assert not set(rest.databases) & set(held_out.databases)
         assert (
             held_out
             == split_by_database(corpus, 0.05, seed=0)[1]

@@ -9,16 +9,24 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsql.llm.attention import register_attention
-from mtsql.llm.engine import Engine, EngineLimits, Sampling, StopReason
-from mtsql.llm.sampling import hash_key, uniform
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.sampling import hash_key, uniform
+from mtsql.model.attention import register_attention
 
 register_attention()
 VOCAB = 61
 TINY = dict(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=0,
+)
 FAMILIES = {
     "qwen3": ("Qwen3", dict(head_dim=12, tie_word_embeddings=True)),
     "qwen2": ("Qwen2", dict(tie_word_embeddings=False)),
@@ -29,7 +37,8 @@ FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 @functools.cache
 def tiny(family: str = "qwen3", dtype=torch.float32, attention: str = "mtsql"):
-    """A random model, the same for each attention. Larger weights than usual: no near-uniform logits."""
+    """A random model, the same for each attention. Larger weights than usual: no near-uniform
+    logits."""
     name, extra = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(**TINY | extra, attn_implementation=attention)
     torch.manual_seed(5)
@@ -56,8 +65,10 @@ def engine(model=None, stop_ids=(), blocks=200, rows=64, size=4, batch=64, **sam
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     block_bytes = 2 * config.num_hidden_layers * size * config.num_key_value_heads * head_dim
     block_bytes *= model.dtype.itemsize
-    limits = EngineLimits(rows, size, blocks * block_bytes, batch)
-    return Engine(model, stop_ids, Sampling(**dict(max_trajectory_tokens=100) | sampling), limits)
+    limits = EngineConfig(rows, size, blocks * block_bytes, batch)
+    return Engine(
+        model, stop_ids, SamplingConfig(**dict(max_trajectory_tokens=100) | sampling), limits
+    )
 
 
 def play(engine, groups, observations, num_samples=1):
@@ -105,7 +116,7 @@ def check_dialogues(model, groups, observations, played, temperature, tolerance)
 def test_greedy_dialogues_equal_generate(family):
     groups = prompts(3, 17, 8, 1, 24)
     observations = [prompts(5, 1), prompts(9, 2, 13), [], prompts(4), prompts(7, 7)]
-    played = play(engine(tiny(family), temperature=0, max_step_tokens=9), groups, observations)
+    played = play(engine(tiny(family), temperature=0, max_reply_tokens=9), groups, observations)
     check_dialogues(tiny(family, attention="sdpa"), groups, observations, played, 0, 1e-4)
 
 
@@ -113,7 +124,7 @@ def test_greedy_dialogues_equal_generate(family):
 def test_sampled_logprobs_equal_plain_forward_in_float64(family):
     model = tiny(family, torch.float64)
     groups, observations = prompts(3, 17, 8), [prompts(5, 1), prompts(9, 2), []]
-    played = play(engine(model, temperature=0.7, max_step_tokens=9), groups, observations)
+    played = play(engine(model, temperature=0.7, max_reply_tokens=9), groups, observations)
     check_dialogues(tiny(family, torch.float64, "sdpa"), groups, observations, played, 0.7, 1e-9)
 
 
@@ -124,7 +135,7 @@ def replies(played) -> list[list[list[int]]]:
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_same_tokens_alone_in_a_batch_and_after_being_put_off(temperature):
     model = tiny(dtype=torch.float64)
-    options = dict(temperature=temperature, max_step_tokens=6, stop_ids=(3,))
+    options = dict(temperature=temperature, max_reply_tokens=6, stop_ids=(3,))
     groups = prompts(*range(5, 21))
     observations = [prompts(4, 3, seed=i) for i in range(16)]
     together = play(engine(model, **options), groups, observations, num_samples=4)
@@ -150,7 +161,7 @@ def test_same_tokens_alone_in_a_batch_and_after_being_put_off(temperature):
 
 
 def test_each_distinct_token_is_computed_once():
-    ours = engine(temperature=0, max_step_tokens=5)
+    ours = engine(temperature=0, max_reply_tokens=5)
     played = play(ours, prompts(9, 14), [prompts(4), prompts(6)], num_samples=8)
     lengths = [sum(len(done.ids) for done in completions) for completions in played.values()]
     # The last sampled token of a trajectory is never computed.
@@ -159,7 +170,7 @@ def test_each_distinct_token_is_computed_once():
 
 
 def test_long_prompt_does_not_stall_a_decoding_row():
-    ours = engine(temperature=0, max_step_tokens=20, batch=8, rows=4)
+    ours = engine(temperature=0, max_reply_tokens=20, batch=8, rows=4)
     short, long = prompts(4, 90)
     ours.open_group(short, keys(1))
     ours.step()
@@ -204,27 +215,33 @@ class SlowEngine:
                 return reply, logprobs, StopReason.STOP_ID
             if len(ids) >= self.sampling.max_trajectory_tokens:
                 return reply, logprobs, StopReason.TRAJECTORY_TOKENS
-            if len(reply) >= self.sampling.max_step_tokens:
-                return reply, logprobs, StopReason.STEP_TOKENS
+            if len(reply) >= self.sampling.max_reply_tokens:
+                return reply, logprobs, StopReason.REPLY_TOKENS
 
 
 ACTIONS = st.one_of(
     st.tuples(st.just("open"), st.integers(1, 14), st.integers(1, 4)),
     st.tuples(st.just("step"), st.integers(1, 6)),
     st.tuples(st.just("extend"), st.integers(0, 50), st.integers(0, 5)),
-    st.tuples(st.just("put_off"), st.integers(0, 50)),
+    st.tuples(st.just("preempt"), st.integers(0, 50)),
     st.tuples(st.just("close"), st.integers(0, 50)),
 )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(ACTIONS, min_size=4, max_size=25), st.integers(10, 40), st.integers(1, 5), st.integers(0, 9))
+@given(
+    st.lists(ACTIONS, min_size=4, max_size=25),
+    st.integers(10, 40),
+    st.integers(1, 5),
+    st.integers(0, 9),
+)
 def test_any_schedule_gives_the_slow_engines_replies(actions, blocks, rows, extra):
-    """Random openings, observations, evictions, closings, cache sizes: no token changes, no block leaks."""
+    """Random openings, observations, evictions, closings, cache sizes: no token changes, no block
+    leaks."""
     model = tiny(dtype=torch.float64)
-    options = dict(max_step_tokens=4, max_trajectory_tokens=20)
+    options = dict(max_reply_tokens=4, max_trajectory_tokens=20)
     ours = engine(model, (3, 4, 5), blocks, rows, batch=rows + extra, **options)
-    slow = SlowEngine(tiny("qwen3", torch.float64, "sdpa"), (3, 4, 5), Sampling(**options))
+    slow = SlowEngine(tiny("qwen3", torch.float64, "sdpa"), (3, 4, 5), SamplingConfig(**options))
     open_rows, idle = [], []
 
     def step():
@@ -255,8 +272,8 @@ def test_any_schedule_gives_the_slow_engines_replies(actions, blocks, rows, extr
                 idle.remove(handle)
                 ours.extend(handle, given_ids)
                 slow.extend(handle, given_ids)
-        elif action == "put_off" and chosen is not None:
-            ours.put_off(chosen)
+        elif action == "preempt" and chosen is not None:
+            ours.preempt(chosen)
         elif action == "close" and chosen is not None:
             ours.close(chosen)
             open_rows.remove(chosen)
@@ -282,7 +299,7 @@ def finish(engine) -> list:
 
 def test_stop_id_as_first_token():
     (prompt,) = prompts(6)
-    first = finish_one(engine(temperature=0, max_step_tokens=1), prompt).ids
+    first = finish_one(engine(temperature=0, max_reply_tokens=1), prompt).ids
     done = finish_one(engine(stop_ids=(first[0],), temperature=0), prompt)
     assert (done.ids, done.reason) == (first, StopReason.STOP_ID) and len(done.logprobs) == 1
 
@@ -295,8 +312,8 @@ def finish_one(engine, prompt):
 
 def test_empty_observation_goes_on():
     (prompt,) = prompts(6)
-    whole = finish_one(engine(max_step_tokens=8), prompt).ids
-    ours = engine(max_step_tokens=4)
+    whole = finish_one(engine(max_reply_tokens=8), prompt).ids
+    ours = engine(max_reply_tokens=4)
     first = finish_one(ours, prompt)
     ours.extend(first.handle, [])
     (second,) = finish(ours)
@@ -305,9 +322,9 @@ def test_empty_observation_goes_on():
 
 def test_budgets_name_their_reason():
     (prompt,) = prompts(6)
-    ours = engine(max_step_tokens=5, max_trajectory_tokens=9)
+    ours = engine(max_reply_tokens=5, max_trajectory_tokens=9)
     first = finish_one(ours, prompt)
-    assert (len(first.ids), first.reason) == (5, StopReason.STEP_TOKENS)
+    assert (len(first.ids), first.reason) == (5, StopReason.REPLY_TOKENS)
     with pytest.raises(ValueError, match="no room for a reply in max_trajectory_tokens 9"):
         ours.extend(first.handle, [1, 2, 3, 4])
     ours.extend(first.handle, [1, 2])
@@ -317,7 +334,7 @@ def test_budgets_name_their_reason():
 
 def test_text_may_end_a_reply():
     (prompt,) = prompts(6)
-    ours = engine(max_step_tokens=8)
+    ours = engine(max_reply_tokens=8)
     ours.is_stopped = lambda ids: len(ids) == 3
     done = finish_one(ours, prompt)
     assert (len(done.ids), done.reason) == (3, StopReason.STOP_STRING)
@@ -325,14 +342,16 @@ def test_text_may_end_a_reply():
 
 def test_prompt_longer_than_the_cache_is_refused():
     ours = engine(blocks=20, max_trajectory_tokens=30)
-    with pytest.raises(ValueError, match=r"prompt of 50 tokens .* needs 21 cache blocks and there are 20"):
+    with pytest.raises(
+        ValueError, match=r"prompt of 50 tokens .* needs 21 cache blocks and there are 20"
+    ):
         ours.open_group(*prompts(50), keys(1))
     played = play(ours, prompts(48), [[]], num_samples=2)  # each needs all 20 blocks
     assert [len(completions[0].ids) for completions in played.values()] == [30, 30]
 
 
 def test_misuse_is_named():
-    ours = engine(max_step_tokens=2)
+    ours = engine(max_reply_tokens=2)
     (handle,) = ours.open_group(*prompts(3), keys(1))
     with pytest.raises(ValueError, match="handle 0 is still decoding"):
         ours.extend(handle, [1])
@@ -351,17 +370,23 @@ def test_unsupported_models_are_refused_by_name():
     with pytest.raises(ValueError, match="attention 'sdpa'"):
         engine(tiny(attention="sdpa"))
     sliding = transformers.Qwen2Config(
-        **TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1, attn_implementation="mtsql"
+        **TINY,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+        attn_implementation="mtsql",
     )
     with pytest.raises(ValueError, match="layers with sliding_attention are not supported"):
         engine(transformers.Qwen2ForCausalLM(sliding).eval())
-    mistral = transformers.MistralForCausalLM(transformers.MistralConfig(**TINY, attn_implementation="mtsql"))
+    mistral = transformers.MistralForCausalLM(
+        transformers.MistralConfig(**TINY, attn_implementation="mtsql")
+    )
     with pytest.raises(ValueError, match="model type 'mistral' is not supported"):
         engine(mistral.eval())
 
 
 def test_bad_limits_are_refused():
-    with pytest.raises(ValueError, match="max_step_batch_tokens is 5, less than engine.max_rows 6"):
-        EngineLimits(max_rows=6, max_step_batch_tokens=5)
+    with pytest.raises(ValueError, match="max_scheduled_tokens is 5, less than engine.max_rows 6"):
+        EngineConfig(max_rows=6, max_scheduled_tokens=5)
     with pytest.raises(ValueError, match="engine.cache_bytes is 0: it must be at least 1"):
         engine(blocks=0)

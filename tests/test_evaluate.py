@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtsql.evaluate import TurnScore, predictions_text, summarize
+from mtsql.rl.evaluate import TurnScore, predictions_text, summarize
 
 
 def turn_score(dialogue, turn, hardness, ex, em, call_memory=None, outcome="answered"):
@@ -37,8 +37,11 @@ def test_summary():
         "extra": {"count": 1, "ex": 100.0, "em": 100.0},
     }  # a gold outside the grammar counts in "all" only
     assert summary["interaction"] == {"count": 3, "ex": 66.67, "em": 33.33}
-    assert summary["abilities"] == {"call_execute": 0.8, "call_memory": 0.5}  # first turns have nothing to remember
-    assert summary["outcomes"] == {"answered": 4, "bad_call": 1} and summary["mean_steps"] == 2
+    assert summary["abilities"] == {
+        "call_execute": 0.8,
+        "call_memory": 0.5,
+    }  # first turns have nothing to remember
+    assert summary["outcomes"] == {"answered": 4, "bad_call": 1} and summary["mean_replies"] == 2
     with pytest.raises(ValueError, match="no turn was scored"):
         summarize([])
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from mtsql.agent.env import EnvLimits
-from mtsql.agent.parser import Verdict
+from mtsql.agent.env import EnvConfig
+from mtsql.agent.reply import Verdict
 from mtsql.audit.__main__ import main
 from mtsql.audit.config import Config
 from mtsql.audit.farming import MAX_TERM, MAX_TOTAL, Earned, FarmingReport, _broken_rules, farm
@@ -17,8 +17,8 @@ from mtsql.audit.policies import POLICIES, Scene
 from mtsql.rl.rewards import RewardConfig, RewardWeights, total_reward
 from mtsql.sql.datasets import DataConfig, load_split
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.schema import Column, Schema, Table
-from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.sql.schema import Column, Database, Schema, Table
+from mtsql.toyworld.world import WorldConfig, write_toy_world
 
 DEFAULT = RewardConfig()
 PAPER = RewardConfig(process_after="any", proposals="all")
@@ -29,7 +29,7 @@ NUM_TURNS = 24
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("farming") / "world"
-    size = ToySize(num_train_databases=4, num_dev_databases=1, train_dialogues=6)
+    size = WorldConfig(num_train_databases=4, num_dev_databases=1, train_dialogues=6)
     write_toy_world(folder, 0, size)
     names = {name: str(folder / f"{name}.json") for name in ("train", "dev", "tables")}
     return DataConfig(**names, databases=str(folder / "database"))
@@ -40,7 +40,7 @@ def play(data):
     corpus = load_split(data, "train")
 
     def play(reward: RewardConfig = DEFAULT, **env) -> FarmingReport:
-        limits = EnvLimits(num_sql_workers=1, **env)
+        limits = EnvConfig(num_sql_workers=1, **env)
         config = Config(data=data, reward=reward, env=limits, num_farming_turns=NUM_TURNS)
         return farm(corpus, config)
 
@@ -122,11 +122,11 @@ def test_a_broken_rule_is_named_with_its_policy():
 def test_policies_play_what_they_say(data):
     corpus = load_split(data, "train")
     turn = next(turn for turn in corpus.turns if turn.history)
-    scene = Scene(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], EnvLimits())
+    scene = Scene(turn, corpus.databases[turn.db_id], EnvConfig())
     honest = POLICIES["mending: after a query that failed"].play(scene)
     assert [reply.exec_verdict for reply in honest] == [None, Verdict.NO_PASS, Verdict.PASS, None]
     assert honest[-1].answer == turn.sql and honest[-1].memory_verdict is Verdict.PASS
-    assert all(len(policy.play(scene)) <= EnvLimits().max_steps for policy in POLICIES.values())
+    assert all(len(policy.play(scene)) <= EnvConfig().max_replies for policy in POLICIES.values())
     blind = [policy for policy in POLICIES.values() if policy.kind == "blind"]
     hidden = replace(scene, turn=replace(turn, sql="SELECT 'the gold'"))
     assert [policy.play(scene) for policy in blind] == [policy.play(hidden) for policy in blind]
@@ -151,7 +151,7 @@ def test_disguises_of_the_last_query(tmp_path):
         ],
     }.items():
         turn = Turn("train:0:1", 1, "d", "?", "SELECT 1", (("?", sql),))
-        scene = Scene(turn, schema, tmp_path / "none.sqlite", EnvLimits())
+        scene = Scene(turn, Database(schema, tmp_path / "none.sqlite"), EnvConfig())
         names = ("DISTINCT in or out", "another literal", "columns turned", "wrapped")
         answers = [POLICIES[f"last SQL, {name}"].play(scene)[-1].answer for name in names]
         assert answers == texts

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtsql.sql.guard import Evidence, evidence
-from mtsql.sql.metrics import clause_f1, exact_match, execution_match, hardness
-from mtsql.sql.parse import parse_sql
+from mtsql.judge.exact_match import clause_f1, exact_match, execution_match, hardness
+from mtsql.judge.guard import Evidence, evidence
+from mtsql.judge.sql_parser import parse_sql
 from mtsql.sql.sandbox import QueryConfig, QueryResult, run_query
 from mtsql.sql.schema import schema_from_sqlite
 
@@ -32,7 +32,9 @@ QUERIES = GOLDS + [
     + "ORDER BY sum(T2.seats) DESC, T1.name ASC LIMIT 1",
     "SELECT sum(x.n) FROM (SELECT count(*) AS n FROM concert GROUP BY year) AS x",
 ]
-WORDS = sorted({word for query in QUERIES for word in query.replace("(", " ( ").replace(")", " ) ").split()})
+WORDS = sorted(
+    {word for query in QUERIES for word in query.replace("(", " ( ").replace(")", " ) ").split()}
+)
 WORDS += [
     "",
     " ",
@@ -129,7 +131,9 @@ def mutate(generator: random.Random) -> str:
     text = " ".join(words)
     if generator.random() < 0.2 and text:
         at = generator.randrange(len(text))
-        text = text[:at] + generator.choice(string.printable + "é\U0001f4a3\0\ud800") + text[at + 1 :]
+        text = (
+            text[:at] + generator.choice(string.printable + "é\U0001f4a3\0\ud800") + text[at + 1 :]
+        )
     return text
 
 
@@ -163,7 +167,9 @@ sql_texts = st.one_of(
     st.randoms(use_true_random=False).map(mutate),
     st.randoms(use_true_random=False).map(nested),
 )
-quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 long = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -185,7 +191,9 @@ def check_metrics(db, pred, gold):
     assert execution_match(pred, gold, db, limits=LIMITS) in (True, False)
     assert execution_match(gold, pred, db, limits=LIMITS) in (True, False)
     verdict = exact_match(gold, pred, schema)
-    assert verdict in (True, False) and not (verdict and parse_sql(pred, schema) is None)  # a bad gold is never matched
+    assert verdict in (True, False) and not (
+        verdict and parse_sql(pred, schema) is None
+    )  # a bad gold is never matched
 
 
 def check_guard(db, pred, gold):

@@ -8,15 +8,15 @@ from contextlib import closing
 
 import pytest
 
+from mtsql.judge import content
+from mtsql.judge.agreement import stable_order, written_match
+from mtsql.judge.altered_copies import altered
+from mtsql.judge.content import Content, TableRows, content_of, memory_copy
+from mtsql.judge.guard import Copied, Evidence, copied_from_history, evidence, trial_of
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql import content
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.agreement import stable_order, written_match
-from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence, trial_of
 from mtsql.sql.sandbox import DatabaseFileError, Mirror, QueryConfig, clear_result_cache, run_query
 from mtsql.sql.schema import load_schemas, schema_from_sqlite
-from mtsql.sql.content import Content, TableRows, content_of, memory_copy
-from mtsql.sql.variants import altered
 from mtsql.sql.worker_pool import the_pool
 
 LIMITS = QueryConfig()
@@ -50,7 +50,9 @@ def schema(db):
 @pytest.fixture(scope="module")
 def paid(db, schema):
     def scores(sql, gold, history=(), guard=True):
-        turn = Turn("train:0:0", len(history), "shows", "?", gold, tuple(("?", sql) for sql in history))
+        turn = Turn(
+            "train:0:0", len(history), "shows", "?", gold, tuple(("?", sql) for sql in history)
+        )
         return answer_scores(sql, turn, schema, db, RewardConfig(guard=guard), LIMITS)
 
     return scores
@@ -71,8 +73,14 @@ COUNT = "SELECT count(*) FROM singer WHERE country = 'USA'"
         ("SELECT max(age) FROM singer", "SELECT 52"),
         ("SELECT country FROM singer WHERE name = 'Ann'", "SELECT 'USA' FROM singer LIMIT 1"),
         ("SELECT name FROM singer ORDER BY age LIMIT 1", "SELECT 'Cid'"),
-        ("SELECT planet FROM singer WHERE country = 'Peru'", "SELECT 'Earth'"),  # the column has one value only
-        ("SELECT name FROM singer ORDER BY age LIMIT 1", "SELECT name FROM singer WHERE singer_id = 3"),
+        (
+            "SELECT planet FROM singer WHERE country = 'Peru'",
+            "SELECT 'Earth'",
+        ),  # the column has one value only
+        (
+            "SELECT name FROM singer ORDER BY age LIMIT 1",
+            "SELECT name FROM singer WHERE singer_id = 3",
+        ),
     ],
 )
 def test_constants_earn_nothing(paid, gold, answer):
@@ -83,14 +91,26 @@ def test_constants_earn_nothing(paid, gold, answer):
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
-        ("SELECT name FROM singer WHERE age > 20", "SELECT name FROM singer"),  # the filter keeps all
-        ("SELECT name FROM singer WHERE age > 26 AND country = 'USA'", "SELECT name FROM singer WHERE name LIKE '%nn'"),
+        (
+            "SELECT name FROM singer WHERE age > 20",
+            "SELECT name FROM singer",
+        ),  # the filter keeps all
+        (
+            "SELECT name FROM singer WHERE age > 26 AND country = 'USA'",
+            "SELECT name FROM singer WHERE name LIKE '%nn'",
+        ),
         ("SELECT name FROM singer WHERE age > 26", "SELECT name FROM singer WHERE age >= 26"),
-        ("SELECT name FROM singer WHERE age > 26", "SELECT name FROM singer WHERE age > 27"),  # em is met
+        (
+            "SELECT name FROM singer WHERE age > 26",
+            "SELECT name FROM singer WHERE age > 27",
+        ),  # em is met
         ("SELECT count(*) FROM song", "SELECT count(*) FROM singer"),
         ("SELECT min(singer_id) FROM song", "SELECT min(singer_id) FROM singer"),
         ("SELECT name FROM singer ORDER BY singer_id", "SELECT name FROM singer ORDER BY name"),
-        ("SELECT title FROM song WHERE year = 2001 OR year = 2003", "SELECT title FROM song WHERE year < 2010"),
+        (
+            "SELECT title FROM song WHERE year = 2001 OR year = 2003",
+            "SELECT title FROM song WHERE year < 2010",
+        ),
         (
             "SELECT T1.name FROM singer AS T1 JOIN song AS T2 ON T1.singer_id = T2.singer_id WHERE T2.year = 2010",
             "SELECT name FROM singer WHERE country = 'Peru'",
@@ -109,22 +129,43 @@ JOINED = "SELECT T1.name FROM singer AS T1 JOIN song AS T2 ON T1.singer_id = T2.
     ("gold", "answer"),
     [
         (COUNT, "select COUNT(singer_id) from singer s where s.country in ('USA')"),
-        (JOINED, "SELECT name FROM singer WHERE singer_id IN (SELECT singer_id FROM song WHERE year = 2010)"),
-        (JOINED, "SELECT s.name FROM song g, singer s WHERE g.year IN (2010) AND s.singer_id = g.singer_id"),
-        ("SELECT count(*) FROM song", "SELECT count(*) FROM song JOIN singer ON song.singer_id = singer.singer_id"),
+        (
+            JOINED,
+            "SELECT name FROM singer WHERE singer_id IN (SELECT singer_id FROM song WHERE year = 2010)",
+        ),
+        (
+            JOINED,
+            "SELECT s.name FROM song g, singer s WHERE g.year IN (2010) AND s.singer_id = g.singer_id",
+        ),
+        (
+            "SELECT count(*) FROM song",
+            "SELECT count(*) FROM song JOIN singer ON song.singer_id = singer.singer_id",
+        ),
         ("SELECT max(age) FROM singer", "SELECT age FROM singer ORDER BY age DESC LIMIT 1"),
-        ("SELECT name FROM singer ORDER BY age LIMIT 1",
-         "SELECT name FROM singer WHERE age = (SELECT min(age) FROM singer)"),
-        ("SELECT country, count(*) FROM singer GROUP BY country", "SELECT count(*), country FROM singer GROUP BY 2"),
+        (
+            "SELECT name FROM singer ORDER BY age LIMIT 1",
+            "SELECT name FROM singer WHERE age = (SELECT min(age) FROM singer)",
+        ),
+        (
+            "SELECT country, count(*) FROM singer GROUP BY country",
+            "SELECT count(*), country FROM singer GROUP BY 2",
+        ),
         ("SELECT avg(sales) FROM singer", "SELECT sum(sales) / count(sales) FROM singer"),
-        ("SELECT sum(sales) FROM singer", "SELECT sum(sales) FROM (SELECT sales FROM singer ORDER BY sales DESC)"),
+        (
+            "SELECT sum(sales) FROM singer",
+            "SELECT sum(sales) FROM (SELECT sales FROM singer ORDER BY sales DESC)",
+        ),
         ("SELECT name FROM singer WHERE age > 20", "SELECT name FROM singer WHERE NOT age <= 20"),
-        ("SELECT title FROM song WHERE year >= 2010 ORDER BY year LIMIT 1",  # with a tie on some copies
-         "SELECT title FROM song WHERE year >= 2010 ORDER BY year, title DESC LIMIT 1"),
-        ("SELECT name FROM singer WHERE singer_id NOT IN (SELECT singer_id FROM song)",
-         "SELECT name FROM singer EXCEPT SELECT T1.name FROM singer T1 JOIN song T2 ON T1.singer_id = T2.singer_id"),
+        (
+            "SELECT title FROM song WHERE year >= 2010 ORDER BY year LIMIT 1",  # with a tie on some copies
+            "SELECT title FROM song WHERE year >= 2010 ORDER BY year, title DESC LIMIT 1",
+        ),
+        (
+            "SELECT name FROM singer WHERE singer_id NOT IN (SELECT singer_id FROM song)",
+            "SELECT name FROM singer EXCEPT SELECT T1.name FROM singer T1 JOIN song T2 ON T1.singer_id = T2.singer_id",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_ways_to_say_the_same_are_paid(paid, gold, answer):
     assert paid(answer, gold) == (1, 0)
 
@@ -133,12 +174,21 @@ def test_an_empty_gold_result_is_not_met_by_any_empty_result(paid):
     gold = "SELECT name FROM singer WHERE country = 'usa'"
     other = "SELECT title FROM song WHERE year = 1900"
     assert paid(other, gold, guard=False) == (1, 0) and paid(other, gold) == (0, 0)
-    assert paid("SELECT name FROM singer WHERE NOT country <> 'usa'", gold) == (1, 0)  # copies have rows
+    assert paid("SELECT name FROM singer WHERE NOT country <> 'usa'", gold) == (
+        1,
+        0,
+    )  # copies have rows
     assert paid(gold, gold) == (1, 1)
-    two, swapped = f"{gold} AND age > 99", "SELECT name FROM singer WHERE age > 99 AND country = 'usa'"
+    two, swapped = (
+        f"{gold} AND age > 99",
+        "SELECT name FROM singer WHERE age > 99 AND country = 'usa'",
+    )
     assert paid(swapped, two) == (1, 1)
     assert paid("SELECT T1.name FROM singer AS T1 WHERE T1.country = 'usa'", gold) == (1, 1)
-    assert paid(gold.replace("usa", "chile"), gold) == (0, 1)  # right in structure, another question
+    assert paid(gold.replace("usa", "chile"), gold) == (
+        0,
+        1,
+    )  # right in structure, another question
     null = "SELECT max(age) FROM singer WHERE country = 'usa'"
     assert paid("SELECT NULL", null, guard=False) == (1, 0) and paid("SELECT NULL", null) == (0, 0)
 
@@ -147,7 +197,14 @@ def test_an_answer_that_compiles_to_the_same_is_paid_where_no_copy_can_tell(paid
     gold = 'SELECT name FROM singer WHERE country = "nowhere" LIMIT 1'
     assert paid(gold.replace('= "nowhere"', 'IN ("nowhere")'), gold)[0] == 1
     every = "SELECT song_id, title, year, singer_id FROM song"
-    assert paid('SELECT "song_id", `title`, [year], singer_id FROM "song"', every, ["SELECT * FROM song"])[0] == 1
+    assert (
+        paid(
+            'SELECT "song_id", `title`, [year], singer_id FROM "song"',
+            every,
+            ["SELECT * FROM song"],
+        )[0]
+        == 1
+    )
 
 
 def test_an_earlier_turns_query_earns_nothing_again(paid):
@@ -196,8 +253,10 @@ def test_an_answer_that_fails_on_a_copy_differs(db, schema):
 
 def test_copies_keep_keys_and_are_the_same_each_time(db, schema):
     for seed in range(12):
-        tables = {t.name: [dict(zip(t.columns, row, strict=True)) for row in t.rows]
-                  for t in altered(db, USA, schema, seed).tables}  # fmt: skip
+        tables = {
+            t.name: [dict(zip(t.columns, row, strict=True)) for row in t.rows]
+            for t in altered(db, USA, schema, seed).tables
+        }
         assert altered(db, USA, schema, seed) == altered(db, USA, schema, seed)
         ids = [row["singer_id"] for row in tables["singer"]]
         assert len(set(ids)) == len(ids) > 0 and set(ids) & {1, 2, 3, 4, 5}
@@ -233,9 +292,13 @@ def test_big_tables_are_sampled_with_the_rows_they_refer_to(tmp_path):
     path = tmp_path / "big.sqlite"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE a (id INTEGER PRIMARY KEY, x TEXT)")
-        connection.execute("CREATE TABLE b (id INTEGER PRIMARY KEY, a_id TEXT REFERENCES a (id))")  # keys as text
+        connection.execute(
+            "CREATE TABLE b (id INTEGER PRIMARY KEY, a_id TEXT REFERENCES a (id))"
+        )  # keys as text
         connection.executemany("INSERT INTO a VALUES (?, ?)", [(i, f"x{i}") for i in range(3000)])
-        connection.executemany("INSERT INTO b VALUES (?, ?)", [(i, str(i * 7 % 3000)) for i in range(3000)])
+        connection.executemany(
+            "INSERT INTO b VALUES (?, ?)", [(i, str(i * 7 % 3000)) for i in range(3000)]
+        )
     a, b = altered(path, "SELECT id FROM a WHERE x = 'x1234'", schema_from_sqlite(path), 0).tables
     assert 50 < len(b.rows) <= 225 and 50 < len(a.rows) <= 450
     assert {row[1] for row in b.rows} <= {str(row[0]) for row in a.rows}
@@ -246,7 +309,9 @@ def test_big_tables_are_sampled_with_the_rows_they_refer_to(tmp_path):
 
 def test_copies_are_the_tables_they_are_made_of(db):
     content = content_of(db)
-    assert [t.name for t in content.tables] == ["singer", "song"] and len(content.tables[1].rows) == 5
+    assert [t.name for t in content.tables] == ["singer", "song"] and len(
+        content.tables[1].rows
+    ) == 5
     create = 'CREATE TABLE "a ""b" ("c d", "order" varchar(3), e "int ) ; --")'
     odd = TableRows('a "b', create, ("c d", "order", "e"), ((b"\0", None, 1), (2**60, "é", 2)))
     both = Content((*content.tables, odd))
@@ -276,7 +341,8 @@ def test_copies_on_which_the_gold_itself_varies_are_not_used(db, schema):
 
 
 def test_copies_need_no_files(db, schema, tmp_path, monkeypatch):
-    """Nothing can be cleaned away, and no disk can be full; a fork and a new worker know them, too."""
+    """Nothing can be cleaned away, and no disk can be full; a fork and a new worker know them,
+    too."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
     monkeypatch.setattr("tempfile.tempdir", None)
     answer = "SELECT singer.name FROM singer WHERE country IN ('USA')"
@@ -297,7 +363,8 @@ def test_copies_need_no_files(db, schema, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_read_is_left_out_of_the_copies(tmp_path):
-    """A module that is not loaded, names that are not UTF-8, a damaged page, an odd type: the answer is judged."""
+    """A module that is not loaded, names that are not UTF-8, a damaged page, an odd type: the
+    answer is judged."""
     rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) SELECT hex(randomblob(99)) FROM n"
     for name, script, patch in (
         ("module", "CREATE VIRTUAL TABLE notes USING fts5(body)", (b"USING fts5", b"USING fxx9")),
@@ -319,7 +386,10 @@ def test_what_cannot_be_read_is_left_out_of_the_copies(tmp_path):
         else:
             content = content.replace(*patch) if patch[0] else content
         path.write_bytes(content)
-        gold, answer = "SELECT count(*) FROM singer WHERE age > 26", "SELECT count(id) FROM singer WHERE age > 26"
+        gold, answer = (
+            "SELECT count(*) FROM singer WHERE age > 26",
+            "SELECT count(id) FROM singer WHERE age > 26",
+        )
         found = schema_from_sqlite(path)
         assert "singer" in {table.name for table in found.tables}
         assert evidence(answer, gold, found, path, LIMITS) is Evidence.AGREES, name
@@ -331,8 +401,12 @@ def test_a_database_that_takes_for_ever_to_read_takes_nothing_away(tmp_path, mon
     path, other = tmp_path / "costly.sqlite", tmp_path / "other.sqlite"
     for file in (path, other):
         with closing(sqlite3.connect(file)) as connection, connection:
-            connection.execute("CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT)")
-            connection.execute(f"INSERT INTO singer VALUES (1, 'Ann', 'USA'), (2, 'Bob', '{file.stem}')")
+            connection.execute(
+                "CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT)"
+            )
+            connection.execute(
+                f"INSERT INTO singer VALUES (1, 'Ann', 'USA'), (2, 'Bob', '{file.stem}')"
+            )
     num_read = 0
 
     def too_slow(db_path, *_):
@@ -342,7 +416,7 @@ def test_a_database_that_takes_for_ever_to_read_takes_nothing_away(tmp_path, mon
 
     schema, answer = schema_from_sqlite(path), "SELECT name FROM singer WHERE country || '' = 'USA'"
     assert evidence(answer, USA, schema, other, LIMITS) is Evidence.AGREES
-    monkeypatch.setattr("mtsql.sql.content.read_tables", too_slow)
+    monkeypatch.setattr("mtsql.judge.content.read_tables", too_slow)
     assert [evidence(answer, USA, schema, path, LIMITS) for _ in range(3)] == [Evidence.UNKNOWN] * 3
     assert num_read == 1 and caplog.text.count("cannot be read within 20 seconds") == 1
 
@@ -364,22 +438,31 @@ def test_large_values_are_cut_where_copies_are_made(tmp_path):
     path = tmp_path / "photos.sqlite"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE p (id INTEGER PRIMARY KEY, photo)")
-        connection.executemany("INSERT INTO p VALUES (?, zeroblob(3000000))", [(i,) for i in range(20)])
+        connection.executemany(
+            "INSERT INTO p VALUES (?, zeroblob(3000000))", [(i,) for i in range(20)]
+        )
     [table] = content_of(path).tables
-    assert len(table.rows) == 20 and {len(photo) for _, photo in table.rows} == {content.MAX_CELL_BYTES}
+    assert len(table.rows) == 20 and {len(photo) for _, photo in table.rows} == {
+        content.MAX_CELL_BYTES
+    }
 
 
 def test_published_predictions(shared):
-    """The examples that the official program calls right: few lose their pay, and those that do agree by accident."""
+    """The examples that the official program calls right: few lose their pay, and those that do
+    agree by accident."""
     data, counts = shared / "data", Counter()
     schemas = load_schemas(data / "tables.json")
     for line in (shared / "conformance" / "metrics_examples.jsonl").read_text().splitlines():
         pair = json.loads(line)
         if pair["ex"]:
-            found = evidence(pair["pred"], pair["gold"], schemas[pair["db_id"]], data / pair["db"], LIMITS)
+            found = evidence(
+                pair["pred"], pair["gold"], schemas[pair["db_id"]], data / pair["db"], LIMITS
+            )
             # Official verdicts disregard DISTINCT and `value`, which rewards do not.
             is_met = written_match(pair["pred"], pair["gold"], data / pair["db"], LIMITS)
             counts["em" if pair["em"] else "ex only", found if is_met else "not met"] += 1
     assert sum(counts.values()) == 159
-    assert counts["em", Evidence.AGREES] >= 75 and counts["em", Evidence.DIFFERS] <= 6  # their literals are wrong
+    assert (
+        counts["em", Evidence.AGREES] >= 75 and counts["em", Evidence.DIFFERS] <= 6
+    )  # their literals are wrong
     assert counts["ex only", Evidence.AGREES] >= 52 and counts["ex only", Evidence.DIFFERS] >= 9

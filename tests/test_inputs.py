@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mtsql import inputs
-from mtsql.checkpoint import check_unchanged
-from mtsql.config import save_config
-from mtsql.inputs import check_files, hash_inputs, keep_inputs
-from mtsql.llm.model import ModelConfig
+from mtsql.model.policy import ModelConfig
+from mtsql.run import inputs
+from mtsql.run.checkpoint import check_unchanged
+from mtsql.run.config import save_config
+from mtsql.run.inputs import check_files, hash_inputs, keep_inputs
 from mtsql.sql.datasets import DataConfig
 
 SPLITS = ("train", "dev", "dev_seen")
@@ -26,9 +26,13 @@ class Config:
     source: str = "demonstrations"
     demonstrations: str | None = "files/demos.jsonl"
     data: DataConfig = DataConfig(
-        train="files/train.json", dev="files/dev.json", dev_seen="files/seen.json",
-        tables="files/tables.json", databases="files/database", leave_out="files/out.tsv",
-    )  # fmt: skip
+        train="files/train.json",
+        dev="files/dev.json",
+        dev_seen="files/seen.json",
+        tables="files/tables.json",
+        databases="files/database",
+        leave_out="files/out.tsv",
+    )
     model: ModelConfig = ModelConfig(path="files/model")
 
 

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
+from test_attention import FAMILIES, SHAPE, gradients, in_float64, stock_model, tiny_model
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mtsql.llm.attention import PackedContext
-from mtsql.llm import layers
-from mtsql.llm.layers import last_hidden, normed_mlp, rms_norm, rotate, use_our_layers
-from test_attention import FAMILIES, SHAPE, gradients, in_float64, stock_model, tiny_model
+from mtsql.model import layers
+from mtsql.model.attention import PackedContext
+from mtsql.model.layers import last_hidden, normed_mlp, rms_norm, rotate, use_our_layers
 
 
 def plain_norm(x, weight, eps=1e-5):
@@ -37,7 +37,9 @@ def same_with_gradients(ours, plain, inputs):
     out, expected = ours(*inputs), plain(*inputs)
     pull = torch.randn_like(expected)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    for got, wanted in zip(*(torch.autograd.grad(y, inputs, pull) for y in (out, expected)), strict=True):
+    for got, wanted in zip(
+        *(torch.autograd.grad(y, inputs, pull) for y in (out, expected)), strict=True
+    ):
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
     with torch.no_grad():
         assert torch.equal(ours(*inputs), out)  # what generation computes
@@ -46,14 +48,19 @@ def same_with_gradients(ours, plain, inputs):
 def test_values_and_gradients():
     torch.manual_seed(0)
     same_with_gradients(lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 5, 6), draw(6)))
-    same_with_gradients(lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 2, 5, 6), draw(6)))  # of heads
+    same_with_gradients(
+        lambda x, w: rms_norm(x, w, 1e-5), plain_norm, (draw(1, 2, 5, 6), draw(6))
+    )  # of heads
     angles = torch.randn(5, 4, dtype=torch.float64)
     query, key = draw(1, 3, 5, 8), draw(1, 1, 5, 8)
     for which, x in enumerate((query, key)):
         same_with_gradients(
-            lambda y, which=which: rotated(*((y, key) if which == 0 else (query, y)), angles)[which],
-            lambda y: plain_turn(y, angles), (x,),
-        )  # fmt: skip
+            lambda y, which=which: rotated(*((y, key) if which == 0 else (query, y)), angles)[
+                which
+            ],
+            lambda y: plain_turn(y, angles),
+            (x,),
+        )
 
 
 class Mlp(torch.nn.Module):
@@ -63,7 +70,11 @@ class Mlp(torch.nn.Module):
         super().__init__()
         for name, shape in (("gate_proj", (6, 8)), ("up_proj", (6, 8)), ("down_proj", (8, 6))):
             linear = torch.nn.Linear(*shape, bias=bias, dtype=dtype)
-            setattr(self, name, torch.nn.Sequential(linear, torch.nn.Tanh()) if name == adapted else linear)
+            setattr(
+                self,
+                name,
+                torch.nn.Sequential(linear, torch.nn.Tanh()) if name == adapted else linear,
+            )
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -89,7 +100,9 @@ def test_the_mlp_of_plain_layers_and_with_any_other_module(adapted, bias):
 @pytest.mark.parametrize("frozen", ["norm", "gate_proj", "up_proj", "down_proj", "all"])
 def test_frozen_weights_of_the_mlp_get_no_gradient(frozen):
     norm, mlp, weights = drawn_mlp(torch.float64)
-    still = {"norm": norm, "all": torch.nn.ModuleList((norm, mlp))}.get(frozen) or getattr(mlp, frozen)
+    still = {"norm": norm, "all": torch.nn.ModuleList((norm, mlp))}.get(frozen) or getattr(
+        mlp, frozen
+    )
     still.requires_grad_(False)
     inputs = (draw(1, 5, 6), *(w for w in weights if w.requires_grad))
     same_with_gradients(lambda x, *_: normed_mlp(x, norm, mlp), lambda x, *_: mlp(norm(x)), inputs)
@@ -100,7 +113,14 @@ def test_neither_the_norm_nor_the_product_is_kept_for_backward():
     norm, mlp, weights = drawn_mlp(torch.float64)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         normed_mlp(draw(1, 5, 6), norm, mlp)
-    assert kept == [(1, 5, 6), (6,), (1, 5, 1), (1, 5, 8), (1, 5, 8), *(w.shape for w in weights[1:])]
+    assert kept == [
+        (1, 5, 6),
+        (6,),
+        (1, 5, 1),
+        (1, 5, 8),
+        (1, 5, 8),
+        *(w.shape for w in weights[1:]),
+    ]
 
 
 @pytest.mark.parametrize("adapted", [None, "down_proj"])
@@ -113,7 +133,9 @@ def test_the_mlp_under_autocast(dtype, adapted):
         got, expected = normed_mlp(x, norm, mlp), mlp(plain_norm(x.float(), norm.weight))
     assert got.dtype == expected.dtype == torch.bfloat16
     pull = torch.randn_like(expected)
-    for mine, wanted in zip(*(torch.autograd.grad(y, (x, *weights), pull) for y in (got, expected)), strict=True):
+    for mine, wanted in zip(
+        *(torch.autograd.grad(y, (x, *weights), pull) for y in (got, expected)), strict=True
+    ):
         assert mine.dtype == wanted.dtype
         torch.testing.assert_close(mine, wanted, rtol=2**-5, atol=2**-5)
 
@@ -128,7 +150,8 @@ def test_frozen_weights_get_no_gradient():
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounds_as_transformers_does(family, dtype, weight_dtype):
-    """Also where autocast mixes types: fp32 statistics, then the input's type, then the weight's."""
+    """Also where autocast mixes types: fp32 statistics, then the input's type, then the
+    weight's."""
     theirs = stock_model(family).model.norm.to(weight_dtype)
     torch.nn.init.normal_(theirs.weight)
     x = torch.randn(1, 7, SHAPE["hidden_size"]).to(dtype).requires_grad_()
@@ -139,11 +162,14 @@ def test_rounds_as_transformers_does(family, dtype, weight_dtype):
     pull = torch.randn_like(expected)
     grads = [torch.autograd.grad(y, (x, theirs.weight), pull) for y in (got, expected)]
     for mine, wanted in zip(*grads, strict=True):  # sums of seven or sixteen rounded terms
-        torch.testing.assert_close(mine, wanted, rtol=1e-5 if is_exact else 2**-5, atol=1e-5 if is_exact else 2**-5)
+        torch.testing.assert_close(
+            mine, wanted, rtol=1e-5 if is_exact else 2**-5, atol=1e-5 if is_exact else 2**-5
+        )
 
 
 def test_rotation_of_rounded_heads_by_precise_angles():
-    """What autocast gives it: bfloat16 heads, float32 angles; the gradient comes back in the heads' type."""
+    """What autocast gives it: bfloat16 heads, float32 angles; the gradient comes back in the heads'
+    type."""
     torch.manual_seed(0)
     angles = torch.randn(5, 4)
     heads = torch.randn(1, 3, 5, 8, dtype=torch.bfloat16, requires_grad=True)
@@ -179,14 +205,20 @@ def run_layers(model, wanted):
     ids = torch.arange(5)[None]
     context = PackedContext(((0, 2, 2, 5),), torch.device("cpu"))
     return last_hidden(
-        model.model, wanted, input_ids=ids, position_ids=ids, use_cache=False, attention_context=context
-    )  # fmt: skip
+        model.model,
+        wanted,
+        input_ids=ids,
+        position_ids=ids,
+        use_cache=False,
+        attention_context=context,
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_layer_stops_where_nobody_asks_for_more(family, checkpointing):
-    """In order, also twice the same; with the values and gradients of transformers' layers, which compute all."""
+    """In order, also twice the same; with the values and gradients of transformers' layers, which
+    compute all."""
     wanted, seen = torch.tensor([3, 1, 3]), []
     results = []
     for model in (tiny_model(family), in_float64(stock_model(family))):
@@ -195,7 +227,9 @@ def test_the_last_layer_stops_where_nobody_asks_for_more(family, checkpointing):
         seen.clear()
         for layer in model.model.layers:
             layer.self_attn.o_proj.register_forward_hook(lambda *_: seen.append("attention"))
-            layer.post_attention_layernorm.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+            layer.post_attention_layernorm.register_forward_hook(
+                lambda _, __, out: seen.append(out.shape[1])
+            )
         model.model.norm.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
         hidden = run_layers(model, wanted)
         forward = list(seen)
@@ -215,7 +249,8 @@ def test_the_last_layer_stops_where_nobody_asks_for_more(family, checkpointing):
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (7,), (1, 64), (65,)])
 @pytest.mark.parametrize("outputs", [4096, 4099])
 def test_few_rows_without_gradients_are_multiplied_from_the_other_side(monkeypatch, rows, outputs):
-    """Also where the outputs cannot be shared evenly among threads; more rows, gradients and other types as ever."""
+    """Also where the outputs cannot be shared evenly among threads; more rows, gradients and other
+    types as ever."""
     model, weight_first = stock_model("qwen2"), []
     monkeypatch.setattr(layers, "TURNS_FEW_ROWS", True)
     model.lm_head = torch.nn.Linear(512, outputs)

@@ -15,14 +15,14 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 
-from mtsql import locks
 from mtsql.files import WriteError
-from mtsql.locks import FILE_NAME, Owner, RunLock
+from mtsql.run import locks
+from mtsql.run.locks import FILE_NAME, Owner, RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mtsql.locks import RunLock
+from mtsql.run.locks import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)
@@ -30,7 +30,7 @@ with RunLock(Path(sys.argv[1])):
 TRY = """
 import sys, time
 from pathlib import Path
-from mtsql.locks import RunLock
+from mtsql.run.locks import RunLock
 time.sleep(max(0, float(sys.argv[2]) - time.time()))
 try:
     with RunLock(Path(sys.argv[1])):
@@ -188,11 +188,14 @@ def test_who_waits_gets_it_next(tmp_path, monkeypatch, capsys):
 
 
 def test_who_waits_for_a_folder_that_is_renamed_leaves_none_behind(tmp_path, monkeypatch):
-    """As a warm start is: the folder that was waited for is gone, and is made again for the lock."""
+    """As a warm start is: the folder that was waited for is gone, and is made again for the
+    lock."""
     monkeypatch.setattr(locks, "POLL_SECS", 0.02)
     first = RunLock(tmp_path / "new.partial")
     first.acquire()
-    thread = threading.Thread(target=lambda: RunLock(tmp_path / "new.partial", wait=True).__enter__().release())
+    thread = threading.Thread(
+        target=lambda: RunLock(tmp_path / "new.partial", wait=True).__enter__().release()
+    )
     thread.start()
     thread.join(0.2)
     (tmp_path / "new.partial").rename(tmp_path / "new")

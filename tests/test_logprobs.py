@@ -6,15 +6,17 @@ from test_attention import tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtsql.llm.attention import ATTENTION_NAME
-from mtsql.llm.logprobs import MIN_CHUNK, PolicyModule, head_logprobs, score, token_logprobs
-from mtsql.llm.packing import Sample, pack
+from mtsql.learner.logprobs import MIN_CHUNK, PolicyModule, head_logprobs, score, token_logprobs
+from mtsql.learner.packing import Sample, pack
+from mtsql.model.attention import ATTENTION_NAME
 
 
 def head(num_positions=7, width=5, vocab=11, dtype=torch.float64, seed=0):
     draw = torch.Generator().manual_seed(seed)
     hidden = torch.randn(num_positions, width, generator=draw, dtype=dtype)
-    weight, bias = (torch.randn(*s, generator=draw, dtype=dtype) for s in ((vocab, width), (vocab,)))
+    weight, bias = (
+        torch.randn(*s, generator=draw, dtype=dtype) for s in ((vocab, width), (vocab,))
+    )
     targets = torch.randint(vocab, (num_positions,), generator=draw)
     return hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), targets
 
@@ -35,7 +37,10 @@ def test_equals_the_textbook_in_chunks_with_leftovers(chunk):
     for part in ((0,), (1,), (0, 1)):  # the log-prob alone, the entropy alone, both
         grads = [
             torch.autograd.grad(
-                [x[i] for i in part], (hidden, weight, bias), [pull[i] for i in part], retain_graph=True
+                [x[i] for i in part],
+                (hidden, weight, bias),
+                [pull[i] for i in part],
+                retain_graph=True,
             )
             for x in (got, expected)
         ]
@@ -48,9 +53,10 @@ def test_gradcheck(has_bias):
     hidden, weight, bias, targets = head()
     inputs = (hidden, weight, bias) if has_bias else (hidden, weight)
     assert torch.autograd.gradcheck(
-        lambda h, w, b=None: head_logprobs(h, w, b, targets, temperature=1.3, chunk=3), inputs,
+        lambda h, w, b=None: head_logprobs(h, w, b, targets, temperature=1.3, chunk=3),
+        inputs,
         check_undefined_grad=False,
-    )  # fmt: skip
+    )
 
 
 def test_frozen_head_gets_no_gradient_and_half_precision_is_summed_in_fp32():
@@ -94,7 +100,9 @@ def test_no_tensor_grows_with_positions_times_vocabulary(num_positions):
     with LargestTensor() as largest:
         logprobs, entropy = head_logprobs(hidden, weight, None, targets)
         (logprobs.sum() + entropy.sum()).backward()
-    assert largest.numel == MIN_CHUNK * vocab < num_positions * vocab  # one chunk of logits, however many positions
+    assert (
+        largest.numel == MIN_CHUNK * vocab < num_positions * vocab
+    )  # one chunk of logits, however many positions
 
 
 SAMPLES = [
@@ -107,10 +115,13 @@ SAMPLES = [
 
 @pytest.mark.parametrize("max_tokens", [100, 7])
 def test_score_returns_each_sample_its_own(max_tokens):
-    """In the order given, 0 where the mask is 0, whatever the packing; at the module's temperature."""
+    """In the order given, 0 where the mask is 0, whatever the packing; at the module's
+    temperature."""
     model = tiny_model("qwen3")
     scores = score(PolicyModule(model, temperature=0.5), SAMPLES, max_tokens, torch.device("cpu"))
-    assert [len(s) for s in scores] == [3, 2, 4, 1] and scores[1] == [0.0, 0.0] and scores[2][0] == 0.0
+    assert (
+        [len(s) for s in scores] == [3, 2, 4, 1] and scores[1] == [0.0, 0.0] and scores[2][0] == 0.0
+    )
     for sample, mine in zip(SAMPLES, scores, strict=True):
         ids = torch.tensor([sample.prompt_ids + sample.ids])
         model.set_attn_implementation("sdpa")
@@ -118,7 +129,9 @@ def test_score_returns_each_sample_its_own(max_tokens):
         model.set_attn_implementation(ATTENTION_NAME)
         for i, is_trained in enumerate(sample.loss_mask):
             if is_trained:
-                assert mine[i] == pytest.approx(logp[len(sample.prompt_ids) + i - 1, sample.ids[i]].item(), abs=1e-12)
+                assert mine[i] == pytest.approx(
+                    logp[len(sample.prompt_ids) + i - 1, sample.ids[i]].item(), abs=1e-12
+                )
 
 
 def test_a_tied_head_sends_its_gradient_to_the_embedding():
@@ -126,7 +139,9 @@ def test_a_tied_head_sends_its_gradient_to_the_embedding():
     [batch] = pack(SAMPLES[:1], 10)
     token_logprobs(model, batch)[0].sum().backward()
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert (model.model.embed_tokens.weight.grad.abs().sum(1) > 0).all()  # the softmax reaches every row
+    assert (
+        model.model.embed_tokens.weight.grad.abs().sum(1) > 0
+    ).all()  # the softmax reaches every row
 
 
 def test_unusual_heads_are_refused_by_name():
@@ -150,4 +165,6 @@ def test_a_whole_model_under_autocast_stays_close():
     assert rounded.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
     rounded.sum().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )

@@ -8,9 +8,16 @@ import pytest
 import torch
 from test_attention import tiny_model
 
-from mtsql.llm.logprobs import PolicyModule
-from mtsql.llm.losses import LossConfig, denominator, kl_estimate, policy_loss, sft_loss, worth_a_forward
-from mtsql.llm.packing import Sample, pack
+from mtsql.learner.logprobs import PolicyModule
+from mtsql.learner.losses import (
+    LossConfig,
+    denominator,
+    kl_estimate,
+    policy_loss,
+    sft_loss,
+    with_gradient,
+)
+from mtsql.learner.packing import Sample, pack
 
 CONFIGS = {
     "grpo": LossConfig(),
@@ -23,13 +30,18 @@ CONFIGS = {
     "entropy": LossConfig(entropy_coef=0.3, kl_coef=0.0),
     "dr_grpo": LossConfig(aggregate="constant", constant_length=50, kl_coef=0.0),
     "trajectory": LossConfig(aggregate="trajectory"),
-    "cispo": LossConfig(objective="cispo", dual_clip=None, clip_low=1.0, clip_high=0.3, kl_coef=0.0),
-    "gspo": LossConfig(ratio="sequence", aggregate="trajectory", clip_low=0.1, clip_high=0.1, dual_clip=None),
+    "cispo": LossConfig(
+        objective="cispo", dual_clip=None, clip_low=1.0, clip_high=0.3, kl_coef=0.0
+    ),
+    "gspo": LossConfig(
+        ratio="sequence", aggregate="trajectory", clip_low=0.1, clip_high=0.1, dual_clip=None
+    ),
 }
 
 
 def make_samples(seed=0, max_logprob_move=1.0):
-    """Groups of 3, 1 and 2 with a different advantage for every token, and log-probs off by up to a factor of e."""
+    """Groups of 3, 1 and 2 with a different advantage for every token, and log-probs off by up to a
+    factor of e."""
     r = random.Random(seed)
     samples = []
     for prompt, num_samples in (([1, 2, 3], 3), ([4], 1), ([5, 6], 2)):
@@ -37,12 +49,14 @@ def make_samples(seed=0, max_logprob_move=1.0):
             n = r.randrange(2, 7)
             samples.append(
                 Sample(
-                    prompt, [r.randrange(19) for _ in range(n)], [1] + [r.randrange(2) for _ in range(n - 1)],
+                    prompt,
+                    [r.randrange(19) for _ in range(n)],
+                    [1] + [r.randrange(2) for _ in range(n - 1)],
                     [r.uniform(-1, 1) for _ in range(n)],
                     [-3 + max_logprob_move * r.uniform(-1, 1) for _ in range(n)],
                     [-3 + r.uniform(-1, 1) for _ in range(n)],
                 )
-            )  # fmt: skip
+            )
     return samples
 
 
@@ -55,7 +69,9 @@ def loop_loss(logprobs, entropy, batch, c):
         mean_ratio = math.exp(sum(g.item() for g in gaps) / len(gaps))
         for p, gap in zip(where, gaps, strict=True):
             adv, ref = batch.advantages[p].item(), batch.ref_logprobs[p].item()
-            ratio = torch.exp(gap) if c.ratio == "token" else mean_ratio * torch.exp(gap - gap.item())
+            ratio = (
+                torch.exp(gap) if c.ratio == "token" else mean_ratio * torch.exp(gap - gap.item())
+            )
             clipped = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
             loss = max(-adv * ratio, -adv * clipped)
             if c.dual_clip and adv < 0:
@@ -79,13 +95,16 @@ def test_equals_the_loop(name):
     expected = loop_loss(logprobs, entropy, batch, CONFIGS[name])
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     for x in (logprobs, entropy):
-        grads = [torch.autograd.grad(y, x, retain_graph=True, materialize_grads=True)[0] for y in (got, expected)]
+        grads = [
+            torch.autograd.grad(y, x, retain_graph=True, materialize_grads=True)[0]
+            for y in (got, expected)
+        ]
         torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
 def test_the_published_numbers_by_hand():
-    """Ratio 1.5, advantage 1: clipped to 1.2. Ratio 0.6, advantage -1: clipped to 0.8. Ratio 4, advantage -1: dual clip
-    at 3. Ratio 1.1: as it is."""
+    """Ratio 1.5, advantage 1: clipped to 1.2. Ratio 0.6, advantage -1: clipped to 0.8. Ratio 4,
+    advantage -1: dual clip at 3. Ratio 1.1: as it is."""
     ratios, advantages = [1.5, 0.6, 4.0, 1.1], [1.0, -1.0, -1.0, 1.0]
     old = [-3.0] * 4
     [batch] = pack([Sample([1], [2, 3, 4, 5], [1] * 4, advantages, old)], 10)
@@ -94,29 +113,42 @@ def test_the_published_numbers_by_hand():
     assert loss.item() == pytest.approx(-1.2 + 0.8 + 3.0 - 1.1)
     assert {k: float(v) for k, v in stats.items()} == pytest.approx(
         {
-            "clip_low": 1, "clip_high": 1, "ratio": 7.2, "ratio_far": 1, "entropy": 0,
+            "clip_low": 1,
+            "clip_high": 1,
+            "ratio": 7.2,
+            "ratio_far": 1,
+            "entropy": 0,
             "logprob_gap": sum(abs(math.log(r)) for r in ratios),
         }
-    )  # fmt: skip
+    )
 
 
 def test_on_the_first_pass_the_ratio_is_one_and_nothing_is_clipped():
     samples = [
-        Sample(s.prompt_ids, s.ids, s.loss_mask, s.advantages, [-2.5] * len(s.ids), None) for s in make_samples()
+        Sample(s.prompt_ids, s.ids, s.loss_mask, s.advantages, [-2.5] * len(s.ids), None)
+        for s in make_samples()
     ]
     [batch] = pack(samples, 100)
     logprobs = torch.full((len(batch.targets),), -2.5, requires_grad=True)
     for config in (CONFIGS["no kl"], LossConfig(ratio="sequence", kl_coef=0.0), CONFIGS["cispo"]):
         loss, stats = policy_loss(logprobs, torch.zeros(len(logprobs)), batch, config)
         assert stats["ratio"] == len(logprobs)
-        assert stats["clip_low"] == stats["clip_high"] == stats["logprob_gap"] == stats["ratio_far"] == 0
+        assert (
+            stats["clip_low"]
+            == stats["clip_high"]
+            == stats["logprob_gap"]
+            == stats["ratio_far"]
+            == 0
+        )
         [grad] = torch.autograd.grad(loss, logprobs)
         torch.testing.assert_close(grad, -batch.advantages)  # the plain policy gradient
 
 
 def test_gspo_gradient_is_the_sequence_ratio_times_the_mean_of_the_token_gradients():
     [batch] = pack([Sample([1], [2, 3, 4], [1, 1, 1], [0.7] * 3, [-1.0, -2.0, -3.0])], 10)
-    config = LossConfig(ratio="sequence", aggregate="trajectory", clip_high=9.0, dual_clip=None, kl_coef=0.0)
+    config = LossConfig(
+        ratio="sequence", aggregate="trajectory", clip_high=9.0, dual_clip=None, kl_coef=0.0
+    )
     logprobs = torch.tensor([-1.1, -1.5, -3.2], dtype=torch.float64, requires_grad=True)
     loss, _ = policy_loss(logprobs, torch.zeros(3), batch, config)
     ratio = math.exp((-0.1 + 0.5 - 0.2) / 3)
@@ -133,30 +165,47 @@ def test_kl_estimators():
 
 
 def test_denominators():
-    samples = [Sample([1], [2, 3, 4], [1, 0, 1]), Sample([1], [2], [0]), Sample([5], [6, 7], [1, 1])]
+    samples = [
+        Sample([1], [2, 3, 4], [1, 0, 1]),
+        Sample([1], [2], [0]),
+        Sample([5], [6, 7], [1, 1]),
+    ]
     assert denominator(samples, LossConfig()) == 4
     assert denominator(samples, LossConfig(aggregate="trajectory")) == 2
     assert denominator(samples, LossConfig(aggregate="constant", constant_length=30)) == 60
     assert denominator([], LossConfig()) == 0
 
 
-@pytest.mark.parametrize("name", ["grpo", "trajectory", "dr_grpo", "gspo", "cispo", "entropy", "sft"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "trajectory", "dr_grpo", "gspo", "cispo", "entropy", "sft"]
+)
 def test_any_split_and_any_order_give_the_same_gradient(name):
-    """One batch of six; one batch a sample; packs of 12 and 16 tokens; shuffled; two ranks, one with nothing."""
+    """One batch of six; one batch a sample; packs of 12 and 16 tokens; shuffled; two ranks, one
+    with nothing."""
     module, samples = PolicyModule(tiny_model("qwen3")), make_samples(max_logprob_move=0.5)
     config = LossConfig() if name == "sft" else CONFIGS[name]
     cuts = [
-        [(samples, 1000)], [([s], 1000) for s in samples], [(samples, 12)], [(samples, 16)],
-        [(random.Random(3).sample(samples, 6), 1000)], [([], 1000), (samples[:4], 12), (samples[4:], 12)],
-    ]  # fmt: skip
+        [(samples, 1000)],
+        [([s], 1000) for s in samples],
+        [(samples, 12)],
+        [(samples, 16)],
+        [(random.Random(3).sample(samples, 6), 1000)],
+        [([], 1000), (samples[:4], 12), (samples[4:], 12)],
+    ]
     results = []
     for cut in cuts:
         module.zero_grad()
-        total = sum(denominator(part, config) for part, _ in cut)  # over ranks, before the first backward
+        total = sum(
+            denominator(part, config) for part, _ in cut
+        )  # over ranks, before the first backward
         for part, max_tokens in cut:
             for batch in pack(part, max_tokens):
                 logprobs, entropy = module(batch)
-                loss = sft_loss(logprobs, batch) if name == "sft" else policy_loss(logprobs, entropy, batch, config)
+                loss = (
+                    sft_loss(logprobs, batch)
+                    if name == "sft"
+                    else policy_loss(logprobs, entropy, batch, config)
+                )
                 (loss[0] / total).backward()
         results.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
     assert results[0].norm() > 1e-3
@@ -166,12 +215,19 @@ def test_any_split_and_any_order_give_the_same_gradient(name):
 
 @pytest.mark.parametrize("name", ["no kl", "dr_grpo", "gspo", "cispo", "trajectory", "entropy"])
 def test_dropping_before_the_forward_changes_no_gradient(name):
-    """Samples without an advantage count in the denominator whether they are computed or not; where the KL or the
-    entropy gives them a gradient, they are computed."""
-    module, config, samples = PolicyModule(tiny_model("qwen3")), CONFIGS[name], make_samples(max_logprob_move=0.5)
+    """Samples without an advantage count in the denominator whether they are computed or not; where
+    the KL or the entropy gives them a gradient, they are computed."""
+    module, config, samples = (
+        PolicyModule(tiny_model("qwen3")),
+        CONFIGS[name],
+        make_samples(max_logprob_move=0.5),
+    )
     config = config if name in ("trajectory", "entropy") else replace(config, kl_coef=0.0)
-    samples = [replace(s, advantages=[0.0] * len(s.ids)) if i in (0, 2, 3) else s for i, s in enumerate(samples)]
-    chosen = worth_a_forward(samples, config)
+    samples = [
+        replace(s, advantages=[0.0] * len(s.ids)) if i in (0, 2, 3) else s
+        for i, s in enumerate(samples)
+    ]
+    chosen = with_gradient(samples, config)
     assert len(chosen) == (6 if name in ("trajectory", "entropy") else 3)
     total, results = denominator(samples, config), []
     for part in (samples, chosen):

@@ -11,8 +11,16 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from test_resume import FLAGS, ROOT, assert_same_run, finish, metrics, num_updates_done, start, stop_when
+from test_resume import (
+    FLAGS,
+    ROOT,
+    assert_same_run,
+    finish,
+    metrics,
+    num_updates_done,
+    start,
+    stop_when,
+)
 
 pytestmark = pytest.mark.slow
 TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
@@ -22,8 +30,8 @@ import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import train_rl
-from mtsql.episodes import Player
-from mtsql.launch import run_script
+from mtsql.rl.collect import Player
+from mtsql.run.launch import run_script
 
 play, numbers = Player.play, iter(range(10**6))
 def recorded(self, turns, split, *, num_samples, update):
@@ -60,14 +68,22 @@ def cut_back(run, copy, update):
 
 
 def assert_close_run(one, other):
-    numbers = [[[line.get(k) for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
-                for line in metrics(run) if line["stage"] == "rl"] for run in (one, other)]  # fmt: skip
+    numbers = [
+        [
+            [line.get(k) for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
+            for line in metrics(run)
+            if line["stage"] == "rl"
+        ]
+        for run in (one, other)
+    ]
     assert len(numbers[0]) == len(numbers[1]) == 4
     for a, b in zip(*numbers, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
     for name in ("model/model.safetensors", "checkpoints/update-00004/optimizer.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
-        assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-4, rtol=1e-2) for k in a)
+        assert a.keys() == b.keys() and all(
+            torch.allclose(a[k], b[k], atol=1e-4, rtol=1e-2) for k in a
+        )
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +98,10 @@ def test_shards_are_the_run_of_one_process_and_each_goes_on_with_the_other(folde
     play_and_finish(folder, *FLAGS, "--run", "runs/shards", launcher=FSDP)
     assert_close_run(runs / "straight", runs / "shards")
     for name, source, launcher in (
-        ("one-to-shards", "straight", FSDP), ("shards-to-one", "shards", ()), ("one-to-two", "straight", TWO),
-    ):  # fmt: skip
+        ("one-to-shards", "straight", FSDP),
+        ("shards-to-one", "shards", ()),
+        ("one-to-two", "straight", TWO),
+    ):
         cut_back(runs / source, runs / name, 2)
         play_and_finish(folder, "--resume", f"runs/{name}", launcher=launcher)
         assert_close_run(runs / "straight", runs / name)
@@ -93,16 +111,22 @@ def test_shards_are_the_run_of_one_process_and_each_goes_on_with_the_other(folde
         assert not played(runs / name, 1)
     cut_back(runs / "shards", runs / "shards-again", 2)
     play_and_finish(folder, "--resume", "runs/shards-again", launcher=FSDP)
-    shutil.copytree(runs / "shards/trajectories", runs / "shards-again/trajectories", dirs_exist_ok=True)
+    shutil.copytree(
+        runs / "shards/trajectories", runs / "shards-again/trajectories", dirs_exist_ok=True
+    )
     assert_same_run(runs / "shards", runs / "shards-again")
 
 
 @pytest.mark.parametrize("launcher", [TWO, FSDP], ids=["copies", "shards"])
 def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
     run = folder / "runs" / f"bf16-{len(launcher)}"
-    finish(start(*FLAGS, "--model.dtype", "bfloat16", "--run", str(run), cwd=folder, launcher=launcher))
+    finish(
+        start(*FLAGS, "--model.dtype", "bfloat16", "--run", str(run), cwd=folder, launcher=launcher)
+    )
     lines = [line for line in metrics(run) if line["stage"] == "rl"]
-    assert len(lines) == 4 and all(line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines)
+    assert len(lines) == 4 and all(
+        line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines
+    )
     assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
 
 
@@ -139,9 +163,21 @@ def two_machines(folder, script, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    there = ["--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    there = [
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--main_process_ip",
+        "127.0.0.1",
+        "--main_process_port",
+        port,
+    ]
     launcher = ["-m", "accelerate.commands.launch", *there, "--machine_rank"]
-    return [start(*flags, cwd=folder, launcher=[*launcher, str(rank)], script=script) for rank in range(2)]
+    return [
+        start(*flags, cwd=folder, launcher=[*launcher, str(rank)], script=script)
+        for rank in range(2)
+    ]
 
 
 def test_two_machines_end_with_the_parameters_of_two_processes(folder):
@@ -155,7 +191,7 @@ def test_two_machines_end_with_the_parameters_of_two_processes(folder):
 def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
-        "from mtsql.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
+        "from mtsql.run.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
         "accelerator = make_accelerator('no')\n"
         "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of machine 1 is broken')\n"
         "accelerator.wait_for_everyone()\nimport time; time.sleep(3000)\n"
@@ -171,7 +207,7 @@ import sys, weakref
 sys.path.insert(0, {str(ROOT)!r})
 import torch, train_rl
 from accelerate import Accelerator
-from mtsql.launch import run_script
+from mtsql.run.launch import run_script
 
 def prepare(self, *things, plain=Accelerator.prepare):
     prepared = plain(self, *things)
@@ -184,18 +220,25 @@ run_script(train_rl.main, train_rl.Config, "")
 
 
 def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
-    """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the interpreter's lock."""
+    """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the
+    interpreter's lock."""
     (tmp_path / "watched.py").write_text(WATCHED)
-    out, _ = finish(start(*FLAGS, "--run", "runs/two", cwd=tmp_path, launcher=TWO, script=tmp_path / "watched.py"))
+    out, _ = finish(
+        start(
+            *FLAGS, "--run", "runs/two", cwd=tmp_path, launcher=TWO, script=tmp_path / "watched.py"
+        )
+    )
     said = [line for line in out.splitlines() if "freed inside the group" in line]
-    assert [line.split()[-1] for line in said] == ["True"] * 4  # a warm start and a run, on two ranks
+    assert [line.split()[-1] for line in said] == [
+        "True"
+    ] * 4  # a warm start and a run, on two ranks
 
 
 ONE_RANK = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import train_rl
-from mtsql.launch import run_script
+from mtsql.run.launch import run_script
 
 if os.environ.get("RANK") == "1":
     def refuse(*arguments, **options):

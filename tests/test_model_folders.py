@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from mtsql.llm.logprobs import PolicyModule, score
-from mtsql.llm.model import (
-    EmbeddedSize,
+from mtsql.learner.logprobs import PolicyModule, score
+from mtsql.learner.packing import Sample
+from mtsql.model.policy import (
+    EmbeddedConfig,
     ModelConfig,
     build_embedded,
     generation_weights,
@@ -20,10 +21,9 @@ from mtsql.llm.model import (
     load_tokenizer,
     save_policy,
 )
-from mtsql.llm.packing import Sample
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.model.tokenizer import train_tokenizer
 
-SIZE = EmbeddedSize(
+SIZE = EmbeddedConfig(
     num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=24
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -9,8 +9,8 @@ from adapter_folders import SAMPLE, by_peft, peft_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, Qwen2Config, StableLmConfig
 
-from mtsql.llm.logprobs import PolicyModule, score
-from mtsql.llm.model import ModelConfig, load_policy, load_tokenizer
+from mtsql.learner.logprobs import PolicyModule, score
+from mtsql.model.policy import ModelConfig, load_policy, load_tokenizer
 
 SIZES = {
     "vocab_size": 50,

@@ -84,9 +84,24 @@ def test_odd_names_are_quoted_so_that_sqlite_finds_them(name):
 
 
 BAD_IDS = [
-    "", " ", ".", "..", "../victim", "a/b", "/etc/passwd", "a\\b", "..\\x", "a\0b", "a\nb", "a\rb",
-    "a\tb", "\x7f", "a\x85", "\u2028", "\ud83d",
-]  # fmt: skip
+    "",
+    " ",
+    ".",
+    "..",
+    "../victim",
+    "a/b",
+    "/etc/passwd",
+    "a\\b",
+    "..\\x",
+    "a\0b",
+    "a\nb",
+    "a\rb",
+    "a\tb",
+    "\x7f",
+    "a\x85",
+    "\u2028",
+    "\ud83d",
+]
 
 
 @pytest.mark.parametrize("db_id", BAD_IDS)

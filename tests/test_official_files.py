@@ -8,12 +8,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from mtsql.evaluate import TurnScore, predictions_text
-from mtsql.sql.execution import execution_match
-from mtsql.sql.metrics import exact_match
-from mtsql.sql.official_files import NO_ANSWER, prediction_line, read_gold, read_predictions
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.execution_match import execution_match
+from mtsql.judge.official_files import NO_ANSWER, prediction_line, read_gold, read_predictions
+from mtsql.judge.official_scorer import ScorerConfig, score_files
+from mtsql.rl.evaluate import TurnScore, predictions_text
 from mtsql.sql.schema import schema_from_sqlite
-from mtsql.sql.scoring import ScoringOptions, score_files
 from mtsql.sql.tables_json import tables_entry
 
 NAMES = ["Ann", "a  b", "a\nb", "a\tb", "a\r\nb", "--x", "/*x*/", "it's", 'q"q', "\u2028"]
@@ -159,7 +159,8 @@ def test_no_answer_is_a_line_of_its_own(tmp_path, text):
 
 
 def test_the_scorer_gives_the_same_tables_as_the_scores(shop):
-    """What eval.py writes: the verdicts of each line, by the official files and by the functions."""
+    """What eval.py writes: the verdicts of each line, by the official files and by the
+    functions."""
     folder, schema = shop
     texts = [
         "SELECT  name\n\tFROM t -- all of them\n",
@@ -194,7 +195,7 @@ def test_the_scorer_gives_the_same_tables_as_the_scores(shop):
     )
     (folder / "pred.sql").write_text(predictions_text(scores), encoding="utf-8")
     files = (folder / name for name in ("gold.txt", "pred.sql", "tables.json"))
-    report = score_files(*files, [folder], ScoringOptions(num_threads=1))
+    report = score_files(*files, [folder], ScorerConfig(num_threads=1))
     assert [(s.ex, s.em) for s in report.scores] == [(s.ex, s.em) for s in scores]
     assert [s.ex for s in scores] == [True, True, True, True, True, False, True, False]
     assert report.summary.interactions.count == 3

@@ -4,12 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtsql.llm.packing import Sample, pack
+from mtsql.learner.packing import Sample, pack
 
 
 def test_layout_of_a_shared_prompt():
-    """Two samples share the prompt 1 2 3. The first trained token of a sample is predicted by the prompt's last."""
-    first = Sample([1, 2, 3], [4, 5, 6, 7], [1, 1, 0, 1], [0.5, 0.5, 0.0, 2.0], [-1.0, -2.0, 0.0, -3.0])
+    """Two samples share the prompt 1 2 3. The first trained token of a sample is predicted by the
+    prompt's last."""
+    first = Sample(
+        [1, 2, 3], [4, 5, 6, 7], [1, 1, 0, 1], [0.5, 0.5, 0.0, 2.0], [-1.0, -2.0, 0.0, -3.0]
+    )
     second = Sample([1, 2, 3], [8, 9], [0, 1], [0.0, -0.5], [0.0, -4.0])
     [batch] = pack([first, second], max_tokens=9)
     #                                 P  P  P  a0 a1 E  a2 E  b0
@@ -60,13 +63,18 @@ masks = st.lists(st.integers(0, 1), min_size=1, max_size=6)
 @given(st.lists(st.tuples(prompts, masks), max_size=12), st.integers(9, 40))
 def test_every_trained_token_is_packed_once_within_the_budget(drawn, max_tokens):
     samples = [
-        Sample(list(prompt), [100 * k + i for i in range(len(mask))], mask) for k, (prompt, mask) in enumerate(drawn)
+        Sample(list(prompt), [100 * k + i for i in range(len(mask))], mask)
+        for k, (prompt, mask) in enumerate(drawn)
     ]
     batches = pack(samples, max_tokens)
     assert all(batch.num_computed <= max_tokens for batch in batches)
     trained = sorted(k for k, sample in enumerate(samples) if sample.num_trained)
     assert sorted(index for batch in batches for index in batch.indices) == trained
     targets = sorted(target for batch in batches for target in batch.targets.tolist())
-    assert targets == sorted(i for s in samples for i, m in zip(s.ids, s.loss_mask, strict=True) if m)
+    assert targets == sorted(
+        i for s in samples for i, m in zip(s.ids, s.loss_mask, strict=True) if m
+    )
     distinct = {tuple(samples[k].prompt_ids) for k in trained}
-    assert sum(b.num_distinct for b in batches) == sum(map(len, distinct)) + sum(len(samples[k].ids) for k in trained)
+    assert sum(b.num_distinct for b in batches) == sum(map(len, distinct)) + sum(
+        len(samples[k].ids) for k in trained
+    )

@@ -9,25 +9,33 @@ import pytest
 import eval as eval_script
 import train_rl
 import train_sft
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.config import flat, parse_config, to_dict
-from mtsql.llm.model import EmbeddedSize, LoraSettings, ModelConfig
-from mtsql.llm.model import build_embedded, load_policy, save_policy
-from mtsql.llm.sampling import Sampling
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.engine.sampling import SamplingConfig
+from mtsql.model.policy import (
+    AdapterConfig,
+    EmbeddedConfig,
+    ModelConfig,
+    build_embedded,
+    load_policy,
+    save_policy,
+)
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.played import differences, notes_of, prompt_style
+from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.sql import datasets
 from mtsql.sql.sandbox import QueryConfig
-from mtsql.sql.toyworld import ToySize
+from mtsql.toyworld.world import WorldConfig
 
-SIZE = EmbeddedSize(
+SIZE = EmbeddedConfig(
     num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
 )
 TRAINED = train_rl.Config(
     style=PromptStyle.BRIEF,
-    env=EnvLimits(max_steps=6, use_memory=False, num_sql_workers=2, query=QueryConfig(max_rows=7)),
-    sampling=Sampling(max_step_tokens=24, max_trajectory_tokens=99),
+    env=EnvConfig(
+        max_replies=6, use_memory=False, num_sql_workers=2, query=QueryConfig(max_rows=7)
+    ),
+    sampling=SamplingConfig(max_reply_tokens=24, max_trajectory_tokens=99),
     max_prompt_tokens=1234,
 )
 
@@ -60,7 +68,7 @@ def parsed(*argv):
 
 def test_eval_plays_as_the_training_did(folder):
     config = parsed("--model.path", folder)
-    assert played(config) == played(TRAINED) and config.env.max_steps == 6
+    assert played(config) == played(TRAINED) and config.env.max_replies == 6
     assert config.sampling.temperature == 0 and config.env.num_sql_workers == 0  # not the model's
     assert differences(config) is None
     (folder / "own.gguf").touch()
@@ -70,13 +78,13 @@ def test_eval_plays_as_the_training_did(folder):
 def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     recipe = tmp_path / "own.yaml"
     recipe.write_text(
-        f"model: {{path: {folder}}}\nenv: {{max_steps: 3, max_observation_rows: 5}}\nstyle: FULL\n"
+        f"model: {{path: {folder}}}\nenv: {{max_replies: 3, max_observation_rows: 5}}\nstyle: FULL\n"
     )
-    config = parsed("--config", recipe, "--env.max_steps", "2")
-    changed = {"style": "FULL", "env.max_steps": 2, "env.max_observation_rows": 5}
+    config = parsed("--config", recipe, "--env.max_replies", "2")
+    changed = {"style": "FULL", "env.max_replies": 2, "env.max_observation_rows": 5}
     assert played(config) == {**played(TRAINED), **changed}
     assert differences(config) == (
-        f"differs from the training of {folder}: style FULL (was BRIEF), env.max_steps 2 (was 6), "
+        f"differs from the training of {folder}: style FULL (was BRIEF), env.max_replies 2 (was 6), "
         "env.max_observation_rows 5 (was 10)"
     )
     line = differences(
@@ -90,19 +98,19 @@ def test_a_model_from_elsewhere_is_played_with_the_defaults(tokenizer, tmp_path)
     assert not (tmp_path / "model/mtsql.json").exists()
     config = parsed("--model.path", tmp_path / "model")
     assert config == replace(eval_script.Config(), model=ModelConfig(path=str(tmp_path / "model")))
-    assert differences(config) is None and parsed("--model.path", "nowhere").env == EnvLimits()
+    assert differences(config) is None and parsed("--model.path", "nowhere").env == EnvConfig()
 
 
 def test_a_key_that_the_file_does_not_have_keeps_its_default(folder):
-    (folder / "mtsql.json").write_text('{"env": {"query": {"timeout_secs": 5}, "max_steps": 1}}')
-    config = parsed("--model.path", folder, "--sampling.max_step_tokens", "9")
-    assert config.env == EnvLimits(max_steps=1, query=QueryConfig(timeout_secs=5))
+    (folder / "mtsql.json").write_text('{"env": {"query": {"timeout_secs": 5}, "max_replies": 1}}')
+    config = parsed("--model.path", folder, "--sampling.max_reply_tokens", "9")
+    assert config.env == EnvConfig(max_replies=1, query=QueryConfig(timeout_secs=5))
     assert config.style is None and differences(replace(config, style=PromptStyle.FULL)) is None
 
 
 def test_a_byte_order_mark_is_skipped(folder):
-    (folder / "mtsql.json").write_text('{"env": {"max_steps": 1}}', encoding="utf-8-sig")
-    assert parsed("--model.path", folder).env.max_steps == 1
+    (folder / "mtsql.json").write_text('{"env": {"max_replies": 1}}', encoding="utf-8-sig")
+    assert parsed("--model.path", folder).env.max_replies == 1
 
 
 @pytest.mark.parametrize(
@@ -117,13 +125,13 @@ def test_a_byte_order_mark_is_skipped(folder):
         ('{"env": {"nope": 1}}', "unknown key env.nope"),
         ('{"sampling": {"temperature": 1}}', "unknown key sampling.temperature"),
         ('{"env": 3}', "env is 3, but it has keys of its own"),
-        ('{"env": {"max_steps": "many"}}', "env.max_steps is "),
-        ('{"env": {"max_steps": true}}', "env.max_steps is "),
-        ('{"env": {"max_steps": null}}', "env.max_steps is null"),
-        ('{"env": {"max_steps": 0}}', "env.max_steps must be at least 1"),
+        ('{"env": {"max_replies": "many"}}', "env.max_replies is "),
+        ('{"env": {"max_replies": true}}', "env.max_replies is "),
+        ('{"env": {"max_replies": null}}', "env.max_replies is null"),
+        ('{"env": {"max_replies": 0}}', "env.max_replies must be at least 1"),
         ('{"env": {"query": {"max_rows": 0}}}', "max_rows: expected a positive"),
         ('{"env": {"num_sql_workers": 2}}', "env.num_sql_workers is no key"),
-        ('{"env.max_steps": null}', "env.max_steps is null"),
+        ('{"env.max_replies": null}', "env.max_replies is null"),
         ('{"env": "nowhere"}', "env is nowhere: it has keys"),
         ('{"env": "steps.yaml"}', "env is no key"),
         ('{"style": "brief"}', "style is brief: expected one of FULL, BRIEF"),
@@ -133,7 +141,7 @@ def test_a_byte_order_mark_is_skipped(folder):
 )
 def test_a_faulty_file_is_named_in_a_line(folder, text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "steps.yaml").write_text("max_steps: 2")
+    (tmp_path / "steps.yaml").write_text("max_replies: 2")
     (folder / "mtsql.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError) as error:
         parsed("--model.path", folder)
@@ -167,7 +175,7 @@ def test_the_file_comes_into_place_together_with_the_weights(folder, tokenizer):
 
 
 def test_adapters_remember_too(folder, tokenizer, tmp_path):
-    policy = load_policy(ModelConfig(path=str(folder), lora=LoraSettings(rank=2)))
+    policy = load_policy(ModelConfig(path=str(folder), lora=AdapterConfig(rank=2)))
     save_policy(
         policy,
         tokenizer,
@@ -185,7 +193,7 @@ def test_training_a_model_on_keeps_its_style_but_has_budgets_of_its_own(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        datasets, "ToySize", lambda: ToySize(num_train_databases=3, num_dev_databases=1)
+        datasets, "WorldConfig", lambda: WorldConfig(num_train_databases=3, num_dev_databases=1)
     )
     sft = train_sft.SftConfig(epochs=1, max_samples=2, samples_per_update=2)
     config = train_sft.Config(model=ModelConfig(path=str(folder)), sft=sft)
@@ -195,10 +203,11 @@ def test_training_a_model_on_keeps_its_style_but_has_budgets_of_its_own(
     ]
     assert len(said) == 1 and "style" not in said[0]
     assert (
-        "env.max_steps 4 (was 6)" in said[0] and "sampling.max_step_tokens 512 (was 24)" in said[0]
+        "env.max_replies 4 (was 6)" in said[0]
+        and "sampling.max_reply_tokens 512 (was 24)" in said[0]
     )
     saved = json.loads(Path("runs/sft/model/mtsql.json").read_text())
     assert saved == notes_of(replace(config, style=PromptStyle.BRIEF))["mtsql.json"]
     assert "style: BRIEF" in Path("runs/sft/config.yaml").read_text().splitlines()
     checkpoint = to_dict(parsed("--model.path", "runs/sft/model"))
-    assert checkpoint["sampling"]["max_step_tokens"] == 512 and checkpoint["style"] == "BRIEF"
+    assert checkpoint["sampling"]["max_reply_tokens"] == 512 and checkpoint["style"] == "BRIEF"

@@ -84,9 +84,9 @@ def test_the_first_message_lists_steps_with_the_offered_tools(offered):
     )
 
 
-@pytest.mark.parametrize(("max_steps", "offered"), [(4, ()), (1, ()), (1, BOTH)])
-def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_steps, offered):
-    assert first_message(TURN, SCHEMA, FULL, max_steps, offered) == (
+@pytest.mark.parametrize(("max_replies", "offered"), [(4, ()), (1, ()), (1, BOTH)])
+def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_replies, offered):
+    assert first_message(TURN, SCHEMA, FULL, max_replies, offered) == (
         f"{TASK}{THINK}Then, in the same message, "
         f"give only the query inside <answer_sql> </answer_sql>.{SITUATION}"
     )

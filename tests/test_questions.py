@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtsql.agent.env import EnvLimits, SqlEnv
+from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.evaluate import score_turn, summarize
+from mtsql.rl.evaluate import score_turn, summarize
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.questions import Question, read_conversations
+from mtsql.sql.schema import Database
 
 BIRD = {
     "question_id": 0,
@@ -131,12 +132,27 @@ def without(entry, key):
     ("name", "content", "words"),
     [
         # what an entry lacks, with the keys that it has
-        ("a.json", [without(BIRD, "SQL")], "entry 0: has the keys 'question_id', 'db_id', 'question'"),
-        ("a.json", [without(BIRD, "db_id")], "entry 0: db_id: expected a string, found None; it has"),
-        ("a.json", [{"db_id": "one", "SQL": "x"}], "entry 0: has the keys 'db_id', 'SQL', expected"),
+        (
+            "a.json",
+            [without(BIRD, "SQL")],
+            "entry 0: has the keys 'question_id', 'db_id', 'question'",
+        ),
+        (
+            "a.json",
+            [without(BIRD, "db_id")],
+            "entry 0: db_id: expected a string, found None; it has",
+        ),
+        (
+            "a.json",
+            [{"db_id": "one", "SQL": "x"}],
+            "entry 0: has the keys 'db_id', 'SQL', expected",
+        ),
         ("a.json", [{}], "entry 0: has no keys, expected db_id, question"),
-        ("a.json", [FLAT, {"database_id": "one", "interaction": [TURN, {"utterance": "q"}]}],
-         "entry 1: interaction[1]: has the keys 'utterance', expected the SQL as query, SQL, sql"),
+        (
+            "a.json",
+            [FLAT, {"database_id": "one", "interaction": [TURN, {"utterance": "q"}]}],
+            "entry 1: interaction[1]: has the keys 'utterance', expected the SQL as query, SQL, sql",
+        ),
         ("a.jsonl", json.dumps(FLAT) + "\n{}", "a.jsonl, line 2: has no keys"),
         # kinds
         ("a.json", [{**FLAT, "evidence": 7}], "entry 0: evidence: expected a string, found 7"),
@@ -154,35 +170,64 @@ def without(entry, key):
         ("a.jsonl", json.dumps(FLAT) + "\n{", "a.jsonl, line 2: not JSON"),
         ("a.jsonl", "[1]", "a.jsonl, line 1: expected an object"),
         ("a.json", '[{"db_id": "a", "db_id": "b"}]', "entry 0: the key 'db_id' appears twice"),
-        ("a.json", '[{"interaction": [{"query": 1, "query": 2}]}]',
-         "entry 0: interaction[0]: the key 'query' appears twice"),
-        ("a.jsonl", json.dumps(FLAT) + '\n{"sql": NaN}', "line 2: not JSON: NaN is not a JSON number"),
+        (
+            "a.json",
+            '[{"interaction": [{"query": 1, "query": 2}]}]',
+            "entry 0: interaction[0]: the key 'query' appears twice",
+        ),
+        (
+            "a.jsonl",
+            json.dumps(FLAT) + '\n{"sql": NaN}',
+            "line 2: not JSON: NaN is not a JSON number",
+        ),
         ("a.jsonl", '{"a":' * 100_000, "line 1: not JSON that can be read: nested too deeply"),
         ("a.json", b"\xff\xfe[\x00", "not UTF-8"),
         ("a.csv", b"\xff\xfed\x00", "not UTF-8"),
         # conversations
-        ("a.jsonl", "\n".join(json.dumps({**FLAT, "dialogue": d}) for d in "aba"),
-         "line 3: dialogue 'a' goes on after another one"),
-        ("a.csv", "db_id,question,sql,dialogue\na,q,x,1\nb,q,x,1\n",
-         "line 3: dialogue '1' is on two databases, 'a' and 'b'"),
+        (
+            "a.jsonl",
+            "\n".join(json.dumps({**FLAT, "dialogue": d}) for d in "aba"),
+            "line 3: dialogue 'a' goes on after another one",
+        ),
+        (
+            "a.csv",
+            "db_id,question,sql,dialogue\na,q,x,1\nb,q,x,1\n",
+            "line 3: dialogue '1' is on two databases, 'a' and 'b'",
+        ),
         # CSV
         ("a.csv", "", "the file is empty"),
         ("a.csv", "\n" + "x" * 200_000, "line 2: no column db_id"),
-        ("a.csv", "\n\ndb_id,question\n", "line 3: no column sql: the header has the columns 'db_id', 'question'"),
+        (
+            "a.csv",
+            "\n\ndb_id,question\n",
+            "line 3: no column sql: the header has the columns 'db_id', 'question'",
+        ),
         ("a.csv", "db_id|question|sql\n", "line 1: no column db_id: the header has the columns"),
-        ("a.csv", "db_id,question,answer\n", "no column sql: the header has the columns 'db_id', 'question'"),
+        (
+            "a.csv",
+            "db_id,question,answer\n",
+            "no column sql: the header has the columns 'db_id', 'question'",
+        ),
         ("a.csv", "sep=;\ndb_id;question\n", "line 2: no column sql"),
         ("a.csv", "db_id,question,sql,query\n", "2 columns for sql"),
         ("a.csv", "db_id,question,sql,Question\n", "2 columns for question"),
-        ("a.jsonl", "[\n{}\n]", "a.jsonl, line 1: expected an object, found a list: if the file is one JSON list, name it .json"),
-        ("a.csv", "db_id,question,sql,evidence\na,q,SELECT\n1,e\n", "line 3: 2 cells, but the header has 4"),
+        (
+            "a.jsonl",
+            "[\n{}\n]",
+            "a.jsonl, line 1: expected an object, found a list: if the file is one JSON list, name it .json",
+        ),
+        (
+            "a.csv",
+            "db_id,question,sql,evidence\na,q,SELECT\n1,e\n",
+            "line 3: 2 cells, but the header has 4",
+        ),
         ("a.csv", "db_id,question,sql,x\na,q\n", "line 2: 2 cells, but the header has 4"),
         ("a.csv", "db_id,question,sql\na,q,SELECT 1, 2\n", "line 2: 4 cells, but the header has 3"),
         ("a.csv", 'db_id,question,sql\na,"q\nr",x\na,"q" r,x\n', "line 4: not CSV"),
         ("a.csv", 'db_id,question,sql\na,"q,x\n', "line 2: not CSV"),
         ("a.csv", "db_id,question,sql\na,q," + "x" * 200_000, "line 2: not CSV: field larger"),
     ],
-)  # fmt: skip
+)
 def test_faults_are_named_in_one_line(tmp_path, name, content, words):
     with pytest.raises(ValueError) as error:
         read(tmp_path, name, content)
@@ -266,7 +311,8 @@ GOLDS = [
 
 @pytest.mark.parametrize("gold", GOLDS)
 def test_golds_outside_of_the_official_grammar_are_scored(tmp_path, gold):
-    """The gold is its own best answer: it is paid, evaluated and counted, whatever the parser reads."""
+    """The gold is its own best answer: it is paid, evaluated and counted, whatever the parser
+    reads."""
     (tmp_path / "database").mkdir()
     with closing(sqlite3.connect(tmp_path / "database" / "one.sqlite")) as connection:
         connection.executescript(
@@ -274,13 +320,17 @@ def test_golds_outside_of_the_official_grammar_are_scored(tmp_path, gold):
         )
     (tmp_path / "dev.json").write_text(json.dumps([{**BIRD, "SQL": gold}]))
     corpus = load_corpus(tmp_path / "dev.json", None, tmp_path / "database")
-    turn, schema, path = corpus.turns[0], corpus.schemas["one"], corpus.db_paths["one"]
-    env = SqlEnv(turn, schema, path, EnvLimits(), PromptStyle.FULL)
+    turn, schema, path = (
+        corpus.turns[0],
+        corpus.databases["one"].schema,
+        corpus.databases["one"].path,
+    )
+    env = SqlEnv(turn, Database(schema, path), EnvConfig(), PromptStyle.FULL)
     env.reset()
     env.step(f"<answer_sql>{gold}</answer_sql>")
     score = score_turn(Trajectory(turn, 0, [], env))
     assert score.ex and score.hardness in ("unparsed", "easy", "medium", "hard", "extra")
     assert summarize([score])["all"]["ex"] == 100.0
-    ex, em = answer_scores(gold, turn, schema, path, RewardConfig(), EnvLimits().query)
+    ex, em = answer_scores(gold, turn, schema, path, RewardConfig(), EnvConfig().query)
     assert ex in (0.0, 1.0) and em in (0.0, 1.0)
     assert turn.evidence == "much means a > 1"

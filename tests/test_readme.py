@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtsql.config import flat, parse_config, to_dict
+from mtsql.run.config import flat, parse_config, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -31,12 +31,16 @@ def test_any_other_shown_command_is_known(line):
     if module := re.match(r"python -m ([\w.]+)", line):
         assert importlib.util.find_spec(module[1]), line
     else:
-        assert line.startswith(("python3 -m venv .venv", "pip install -r requirements.txt", "pytest -m"))
+        assert line.startswith(
+            ("python3 -m venv .venv", "pip install -r requirements.txt", "pytest -m")
+        )
 
 
 def test_every_key_in_a_table_is_a_key_of_the_script():
     keys = set(flat(to_dict(importlib.import_module("train_rl").Config())))
-    tables = "\n".join(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|"))
+    tables = "\n".join(
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")
+    )
     words = re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=\w+)?`", tables)
     named = {word for word in words if not word.endswith(".py")} - {"train"}
     assert named and named <= keys, named - keys

@@ -9,8 +9,8 @@ import pytest
 
 import train_rl
 import train_sft
-from mtsql.config import config_diff, flat, parse_config, to_dict
 from mtsql.rl.advantages import PRESETS
+from mtsql.run.config import config_diff, flat, parse_config, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,11 +28,20 @@ def test_a_recipe_is_a_valid_configuration(file):
     ("text", "words"),
     [
         ("env: 3", "recipe own.yaml: env is 3, but it has keys of its own"),
-        ("model: {embedded: [1]}", "recipe own.yaml: model.embedded is [1], but it has keys of its own"),
-        ("warm_start: {optim: 3}", "recipe own.yaml: warm_start.optim is 3, but it has keys of its own"),
+        (
+            "model: {embedded: [1]}",
+            "recipe own.yaml: model.embedded is [1], but it has keys of its own",
+        ),
+        (
+            "warm_start: {optim: 3}",
+            "recipe own.yaml: warm_start.optim is 3, but it has keys of its own",
+        ),
         ("optim: null", "recipe own.yaml: optim is null, but it needs a value"),
         ("optim.lr: null", "recipe own.yaml: optim.lr is null, but it needs a value"),
-        ("max_prompt_tokens: null", "recipe own.yaml: max_prompt_tokens is null, but it needs a value"),
+        (
+            "max_prompt_tokens: null",
+            "recipe own.yaml: max_prompt_tokens is null, but it needs a value",
+        ),
     ],
 )
 def test_a_recipe_is_not_ignored_in_silence(text, words, tmp_path, monkeypatch):
@@ -59,42 +68,64 @@ def test_a_preset_sets_what_it_lists_and_flags_win(name):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_wins_over_a_recipe_and_flags_over_both(name):
     recipe = str(ROOT / "configs/rl_sparc_qwen3_1.7b.yaml")
-    for argv in (["--preset", name, "--config", recipe], [f"--config={recipe}", f"--preset={name}"]):
+    for argv in (
+        ["--preset", name, "--config", recipe],
+        [f"--config={recipe}", f"--preset={name}"],
+    ):
         config = parse_config(train_rl.Config, [*argv, "--loss.clip_high", "0.7"], "", PRESETS)
         values = flat(to_dict(config))
         train_rl.check(config)
         assert values["turns_per_update"] == 256 and values["loss.clip_high"] == 0.7
-        assert all(values[key] == value for key, value in PRESETS[name].items() if key != "loss.clip_high")
+        assert all(
+            values[key] == value for key, value in PRESETS[name].items() if key != "loss.clip_high"
+        )
 
 
 def test_a_recipe_that_names_a_preset_wins_over_it(tmp_path):
-    (tmp_path / "own.yaml").write_text("preset: dapo\ncurriculum: {refill_rounds: 7}\n")
+    (tmp_path / "own.yaml").write_text("preset: dapo\ncurriculum: {resample_rounds: 7}\n")
     config = parse_config(train_rl.Config, ["--config", str(tmp_path / "own.yaml")], "", PRESETS)
-    assert config.curriculum.refill_rounds == 7 and config.loss.clip_high == PRESETS["dapo"]["loss.clip_high"]
+    assert (
+        config.curriculum.resample_rounds == 7
+        and config.loss.clip_high == PRESETS["dapo"]["loss.clip_high"]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_is_made_of_documented_keys(name):
     """And says for itself what an algorithm must say: a KL, and whether equal groups count."""
-    assert {"advantage.equal_groups", "loss.kl_coef"} <= PRESETS[name].keys()
+    assert {"advantage.zero_variance", "loss.kl_coef"} <= PRESETS[name].keys()
     for key in PRESETS[name]:
         owner, *path = train_rl.Config(), *key.split(".")
         while len(path) > 1:
             owner = getattr(owner, path.pop(0))
         assert is_dataclass(owner) and path[0] in {f.name for f in fields(owner)}, key
         body = ast.parse(inspect.getsource(type(owner))).body[0].body
-        place = next(i for i, n in enumerate(body) if isinstance(n, ast.AnnAssign) and n.target.id == path[0])
-        assert isinstance(body[place + 1], ast.Expr) and isinstance(body[place + 1].value.value, str), key
+        place = next(
+            i for i, n in enumerate(body) if isinstance(n, ast.AnnAssign) and n.target.id == path[0]
+        )
+        assert isinstance(body[place + 1], ast.Expr) and isinstance(
+            body[place + 1].value.value, str
+        ), key
 
 
 def test_the_presets_by_hand():
     """What each paper changes, against what its preset resolves to from the embedded defaults."""
-    resolved = {name: parse_config(train_rl.Config, ["--preset", name], "", PRESETS) for name in PRESETS}
+    resolved = {
+        name: parse_config(train_rl.Config, ["--preset", name], "", PRESETS) for name in PRESETS
+    }
     rows = {
-        name: (c.advantage.baseline, c.advantage.scale, c.loss.aggregate, c.loss.clip_low, c.loss.clip_high,
-               c.loss.kl_coef, c.advantage.kl_coef, c.advantage.equal_groups)
+        name: (
+            c.advantage.baseline,
+            c.advantage.scale,
+            c.loss.aggregate,
+            c.loss.clip_low,
+            c.loss.clip_high,
+            c.loss.kl_coef,
+            c.advantage.kl_coef,
+            c.advantage.zero_variance,
+        )
         for name, c in resolved.items()
-    }  # fmt: skip
+    }
     assert rows == {
         "grpo": ("mean", "group", "token", 0.2, 0.2, 0.001, 0.0, "count"),
         "dr_grpo": ("mean", "none", "constant", 0.2, 0.2, 0.0, 0.0, "count"),
@@ -105,23 +136,41 @@ def test_the_presets_by_hand():
         "reinforce_pp": ("batch", "batch", "token", 0.2, 0.2, 0.0, 0.01, "count"),
     }
     dapo = resolved["dapo"]
-    assert dapo.curriculum.refill_rounds and dapo.reward.overlong_buffer and dapo.advantage.cut == "mask"
-    assert resolved["gspo"].old_logprobs == "recomputed" and resolved["gspo"].loss.ratio == "sequence"
+    assert (
+        dapo.curriculum.resample_rounds
+        and dapo.reward.overlong_buffer
+        and dapo.advantage.on_truncated == "mask"
+    )
+    assert (
+        resolved["gspo"].old_logprobs == "recomputed" and resolved["gspo"].loss.ratio == "sequence"
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--curriculum.refill_rounds 1 --advantage.equal_groups count", "set advantage.equal_groups to drop"),
-        ("--curriculum.refill_rounds 1 --advantage.baseline batch", "refill_rounds needs advantage.baseline"),
-        ("--curriculum.refill_rounds 1 --advantage.kl_coef 0.1", "no advantage.kl_coef"),
-        ("--advantage.kl_coef 0.1 --loss.kl_coef 0.1", "advantage.kl_coef and loss.kl_coef charge for the same"),
+        (
+            "--curriculum.resample_rounds 1 --advantage.zero_variance count",
+            "set advantage.zero_variance to drop",
+        ),
+        (
+            "--curriculum.resample_rounds 1 --advantage.baseline batch",
+            "resample_rounds needs advantage.baseline",
+        ),
+        ("--curriculum.resample_rounds 1 --advantage.kl_coef 0.1", "no advantage.kl_coef"),
+        (
+            "--advantage.kl_coef 0.1 --loss.kl_coef 0.1",
+            "advantage.kl_coef and loss.kl_coef charge for the same",
+        ),
         ("--minibatches 17", "minibatches is 17, more than turns_per_update"),
         ("--minibatches 0", "minibatches is 0: it must be at least 1"),
         ("--num_passes 0", "num_passes is 0: it must be at least 1"),
         ("--old_logprobs engine", "old_logprobs must be sampled or recomputed, not 'engine'"),
-        ("--reward.overlong_buffer 641", "reward.overlong_buffer is more than sampling.max_trajectory_tokens"),
-        ("--curriculum.refill_rounds=-1", "curriculum.refill_rounds must not be negative"),
+        (
+            "--reward.overlong_buffer 641",
+            "reward.overlong_buffer is more than sampling.max_trajectory_tokens",
+        ),
+        ("--curriculum.resample_rounds=-1", "curriculum.resample_rounds must not be negative"),
     ],
 )
 def test_impossible_objectives_are_named(flags, words):

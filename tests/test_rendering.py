@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mtsql.llm.model import load_tokenizer
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import CHAT_TEMPLATE, CONTROL, TAGS, train_tokenizer
+from mtsql.model.policy import load_tokenizer
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, TAGS, train_tokenizer
 from tests.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
 
 ANY_TEXT = st.text(
@@ -47,9 +47,14 @@ def test_ids_and_mask_of_two_steps_by_hand():
     assert prompt == [start, *chars("user\nN?"), end, 198, start, *chars("assistant\n")]
     assert first == [tag, 64, untag, end]
     assert observation == [
-        198, start, *chars("user\n<tool_response>\n4\n</tool_response>"), end, 198,
-        start, *chars("assistant\n"),
-    ]  # fmt: skip
+        198,
+        start,
+        *chars("user\n<tool_response>\n4\n</tool_response>"),
+        end,
+        198,
+        start,
+        *chars("assistant\n"),
+    ]
     assert second == [65, 220, 66, end]
     assert [i for i, m in enumerate(mask) if m] == [21, 22, 23, 24, 79, 80, 81, 82]
     assert renderer.show_mask(ids, mask) == (

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mtsql.agent.env import EnvLimits, SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, format_reply
+from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompt_text import PromptText, fill, ours
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import CONTROL, TAGS, train_tokenizer
+from mtsql.agent.reply import Reply, ToolCall, format_reply
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import CONTROL, TAGS, train_tokenizer
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.schema import schema_from_sqlite
+from mtsql.sql.schema import Database, schema_from_sqlite
 from tests.chat_models import KINDS, TOOLS, stand_in
 
 CALL = '<tool_call>{"name":"exec_sql","arguments":{"code":"SELECT 1"}}</tool_call>'
@@ -56,10 +56,10 @@ def episode(renderer, path, style, word, code):
     """-> (ids of the first prompt, tool -> ids of its answer) if `word` is all over the data."""
     history = ((word, word), ("q", f"SELECT '{word}'"))
     turn = Turn("d:0:1", 1, "evil", f"{word} ?", "SELECT 1", history, f"{word} means x")
-    limits = EnvLimits(max_observation_rows=100, max_observation_chars=9999)
+    limits = EnvConfig(max_observation_rows=100, max_observation_chars=9999)
     schema, seen = schema_from_sqlite(path), {}
     for tool in ("exec_sql", "memory_retrieve", "unknown"):
-        env = SqlEnv(turn, schema, path, limits, style)
+        env = SqlEnv(turn, Database(schema, path), limits, style)
         text = env.step(format_reply(Reply(tool_call=ToolCall(tool, code))))
         if isinstance(text, str):  # or else a tag in the query has ended its call
             seen[tool] = renderer.render_observation(text)

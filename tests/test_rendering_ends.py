@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from mtsql.llm.end_ids import end_ids_of_folder
-from mtsql.llm.model import load_tokenizer
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.model.end_ids import end_ids_of_folder
+from mtsql.model.policy import load_tokenizer
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import train_tokenizer
 from tests.chat_models import CHATML, LIKE_QWEN, TAGS, byte_tokenizer, chars
 
 

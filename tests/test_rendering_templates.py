@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtsql import workbench
-from mtsql.agent.env import EnvLimits, SqlEnv
+from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.exchange import sample_exchange
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm import chat_template
-from mtsql.llm.chat_template import TEMPLATE_DATE, on_fixed_date
-from mtsql.llm.model import EmbeddedSize, ModelConfig
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
+from mtsql.model import chat_template
+from mtsql.model.chat_template import TEMPLATE_DATE, on_fixed_date
+from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.schema import Column, Schema, Table
-from mtsql.sql.toyworld import ToySize
+from mtsql.sql.schema import Column, Database, Schema, Table
+from mtsql.toyworld.world import WorldConfig
 from tests.chat_models import (
     CHATML,
     KINDS,
@@ -57,7 +57,7 @@ def theirs(renderer, messages, tools):
 
 
 def made_up_episode(style, **limits):
-    return sample_exchange(SqlEnv(TURN, SCHEMA, None, EnvLimits(**limits), style))
+    return sample_exchange(SqlEnv(TURN, Database(SCHEMA, None), EnvConfig(**limits), style))
 
 
 def play(renderer, messages, tools, steps):
@@ -73,7 +73,7 @@ def play(renderer, messages, tools, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("style", PromptStyle)
-@pytest.mark.parametrize("limits", [{}, {"use_exec": False}, {"max_steps": 1}])
+@pytest.mark.parametrize("limits", [{}, {"use_exec": False}, {"max_replies": 1}])
 def test_an_episode_has_the_ids_of_the_template(kind, style, limits):
     renderer = RENDERERS[kind]
     messages, tools, steps = made_up_episode(style, **limits)
@@ -271,8 +271,8 @@ def test_no_template_runs_once_its_pieces_are_cut(monkeypatch):
 
 
 def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypatch):
-    world = ToySize(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
-    monkeypatch.setattr(datasets, "ToySize", lambda: world)
+    world = WorldConfig(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
+    monkeypatch.setattr(datasets, "WorldConfig", lambda: world)
     compared = []
 
     def difference(renderer, messages, tools, steps):
@@ -282,10 +282,10 @@ def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypat
 
     noticing = type("Noticing", (Renderer,), {"template_difference": difference})
     monkeypatch.setattr(workbench, "Renderer", noticing)
-    size = EmbeddedSize(
+    size = EmbeddedConfig(
         num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
     )
     data, splits = DataConfig(toy_folder=str(tmp_path / "world")), ("train",)
     with pytest.warns(UserWarning, match="^they differ$"):
-        workbench.set_up(ModelConfig(embedded=size), data, EnvLimits(), PromptStyle.FULL, splits, 0)
+        workbench.set_up(ModelConfig(embedded=size), data, EnvConfig(), PromptStyle.FULL, splits, 0)
     assert compared == [None]

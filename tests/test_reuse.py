@@ -12,18 +12,19 @@ import train_sft
 from mtsql import workbench
 from mtsql.agent import env as env_module
 from mtsql.agent import prompts
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig
-from mtsql.inputs import check_inputs, keep_inputs
-from mtsql.llm.model import EmbeddedSize, ModelConfig
-from mtsql.sql import datasets, toyworld
+from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.run.checkpoint import CheckpointConfig
+from mtsql.run.inputs import check_inputs, keep_inputs
+from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig
-from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.toyworld import world as toyworld
+from mtsql.toyworld.world import WorldConfig, write_toy_world
 from mtsql.warm_start import warm_start_key
 
-WORLD = ToySize(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
-TINY = EmbeddedSize(
+WORLD = WorldConfig(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
+TINY = EmbeddedConfig(
     num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
 )
 
@@ -32,7 +33,7 @@ TINY = EmbeddedSize(
 def world(tmp_path, monkeypatch):
     """A small toy world, which the scripts use from here on."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "ToySize", lambda: WORLD)
+    monkeypatch.setattr(datasets, "WorldConfig", lambda: WORLD)
     return tmp_path / "data/toyworld"
 
 
@@ -42,10 +43,10 @@ def key(**changed):
 
 def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
     usual = key()
-    assert key() == usual == key(env=EnvLimits(num_sql_workers=1))
+    assert key() == usual == key(env=EnvConfig(num_sql_workers=1))
     others = [
-        key(env=EnvLimits(max_observation_rows=2)),
-        key(env=EnvLimits(use_memory=False)),
+        key(env=EnvConfig(max_observation_rows=2)),
+        key(env=EnvConfig(use_memory=False)),
         key(style=PromptStyle.BRIEF),
         key(seed=1),
         key(max_prompt_tokens=10),
@@ -120,10 +121,11 @@ def change_weights(patch, world):
 )
 def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatch):
     config = train_sft.Config(
-        model=ModelConfig(embedded=TINY), style=PromptStyle.FULL,
+        model=ModelConfig(embedded=TINY),
+        style=PromptStyle.FULL,
         sft=train_sft.SftConfig(epochs=1, max_samples=4, samples_per_update=2),
         checkpoint=CheckpointConfig(every=1, keep_best=0),
-    )  # fmt: skip
+    )
     train_sft.main(config)
     train_sft.main(replace(config, resume="runs/sft"))
     with monkeypatch.context() as patch:

@@ -10,8 +10,8 @@ import pytest
 from mtsql.audit.reader import read_sql
 from mtsql.audit.rewritings import REWRITINGS, rewritings_of
 from mtsql.audit.statement import Unreadable
+from mtsql.judge.agreement import rounded
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql.agreement import rounded
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import schema_from_sqlite

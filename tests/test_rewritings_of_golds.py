@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.audit.config import Config
 from mtsql.audit.golds import audit
 from mtsql.audit.rewritings import REWRITINGS
@@ -34,7 +34,7 @@ def report(shared):
                 databases=str(data / "database"),
             )
             corpus = _sample(load_split(files, split))
-            config = Config(data=files, rewritings=True, env=EnvLimits(num_sql_workers=1))
+            config = Config(data=files, rewritings=True, env=EnvConfig(num_sql_workers=1))
             reports[f"{name} {split}"] = audit(corpus, config)
     return reports
 

@@ -5,17 +5,17 @@ from collections import deque
 
 import pytest
 
-from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm.engine import Completion, Sampling, StopReason
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
+from mtsql.engine.engine import Completion, SamplingConfig, StopReason
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, RewardWeights, reward_components, total_reward
 from mtsql.rl.rollout import rollout
 from mtsql.rl.selftaught import replay
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.schema import schema_from_sqlite
+from mtsql.sql.schema import Database, schema_from_sqlite
 
 GOLD = "SELECT name FROM singer WHERE country = 'USA'"
 WRONG = "SELECT name FROM singer WHERE country = 'usa'"
@@ -27,22 +27,29 @@ def db_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("db") / "toy.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE singer (name TEXT, country TEXT)")
-        connection.executemany("INSERT INTO singer VALUES (?, ?)", [("Ann", "USA"), ("Bob", "France"), (INJECTION, "Peru")])
+        connection.executemany(
+            "INSERT INTO singer VALUES (?, ?)",
+            [("Ann", "USA"), ("Bob", "France"), (INJECTION, "Peru")],
+        )
     return path
 
 
 @pytest.fixture(scope="module")
 def renderer():
-    return Renderer(train_tokenizer([GOLD, "which singers are from the usa ? user assistant"] * 20, 420))
+    return Renderer(
+        train_tokenizer([GOLD, "which singers are from the usa ? user assistant"] * 20, 420)
+    )
 
 
 def turn(history=(), sql=GOLD):
-    return Turn("dev:0:0", len(history), "toy", "which singers are from the usa ?", sql, tuple(history))
+    return Turn(
+        "dev:0:0", len(history), "toy", "which singers are from the usa ?", sql, tuple(history)
+    )
 
 
 def make_env(db_path, **limits):
     schema = schema_from_sqlite(db_path)
-    return lambda t: SqlEnv(t, schema, db_path, EnvLimits(**limits), PromptStyle.BRIEF)
+    return lambda t: SqlEnv(t, Database(schema, db_path), EnvConfig(**limits), PromptStyle.BRIEF)
 
 
 def call(sql, name="exec_sql", **verdicts):
@@ -52,8 +59,13 @@ def call(sql, name="exec_sql", **verdicts):
 class ScriptedEngine:
     """Plays canned replies; hands each out as the ids a policy would have sampled."""
 
-    def __init__(self, renderer, replies, sampling=Sampling(), reason=StopReason.STOP_ID):
-        self.renderer, self.replies, self.sampling, self.reason = renderer, deque(replies), sampling, reason
+    def __init__(self, renderer, replies, sampling=SamplingConfig(), reason=StopReason.STOP_ID):
+        self.renderer, self.replies, self.sampling, self.reason = (
+            renderer,
+            deque(replies),
+            sampling,
+            reason,
+        )
         self.waiting, self.opened, self.extended, self.closed = deque(), [], [], []
 
     has_work = property(lambda self: bool(self.waiting))
@@ -75,23 +87,46 @@ class ScriptedEngine:
         return [Completion(self.waiting.popleft(), ids, [-0.5] * len(ids), self.reason)]
 
 
-def play(renderer, db_path, replies, t=None, max_prompt_tokens=4000, reason=StopReason.STOP_ID, sampling=Sampling(), **limits):
-    engine = ScriptedEngine(renderer, [r if isinstance(r, str) else format_reply(r) for r in replies], sampling, reason)
-    [trajectory] = rollout(engine, renderer, [t or turn()], make_env(db_path, **limits), num_samples=1, seed=1, update=2,
-                           max_prompt_tokens=max_prompt_tokens)  # fmt: skip
+def play(
+    renderer,
+    db_path,
+    replies,
+    t=None,
+    max_prompt_tokens=4000,
+    reason=StopReason.STOP_ID,
+    sampling=SamplingConfig(),
+    **limits,
+):
+    engine = ScriptedEngine(
+        renderer, [r if isinstance(r, str) else format_reply(r) for r in replies], sampling, reason
+    )
+    [trajectory] = rollout(
+        engine,
+        renderer,
+        [t or turn()],
+        make_env(db_path, **limits),
+        num_samples=1,
+        seed=1,
+        update=2,
+        max_prompt_tokens=max_prompt_tokens,
+    )
     return engine, trajectory
 
 
 def test_ids_and_mask_of_a_two_step_dialogue(renderer, db_path):
     engine, t = play(renderer, db_path, [call(GOLD), Reply(exec_verdict=Verdict.PASS, answer=GOLD)])
     first = renderer.render_reply(format_reply(call(GOLD)))
-    second = renderer.render_reply(f"<exec_verify>pass</exec_verify>\n<answer_sql>{GOLD}</answer_sql>")
+    second = renderer.render_reply(
+        f"<exec_verify>pass</exec_verify>\n<answer_sql>{GOLD}</answer_sql>"
+    )
     text = "\n<|im_start|>user\n<tool_response>\nAnn\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     between = renderer.tokenizer.encode(text, add_special_tokens=False)
     assert t.ids == first + between + second
     assert t.loss_mask == [1] * len(first) + [0] * len(between) + [1] * len(second)
     assert t.logprobs == [-0.5] * len(first) + [0.0] * len(between) + [-0.5] * len(second)
-    assert [t.ids[b - 1] for _, b in t.step_spans] == [renderer.stop_ids[0]] * 2  # the stop id is trained
+    assert [t.ids[b - 1] for _, b in t.reply_spans] == [
+        renderer.stop_ids[0]
+    ] * 2  # the stop id is trained
     assert t.outcome is Outcome.ANSWERED and t.env.final_sql == GOLD and engine.closed == [0]
     assert engine.opened[0][1][0][:2] == (1, 2)
 
@@ -102,7 +137,9 @@ def test_a_database_value_can_never_answer_or_become_a_control_token(renderer, d
     assert t.outcome is Outcome.NO_ACTION and t.env.final_sql is None
     assert INJECTION in renderer.tokenizer.decode(engine.extended[0])
     answer_id = renderer.tokenizer.convert_tokens_to_ids("<answer_sql>")
-    assert answer_id not in engine.extended[0] and engine.extended[0].count(renderer.stop_ids[0]) == 1
+    assert (
+        answer_id not in engine.extended[0] and engine.extended[0].count(renderer.stop_ids[0]) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,17 +147,25 @@ def test_a_database_value_can_never_answer_or_become_a_control_token(renderer, d
     [
         (["hello"], {}, Outcome.NO_ACTION),
         (["<tool_call>{</tool_call>"], {}, Outcome.BAD_CALL),
-        (["<tool_call>{</tool_call>", Reply(answer=GOLD)], {"malformed_call": "observe"}, Outcome.ANSWERED),
-        (["<tool_call>{</tool_call>"] * 4, {"malformed_call": "observe"}, Outcome.MAX_STEPS),
+        (
+            ["<tool_call>{</tool_call>", Reply(answer=GOLD)],
+            {"malformed_call": "observe"},
+            Outcome.ANSWERED,
+        ),
+        (["<tool_call>{</tool_call>"] * 4, {"malformed_call": "observe"}, Outcome.MAX_REPLIES),
         (["nothing"], {"malformed_call": "observe"}, Outcome.NO_ACTION),
         (["<answer_sql></answer_sql>"], {}, Outcome.BAD_ANSWER),
         (["<think>x"], {}, Outcome.UNCLOSED_THINK),
-        ([call(GOLD)] * 4, {}, Outcome.MAX_STEPS),
-        ([call(GOLD)], {"max_steps": 1}, Outcome.MAX_STEPS),
+        ([call(GOLD)] * 4, {}, Outcome.MAX_REPLIES),
+        ([call(GOLD)], {"max_replies": 1}, Outcome.MAX_REPLIES),
         ([call(GOLD, "nonsense"), Reply(answer=GOLD)], {}, Outcome.ANSWERED),
-        ([call(GOLD)], {"reason": StopReason.STEP_TOKENS}, Outcome.STEP_TOKENS),
+        ([call(GOLD)], {"reason": StopReason.REPLY_TOKENS}, Outcome.REPLY_TOKENS),
         ([call(GOLD)], {"reason": StopReason.TRAJECTORY_TOKENS}, Outcome.TRAJECTORY_TOKENS),
-        ([call(GOLD)], {"sampling": Sampling(max_trajectory_tokens=60)}, Outcome.OBSERVATION_TOKENS),
+        (
+            [call(GOLD)],
+            {"sampling": SamplingConfig(max_trajectory_tokens=60)},
+            Outcome.OBSERVATION_TOKENS,
+        ),
         ([], {"max_prompt_tokens": 5}, Outcome.PROMPT_TOKENS),
     ],
 )
@@ -137,23 +182,28 @@ def test_every_ending(renderer, db_path, replies, limits, outcome):
         ('<tool_call>{"name": "exec_sql", "arguments": {"sql": "SELECT 1"}}</tool_call>', "code"),
     ],
 )
-def test_a_malformed_call_may_be_observed_and_the_observation_says_what_is_wrong(db_path, reply, words):
+def test_a_malformed_call_may_be_observed_and_the_observation_says_what_is_wrong(
+    db_path, reply, words
+):
     env = make_env(db_path, malformed_call="observe")(turn())
     assert words in env.step(reply) and env.outcome is None
     assert env.step(format_reply(Reply(answer=GOLD))) is Outcome.ANSWERED
-    assert [step.reply.error is None for step in env.steps] == [False, True]
+    assert [step.reply.error is None for step in env.records] == [False, True]
     assert make_env(db_path)(turn()).step(reply) is Outcome.BAD_CALL
 
 
 def test_the_released_codes_fallback_is_a_switch(renderer, db_path):
-    assert play(renderer, db_path, [call(GOLD)], max_steps=1)[1].env.final_sql is None
-    assert play(renderer, db_path, [call(GOLD)], max_steps=1, answer_fallback=True)[1].env.final_sql == GOLD
+    assert play(renderer, db_path, [call(GOLD)], max_replies=1)[1].env.final_sql is None
+    assert (
+        play(renderer, db_path, [call(GOLD)], max_replies=1, answer_fallback=True)[1].env.final_sql
+        == GOLD
+    )
 
 
 def test_later_turns_are_sent_to_the_memory_and_first_turns_are_not(db_path):
     schema = schema_from_sqlite(db_path)
     for history, expected in (((), False), ((("all of them", "SELECT name FROM singer"),), True)):
-        env = SqlEnv(turn(history), schema, db_path, EnvLimits(), PromptStyle.FULL)
+        env = SqlEnv(turn(history), Database(schema, db_path), EnvConfig(), PromptStyle.FULL)
         env.reset()
         assert ("memory_retrieve" in env.step(format_reply(call(GOLD)))) is expected
     seen = env.step(format_reply(call(GOLD, "memory_retrieve")))
@@ -168,10 +218,15 @@ def components(db_path, renderer, replies, config=RewardConfig(), t=None):
 def test_a_perfect_episode_earns_everything(renderer, db_path):
     history = (("all of them", "SELECT name FROM singer"),)
     parts = components(
-        db_path, renderer,
-        [call(GOLD), call(GOLD, "memory_retrieve", exec_verdict=Verdict.PASS),
-         Reply(memory_verdict=Verdict.PASS, answer=GOLD)], t=turn(history),
-    )  # fmt: skip
+        db_path,
+        renderer,
+        [
+            call(GOLD),
+            call(GOLD, "memory_retrieve", exec_verdict=Verdict.PASS),
+            Reply(memory_verdict=Verdict.PASS, answer=GOLD),
+        ],
+        t=turn(history),
+    )
     assert parts == {"ex": 1, "em": 1, "propose": 1, "exec_verify": 1, "memory_verify": 1}
     assert total_reward(parts, RewardWeights()) == pytest.approx(3.0)
 
@@ -182,10 +237,18 @@ def test_a_perfect_episode_earns_everything(renderer, db_path):
         ("SELECT nope FROM singer", Verdict.PASS, 0.0),
         ("SELECT nope FROM singer", Verdict.NO_PASS, 1.0),
         ("SELECT nope FROM singer", None, 0.0),
-        ("SELECT name FROM singer WHERE max(name) = 'x'", Verdict.NO_PASS, 1.0),  # not among the released code's phrases
+        (
+            "SELECT name FROM singer WHERE max(name) = 'x'",
+            Verdict.NO_PASS,
+            1.0,
+        ),  # not among the released code's phrases
         (WRONG, Verdict.PASS, 0.0),
         (WRONG, Verdict.NO_PASS, 0.1),
-        ("SELECT max(name) FROM singer WHERE country = 'x'", Verdict.NO_PASS, 0.1),  # one all-NULL row is empty
+        (
+            "SELECT max(name) FROM singer WHERE country = 'x'",
+            Verdict.NO_PASS,
+            0.1,
+        ),  # one all-NULL row is empty
         (GOLD, Verdict.PASS, 1.0),
         (GOLD, Verdict.NO_PASS, 0.0),
         (GOLD, None, 1.0),
@@ -196,16 +259,23 @@ def test_execution_verdicts(renderer, db_path, sql, verdict, score):
     assert parts["exec_verify"] == score
 
 
-@pytest.mark.parametrize(("verdict", "score"), [(Verdict.PASS, 2 / 3), (Verdict.NO_PASS, 1 / 3), (None, 2 / 3)])
+@pytest.mark.parametrize(
+    ("verdict", "score"), [(Verdict.PASS, 2 / 3), (Verdict.NO_PASS, 1 / 3), (None, 2 / 3)]
+)
 def test_memory_verdicts_read_their_own_tag(renderer, db_path, verdict, score):
     half = "SELECT name FROM singer"  # select and from agree, where is missing
-    replies = [call(half, "memory_retrieve"), Reply(memory_verdict=verdict, exec_verdict=Verdict.NO_PASS, answer=GOLD)]
+    replies = [
+        call(half, "memory_retrieve"),
+        Reply(memory_verdict=verdict, exec_verdict=Verdict.NO_PASS, answer=GOLD),
+    ]
     assert components(db_path, renderer, replies)["memory_verify"] == pytest.approx(score)
 
 
 def test_a_missing_verdict_need_not_pass(renderer, db_path):
     strict = RewardConfig(missing_verdict_passes=False)
-    assert components(db_path, renderer, [call(GOLD), Reply(answer=GOLD)], strict)["exec_verify"] == 0
+    assert (
+        components(db_path, renderer, [call(GOLD), Reply(answer=GOLD)], strict)["exec_verify"] == 0
+    )
 
 
 def test_an_empty_gold_result_is_not_paid_by_execution_alone(renderer, db_path):
@@ -219,9 +289,17 @@ def test_an_empty_gold_result_is_not_paid_by_execution_alone(renderer, db_path):
 
 
 def test_a_demonstration_replays_to_the_ids_a_policy_would_have_sampled(renderer, db_path):
-    replies = [call(WRONG), call(GOLD, exec_verdict=Verdict.NO_PASS), Reply(exec_verdict=Verdict.PASS, answer=GOLD)]
+    replies = [
+        call(WRONG),
+        call(GOLD, exec_verdict=Verdict.NO_PASS),
+        Reply(exec_verdict=Verdict.PASS, answer=GOLD),
+    ]
     _, played = play(renderer, db_path, replies)
     replayed = replay(turn(), replies, make_env(db_path)(turn()), renderer)
-    assert (replayed.prompt_ids, replayed.ids, replayed.loss_mask) == (played.prompt_ids, played.ids, played.loss_mask)
+    assert (replayed.prompt_ids, replayed.ids, replayed.loss_mask) == (
+        played.prompt_ids,
+        played.ids,
+        played.loss_mask,
+    )
     with pytest.raises(ValueError, match="does not end with its answer"):
         replay(turn(), replies[:2], make_env(db_path)(turn()), renderer)

@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm.attention import register_attention
-from mtsql.llm.engine import Completion, Engine, EngineLimits, Sampling, StopReason
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
+from mtsql.engine.engine import Completion, Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.model.attention import register_attention
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import SQL_STEPS, rollout
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache
-from mtsql.sql.schema import schema_from_sqlite
+from mtsql.sql.schema import Database, schema_from_sqlite
 from mtsql.sql.worker_pool import set_num_workers
 
 GOLD = "SELECT name FROM singer WHERE age > 26"
@@ -35,13 +35,19 @@ def db_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("db") / "toy.sqlite"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE singer (name TEXT, age INTEGER)")
-        connection.executemany("INSERT INTO singer VALUES (?, ?)", [(f"n{i}", 20 + i % 30) for i in range(60)])
+        connection.executemany(
+            "INSERT INTO singer VALUES (?, ?)", [(f"n{i}", 20 + i % 30) for i in range(60)]
+        )
     return path
 
 
 @pytest.fixture(scope="module")
 def renderer():
-    return Renderer(train_tokenizer([GOLD, RUNAWAY, "which singers are older than 26 ? user assistant"] * 20, 420))
+    return Renderer(
+        train_tokenizer(
+            [GOLD, RUNAWAY, "which singers are older than 26 ? user assistant"] * 20, 420
+        )
+    )
 
 
 def turn(name="dev:0:0"):
@@ -57,9 +63,10 @@ def answer(sql=GOLD):
 
 
 class PacedEngine:
-    """A scripted engine that takes so many steps for each reply, and notes at which step an observation joins."""
+    """A scripted engine that takes so many steps for each reply, and notes at which step an
+    observation joins."""
 
-    sampling = Sampling()
+    sampling = SamplingConfig()
 
     def __init__(self, renderer, script, secs=0.0):
         """`script[i]`: the (number of steps, reply) pairs of the i-th row."""
@@ -95,14 +102,26 @@ class PacedEngine:
         return done
 
 
-def play(engine, renderer, db_path, num_samples, env=SqlEnv, judge=lambda trajectory: trajectory, **query):
-    schema, limits = schema_from_sqlite(db_path), EnvLimits(query=QueryConfig(**query))
-    return rollout(engine, renderer, [turn()], lambda t: env(t, schema, db_path, limits, PromptStyle.BRIEF),
-                   num_samples=num_samples, seed=0, update=0, max_prompt_tokens=4000, judge=judge)  # fmt: skip
+def play(
+    engine, renderer, db_path, num_samples, env=SqlEnv, judge=lambda trajectory: trajectory, **query
+):
+    schema, limits = schema_from_sqlite(db_path), EnvConfig(query=QueryConfig(**query))
+    return rollout(
+        engine,
+        renderer,
+        [turn()],
+        lambda t: env(t, Database(schema, db_path), limits, PromptStyle.BRIEF),
+        num_samples=num_samples,
+        seed=0,
+        update=0,
+        max_prompt_tokens=4000,
+        judge=judge,
+    )
 
 
 def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
-    """A runaway of five million steps comes five engine steps later than a small query, kept or not; others go on."""
+    """A runaway of five million steps comes five engine steps later than a small query, kept or
+    not; others go on."""
     script = [
         [(3, call(GOLD)), (1, answer())],
         [(3, call(RUNAWAY.format(0))), (1, answer())],
@@ -110,14 +129,19 @@ def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
         [(4, call(RUNAWAY.format(0))), (1, answer())],  # and a little later
         [(40, call(GOLD)), (1, answer())],
     ]
-    expected = [(3 + SQL_STEPS, 0), (3 + SQL_STEPS + 5, 1), (3 + SQL_STEPS + 5, 2), (4 + SQL_STEPS + 5, 3),
-                (40, 4)]  # fmt: skip  (nothing else decodes then: the engine takes no step)
+    expected = [
+        (3 + SQL_STEPS, 0),
+        (3 + SQL_STEPS + 5, 1),
+        (3 + SQL_STEPS + 5, 2),
+        (4 + SQL_STEPS + 5, 3),
+        (40, 4),
+    ]
     clear_result_cache()
     for secs in (0.0, 0.03, 0.0):  # SQL slower than the steps, faster, and all of it kept
         engine = PacedEngine(renderer, script, secs)
         trajectories = play(engine, renderer, db_path, 5, max_vm_steps=5_000_000)
         assert engine.joined == expected
-        statuses = [t.env.steps[0].status for t in trajectories]
+        statuses = [t.env.records[0].status for t in trajectories]
         assert statuses == [QueryStatus.OK, *[QueryStatus.TIMEOUT] * 3, QueryStatus.OK]
         assert all(t.outcome is Outcome.ANSWERED for t in trajectories)
 
@@ -126,7 +150,11 @@ def test_where_no_row_decodes_time_goes_on_all_the_same(renderer, db_path):
     script = [[(1, call(RUNAWAY.format(1))), (1, call(GOLD)), (1, answer())]]
     engine = PacedEngine(renderer, script)
     [trajectory] = play(engine, renderer, db_path, 1, max_vm_steps=3_000_000)
-    assert engine.now == 3 and len(trajectory.step_spans) == 3 and trajectory.outcome is Outcome.ANSWERED
+    assert (
+        engine.now == 3
+        and len(trajectory.reply_spans) == 3
+        and trajectory.outcome is Outcome.ANSWERED
+    )
 
 
 def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
@@ -138,7 +166,9 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
             return super().step()
 
     def judge(trajectory):
-        parts = reward_components(trajectory.env, RewardConfig(process_after="any", proposals="all"))
+        parts = reward_components(
+            trajectory.env, RewardConfig(process_after="any", proposals="all")
+        )
         judged.set()
         return trajectory.sample, parts["ex"]
 
@@ -166,13 +196,27 @@ def test_a_fault_is_raised_and_nobody_waits_for_queries(renderer, db_path, where
         if where == "judge":
             raise LookupError("a fault")
 
-    script = [[(1, call(RUNAWAY.format(100 + i))), (1, answer())] for i in range(6)]  # more than there are workers
+    script = [
+        [(1, call(RUNAWAY.format(100 + i))), (1, answer())] for i in range(6)
+    ]  # more than there are workers
     script += [[(2, call("SELECT 'older'")), (1, answer())], [(2, answer())], [(99, answer())]]
     start = time.monotonic()
     with pytest.raises(LookupError):
-        play(FaultyEngine(renderer, script, 0.01), renderer, db_path, 9, Faulty, judge, max_vm_steps=10**12, timeout_secs=60.0)
+        play(
+            FaultyEngine(renderer, script, 0.01),
+            renderer,
+            db_path,
+            9,
+            Faulty,
+            judge,
+            max_vm_steps=10**12,
+            timeout_secs=60.0,
+        )
     assert time.monotonic() - start < 20
-    assert play(PacedEngine(renderer, [[(1, answer())]]), renderer, db_path, 1)[0].outcome is Outcome.ANSWERED
+    assert (
+        play(PacedEngine(renderer, [[(1, answer())]]), renderer, db_path, 1)[0].outcome
+        is Outcome.ANSWERED
+    )
 
 
 class Scripted(SqlEnv):
@@ -181,25 +225,39 @@ class Scripted(SqlEnv):
     is_slow = False
 
     def step(self, text, meter=None):
-        rng = random.Random(f"{self.turn.turn_id}/{text}/{len(self.steps)}")
-        sql = rng.choice([GOLD, "SELECT age FROM singer LIMIT 3", RUNAWAY.format(rng.randrange(3)), "SELECT nothing"])
+        rng = random.Random(f"{self.turn.turn_id}/{text}/{len(self.records)}")
+        sql = rng.choice(
+            [
+                GOLD,
+                "SELECT age FROM singer LIMIT 3",
+                RUNAWAY.format(rng.randrange(3)),
+                "SELECT nothing",
+            ]
+        )
         if self.is_slow:
             time.sleep(random.random() * 0.08)
-        done = super().step(answer(sql) if len(self.steps) == 3 else call(sql), meter)
+        done = super().step(answer(sql) if len(self.records) == 3 else call(sql), meter)
         if self.is_slow:
             time.sleep(random.random() * 0.05)
         return done
 
 
 def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, monkeypatch):
-    """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as long, environments that
-    dawdle, one SQL worker instead of several, and a busy loop beside each."""
+    """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as
+    long, environments that dawdle, one SQL worker instead of several, and a busy loop beside each.
+    """
     register_attention()
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(renderer.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=12,
-        num_attention_heads=4, num_key_value_heads=2, attn_implementation="mtsql",
-    )  # fmt: skip
+        vocab_size=len(renderer.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        head_dim=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="mtsql",
+    )
     model = Qwen3ForCausalLM(config).eval()
 
     class Short(Engine):
@@ -208,9 +266,22 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
 
     def run(timeout_secs):
         with torch.inference_mode():
-            engine = Short(model, renderer.stop_ids, Sampling(), EngineLimits(16, 16, 8 << 20, 256))
-            return play(engine, renderer, db_path, 24, Scripted, lambda t: (t, reward_components(t.env, RewardConfig(process_after="any", proposals="all"))),
-                        max_vm_steps=2_000_000, timeout_secs=timeout_secs)  # fmt: skip
+            engine = Short(
+                model, renderer.stop_ids, SamplingConfig(), EngineConfig(16, 16, 8 << 20, 256)
+            )
+            return play(
+                engine,
+                renderer,
+                db_path,
+                24,
+                Scripted,
+                lambda t: (
+                    t,
+                    reward_components(t.env, RewardConfig(process_after="any", proposals="all")),
+                ),
+                max_vm_steps=2_000_000,
+                timeout_secs=timeout_secs,
+            )
 
     clear_result_cache()
     quick = run(30.0)
@@ -225,8 +296,11 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
         for loop in loops:
             loop.kill()
             loop.wait()
-    statuses = {step.status for t, _ in quick for step in t.env.steps}
+    statuses = {step.status for t, _ in quick for step in t.env.records}
     assert {QueryStatus.OK, QueryStatus.ERROR, QueryStatus.TIMEOUT} <= statuses
-    assert len({len(t.ids) for t, _ in quick}) > 3 and len({parts["propose"] for _, parts in quick}) > 3
+    assert (
+        len({len(t.ids) for t, _ in quick}) > 3
+        and len({parts["propose"] for _, parts in quick}) > 3
+    )
     for (one, parts), (other, other_parts) in zip(quick, slow, strict=True):
         assert one.ids == other.ids and one.logprobs == other.logprobs and parts == other_parts

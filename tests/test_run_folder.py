@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from mtsql.checkpoint import (
+from mtsql.files import WriteError
+from mtsql.run.checkpoint import (
     CheckpointConfig,
     checkpoints,
     clean,
@@ -21,9 +22,8 @@ from mtsql.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from mtsql.files import WriteError
-from mtsql.launch import run_folder
-from mtsql.runlog import check_free, NotFinite, RunLog, git_commit, writing
+from mtsql.run.launch import run_folder
+from mtsql.run.runlog import NotFinite, RunLog, check_free, git_commit, writing
 
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
 
@@ -71,9 +71,18 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
 
 
 NEIGHBOURS = (
-    "update-best", "update-00020.bak", "update-00020 (copy)", "update-", "update-0x30", "update--5",
-    "update-٣", "Update-00030", "my-notes", "update-00030\n", ".update-00002.partial.txt",
-)  # fmt: skip
+    "update-best",
+    "update-00020.bak",
+    "update-00020 (copy)",
+    "update-",
+    "update-0x30",
+    "update--5",
+    "update-٣",
+    "Update-00030",
+    "my-notes",
+    "update-00030\n",
+    ".update-00002.partial.txt",
+)
 
 
 @pytest.mark.parametrize("change", EDITED)
@@ -125,17 +134,31 @@ def test_a_folder_of_that_name_without_our_state_is_not_deleted(state, tmp_path)
 
 def test_leftovers_of_a_kill_are_deleted_and_nothing_else(tmp_path):
     ours = [
-        ".config.yaml.partial", ".config-00020.yaml.partial", ".inputs.json.partial", ".model.partial/w",
-        ".model.old/w", ".versions-00003.json.partial", "checkpoints/.update-00020.partial/model/w",
-        "checkpoints/.update-00003.old/w", "checkpoints/.update-00007.replaced/w",
-        "checkpoints/update-00007/w", "eval/.dev-00003.json.partial", "rounds/.round0.json.partial",
+        ".config.yaml.partial",
+        ".config-00020.yaml.partial",
+        ".inputs.json.partial",
+        ".model.partial/w",
+        ".model.old/w",
+        ".versions-00003.json.partial",
+        "checkpoints/.update-00020.partial/model/w",
+        "checkpoints/.update-00003.old/w",
+        "checkpoints/.update-00007.replaced/w",
+        "checkpoints/update-00007/w",
+        "eval/.dev-00003.json.partial",
+        "rounds/.round0.json.partial",
         "trajectories/.update-00002.txt.partial",
-    ]  # fmt: skip
+    ]
     others = [
-        ".notes.json.partial", ".model.partial.bak", "model.partial", "checkpoints/.update-best.partial/w",
-        "checkpoints/.update-00003.old.bak/w", "eval/.my-dev.json.partial", ".gitignore", "model/w",
+        ".notes.json.partial",
+        ".model.partial.bak",
+        "model.partial",
+        "checkpoints/.update-best.partial/w",
+        "checkpoints/.update-00003.old.bak/w",
+        "eval/.my-dev.json.partial",
+        ".gitignore",
+        "model/w",
         "wandb/.inputs.json.partial",
-    ]  # fmt: skip
+    ]
     for name in [*ours, *others]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -148,7 +171,8 @@ def test_leftovers_of_a_kill_are_deleted_and_nothing_else(tmp_path):
 
 
 def test_a_checkpoint_that_was_being_replaced_comes_back(tmp_path, monkeypatch):
-    """Ctrl-C right after a checkpoint writes the same one again; a kill in between loses neither."""
+    """Ctrl-C right after a checkpoint writes the same one again; a kill in between loses
+    neither."""
     place = write(tmp_path, 3)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", dies_at(place, os.replace))
@@ -179,9 +203,13 @@ def too_much(folder):
 
 
 RECORD = {
-    "reward": 1.0, "components": {}, "turn_id": "t", "outcome": "answered", "gold_sql": "SELECT 1",
+    "reward": 1.0,
+    "components": {},
+    "turn_id": "t",
+    "outcome": "answered",
+    "gold_sql": "SELECT 1",
     "transcript": "x" * 2000,
-}  # fmt: skip
+}
 WRITERS = {
     "metrics.jsonl": lambda run, log: log.metrics({"stage": "rl", "text": "x" * 2000}),
     "eval/dev-00000.json": lambda run, log: log.write_json("eval/dev-00000.json", ["x" * 2000]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtsql.llm.sampling import Sampling, hash_key, sample, uniform
+from mtsql.engine.sampling import SamplingConfig, hash_key, sample, uniform
 
 
 @pytest.mark.parametrize(
@@ -13,20 +13,24 @@ from mtsql.llm.sampling import Sampling, hash_key, sample, uniform
         (dict(temperature=-1.0), "temperature must be"),
         (dict(top_p=0.0), "top_p must be in"),
         (dict(temperature=0, top_k=5), "no effect at sampling.temperature 0"),
-        (dict(max_step_tokens=0), "must be at least 1"),
+        (dict(max_reply_tokens=0), "must be at least 1"),
     ],
 )
 def test_bad_sampling_is_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        Sampling(**flags)
+        SamplingConfig(**flags)
 
 
 def test_noise_is_uniform_and_keyed():
-    hashed = np.array([hash_key((1, 2, turn, i)) for turn in range(50) for i in range(20)], dtype=np.uint64)
+    hashed = np.array(
+        [hash_key((1, 2, turn, i)) for turn in range(50) for i in range(20)], dtype=np.uint64
+    )
     noise = np.stack([uniform(hashed, np.full(1000, position)) for position in range(20)])
     assert len(np.unique(noise)) == noise.size and 0 <= noise.min() and noise.max() < 1
     counts, _ = np.histogram(noise, bins=20, range=(0, 1))
-    assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
+    assert (
+        (counts - 1000) ** 2 / 1000
+    ).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
     assert abs(np.corrcoef(noise[0], noise[1])[0, 1]) < 0.1
     assert hash_key((1, 2, 3, 4)) != hash_key((2, 1, 3, 4)) and hash_key((-1, 0, 0, 1 << 63)) >= 0
 
@@ -34,16 +38,26 @@ def test_noise_is_uniform_and_keyed():
 def test_samples_follow_the_recorded_distribution():
     logits = torch.tensor([[2.0, 1.0, 0.0, -torch.inf, 1.5, -1.0]])
     noise = torch.arange(20_000, dtype=torch.float64) / 20_000
-    for flags in (dict(), dict(temperature=0.5), dict(top_k=2), dict(top_p=0.7), dict(top_k=3, top_p=0.5)):
-        ids, logprobs = sample(logits.expand(len(noise), -1), Sampling(**flags), noise)
+    for flags in (
+        dict(),
+        dict(temperature=0.5),
+        dict(top_k=2),
+        dict(top_p=0.7),
+        dict(top_k=3, top_p=0.5),
+    ):
+        ids, logprobs = sample(logits.expand(len(noise), -1), SamplingConfig(**flags), noise)
         for token in ids.unique():
             share = (ids == token).double().mean().item()
             assert share == pytest.approx(logprobs[ids == token][0].exp().item(), abs=2e-4)
-    assert set(sample(logits.expand(len(noise), -1), Sampling(top_k=2), noise)[0].tolist()) == {0, 4}
+    assert set(
+        sample(logits.expand(len(noise), -1), SamplingConfig(top_k=2), noise)[0].tolist()
+    ) == {0, 4}
 
 
 def test_noise_next_to_one_picks_a_possible_token():
     logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     logits[:, 900:] = -torch.inf
-    ids, logprobs = sample(logits, Sampling(), torch.full((4,), 1 - 2.0**-53, dtype=torch.float64))
+    ids, logprobs = sample(
+        logits, SamplingConfig(), torch.full((4,), 1 - 2.0**-53, dtype=torch.float64)
+    )
     assert (ids < 900).all() and logprobs.isfinite().all()

@@ -38,7 +38,7 @@ def db(tmp_path_factory):
         CREATE TABLE latin (word TEXT);
         INSERT INTO latin VALUES (CAST(x'636166e9' AS TEXT));
         CREATE TABLE keyed (a, b, PRIMARY KEY (a, b));
-        CREATE TABLE costly (a, c AS (length(trim(a, '{'1' * 3300}0'))));
+        CREATE TABLE costly (a, c AS (length(trim(a, '{"1" * 3300}0'))));
         CREATE VIEW long AS SELECT length(printf('%.2147483647c', 'x')) AS b;
         INSERT INTO costly (a) VALUES (hex(zeroblob(19990)));
         CREATE VIRTUAL TABLE notes USING fts5(body);
@@ -76,9 +76,15 @@ def test_ordinary_forms_of_queries_run(db):
     for sql, rows in [
         ("SELECT count(*) FROM item WHERE name LIKE '%en'", ((2,),)),
         ("SELECT name FROM item UNION SELECT name FROM cheap ORDER BY 1", (("ink",), ("pen",))),
-        ("WITH p AS (SELECT max(price) AS m FROM item) SELECT id FROM item, p WHERE price = m;", ((3,),)),
+        (
+            "WITH p AS (SELECT max(price) AS m FROM item) SELECT id FROM item, p WHERE price = m;",
+            ((3,),),
+        ),
         ("VALUES (1, 'a'), (2, 'b') -- a remark", ((1, "a"), (2, "b"))),
-        ("SELECT name, group_concat(id) FROM item GROUP BY name HAVING count(*) > 1", (("pen", "1,3"),)),
+        (
+            "SELECT name, group_concat(id) FROM item GROUP BY name HAVING count(*) > 1",
+            (("pen", "1,3"),),
+        ),
         ("SELECT count(*) FROM sqlite_master WHERE name = 'item'", ((1,),)),
         (
             "SELECT substr(trim(' pen '), 1, 2), round(1.26, 1), x'00', 1e999",
@@ -268,7 +274,10 @@ def test_values_and_texts_that_grow_are_cut(db, sql):
         ("SELECT " + "1+" * 5000 + "1", "Expression tree is too large (maximum depth 200)"),
         ("SELECT " + "abs(" * 60 + "1" + ")" * 60, "parser stack overflow"),
         ("SELECT 1" + " UNION SELECT 1" * 100, "too many terms in compound SELECT"),
-        ("SELECT * FROM " + ", ".join(f"item a{i}" for i in range(65)), "at most 64 tables in a join"),
+        (
+            "SELECT * FROM " + ", ".join(f"item a{i}" for i in range(65)),
+            "at most 64 tables in a join",
+        ),
         ("SELECT " + ", ".join(["1"] * 2001), "too many columns in result set"),
     ],
 )
@@ -338,7 +347,8 @@ def test_a_locked_database_is_read_and_a_wal_is_not(tmp_path):
 
 
 def test_a_journal_is_neither_rolled_back_nor_removed(tmp_path):
-    """A writer died in the middle of a transaction: SQLite itself would mend the file at the next opening."""
+    """A writer died in the middle of a transaction: SQLite itself would mend the file at the next
+    opening."""
     path = tmp_path / "live.sqlite"
     code = """
 import os, sqlite3, sys

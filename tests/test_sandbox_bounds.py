@@ -55,7 +55,8 @@ def test_loops_end_at_the_budget_of_steps(db, sql):
 
 
 def test_the_budget_is_exact(db):
-    """The smallest budget that is enough: it is the same each time, and one step less is not enough."""
+    """The smallest budget that is enough: it is the same each time, and one step less is not
+    enough."""
     sql = "SELECT count(*) FROM big a, big b WHERE b.i < 40"
 
     def is_enough(max_vm_steps):
@@ -93,13 +94,16 @@ def copied(call, a, b, times):
 
 
 def joined(max_bytes):
-    """64 tables and as many equalities as fit: planning this takes SQLite seconds, before a first step is made."""
+    """64 tables and as many equalities as fit: planning this takes SQLite seconds, before a first
+    step is made."""
     generator, terms = random.Random(0), []
     while sum(map(len, terms)) + 5 * len(terms) < max_bytes:
         one, two = generator.sample(range(64), 2)
         terms.append(f"k{one}.{generator.choice('ab')}=k{two}.{generator.choice('ab')}")
     groups = ["(" + " AND ".join(terms[i : i + 150]) + ")" for i in range(0, len(terms), 150)]
-    return f"SELECT 1 FROM {', '.join(f'keyed k{i}' for i in range(64))} WHERE {' AND '.join(groups)}"
+    return (
+        f"SELECT 1 FROM {', '.join(f'keyed k{i}' for i in range(64))} WHERE {' AND '.join(groups)}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,11 +140,16 @@ def test_many_threads_share_few_workers(db):
         ("DROP TABLE item -- {}", DENIED),
         ("SELECT randomblob(99999), {}", TOO_LARGE),
         (COUNTER + "SELECT count(*), {} FROM n", TIMEOUT),
-        (f"SELECT {{}} FROM big WHERE {copied('instr(a, b)', LONG, HALF, 3).replace('SELECT x FROM c3', '')}", ERROR),
+        (
+            f"SELECT {{}} FROM big WHERE {copied('instr(a, b)', LONG, HALF, 3).replace('SELECT x FROM c3', '')}",
+            ERROR,
+        ),
     ]
     work = [(sql.replace("{}", str(i)), status) for i in range(34) for sql, status in work]
     with ThreadPoolExecutor(100) as threads:
-        futures = [threads.submit(run_query, db, sql, QueryConfig(max_vm_steps=100_000)) for sql, _ in work]
+        futures = [
+            threads.submit(run_query, db, sql, QueryConfig(max_vm_steps=100_000)) for sql, _ in work
+        ]
         assert [future.result().status for future in futures] == [status for _, status in work]
     pool = the_pool()
     assert len(pool._all) == len(pool._idle) <= pool.size
@@ -152,19 +161,30 @@ def test_waiting_for_a_worker_costs_the_query_nothing(db):
     size = the_pool().size
     with ThreadPoolExecutor(size + 1) as threads:
         for i in range(size):
-            threads.submit(run_query, db, COUNTER + f"SELECT count(*) + {i} FROM n", QueryConfig(timeout_secs=0.6, max_vm_steps=10**12))
+            threads.submit(
+                run_query,
+                db,
+                COUNTER + f"SELECT count(*) + {i} FROM n",
+                QueryConfig(timeout_secs=0.6, max_vm_steps=10**12),
+            )
         time.sleep(0.1)
         start = time.monotonic()
-        result = threads.submit(run_query, db, "SELECT 'waited'", QueryConfig(timeout_secs=0.2)).result()
+        result = threads.submit(
+            run_query, db, "SELECT 'waited'", QueryConfig(timeout_secs=0.2)
+        ).result()
         assert result.is_ok and time.monotonic() - start > 0.3
 
 
 def test_one_query_that_fills_its_memory_disturbs_nobody(db):
-    """The verdict is not another query's doing: neither beside the bomb nor after it in the same worker."""
+    """The verdict is not another query's doing: neither beside the bomb nor after it in the same
+    worker."""
     clear_result_cache()
     with ThreadPoolExecutor(4) as threads:
         bombs = [threads.submit(run_query, db, CTE_BOMB + f" -- {i}") for i in range(2)]
-        rows = [threads.submit(run_query, db, f"SELECT count(*) + {i} FROM big").result().rows for i in range(200)]
+        rows = [
+            threads.submit(run_query, db, f"SELECT count(*) + {i} FROM big").result().rows
+            for i in range(200)
+        ]
         assert rows == [((3000 + i,),) for i in range(200)]
         assert [bomb.result().status for bomb in bombs] == [TOO_LARGE] * 2
 
@@ -228,7 +248,9 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 def peak_bytes(db, *sqls):
     """(what this process took more, the most that one of its workers took)"""
-    done = subprocess.run([sys.executable, "-c", PEAK, db, *sqls], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, db, *sqls], capture_output=True, text=True, check=True
+    )
     return tuple(map(int, done.stdout.split()))
 
 
@@ -258,7 +280,10 @@ def test_what_met_its_deadline_is_not_stored(db):
     assert not run_query(db, sql, late).is_repeatable and not run_query(db, sql, late).is_repeatable
     assert sandbox_counts()["deadline"] == before + 2
     with ThreadPoolExecutor(8) as threads:  # those who ask at the same time share one run
-        assert not any(result.is_repeatable for result in threads.map(lambda _: run_query(db, sql, late), range(8)))
+        assert not any(
+            result.is_repeatable
+            for result in threads.map(lambda _: run_query(db, sql, late), range(8))
+        )
     assert sandbox_counts()["deadline"] <= before + 4
 
 

@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from mtsql.sql.guard import trial_of
-from mtsql.sql.sandbox import MemoryCopy, Mirror, QueryConfig, QueryStatus, clear_result_cache, run_query
+from mtsql.judge.altered_copies import altered
+from mtsql.judge.content import Content, TableRows, content_of, memory_copy
+from mtsql.judge.guard import trial_of
+from mtsql.sql.sandbox import (
+    MemoryCopy,
+    Mirror,
+    QueryConfig,
+    QueryStatus,
+    clear_result_cache,
+    run_query,
+)
 from mtsql.sql.schema import fold, schema_from_sqlite, schema_text
-from mtsql.sql.content import Content, TableRows, content_of, memory_copy
-from mtsql.sql.variants import altered
 from mtsql.sql.worker_pool import the_pool
 
 DENIED, ERROR = QueryStatus.DENIED, QueryStatus.ERROR
@@ -41,7 +48,10 @@ def test_names_of_columns_and_messages_count_as_bytes(tmp_path):
     sql = f"WITH t({name}) AS (SELECT 1) SELECT " + ",".join(["t.*"] * 1500) + " FROM t"
     result = run_query(path, sql)
     assert result.is_ok and result.num_bytes > 1500 * 11_000
-    assert run_query(path, sql, QueryConfig(max_bytes=10_000_000)).message == "more than 10000000 bytes of column names"
+    assert (
+        run_query(path, sql, QueryConfig(max_bytes=10_000_000)).message
+        == "more than 10000000 bytes of column names"
+    )
     long = run_query(path, f"SELECT {'x' * 15_000} FROM t")
     assert len(long.message) <= 1000 < len(long.message) * 4 < long.num_bytes
 
@@ -56,7 +66,9 @@ def test_names_of_any_type_in_the_schema_are_survived(tmp_path, kind):
     assert run_query(path, "SELECT y FROM u").rows == ((7,),)
     assert run_query(Mirror(path), "SELECT y FROM u").rows == ((7,),)
     schema = schema_from_sqlite(path)
-    assert "u(" in schema_text(schema) and {table.name for table in content_of(path).tables} >= {"u"}
+    assert "u(" in schema_text(schema) and {table.name for table in content_of(path).tables} >= {
+        "u"
+    }
     assert trial_of("SELECT y FROM u", schema, path, QueryConfig()).copies
 
 
@@ -73,7 +85,8 @@ def test_names_are_folded_as_sqlite_folds_them(tmp_path):
 
 
 def test_a_long_chain_of_references_is_walked_once(tmp_path):
-    """5,000 rows, each referring to another one, in the worst order: 10 s for a copy before, 0.1 s now."""
+    """5,000 rows, each referring to another one, in the worst order: 10 s for a copy before, 0.1 s
+    now."""
     columns = ", ".join(f"p{i} INTEGER REFERENCES t (id)" for i in range(10))
     path = database(tmp_path / "x.sqlite", f"CREATE TABLE t (id INTEGER PRIMARY KEY, {columns})")
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -82,14 +95,19 @@ def test_a_long_chain_of_references_is_walked_once(tmp_path):
     schema = schema_from_sqlite(path)
     start = time.process_time()
     [table] = altered(path, "SELECT id FROM t", schema, 0).tables
-    assert time.process_time() - start < 3 and {row[1] for row in table.rows} <= {row[0] for row in table.rows} | {None}
+    assert time.process_time() - start < 3 and {row[1] for row in table.rows} <= {
+        row[0] for row in table.rows
+    } | {None}
 
 
 def test_a_huge_file_is_not_read_for_a_small_query(tmp_path):
     path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1);")
     os.truncate(path, 3 * 2**30)  # sparse
     start = time.monotonic()
-    assert run_query(path, "SELECT a FROM t", QueryConfig(timeout_secs=5)).status in (QueryStatus.OK, QueryStatus.ERROR)
+    assert run_query(path, "SELECT a FROM t", QueryConfig(timeout_secs=5)).status in (
+        QueryStatus.OK,
+        QueryStatus.ERROR,
+    )
     assert time.monotonic() - start < 2
 
 
@@ -101,17 +119,27 @@ def test_a_stopped_worker_is_killed_also_while_it_reads_a_long_request(tmp_path)
         os.kill(worker.process.pid, signal.SIGSTOP)
     start = time.monotonic()
     with ThreadPoolExecutor(the_pool().size) as threads:
-        results = list(threads.map(
-            lambda i: run_query(copy, f"SELECT count(*) + {i} FROM t", QueryConfig(timeout_secs=0.4)), range(the_pool().size)
-        ))  # fmt: skip
-    assert QueryStatus.TIMEOUT in {result.status for result in results} and time.monotonic() - start < 3
+        results = list(
+            threads.map(
+                lambda i: run_query(
+                    copy, f"SELECT count(*) + {i} FROM t", QueryConfig(timeout_secs=0.4)
+                ),
+                range(the_pool().size),
+            )
+        )
+    assert (
+        QueryStatus.TIMEOUT in {result.status for result in results}
+        and time.monotonic() - start < 3
+    )
     assert run_query(copy, "SELECT count(*) FROM t").rows == ((4000,),)
 
 
 def test_workers_killed_from_outside_change_no_verdict(tmp_path):
     path = database(tmp_path / "x.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1), (2);")
     with ThreadPoolExecutor(8) as threads:
-        futures = [threads.submit(run_query, path, f"SELECT count(*) + {i} FROM t") for i in range(600)]
+        futures = [
+            threads.submit(run_query, path, f"SELECT count(*) + {i} FROM t") for i in range(600)
+        ]
         for _ in range(12):
             time.sleep(0.02)
             for worker in list(the_pool()._all):
@@ -123,7 +151,9 @@ def test_workers_killed_from_outside_change_no_verdict(tmp_path):
 
 
 def test_the_size_of_a_result_does_not_depend_on_earlier_queries(tmp_path):
-    path = database(tmp_path / "x.sqlite", "CREATE TABLE t (x); INSERT INTO t VALUES ('é'), ('é'), ('é');")
+    path = database(
+        tmp_path / "x.sqlite", "CREATE TABLE t (x); INSERT INTO t VALUES ('é'), ('é'), ('é');"
+    )
     first = run_query(path, "SELECT x FROM t")
     copy = copy_of("CREATE TABLE c (x)", [("é",)])
     for i in range(2 * the_pool().size):
@@ -146,7 +176,11 @@ def test_a_file_replaced_during_a_query_stores_no_rows_for_another(tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(the_pool(), "call", replaced_before)
         assert not run_query(live, "SELECT a FROM t").is_repeatable
-    assert [run_query(path, "SELECT a FROM t").rows for path in (one, two, live)] == [((1,),), ((2,),), ((2,),)]
+    assert [run_query(path, "SELECT a FROM t").rows for path in (one, two, live)] == [
+        ((1,),),
+        ((2,),),
+        ((2,),),
+    ]
 
 
 def test_a_virtual_table_that_poses_as_an_ordinary_one_is_left_out(tmp_path):
@@ -161,9 +195,14 @@ def test_a_virtual_table_that_poses_as_an_ordinary_one_is_left_out(tmp_path):
     assert run_query(path, "SELECT * FROM notes").status is QueryStatus.DENIED
 
 
-@pytest.mark.parametrize("kind", ["UNIQUE", "NOT NULL", "AS (1)", "CHECK", "PRIMARY KEY", "DEFAULT", "int ) ; --"])
+@pytest.mark.parametrize(
+    "kind", ["UNIQUE", "NOT NULL", "AS (1)", "CHECK", "PRIMARY KEY", "DEFAULT", "int ) ; --"]
+)
 def test_a_declared_type_of_any_words_changes_no_copy(tmp_path, kind):
-    path = database(tmp_path / "x.sqlite", f'CREATE TABLE t (a "{kind}", b); INSERT INTO t VALUES (1, 1), (1, 2), (NULL, 3);')
+    path = database(
+        tmp_path / "x.sqlite",
+        f'CREATE TABLE t (a "{kind}", b); INSERT INTO t VALUES (1, 1), (1, 2), (NULL, 3);',
+    )
     rows = ((1, 1), (1, 2), (None, 3))
     assert run_query(path, "SELECT a, b FROM t").rows == rows
     assert run_query(Mirror(path), "SELECT a, b FROM t").rows == rows[::-1]
@@ -200,7 +239,9 @@ time.sleep(0.5)
 print(*(worker.process.pid for worker in the_pool()._all), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=20
+    )
     pids = [int(word) for word in done.stdout.split()]
     assert pids
     deadline = time.monotonic() + 6
@@ -256,10 +297,17 @@ def test_a_view_opens_no_virtual_table(tmp_path):
     )
     connection.close()
     names = ("statements", "over_notes", "parts", "settings", "pages", "library")
-    for sql in (*(f"SELECT * FROM {name}" for name in names), *(f"SELECT count(*) FROM {name}" for name in names[:5])):
-        assert run_query(path, sql).status in (DENIED, ERROR), sql  # ERROR: SQLite itself calls a view unsafe
+    for sql in (
+        *(f"SELECT * FROM {name}" for name in names),
+        *(f"SELECT count(*) FROM {name}" for name in names[:5]),
+    ):
+        assert run_query(path, sql).status in (DENIED, ERROR), (
+            sql
+        )  # ERROR: SQLite itself calls a view unsafe
     for sql in ("SELECT * FROM notes", "SELECT sql FROM sqlite_stmt", "SELECT * FROM dbstat"):
-        assert run_query(path, sql).status is DENIED, sql  # also on a connection whose views have opened them
+        assert run_query(path, sql).status is DENIED, (
+            sql
+        )  # also on a connection whose views have opened them
     assert run_query(path, "SELECT a FROM json_each").rows == (("a table of that name",),)
     assert run_query(path, "WITH dbstat AS (SELECT 7 AS a) SELECT a FROM dbstat").rows == ((7,),)
     for sql in (
@@ -280,7 +328,11 @@ def test_a_view_opens_no_virtual_table(tmp_path):
 def test_a_schema_over_the_limit_of_values_is_read(tmp_path):
     path = tmp_path / "long.sqlite"
     connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE wide (" + ", ".join(f"c{i}" for i in range(1800)) + f", -- {'x' * 60_000}\n z)")
+    connection.execute(
+        "CREATE TABLE wide ("
+        + ", ".join(f"c{i}" for i in range(1800))
+        + f", -- {'x' * 60_000}\n z)"
+    )
     connection.execute("CREATE TABLE item (a)")
     connection.execute("INSERT INTO item VALUES (5)")
     connection.commit()
@@ -306,7 +358,9 @@ def test_a_stored_value_beyond_its_limit_cannot_be_returned(tmp_path):
     connection.close()
     assert run_query(path, "SELECT b FROM t").status is QueryStatus.TOO_LARGE
     assert run_query(path, "SELECT a, length(b) FROM t").rows == (("x", 50000),)
-    assert run_query(path, "SELECT b FROM t", QueryConfig(max_value_bytes=60_000)).rows == ((b"\0" * 50000,),)
+    assert run_query(path, "SELECT b FROM t", QueryConfig(max_value_bytes=60_000)).rows == (
+        (b"\0" * 50000,),
+    )
 
 
 BOUNDED = ("timeout_secs", "max_value_bytes", "max_expr_depth", "max_compound_selects")

@@ -24,8 +24,16 @@ ENTRY = {
 SCHEMA = Schema(
     "shows",
     (
-        Table("Stadium", (Column("Stadium_ID", "number"), Column("Home Town", "text")), ("Stadium_ID",)),
-        Table("concert", (Column("concert_ID", "number"), Column("Stadium_ID", "text")), ("concert_ID",)),
+        Table(
+            "Stadium",
+            (Column("Stadium_ID", "number"), Column("Home Town", "text")),
+            ("Stadium_ID",),
+        ),
+        Table(
+            "concert",
+            (Column("concert_ID", "number"), Column("Stadium_ID", "text")),
+            ("concert_ID",),
+        ),
     ),
     ((("concert", "Stadium_ID"), ("Stadium", "Stadium_ID")),),
 )
@@ -61,17 +69,25 @@ def test_composite_primary_keys_may_be_lists(tmp_path):
         (["x"], ["entry 0", "str"]),
         ([ENTRY, {}], ["entry 1", "db_id", "nothing"]),
         ([ENTRY, ENTRY], ["entry 1", "'shows'", "twice"]),
-        ([{k: v for k, v in ENTRY.items() if k != "primary_keys"}], ["entry 0 (shows)", "primary_keys"]),
+        (
+            [{k: v for k, v in ENTRY.items() if k != "primary_keys"}],
+            ["entry 0 (shows)", "primary_keys"],
+        ),
         ([ENTRY | {"table_names_original": [1]}], ["shows", "table_names_original"]),
         ([ENTRY | {"column_types": ["text"]}], ["shows", "column_types"]),
-        ([ENTRY | {"column_names_original": [[-1, "*"], [7, "a"], [0, "b"], [0, "c"], [1, "d"]]}],
-         ["shows", "column_names_original[1]", "7"]),
+        (
+            [
+                ENTRY
+                | {"column_names_original": [[-1, "*"], [7, "a"], [0, "b"], [0, "c"], [1, "d"]]}
+            ],
+            ["shows", "column_names_original[1]", "7"],
+        ),
         ([ENTRY | {"primary_keys": [99]}], ["shows", "primary_keys", "99"]),
         ([ENTRY | {"primary_keys": [0]}], ["shows", "primary_keys", "0"]),
         ([ENTRY | {"foreign_keys": [[4]]}], ["shows", "foreign_keys", "[4]"]),
         ([ENTRY | {"foreign_keys": [[4, -1]]}], ["shows", "foreign_keys", "-1"]),
     ],
-)  # fmt: skip
+)
 def test_malformed_tables_json_is_named(tmp_path, value, words):
     path = write(tmp_path / "tables.json", value)
     with pytest.raises(ValueError) as caught:
@@ -145,7 +161,9 @@ def test_official_schemas_agree_with_the_official_files(shared):
             if _names(schema) != _names(schema_from_sqlite(path)):
                 differing.append(db_id)
     assert num_files == 163 and differing == ["world_1", "store_1"]
-    columns = [column for schema in schemas.values() for table in schema.tables for column in table.columns]
+    columns = [
+        column for schema in schemas.values() for table in schema.tables for column in table.columns
+    ]
     assert {column.type for column in columns} == {"text", "number", "time", "boolean", "others"}
 
 

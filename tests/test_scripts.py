@@ -16,20 +16,34 @@ SMALL = [
 
 
 def start(script, *flags, cwd):
-    return subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True,
-                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *flags],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
-    flags = ("--warm_start.max_samples 32 --warm_start.epochs 1 --num_updates 2 --turns_per_update 2 --group_size 2"
-             " --eval_turns 4 --curriculum.max_probe_turns 4 --curriculum.probe_samples 1"
-             " --sampling.max_step_tokens 8 --reward.overlong_buffer 640 --advantage.baseline none"
-             " --advantage.scale none").split()  # fmt: skip; length is punished: every update takes a step
+    flags = (
+        "--warm_start.max_samples 32 --warm_start.epochs 1 --num_updates 2 --turns_per_update 2 --group_size 2"
+        " --eval_turns 4 --curriculum.max_probe_turns 4 --curriculum.probe_samples 1"
+        " --sampling.max_reply_tokens 8 --reward.overlong_buffer 640 --advantage.baseline none"
+        " --advantage.scale none"
+    ).split()  # fmt: skip; length is punished: every update takes a step
     done = start("train_rl.py", *SMALL, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "held-out EX" in done.stdout
     run = tmp_path / "runs" / "rl"
-    for name in ("config.yaml", "versions.json", "training.png", "model/config.json", "eval/dev-00000.json"):
+    for name in (
+        "config.yaml",
+        "versions.json",
+        "training.png",
+        "model/config.json",
+        "eval/dev-00000.json",
+    ):
         assert (run / name).is_file(), name
     assert list((run / "trajectories").iterdir())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -38,13 +52,29 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     for folder in (run / "checkpoints").glob("update-*"):
         assert json.loads((folder / "model/mtsql.json").read_text()) == remembered
         assert "model/mtsql.json" in json.loads((folder / "state.json").read_text())["files"]
-    scored = start("eval.py", "--model.path", "runs/rl/model", "--history", "predicted", "--max_dialogues", "2",
-                   "--env.max_steps", "3", cwd=tmp_path)  # fmt: skip
+    scored = start(
+        "eval.py",
+        "--model.path",
+        "runs/rl/model",
+        "--history",
+        "predicted",
+        "--max_dialogues",
+        "2",
+        "--env.max_replies",
+        "3",
+        cwd=tmp_path,
+    )
     assert scored.returncode == 0, scored.stderr
-    assert "differs from the training of runs/rl/model: env.max_steps 3 (was 4)\n" in scored.stdout
+    assert (
+        "differs from the training of runs/rl/model: env.max_replies 3 (was 4)\n" in scored.stdout
+    )
     scores = json.loads((tmp_path / "runs/eval/scores.json").read_text())
     assert scores["config"]["style"] == "BRIEF" == remembered["style"]
-    assert scores["config"]["sampling"]["max_step_tokens"] == 8 == remembered["sampling"]["max_step_tokens"]
+    assert (
+        scores["config"]["sampling"]["max_reply_tokens"]
+        == 8
+        == remembered["sampling"]["max_reply_tokens"]
+    )
     assert scores["config"]["sampling"]["max_trajectory_tokens"] == 640
     assert scores["history"] == "predicted" and scores["interaction"]["count"] == 2
     predictions = (tmp_path / "runs/eval/predictions.sql").read_text().rstrip("\n").split("\n\n")
@@ -63,4 +93,8 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
 )
 def test_bad_input_is_one_line_that_names_the_key(script, flags, words, tmp_path):
     done = start(script, *flags.split(), cwd=tmp_path)
-    assert done.returncode != 0 and words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert (
+        done.returncode != 0
+        and words in done.stderr.splitlines()[-1]
+        and "Traceback" not in done.stderr
+    )

@@ -10,22 +10,23 @@ import torch
 from safetensors.torch import load_file
 
 import train_sft
-from mtsql.agent.env import EnvLimits, SqlEnv
-from mtsql.agent.parser import Reply
+from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.checkpoint import CheckpointConfig
-from mtsql.llm.model import EmbeddedSize, ModelConfig
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.agent.reply import Reply
+from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.model.rendering import Renderer
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.selftaught import (
     SelfTaughtConfig,
     demonstration_samples,
     read_demonstrations,
     replay,
 )
+from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import load_corpus
-from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.sql.schema import Database
+from mtsql.toyworld.world import WorldConfig, write_toy_world
 from mtsql.workbench import _texts
 
 WRONG = [Reply(answer="SELECT 1")]
@@ -52,7 +53,7 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
         ]
 
     monkeypatch.setattr(train_sft, "rollout", play)
-    tiny = EmbeddedSize(hidden_size=32, num_layers=1, intermediate_size=32)
+    tiny = EmbeddedConfig(hidden_size=32, num_layers=1, intermediate_size=32)
     config = train_sft.Config(
         source="self",
         run="runs/self",
@@ -74,11 +75,11 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     # a run that dies in its second round goes on there, without rolling out again
     config = replace(config, run="runs/died", checkpoint=CheckpointConfig(every=1, keep_best=0))
     with monkeypatch.context() as patch:
-        steps, take_step = iter(range(9)), train_sft.take_step
+        steps, optimizer_step = iter(range(9)), train_sft.optimizer_step
         patch.setattr(
             train_sft,
-            "take_step",
-            lambda *args, **named: take_step(*args, **named) if next(steps) < 3 else 1 / 0,
+            "optimizer_step",
+            lambda *args, **named: optimizer_step(*args, **named) if next(steps) < 3 else 1 / 0,
         )
         with pytest.raises(ZeroDivisionError):
             train_sft.main(config)
@@ -94,22 +95,22 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("limits", "missing"),
     [
-        (EnvLimits(), ()),
-        (EnvLimits(use_memory=False), ("memory_",)),
-        (EnvLimits(use_exec=False), ("exec_",)),
-        (EnvLimits(use_exec=False, use_memory=False, max_steps=1), ("memory_", "exec_", "<tool")),
+        (EnvConfig(), ()),
+        (EnvConfig(use_memory=False), ("memory_",)),
+        (EnvConfig(use_exec=False), ("exec_",)),
+        (EnvConfig(use_exec=False, use_memory=False, max_replies=1), ("memory_", "exec_", "<tool")),
     ],
 )
 def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limits, missing, style):
     folder = tmp_path / "world"
-    write_toy_world(folder, 0, ToySize(2, 1, 10, 1, 1))
+    write_toy_world(folder, 0, WorldConfig(2, 1, 10, 1, 1))
     corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")
     texts = list(_texts(corpus, DataConfig(toy_folder=str(folder)), limits, style))
     renderer = Renderer(train_tokenizer(texts, 600))
 
     def make_env(turn):
-        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
-        return SqlEnv(turn, schema, db_path, limits, style)
+        schema, db_path = corpus.databases[turn.db_id].schema, corpus.databases[turn.db_id].path
+        return SqlEnv(turn, Database(schema, db_path), limits, style)
 
     samples = demonstration_samples(
         corpus,

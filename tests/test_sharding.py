@@ -9,21 +9,44 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
-from mtsql.learner import (
-    OptimConfig, load_optimizer, make_optimizer, optimizer_tensors, seed_update, take_step, with_reference,
-)  # fmt: skip
-from mtsql.llm.attention import PackedContext
-from mtsql.llm.logprobs import PolicyModule, score
-from mtsql.llm.losses import LossConfig, policy_loss
-from mtsql.llm.model import (
-    EmbeddedSize, LoraSettings, ModelConfig, build_embedded, generation_weights, is_sharded, load_policy, load_tokenizer,
-    load_trained, make_reference, save_policy,
-)  # fmt: skip
-from mtsql.llm.packing import Sample
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.learner.logprobs import PolicyModule, score
+from mtsql.learner.losses import LossConfig, policy_loss
+from mtsql.learner.packing import Sample
+from mtsql.learner.step import (
+    OptimConfig,
+    load_optimizer,
+    make_optimizer,
+    optimizer_step,
+    optimizer_tensors,
+    seed_update,
+    with_reference,
+)
+from mtsql.model.attention import PackedContext
+from mtsql.model.policy import (
+    AdapterConfig,
+    EmbeddedConfig,
+    ModelConfig,
+    build_embedded,
+    generation_weights,
+    is_sharded,
+    load_policy,
+    load_tokenizer,
+    load_trained,
+    make_reference,
+    save_policy,
+)
+from mtsql.model.tokenizer import train_tokenizer
+from mtsql.run.launch import leave_group, make_accelerator, start_missing_ranks
 
-SIZE = EmbeddedSize(vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48)
+SIZE = EmbeddedConfig(
+    vocab_size=300,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+)
 FSDP = "--num_processes 2 --main_process_port 0 --use_fsdp --fsdp_version 2".split()
 RANK = f"""
 import sys
@@ -37,16 +60,39 @@ def samples_of(update: int) -> list[Sample]:
     rng, samples = random.Random(update), []
     for _ in range(5):
         ids = [rng.randrange(280) for _ in range(rng.randint(2, 9))]
-        samples.append(Sample([5, 6, 7], ids, [1] * len(ids), [rng.uniform(-1, 1)] * len(ids), [-5.7] * len(ids)))
+        samples.append(
+            Sample(
+                [5, 6, 7], ids, [1] * len(ids), [rng.uniform(-1, 1)] * len(ids), [-5.7] * len(ids)
+            )
+        )
     return samples
 
 
-def play(accelerator, base, save, lora=False, load=None, updates=(0, 1), dtype="float32", recompute=False, offload=False):
-    """Updates by a loss with a KL term, of which the last rank has most samples and the most to generate; then the
-    policy and Adam's averages are saved, and what the updates and the weights for generation were is returned."""
-    config = ModelConfig(path=base, lora=LoraSettings(rank=4 if lora else 0), dtype=dtype, gradient_checkpointing=recompute)
+def play(
+    accelerator,
+    base,
+    save,
+    lora=False,
+    load=None,
+    updates=(0, 1),
+    dtype="float32",
+    recompute=False,
+    offload=False,
+):
+    """Updates by a loss with a KL term, of which the last rank has most samples and the most to
+    generate; then the policy and Adam's averages are saved, and what the updates and the weights
+    for generation were is returned."""
+    config = ModelConfig(
+        path=base,
+        lora=AdapterConfig(rank=4 if lora else 0),
+        dtype=dtype,
+        gradient_checkpointing=recompute,
+    )
     optim = OptimConfig(lr=1e-2, offload=offload)
-    rank, last = accelerator.process_index, accelerator.process_index == accelerator.num_processes - 1
+    rank, last = (
+        accelerator.process_index,
+        accelerator.process_index == accelerator.num_processes - 1,
+    )
     seed_update(0, 0, 0)
     policy, tokenizer = load_policy(config), load_tokenizer(base)
     module = PolicyModule(policy)
@@ -58,18 +104,33 @@ def play(accelerator, base, save, lora=False, load=None, updates=(0, 1), dtype="
         load_optimizer(module, optimizer, load_file(Path(load) / "optimizer.safetensors"), offload)
     for update in updates:
         samples = samples_of(update)
-        mine = samples[:1] if accelerator.num_processes > 1 and rank == 0 else samples[accelerator.num_processes - 1 :]
+        mine = (
+            samples[:1]
+            if accelerator.num_processes > 1 and rank == 0
+            else samples[accelerator.num_processes - 1 :]
+        )
         mine = with_reference(accelerator, policy, frozen, mine, temperature=1.0, max_tokens=14)
-        stats = take_step(
-            accelerator, module, optimizer, mine, lambda m, b: policy_loss(*m(b), b, LossConfig(kl_coef=0.1)),
-            sum(s.num_trained for s in samples), max_tokens=14, config=optim, lr=1e-2,
-        )  # fmt: skip
+        stats = optimizer_step(
+            accelerator,
+            module,
+            optimizer,
+            mine,
+            lambda m, b: policy_loss(*m(b), b, LossConfig(kl_coef=0.1)),
+            sum(s.num_trained for s in samples),
+            max_tokens=14,
+            config=optim,
+            lr=1e-2,
+        )
         result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
     ids = torch.arange(9)[None]
     with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():
-        for _ in range(100 if last else 1):  # the others are long done: no rank may need another while it decodes
+        for _ in range(
+            100 if last else 1
+        ):  # the others are long done: no rank may need another while it decodes
             context = PackedContext(((0, 3, 3, 9),), torch.device("cpu"))
-            logits = weights(input_ids=ids, position_ids=ids, use_cache=False, attention_context=context).logits
+            logits = weights(
+                input_ids=ids, position_ids=ids, use_cache=False, attention_context=context
+            ).logits
         sampled = score(PolicyModule(weights), samples_of(0), 99, accelerator.device)
     result["logits"] = logits[0, :, :8].tolist()
     save_policy(policy, tokenizer, Path(save) / "model", accelerator.is_main_process)
@@ -77,7 +138,9 @@ def play(accelerator, base, save, lora=False, load=None, updates=(0, 1), dtype="
     if accelerator.is_main_process:
         save_file(averages, Path(save) / "optimizer.safetensors")
     scored = score(module, samples_of(0), 99, accelerator.device)
-    result["gap"] = max(abs(a - b) for s, t in zip(scored, sampled, strict=True) for a, b in zip(s, t, strict=True))
+    result["gap"] = max(
+        abs(a - b) for s, t in zip(scored, sampled, strict=True) for a, b in zip(s, t, strict=True)
+    )
     accelerator.free_memory()
     return result
 
@@ -92,7 +155,8 @@ def main(plans: str, folder: str, precision: str) -> None:
 
 
 def play_two(flags, plans, folder, precision="no"):
-    """The same on two processes, started as a user starts them; returns the results of both ranks."""
+    """The same on two processes, started as a user starts them; returns the results of both
+    ranks."""
     from test_two_processes import launch
 
     script = folder / "rank.py"
@@ -103,12 +167,19 @@ def play_two(flags, plans, folder, precision="no"):
 
 
 def assert_same_folder(one: Path, other: Path, abs=1e-5):
-    for name in (*(p.name for p in (one / "model").glob("*.safetensors")), "../optimizer.safetensors"):
+    for name in (
+        *(p.name for p in (one / "model").glob("*.safetensors")),
+        "../optimizer.safetensors",
+    ):
         a, b = load_file(one / "model" / name), load_file(other / "model" / name)
         assert a.keys() == b.keys()
         for key in a:
-            assert a[key].dtype == b[key].dtype and torch.allclose(a[key], b[key], atol=abs, rtol=1e-4), key
-    assert sorted(p.name for p in (one / "model").iterdir()) == sorted(p.name for p in (other / "model").iterdir())
+            assert a[key].dtype == b[key].dtype and torch.allclose(
+                a[key], b[key], atol=abs, rtol=1e-4
+            ), key
+    assert sorted(p.name for p in (one / "model").iterdir()) == sorted(
+        p.name for p in (other / "model").iterdir()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +192,17 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(base, tmp_path_factory):
-    """What one process does: (folder, result) without and with adapters, and of the update after both."""
+    """What one process does: (folder, result) without and with adapters, and of the update after
+    both."""
     from accelerate import Accelerator
 
     accelerator, found = Accelerator(cpu=True), {}
     for name, plan in {
-        "full": {}, "lora": {"lora": True},
-        "full next": {"load": "full", "updates": [2]}, "lora next": {"load": "lora", "updates": [2], "lora": True},
-    }.items():  # fmt: skip
+        "full": {},
+        "lora": {"lora": True},
+        "full next": {"load": "full", "updates": [2]},
+        "lora next": {"load": "lora", "updates": [2], "lora": True},
+    }.items():
         folder = tmp_path_factory.mktemp("alone")
         if "load" in plan:
             plan["load"] = str(found[plan["load"]][0])
@@ -141,7 +215,9 @@ def test_a_peft_folder_of_ours_is_read_by_peft(base, alone):
     from transformers import AutoModelForCausalLM
 
     folder, result = alone["lora"]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder / "model")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder / "model"
+    )
     with torch.no_grad():
         logits = model(torch.arange(9)[None]).logits[0, :, :8]
     assert torch.allclose(logits, torch.tensor(result["logits"]), atol=1e-4)
@@ -149,32 +225,57 @@ def test_a_peft_folder_of_ours_is_read_by_peft(base, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(kind, base, alone, tmp_path):
+def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(
+    kind, base, alone, tmp_path
+):
     flags = FSDP if kind == "fsdp2" else ["--num_processes", "2"]
     plans = {
-        "full": {}, "recompute": {"recompute": True}, "lora": {"lora": True}, "offload": {"offload": True},
+        "full": {},
+        "recompute": {"recompute": True},
+        "lora": {"lora": True},
+        "offload": {"offload": True},
         "own next": {"load": str(tmp_path / "full"), "updates": [2]},
         "own next lora": {"load": str(tmp_path / "lora"), "updates": [2], "lora": True},
         "full next": {"load": str(alone["full"][0]), "updates": [2], "offload": True},
         "lora next": {"load": str(alone["lora"][0]), "updates": [2], "lora": True},
-    }  # fmt: skip
+    }
     for name in plans:
         (tmp_path / name).mkdir()
-    both = play_two(flags, [{"base": base, "save": str(tmp_path / n), **plan} for n, plan in plans.items()], tmp_path)
-    same = {"recompute": "full", "offload": "full", "own next": "full next", "own next lora": "lora next"}
+    both = play_two(
+        flags,
+        [{"base": base, "save": str(tmp_path / n), **plan} for n, plan in plans.items()],
+        tmp_path,
+    )
+    same = {
+        "recompute": "full",
+        "offload": "full",
+        "own next": "full next",
+        "own next lora": "lora next",
+    }
     for index, name in enumerate(plans):
         folder, expected = alone[same.get(name, name)]
         for result in (rank[index] for rank in both):
             assert result["sharded"] == (kind == "fsdp2")
-            assert torch.tensor(result["steps"]).numpy() == pytest.approx(torch.tensor(expected["steps"]).numpy(), abs=1e-4)
-            assert torch.allclose(torch.tensor(result["logits"]), torch.tensor(expected["logits"]), atol=1e-4)
+            assert torch.tensor(result["steps"]).numpy() == pytest.approx(
+                torch.tensor(expected["steps"]).numpy(), abs=1e-4
+            )
+            assert torch.allclose(
+                torch.tensor(result["logits"]), torch.tensor(expected["logits"]), atol=1e-4
+            )
             assert result["gap"] < 1e-4
         assert_same_folder(folder, tmp_path / name)
     # one process goes on from what two have saved
     from accelerate import Accelerator
 
     for name, lora in (("full", False), ("lora", True)):
-        play(Accelerator(cpu=True), base, str(tmp_path), load=str(tmp_path / name), updates=[2], lora=lora)
+        play(
+            Accelerator(cpu=True),
+            base,
+            str(tmp_path),
+            load=str(tmp_path / name),
+            updates=[2],
+            lora=lora,
+        )
         assert_same_folder(alone[f"{name} next"][0], tmp_path)
 
 
@@ -182,12 +283,17 @@ def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(kind, ba
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_bfloat16_scores_what_it_samples_and_stays_near_float32(kind, base, alone, tmp_path):
     flags = FSDP if kind == "fsdp2" else ["--num_processes", "2"]
-    plans = [{"base": base, "save": str(tmp_path), "dtype": "bfloat16", "lora": lora} for lora in (False, True)]
+    plans = [
+        {"base": base, "save": str(tmp_path), "dtype": "bfloat16", "lora": lora}
+        for lora in (False, True)
+    ]
     for rank in play_two(flags, plans, tmp_path, "bf16"):
         for name, result in zip(("full", "lora"), rank, strict=True):
             expected = torch.tensor(alone[name][1]["steps"])
             assert torch.allclose(torch.tensor(result["steps"]), expected, rtol=0.1, atol=0.02)
-            assert result["gap"] < (1e-5 if name == "full" else 0.05)  # merged adapters are rounded once more
+            assert result["gap"] < (
+                1e-5 if name == "full" else 0.05
+            )  # merged adapters are rounded once more
 
 
 @pytest.mark.parametrize(
@@ -195,12 +301,21 @@ def test_bfloat16_scores_what_it_samples_and_stays_near_float32(kind, base, alon
     [
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "--fsdp_version 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "--num_processes 2"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "optim.offload"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
-         "model.gradient_checkpointing"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "optim.offload",
+        ),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_ACTIVATION_CHECKPOINTING": "true",
+            },
+            "model.gradient_checkpointing",
+        ),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed"),
     ],
-)  # fmt: skip
+)
 def test_what_sharding_cannot_do_is_said(env, words, monkeypatch):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -209,9 +324,7 @@ def test_what_sharding_cannot_do_is_said(env, words, monkeypatch):
 
 
 def test_no_two_ranks_or_updates_of_a_run_share_a_seed():
-    from mtsql.learner import generator_seed
+    from mtsql.learner.step import generator_seed
 
     seeds = [generator_seed(7, update, rank) for update in range(2000) for rank in range(64)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)
-
-

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mtsql.signals import (
+from mtsql.run.signals import (
     Terminated,
     exit_code,
     no_interrupt,
@@ -62,7 +62,7 @@ def test_handlers_come_back_where_nothing_stopped():
 def test_a_lost_connection_is_a_stop_if_a_signal_follows(is_stopped, monkeypatch):
     """The ranks get a signal one after another; who waits for one that is gone gets an error."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("mtsql.signals.PEER_SECS", 0.5)
+    monkeypatch.setattr("mtsql.run.signals.PEER_SECS", 0.5)
     expected = Terminated if is_stopped else RuntimeError
     with pytest.raises(expected), stoppable(), peers_may_stop():
         if is_stopped:
@@ -73,7 +73,7 @@ def test_a_lost_connection_is_a_stop_if_a_signal_follows(is_stopped, monkeypatch
 
 CHILD = """
 import os, sys, time
-from mtsql.signals import follow_launcher, stoppable
+from mtsql.run.signals import follow_launcher, stoppable
 with stoppable():
     try:
         follow_launcher()

@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import eval as eval_script
 import train_rl
 import train_sft
-
 from mtsql.agent.prompts import PromptStyle
-from mtsql.llm.engine import Engine, EngineLimits, Sampling, check_engine
-from mtsql.llm.logprobs import PolicyModule, score
-from mtsql.llm.model import (
-    EmbeddedSize,
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, check_engine
+from mtsql.learner.logprobs import PolicyModule, score
+from mtsql.learner.packing import Sample
+from mtsql.model.policy import (
+    EmbeddedConfig,
     ModelConfig,
     build_embedded,
     load_policy,
@@ -27,13 +27,12 @@ from mtsql.llm.model import (
     policy_shape,
     save_policy,
 )
-from mtsql.llm.packing import Sample
-from mtsql.llm.sizes import BUDGETS, max_positions, require_embeddings, require_positions
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.model.sizes import BUDGETS, max_positions, require_embeddings, require_positions
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
 
-SIZE = EmbeddedSize(
+SIZE = EmbeddedConfig(
     num_layers=2,
     hidden_size=16,
     num_heads=2,
@@ -86,8 +85,8 @@ def test_a_tokenizer_longer_than_the_embedding(longer, tokenizer, tmp_path):
     engine = Engine(
         load_policy(ModelConfig(path=path)).eval(),
         (),
-        Sampling(max_trajectory_tokens=9),
-        EngineLimits(cache_bytes=1 << 16),
+        SamplingConfig(max_trajectory_tokens=9),
+        EngineConfig(cache_bytes=1 << 16),
     )
     with pytest.raises(ValueError, match=f"token id {rows} is not among"):
         engine.open_group([1, rows], [(0, 0, 0, 0)])
@@ -186,9 +185,9 @@ def test_a_batch_just_long_enough():
 def test_what_check_engine_takes_the_engine_takes_too(prompt, folder):
     """In the smallest cache that passes, a prompt and trajectory of that length find room."""
     model = load_policy(ModelConfig(path=folder)).eval()
-    sampling, size = Sampling(max_step_tokens=5, max_trajectory_tokens=5), 4
+    sampling, size = SamplingConfig(max_reply_tokens=5, max_trajectory_tokens=5), 4
     blocks = -(-(prompt + 5) // size) + 1
-    limits = EngineLimits(block_size=size, cache_bytes=blocks * size * TOKEN_BYTES)
+    limits = EngineConfig(block_size=size, cache_bytes=blocks * size * TOKEN_BYTES)
     for shape in (model.config, SIZE):
         check_engine(limits, shape, prompt + 5, torch.float32)
         short = replace(limits, cache_bytes=limits.cache_bytes - 1)
@@ -211,26 +210,26 @@ def test_what_check_engine_takes_the_engine_takes_too(prompt, folder):
     ("limits", "words"),
     [
         ({"max_rows": 0}, "engine.max_rows is 0"),
-        ({"max_rows": 10**9, "max_step_batch_tokens": 10**9}, "engine.max_rows is 1000000000"),
+        ({"max_rows": 10**9, "max_scheduled_tokens": 10**9}, "engine.max_rows is 1000000000"),
         ({"block_size": 0}, "engine.block_size is 0"),
         ({"cache_bytes": 0}, "engine.cache_bytes is 0"),
         ({"cache_bytes": -5}, "engine.cache_bytes is -5"),
         (
-            {"max_step_batch_tokens": 5},
-            "engine.max_step_batch_tokens is 5, less than engine.max_rows 64",
+            {"max_scheduled_tokens": 5},
+            "engine.max_scheduled_tokens is 5, less than engine.max_rows 64",
         ),
     ],
 )
 def test_limits_name_their_keys(limits, words):
     with pytest.raises(ValueError, match=words):
-        EngineLimits(**limits)
+        EngineConfig(**limits)
 
 
 def test_a_model_that_the_engine_cannot_run(folder):
     shape = policy_shape(ModelConfig(path=folder))
     shape.model_type = "gpt2"
     with pytest.raises(ValueError, match="model type 'gpt2' is not supported"):
-        check_engine(EngineLimits(), shape, 10, torch.float32)
+        check_engine(EngineConfig(), shape, 10, torch.float32)
 
 
 @pytest.mark.parametrize("limits", [{"cache_bytes": 1000}, {"block_size": 10**9}])
@@ -239,7 +238,7 @@ def test_a_cache_below_a_block(limits, folder):
     with pytest.raises(
         ValueError, match="engine.cache_bytes is .* less than a block of engine.block_size"
     ):
-        Engine(model, (), Sampling(), EngineLimits(**limits))
+        Engine(model, (), SamplingConfig(), EngineConfig(**limits))
 
 
 @pytest.mark.parametrize(
@@ -252,11 +251,11 @@ def test_no_memory_for_the_cache(error, folder, monkeypatch):
     monkeypatch.setattr(mmap, "mmap", refuse)
     model = load_policy(ModelConfig(path=folder)).eval()
     with pytest.raises(ValueError, match="no memory for engine.cache_bytes 1048576") as caught:
-        Engine(model, (), Sampling(), EngineLimits(cache_bytes=1 << 20))
+        Engine(model, (), SamplingConfig(), EngineConfig(cache_bytes=1 << 20))
     assert "\n" not in str(caught.value)
 
 
 def test_more_cache_than_any_machine_has(folder):
     model = load_policy(ModelConfig(path=folder)).eval()
     with pytest.raises(ValueError, match="no memory for engine.cache_bytes"):
-        Engine(model, (), Sampling(), EngineLimits(cache_bytes=10**30, block_size=10**25))
+        Engine(model, (), SamplingConfig(), EngineConfig(cache_bytes=10**30, block_size=10**25))

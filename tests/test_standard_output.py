@@ -12,7 +12,7 @@ from test_commands import make
 TYPED = 'SELECT "[/b]" FROM t'
 COMMANDS = {
     "mtsql.schema": "database",
-    "mtsql.sql.scoring": "--gold gold.txt --pred gold.txt --tables tables.json --databases database",
+    "mtsql.judge.official_scorer": "--gold gold.txt --pred gold.txt --tables tables.json --databases database",
     "mtsql.audit": "--data.train train[x].json --data.dev train[x].json --data.databases database --run run",
 }
 
@@ -24,8 +24,14 @@ def folder(tmp_path):
         'CREATE TABLE t (a, "[/b]"); INSERT INTO t VALUES (1, 2)',
     )
     columns = [[-1, "*"], [0, "a"], [0, "[/b]"]]
-    entry = {"db_id": "one", "table_names_original": ["t"], "column_names_original": columns,
-             "column_types": ["text"] * 3, "primary_keys": [], "foreign_keys": []}  # fmt: skip
+    entry = {
+        "db_id": "one",
+        "table_names_original": ["t"],
+        "column_names_original": columns,
+        "column_types": ["text"] * 3,
+        "primary_keys": [],
+        "foreign_keys": [],
+    }
     (tmp_path / "tables.json").write_text(json.dumps([entry]))
     turns = [
         {"db_id": "one", "question": ":dog:", "query": sql}

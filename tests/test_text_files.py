@@ -7,19 +7,24 @@ from contextlib import closing
 
 import pytest
 
-from mtsql.agent.parser import Reply, ToolCall, Verdict
+from mtsql.agent.reply import Reply, ToolCall, Verdict
 from mtsql.audit.report import Case, Report, leave_out_lines
+from mtsql.judge.official_scorer import read_gold, read_predictions
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.datasets import DataConfig, load_split, read_leave_out
 from mtsql.sql.questions import read_conversations
 from mtsql.sql.schema import load_schemas
-from mtsql.sql.scoring import read_gold, read_predictions
 
 TABLES = {
-    "db_id": "one", "table_names_original": ["t"], "table_names": ["t"],
-    "column_names_original": [[-1, "*"], [0, "a\u2028"]], "column_names": [[-1, "*"], [0, "a"]],
-    "column_types": ["text", "text"], "primary_keys": [1], "foreign_keys": [],
-}  # fmt: skip
+    "db_id": "one",
+    "table_names_original": ["t"],
+    "table_names": ["t"],
+    "column_names_original": [[-1, "*"], [0, "a\u2028"]],
+    "column_names": [[-1, "*"], [0, "a"]],
+    "column_types": ["text", "text"],
+    "primary_keys": [1],
+    "foreign_keys": [],
+}
 STEP = {
     "action": "exec_sql",
     "think": "a\u2028b",
@@ -42,11 +47,14 @@ FILES = {
     "sparc.json": (read_conversations, dumps([SPARC, SPARC])),
     "flat.jsonl": (read_conversations, dumps(FLAT) + "\n" + dumps(FLAT)),
     "flat.csv": (read_conversations, "db_id,question,sql\none,a\u2028b,SELECT 1\none,b,SELECT 2"),
-    "demonstrations.jsonl": (read_demonstrations, dumps(DEMONSTRATION) + "\n" + dumps({**DEMONSTRATION, "turn_id": "b"})),
+    "demonstrations.jsonl": (
+        read_demonstrations,
+        dumps(DEMONSTRATION) + "\n" + dumps({**DEMONSTRATION, "turn_id": "b"}),
+    ),
     "leave_out.tsv": (read_leave_out, "train:0:0\ta\u2028b\ntrain:0:1\tc"),
     "gold.txt": (read_gold, "SELECT '\u2028'\tone\n\nSELECT 2\tone"),
     "pred.txt": (read_predictions, "SELECT '\u2028'\n\nSELECT 2"),
-}  # fmt: skip
+}
 WRITTEN = {
     "byte order mark": lambda text: "\ufeff" + text,
     "CRLF": lambda text: text.replace("\n", "\r\n") + "\r\n",
@@ -74,12 +82,22 @@ def test_how_a_file_is_written_makes_no_difference(tmp_path, name, how):
 
 FAULTS = {
     "UTF-16": (lambda text: text.encode("utf-16"), "not UTF-8"),
-    "Latin 1": (lambda text: (text + "\xe9").encode("utf-8").replace(b"\xc3\xa9", b"\xe9"), "not UTF-8"),
-    "NaN": (lambda text: text.replace('"one"', "NaN").replace('"train:0:0"', "NaN").encode(), "NaN"),
-    "deep": (lambda text: text.replace('"one"', "[" * 100_000).replace('"train:0:0"', "[" * 100_000).encode(),
-             "nested too deeply"),
+    "Latin 1": (
+        lambda text: (text + "\xe9").encode("utf-8").replace(b"\xc3\xa9", b"\xe9"),
+        "not UTF-8",
+    ),
+    "NaN": (
+        lambda text: text.replace('"one"', "NaN").replace('"train:0:0"', "NaN").encode(),
+        "NaN",
+    ),
+    "deep": (
+        lambda text: (
+            text.replace('"one"', "[" * 100_000).replace('"train:0:0"', "[" * 100_000).encode()
+        ),
+        "nested too deeply",
+    ),
     "cut": (lambda text: text[:-3].encode(), "not JSON"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -180,13 +198,25 @@ def test_half_a_character_is_refused_in_every_json_file(tmp_path, entry, place):
         ({**DEMONSTRATION, "steps": [STEP]}, "steps: the last action"),
         ({**DEMONSTRATION, "steps": [ANSWER, ANSWER]}, "steps: the last action"),
         ({**DEMONSTRATION, "steps": [7]}, "steps[0]: expected an object, found int"),
-        ({**DEMONSTRATION, "steps": [STEP, {**ANSWER, "action": "run"}]}, "steps[1]: action: expected one of exec_sql,"),
-        ({**DEMONSTRATION, "steps": [{**ANSWER, "think": None}]}, "steps[0]: think: expected a string"),
-        ({**DEMONSTRATION, "steps": [{**ANSWER, "sql": 1}]}, "steps[0]: sql: expected a string, found 1"),
-        ({**DEMONSTRATION, "steps": [{**ANSWER, "exec_verdict": "ok"}]}, "steps[0]: exec_verdict: expected one of pass"),
+        (
+            {**DEMONSTRATION, "steps": [STEP, {**ANSWER, "action": "run"}]},
+            "steps[1]: action: expected one of exec_sql,",
+        ),
+        (
+            {**DEMONSTRATION, "steps": [{**ANSWER, "think": None}]},
+            "steps[0]: think: expected a string",
+        ),
+        (
+            {**DEMONSTRATION, "steps": [{**ANSWER, "sql": 1}]},
+            "steps[0]: sql: expected a string, found 1",
+        ),
+        (
+            {**DEMONSTRATION, "steps": [{**ANSWER, "exec_verdict": "ok"}]},
+            "steps[0]: exec_verdict: expected one of pass",
+        ),
         ({**DEMONSTRATION, "turn_id": "b"}, "turn_id: 'b' has a demonstration already"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_demonstration_is_named_by_its_key(tmp_path, record, words):
     file = tmp_path / "d.jsonl"
     file.write_text(f"{json.dumps({**DEMONSTRATION, 'turn_id': 'b'})}\n{json.dumps(record)}\n")
@@ -224,7 +254,7 @@ def test_splits_need_no_tables_json(tmp_path):
     names = {"dev": str(tmp_path / "dev.csv"), "databases": str(tmp_path)}
     corpus = load_split(DataConfig(**names), "dev")
     assert corpus.turns[0].turn_id == "dev:0:0"
-    assert [table.name for table in corpus.schemas["one"].tables] == ["order"]
+    assert [table.name for table in corpus.databases["one"].schema.tables] == ["order"]
     assert not DataConfig(**names).is_toy
 
 

@@ -2,12 +2,18 @@ import json
 
 import pytest
 
+from mtsql.judge.exact_match import hardness
 from mtsql.sql.dialogues import load_corpus
-from mtsql.sql.metrics import hardness
 from mtsql.sql.sandbox import run_query
-from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.toyworld.world import WorldConfig, write_toy_world
 
-SIZE = ToySize(num_train_databases=5, num_dev_databases=2, train_dialogues=40, seen_dialogues=6, dev_dialogues=20)
+SIZE = WorldConfig(
+    num_train_databases=5,
+    num_dev_databases=2,
+    train_dialogues=40,
+    seen_dialogues=6,
+    dev_dialogues=20,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +42,18 @@ def test_every_gold_query_parses_runs_and_returns_something(world, split):
     levels = set()
     assert not data.skipped
     for turn in data.turns:
-        levels.add(hardness(turn.sql, data.schemas[turn.db_id]))
-        result = run_query(data.db_paths[turn.db_id], turn.sql)
+        levels.add(hardness(turn.sql, data.databases[turn.db_id].schema))
+        result = run_query(data.databases[turn.db_id].path, turn.sql)
         assert result.is_ok and not result.is_empty, turn
     assert levels == {"easy", "medium", "hard", "extra"}
     assert all(2 <= len(dialogue.turns) <= 5 for dialogue in data.dialogues)
 
 
 def test_held_out_databases_and_dialogues_are_not_in_training(world):
-    told = {s: {(d.db_id, *(t.question for t in d.turns)) for d in corpus(world, s).dialogues}
-            for s in ("train", "dev_seen", "dev")}  # fmt: skip
+    told = {
+        s: {(d.db_id, *(t.question for t in d.turns)) for d in corpus(world, s).dialogues}
+        for s in ("train", "dev_seen", "dev")
+    }
     assert not told["train"] & told["dev_seen"]
     databases = {split: {entry[0] for entry in entries} for split, entries in told.items()}
     assert databases["dev_seen"] <= databases["train"] and not databases["dev"] & databases["train"]
@@ -61,7 +69,7 @@ def test_demonstrations_are_what_an_agent_would_have_seen(world):
         shapes.add(tuple(step["action"] for step in steps))
         assert len(steps) <= 4 and steps[-1]["action"] == "answer" and steps[-1]["sql"] == turn.sql
         for step, after in zip(steps, steps[1:], strict=False):
-            result = run_query(data.db_paths[turn.db_id], step["sql"])
+            result = run_query(data.databases[turn.db_id].path, step["sql"])
             if step["action"] == "exec_sql":
                 is_nothing = not result.is_ok or result.is_empty or result.rows == ((0,),)
                 assert (after["exec_verdict"] == "no_pass") == is_nothing

@@ -8,19 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
-
-from test_episodes import refilled
-from test_learner import one_update, several_steps
+from test_collect import refilled
+from test_step import one_update, several_steps
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 RANK = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from mtsql.launch import leave_group, make_accelerator, start_missing_ranks
+from mtsql.run.launch import leave_group, make_accelerator, start_missing_ranks
 start_missing_ranks()
-from test_episodes import refilled
-from test_learner import one_update, several_steps
+from test_collect import refilled
+from test_step import one_update, several_steps
 accelerator, results = make_accelerator("no"), {{}}
 for name, (what, *inputs) in json.loads(sys.argv[1]).items():
     results[name] = globals()[what](*inputs, accelerator=accelerator)
@@ -33,16 +32,24 @@ TURNS = ["t1", "t2", "t4", "t5", "t7"]
 
 def launch(flags, script, *args, cwd):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
-    return subprocess.run([*ACCELERATE, *flags, str(script), *args], cwd=cwd, env={**clean, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=900)  # fmt: skip
+    return subprocess.run(
+        [*ACCELERATE, *flags, str(script), *args],
+        cwd=cwd,
+        env={**clean, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 def ranks(flags, work, folder):
-    """What each of two ranks returns for the named calls in `work`, made one after another; of five samples a step takes,
-    the inner lists say which each rank has."""
+    """What each of two ranks returns for the named calls in `work`, made one after another; of five
+    samples a step takes, the inner lists say which each rank has."""
     script = folder / "rank.py"
     script.write_text(RANK)
-    done = launch(["--num_processes", "2", *flags], script, json.dumps(work), str(folder), cwd=folder)
+    done = launch(
+        ["--num_processes", "2", *flags], script, json.dumps(work), str(folder), cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -74,8 +81,8 @@ def test_two_processes_of_which_one_is_idle_take_the_step_of_one(tmp_path):
 
 @pytest.mark.parametrize("share", ["uneven", "idle"])
 def test_two_processes_take_the_several_steps_of_one(share, together):
-    """Whole groups in the same steps, each with its own denominator, however they lie on the ranks; in some steps one
-    rank has nothing, in one nobody."""
+    """Whole groups in the same steps, each with its own denominator, however they lie on the ranks;
+    in some steps one rank has nothing, in one nobody."""
     alone = several_steps([range(5)])
     for rank in together:
         assert rank[f"{share} steps"] == pytest.approx(alone, rel=1e-4, abs=1e-5)
@@ -93,7 +100,7 @@ def test_two_processes_refill_as_one(together):
 def test_a_crash_of_one_rank_ends_all_and_shows_its_own_traceback(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
-        "from mtsql.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
+        "from mtsql.run.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
         "accelerator = make_accelerator('no')\n"
         "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of rank 1 is broken')\n"
         "accelerator.wait_for_everyone()\nimport time; time.sleep(100)\n"

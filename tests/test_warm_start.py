@@ -15,12 +15,12 @@ from test_resume import FLAGS, finish, start, stop_when
 import train_rl
 import train_sft
 from mtsql import warm_start
-from mtsql.agent.env import EnvLimits
-from mtsql.checkpoint import CheckpointConfig
+from mtsql.agent.env import EnvConfig
+from mtsql.engine.engine import EngineConfig
 from mtsql.files import WriteError
-from mtsql.launch import NOTHING_LEARNED
-from mtsql.llm.engine import EngineLimits
-from mtsql.llm.model import EmbeddedSize, ModelConfig
+from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.run.checkpoint import CheckpointConfig
+from mtsql.run.launch import NOTHING_LEARNED
 from mtsql.sql.datasets import DataConfig
 
 LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
@@ -71,7 +71,7 @@ def test_the_same_command_goes_on_with_a_warm_start_and_leaves_nothing_behind(
 
 
 def test_an_interrupted_warm_start_is_gone_on_with_bit_for_bit(tmp_path, monkeypatch):
-    small = EmbeddedSize(num_layers=1, hidden_size=32, intermediate_size=32)
+    small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
     sft = train_sft.Config(
         model=ModelConfig(embedded=small),
         data=DataConfig(toy_folder=str(tmp_path / "world")),
@@ -92,7 +92,9 @@ def test_an_interrupted_warm_start_is_gone_on_with_bit_for_bit(tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(train_sft.RunLog, "progress", stop_after_five)
         try:
-            with pytest.raises(KeyboardInterrupt, match="after 5 optimizer steps; the same command"):
+            with pytest.raises(
+                KeyboardInterrupt, match="after 5 optimizer steps; the same command"
+            ):
                 make("stopped")
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -121,15 +123,15 @@ def test_the_key_has_what_counts_and_nothing_else(monkeypatch):
     config = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
     key = warm_start.warm_start_key(config)
     for same in (
-        replace(config, engine=EngineLimits(max_rows=3)),
+        replace(config, engine=EngineConfig(max_rows=3)),
         replace(config, run="elsewhere", resume="elsewhere"),
         replace(config, checkpoint=CheckpointConfig(every=1)),
-        replace(config, env=EnvLimits(num_sql_workers=1)),
+        replace(config, env=EnvConfig(num_sql_workers=1)),
     ):
         assert warm_start.warm_start_key(same) == key
     for other in (
         replace(config, seed=1),
-        replace(config, env=EnvLimits(max_steps=3)),
+        replace(config, env=EnvConfig(max_replies=3)),
         replace(config, sft=replace(config.sft, epochs=2)),
         replace(config, style=train_rl.PromptStyle.FULL),
     ):

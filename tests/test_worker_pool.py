@@ -11,7 +11,13 @@ from contextlib import closing
 
 import pytest
 
-from mtsql.sql.sandbox import QueryConfig, QueryStatus, clear_result_cache, run_query, sandbox_counts
+from mtsql.sql.sandbox import (
+    QueryConfig,
+    QueryStatus,
+    clear_result_cache,
+    run_query,
+    sandbox_counts,
+)
 from mtsql.sql.worker_pool import (
     QueriesStopped,
     WorkerPool,
@@ -23,7 +29,7 @@ from mtsql.sql.worker_process import DeadlinePassed
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 # Minutes in one row, without a step: SQLite copies an expression wherever its alias is used.
-STUCK = f"""WITH s AS MATERIALIZED (SELECT hex(zeroblob(19990)) AS a), c0 AS (SELECT length(trim(a, '{'1' * 3300}0')) AS x FROM s)
+STUCK = f"""WITH s AS MATERIALIZED (SELECT hex(zeroblob(19990)) AS a), c0 AS (SELECT length(trim(a, '{"1" * 3300}0')) AS x FROM s)
 {"".join(f", c{i} AS (SELECT x + x AS x FROM c{i - 1})" for i in range(1, 13))} SELECT x FROM c12"""
 ARGUMENTS = {"timeout_secs": 60.0, "memory_bytes": 2**28}
 
@@ -73,8 +79,15 @@ def test_a_worker_that_dies_is_replaced_and_its_request_tried_again(pool, db):
 def test_a_deadline_kills_and_spares_the_others(pool, db):
     ask(pool, db)
     with ThreadPoolExecutor(2) as threads:
-        stuck = threads.submit(pool.call, "query", ("file", "x", db.as_uri()), STUCK, vars(QueryConfig()),
-                               timeout_secs=0.4, memory_bytes=2**28)  # fmt: skip
+        stuck = threads.submit(
+            pool.call,
+            "query",
+            ("file", "x", db.as_uri()),
+            STUCK,
+            vars(QueryConfig()),
+            timeout_secs=0.4,
+            memory_bytes=2**28,
+        )
         answers = [threads.submit(ask, pool, db, f"SELECT {i}").result()["rows"] for i in range(50)]
         assert answers == [((i,),) for i in range(50)]
         with pytest.raises(DeadlinePassed):
@@ -91,15 +104,25 @@ def test_a_query_that_needs_too_much_memory_is_tried_once_more_on_a_fresh_worker
     assert len(pids) == 4
     hungry = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, zeroblob(39000) AS z FROM n ORDER BY z, i"
     source = ("file", str(db), db.as_uri())
-    answer = pool.call("query", source, hungry, vars(QueryConfig()), timeout_secs=60.0, memory_bytes=2**28,
-                       is_out_of_memory=lambda answer: answer["ending"] == "memory")  # fmt: skip
-    assert (answer["status"], answer["ending"]) == ("too_large", "memory") and pool.counts == {"memory": 2}
+    answer = pool.call(
+        "query",
+        source,
+        hungry,
+        vars(QueryConfig()),
+        timeout_secs=60.0,
+        memory_bytes=2**28,
+        is_out_of_memory=lambda answer: answer["ending"] == "memory",
+    )
+    assert (answer["status"], answer["ending"]) == ("too_large", "memory") and pool.counts == {
+        "memory": 2
+    }
     assert len(pids & {worker.process.pid for worker in pool._all}) >= 2
     pool.stop()
 
 
 def test_stopping_ends_running_and_waiting_requests(pool, db):
-    """Twelve endless requests for two workers, and the next query of a thread whose query was stopped."""
+    """Twelve endless requests for two workers, and the next query of a thread whose query was
+    stopped."""
 
     def one(number):
         with pytest.raises(QueriesStopped):
@@ -137,8 +160,15 @@ def test_urgent_requests_go_first(db):
     source = ("file", str(db), db.as_uri())
 
     def one(name, is_urgent):
-        pool.call("query", source, ENDLESS + f" -- {name}", vars(QueryConfig(max_vm_steps=10**7)), timeout_secs=60.0,
-                  memory_bytes=2**28, is_urgent=is_urgent)  # fmt: skip
+        pool.call(
+            "query",
+            source,
+            ENDLESS + f" -- {name}",
+            vars(QueryConfig(max_vm_steps=10**7)),
+            timeout_secs=60.0,
+            memory_bytes=2**28,
+            is_urgent=is_urgent,
+        )
         order.append(name)
 
     with ThreadPoolExecutor(10) as threads:
@@ -154,12 +184,21 @@ def test_urgent_requests_go_first(db):
 def test_a_pool_serves_requests_of_different_memory(pool, db):
     for memory_bytes in (2**27, 2**28, 2**27, 2**29):
         source = ("file", str(db), db.as_uri())
-        answer = pool.call("query", source, "SELECT 1", vars(QueryConfig()), timeout_secs=5.0, memory_bytes=memory_bytes)
+        answer = pool.call(
+            "query",
+            source,
+            "SELECT 1",
+            vars(QueryConfig()),
+            timeout_secs=5.0,
+            memory_bytes=memory_bytes,
+        )
         assert answer["status"] == "ok" and len(pool._all) <= pool.size
 
 
 def test_a_fault_of_ours_is_raised_with_its_traceback(pool, db):
-    with pytest.raises(RuntimeError, match="(?s)a SQL worker failed: Traceback.*worker.py.*AttributeError"):
+    with pytest.raises(
+        RuntimeError, match="(?s)a SQL worker failed: Traceback.*worker.py.*AttributeError"
+    ):
         pool.call("no such operation", **ARGUMENTS)
     assert ask(pool, db)["status"] == "ok" and len(pool._all) == 1
 
@@ -168,7 +207,11 @@ def test_the_number_of_workers_is_a_key(db):
     try:
         set_num_workers(3)
         with ThreadPoolExecutor(3) as threads:
-            list(threads.map(lambda i: run_query(db, ENDLESS, QueryConfig(max_vm_steps=10**7 + i)), range(3)))
+            list(
+                threads.map(
+                    lambda i: run_query(db, ENDLESS, QueryConfig(max_vm_steps=10**7 + i)), range(3)
+                )
+            )
         assert len(the_pool()._all) == 3
         set_num_workers(1)
         clear_result_cache()
@@ -219,14 +262,25 @@ def ended(pids, secs):
     return not any(map(is_alive, pids))
 
 
-@pytest.mark.parametrize("way, sent", [
-    ("wait", signal.SIGKILL), ("wait", signal.SIGTERM), ("wait", signal.SIGINT), ("in a query", signal.SIGINT),
-    ("exception", None), ("_exit", None), ("end", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "way, sent",
+    [
+        ("wait", signal.SIGKILL),
+        ("wait", signal.SIGTERM),
+        ("wait", signal.SIGINT),
+        ("in a query", signal.SIGINT),
+        ("exception", None),
+        ("_exit", None),
+        ("end", None),
+    ],
+)
 def test_workers_end_with_their_parent(db, way, sent):
     """In the middle of endless queries, as many as there are workers."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, db, ENDLESS, way], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, db, ENDLESS, way],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     pids = [int(word) for word in parent.stdout.readline().split()[1:]]
     assert pids
@@ -248,14 +302,17 @@ time.sleep(0.3)
 print(*(worker.process.pid for worker in the_pool()._all), flush=True)
 os._exit(0)
 """
-    done = subprocess.run([sys.executable, "-c", code, db, STUCK], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", code, db, STUCK], capture_output=True, text=True, timeout=20
+    )
     pids = [int(word) for word in done.stdout.split()]
     assert pids and any(map(is_alive, pids))
     assert ended(pids, secs=6)
 
 
 def test_an_interrupted_query_leaves_a_sound_pool(db):
-    """Ctrl-C in the main thread, in the middle of a query: it is raised at once, and the next query runs."""
+    """Ctrl-C in the main thread, in the middle of a query: it is raised at once, and the next query
+    runs."""
     code = """
 import os, signal, sys, threading, time
 from mtsql.sql.sandbox import QueryConfig, run_query
@@ -307,7 +364,8 @@ sys.exit(0 if right and status == 0 and mine <= still and run_query(path, "SELEC
 
 
 def test_a_worker_imports_only_the_standard_library_and_writes_nothing(pool, tmp_path, monkeypatch):
-    """Whatever stands in the working folder or in PYTHONPATH; and a file it might write stays as it is."""
+    """Whatever stands in the working folder or in PYTHONPATH; and a file it might write stays as it
+    is."""
     for name in ("sqlite3.py", "marshal.py", "collections.py", "sitecustomize.py"):
         (tmp_path / name).write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)

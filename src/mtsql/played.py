@@ -1,7 +1,7 @@
 """How a model was played in training: prompts, tools and budgets, kept in its folder as mtsql.json.
 
-    {"style": "BRIEF", "env": {"max_steps": 4, ...}, "max_prompt_tokens": 4000,
-     "sampling": {"max_step_tokens": 96, "max_trajectory_tokens": 640}}
+    {"style": "BRIEF", "env": {"max_replies": 4, ...}, "max_prompt_tokens": 4000,
+     "sampling": {"max_reply_tokens": 96, "max_trajectory_tokens": 640}}
 
 The training scripts write the file together with the weights. Its keys are keys of eval.py, which
 takes them as defaults, so that a model is scored in the way in which it was trained. A model folder
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.config import flat, parse_values, to_dict
+from mtsql.engine.sampling import SamplingConfig
 from mtsql.files import read_json
-from mtsql.llm.sampling import Sampling
+from mtsql.run.config import flat, parse_values, to_dict
 
 FILE_NAME = "mtsql.json"
 NO_MATTER = "env.num_sql_workers"
@@ -26,11 +26,11 @@ NO_MATTER = "env.num_sql_workers"
 
 @dataclass(frozen=True)
 class Budgets:
-    """Those of `Sampling`'s keys that may end an episode."""
+    """Those of `SamplingConfig`'s keys that may end an episode."""
 
-    max_step_tokens: int = Sampling.max_step_tokens
+    max_reply_tokens: int = SamplingConfig.max_reply_tokens
     """Tokens of a reply."""
-    max_trajectory_tokens: int = Sampling.max_trajectory_tokens
+    max_trajectory_tokens: int = SamplingConfig.max_trajectory_tokens
     """Tokens of a trajectory after its prompt."""
 
 
@@ -40,7 +40,7 @@ class Played:
 
     style: PromptStyle = PromptStyle.FULL
     """Wording of the prompts."""
-    env: EnvLimits = EnvLimits()
+    env: EnvConfig = EnvConfig()
     """Tools and limits of an episode."""
     max_prompt_tokens: int = 4000
     """Turns with a longer prompt end at once."""
@@ -54,7 +54,7 @@ def notes_of(config: Any) -> dict[str, dict]:
     `config` has the keys `style`, `env`, `max_prompt_tokens` and `sampling`.
     """
     sampling = config.sampling
-    budgets = Budgets(sampling.max_step_tokens, sampling.max_trajectory_tokens)
+    budgets = Budgets(sampling.max_reply_tokens, sampling.max_trajectory_tokens)
     values = to_dict(Played(config.style, config.env, config.max_prompt_tokens, budgets))
     del values["env"]["num_sql_workers"]
     return {FILE_NAME: values}

@@ -13,11 +13,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mtsql.checkpoint import Checkpoint, newest_checkpoint, resumed
-from mtsql.config import to_dict
 from mtsql.files import WriteError, print_line
-from mtsql.launch import from_main, run_folder
-from mtsql.runlog import NotFinite
+from mtsql.run.checkpoint import Checkpoint, newest_checkpoint, resumed
+from mtsql.run.config import to_dict
+from mtsql.run.launch import from_main, run_folder
+from mtsql.run.runlog import NotFinite
 from mtsql.workbench import digest, warm_start_texts
 
 

@@ -16,27 +16,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtsql.agent import prompt_text, prompts
 from mtsql.agent.demonstrations import fit
-from mtsql.agent.env import EnvLimits, Outcome, SqlEnv
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.exchange import sample_exchange
-from mtsql.agent.parser import Reply, ToolCall, format_reply
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.reply import Reply, ToolCall, format_reply
+from mtsql.engine.engine import EngineConfig, check_engine
 from mtsql.files import print_line
-from mtsql.llm import chat_template, rendering
-from mtsql.llm import tokenizer as tokenizing
-from mtsql.llm.engine import EngineLimits, check_engine
-from mtsql.llm.model import (
+from mtsql.model import chat_template, rendering
+from mtsql.model import tokenizer as tokenizing
+from mtsql.model.policy import (
     ModelConfig,
     build_embedded,
     load_policy,
     load_tokenizer,
     policy_shape,
 )
-from mtsql.llm.rendering import Renderer
-from mtsql.llm.sizes import require_embeddings, require_positions
-from mtsql.llm.tokenizer import train_tokenizer
+from mtsql.model.rendering import Renderer
+from mtsql.model.sizes import require_embeddings, require_positions
+from mtsql.model.tokenizer import train_tokenizer
 from mtsql.played import prompt_style
 from mtsql.rl.selftaught import read_demonstrations
-from mtsql.sql.datasets import DataConfig, describe_losses, load_split
+from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.worker_pool import set_num_workers
 
@@ -55,20 +55,18 @@ class Workbench:
     renderer: Renderer
     policy: PreTrainedModel
     corpora: dict[str, Corpus]
-    env: EnvLimits
+    env: EnvConfig
     style: PromptStyle
 
     def env_maker(self, split: str) -> Callable[[Turn], SqlEnv]:
         """A function that makes a fresh environment for a turn of `split`."""
         corpus = self.corpora[split]
-        return lambda turn: SqlEnv(
-            turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], self.env, self.style
-        )
+        return lambda turn: SqlEnv(turn, corpus.databases[turn.db_id], self.env, self.style)
 
     @property
     def databases(self) -> set[Path]:
         """The database files of all splits."""
-        return {path for corpus in self.corpora.values() for path in corpus.db_paths.values()}
+        return {db.path for corpus in self.corpora.values() for db in corpus.databases.values()}
 
     def require_prompts(self, split: str, max_prompt_tokens: int) -> None:
         """ValueError if every prompt of `split` has more tokens than that. Prompts are looked at
@@ -128,13 +126,13 @@ def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]
     wanted = [s for s in splits if s != "dev_seen" or data.is_toy or data.dev_seen]
     corpora = {name: load_split(data, name) for name in wanted}
     for name, corpus in corpora.items():
-        losses = describe_losses(corpus)
+        losses = describe_skipped(corpus)
         if losses and os.environ.get("RANK", "0") == "0":
             print_line(f"{name}: {losses}")
     return corpora
 
 
-def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineLimits | None) -> None:
+def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineConfig | None) -> None:
     """ValueError, before anything is loaded, if the model's folder or the sizes that it names do
     not fit: positions for `max_tokens` tokens, and room for them in the engine's cache, where an
     engine is used."""
@@ -147,7 +145,7 @@ def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineLimits | None
 def set_up(
     model: ModelConfig,
     data: DataConfig,
-    env: EnvLimits,
+    env: EnvConfig,
     style: PromptStyle | None,
     splits: tuple[str, ...],
     seed: int,
@@ -185,20 +183,19 @@ def set_up(
     return bench
 
 
-def _texts(corpus: Corpus, data: DataConfig, env: EnvLimits, style: PromptStyle) -> Iterator[str]:
+def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:
     """Training text for the embedded tokenizer: prompts and demonstrated replies of the toy world,
     as they are with the tools offered."""
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for turn in islice(corpus.turns, NUM_TOKENIZER_TURNS):
-        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
-        messages, _ = SqlEnv(turn, schema, db_path, env, style).reset()
+        messages, _ = SqlEnv(turn, corpus.databases[turn.db_id], env, style).reset()
         yield from (message["content"] for message in messages)
         replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
         yield from (format_reply(reply) for reply in replies)
         yield "system user assistant no rows more rows"
 
 
-def warm_start_texts(data: DataConfig, env: EnvLimits, style: PromptStyle) -> Iterator[str]:
+def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:
     """All texts that go into the warm start of the embedded model: what its tokenizer is trained
     on, every demonstration as it is played with these settings, and the code that makes tokens."""
     set_num_workers(env.num_sql_workers)
@@ -206,9 +203,8 @@ def warm_start_texts(data: DataConfig, env: EnvLimits, style: PromptStyle) -> It
     yield from _texts(corpus, data, env, style)
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for turn in corpus.turns:
-        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
         replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
-        yield from episode_texts(SqlEnv(turn, schema, db_path, env, style), replies)
+        yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)
     for module in (rendering, chat_template, tokenizing, prompts, prompt_text):
         yield Path(module.__file__).read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ calls that were given up only because of them.
 from collections.abc import Collection
 from dataclasses import replace
 
-from mtsql.agent.parser import Reply, Verdict
+from mtsql.agent.reply import Reply, Verdict
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 
 VERDICT_ON = {EXEC_SQL: "exec_verdict", MEMORY_RETRIEVE: "memory_verdict"}

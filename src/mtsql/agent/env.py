@@ -8,18 +8,17 @@ and a call to it is answered like a call to any unknown tool.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Literal
 
 from mtsql.agent import prompts
 from mtsql.agent.memory import recall
-from mtsql.agent.parser import ParseError, Reply, parse_reply
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.reply import ParseError, Reply, parse_reply
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, QueryStatus, run_query
-from mtsql.sql.schema import Schema
+from mtsql.sql.schema import Database
 
 
 class Outcome(Enum):
@@ -30,8 +29,8 @@ class Outcome(Enum):
     BAD_CALL = "bad_call"
     BAD_ANSWER = "bad_answer"
     UNCLOSED_THINK = "unclosed_think"
-    MAX_STEPS = "max_steps"
-    STEP_TOKENS = "step_tokens"
+    MAX_REPLIES = "max_replies"
+    REPLY_TOKENS = "reply_tokens"
     TRAJECTORY_TOKENS = "trajectory_tokens"
     OBSERVATION_TOKENS = "observation_tokens"
     PROMPT_TOKENS = "prompt_tokens"
@@ -47,10 +46,10 @@ ENDS_WITH = {
 
 
 @dataclass(frozen=True)
-class EnvLimits:
+class EnvConfig:
     """Limits and switches of an episode."""
 
-    max_steps: int = 4
+    max_replies: int = 4
     """Model replies per episode (paper: 4)."""
     max_observation_rows: int = 10
     """Result rows shown to the model."""
@@ -67,8 +66,8 @@ class EnvLimits:
     offered. (The brief style runs the proposed query but never shows a result.)"""
     malformed_call: Literal["end", "observe"] = "end"
     """What a call that cannot be read does. end: it ends the episode (paper). observe: the
-    observation says what is wrong, and the reply counts as one of `max_steps`. Calls of tools that
-    are not offered, and SQL errors, are always observed."""
+    observation says what is wrong, and the reply counts as one of `max_replies`. Calls of tools
+    that are not offered, and SQL errors, are always observed."""
     answer_fallback: bool = False
     """Take the last tool call's SQL when an episode ends without an answer, as the released code
     does."""
@@ -78,8 +77,8 @@ class EnvLimits:
     """Processes that run queries, for each rank (0: its share of the machine's processors)."""
 
     def __post_init__(self):
-        if self.max_steps < 1:
-            raise ValueError("env.max_steps must be at least 1")
+        if self.max_replies < 1:
+            raise ValueError("env.max_replies must be at least 1")
         for name in (
             "max_observation_rows",
             "max_observation_chars",
@@ -105,7 +104,7 @@ class EnvLimits:
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class ReplyRecord:
     """One reply and what its action met. `status` is None unless SQL ran; `observation` is None at
     the end."""
 
@@ -124,23 +123,21 @@ class SqlEnv:
     """One episode. Not shared between threads at the same time; any number of episodes may run side
     by side."""
 
-    def __init__(
-        self, turn: Turn, schema: Schema, db_path: Path, limits: EnvLimits, style: PromptStyle
-    ):
-        self.turn, self.schema, self.db_path = turn, schema, db_path
-        self.limits, self.style = limits, style
-        self.steps: list[StepRecord] = []
+    def __init__(self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle):
+        self.turn, self.database = turn, database
+        self.config, self.style = config, style
+        self.records: list[ReplyRecord] = []
         self.outcome: Outcome | None = None
         self.final_sql: str | None = None
 
     def reset(self) -> tuple[list[dict], list[dict]]:
         """(messages, tool schemas) that open the episode. The brief style names no tools: its model
         learns them."""
-        offered = self.limits.offered
+        offered = self.config.offered
         text = prompts.first_message(
-            self.turn, self.schema, self.style, self.limits.max_steps, offered
+            self.turn, self.database.schema, self.style, self.config.max_replies, offered
         )
-        is_direct = self.style is PromptStyle.BRIEF or self.limits.max_steps == 1
+        is_direct = self.style is PromptStyle.BRIEF or self.config.max_replies == 1
         tools = [] if is_direct else tool_schemas(offered)
         return [{"role": "user", "content": text}], tools
 
@@ -155,30 +152,32 @@ class SqlEnv:
                 f"the episode of turn {self.turn.turn_id} has ended: {self.outcome.value}"
             )
         reply = parse_reply(reply_text)
-        record, ended = StepRecord(reply), None
+        record, ended = ReplyRecord(reply), None
         if reply.answer is not None:
             self.final_sql, ended = reply.answer, Outcome.ANSWERED
         elif reply.error is not None and not self._is_observed(reply.error):
             ended = ENDS_WITH[reply.error]
         else:
             record = self._call(reply, meter) if reply.error is None else self._complain(reply)
-            ended = Outcome.MAX_STEPS if len(self.steps) + 1 >= self.limits.max_steps else None
-        self.steps.append(record)
+            ended = (
+                Outcome.MAX_REPLIES if len(self.records) + 1 >= self.config.max_replies else None
+            )
+        self.records.append(record)
         return self.end(ended) if ended is not None else record.observation
 
     def end(self, outcome: Outcome) -> Outcome:
         """End the episode, also from outside (token budgets)."""
         self.outcome = outcome
-        calls = [step.reply.tool_call for step in self.steps if step.reply.tool_call is not None]
-        calls = [call for call in calls if call.name in self.limits.offered]
-        if self.final_sql is None and self.limits.answer_fallback and calls:
+        calls = [step.reply.tool_call for step in self.records if step.reply.tool_call is not None]
+        calls = [call for call in calls if call.name in self.config.offered]
+        if self.final_sql is None and self.config.answer_fallback and calls:
             self.final_sql = calls[-1].code
         return outcome
 
     def transcript(self) -> str:
         """The episode as readable text."""
         parts = [message["content"] for message in self.reset()[0]]
-        for record in self.steps:
+        for record in self.records:
             reply = record.reply
             action = reply.tool_call or reply.answer or reply.error
             verdicts = f"{reply.exec_verdict or ''} {reply.memory_verdict or ''}"
@@ -189,22 +188,22 @@ class SqlEnv:
         return "\n".join([*parts, f"[{ended}] {self.final_sql}"])
 
     def _is_observed(self, error: ParseError) -> bool:
-        return self.limits.malformed_call == "observe" and error in prompts.MALFORMED_CALL
+        return self.config.malformed_call == "observe" and error in prompts.MALFORMED_CALL
 
-    def _complain(self, reply: Reply) -> StepRecord:
+    def _complain(self, reply: Reply) -> ReplyRecord:
         """What a call that cannot be read gets back."""
-        return StepRecord(reply, observation=prompts.malformed_call(reply.error))
+        return ReplyRecord(reply, observation=prompts.malformed_call(reply.error))
 
-    def _call(self, reply: Reply, meter: WorkMeter | None) -> StepRecord:
+    def _call(self, reply: Reply, meter: WorkMeter | None) -> ReplyRecord:
         """Run the one tool a reply calls. Calling a tool that is not offered is answered, not
         punished by an end."""
-        call, limits, offered = reply.tool_call, self.limits, self.limits.offered
+        call, limits, offered = reply.tool_call, self.config, self.config.offered
         if call.name not in offered:
-            return StepRecord(reply, observation=prompts.unknown_tool(offered))
+            return ReplyRecord(reply, observation=prompts.unknown_tool(offered))
         is_exec = call.name == EXEC_SQL
         if not is_exec and not limits.has_memory_results:
-            return StepRecord(reply, observation=self._remember(call.code, None, meter))
-        result = run_query(self.db_path, call.code, limits.query, meter)
+            return ReplyRecord(reply, observation=self._remember(call.code, None, meter))
+        result = run_query(self.database.path, call.code, limits.query, meter)
         shown = prompts.show_result(
             result, limits.max_observation_rows, limits.max_observation_chars, self.style
         )
@@ -212,14 +211,14 @@ class SqlEnv:
             text = prompts.exec_observation(self.turn, call.code, shown, self.style, offered)
         else:
             text = self._remember(call.code, shown, meter)
-        return StepRecord(reply, result.status, result.is_empty, text)
+        return ReplyRecord(reply, result.status, result.is_empty, text)
 
     def _remember(self, sql: str, shown: str | None, meter: WorkMeter | None) -> str:
         """What the memory returns about a proposed query. `shown` is the query's result as text, or
         None if the memory runs nothing."""
-        limits = self.limits
+        limits = self.config
         with_results = shown is not None and self.style is PromptStyle.FULL
-        memory = recall(self.turn, self.db_path, limits.query, with_results, meter)
+        memory = recall(self.turn, self.database.path, limits.query, with_results, meter)
         return prompts.memory_observation(
             self.turn, sql, shown, memory, self.style, limits.preview_chars, limits.offered
         )

@@ -1,15 +1,15 @@
 """A made-up episode of real sentences, with which a model's chat template is checked."""
 
 from mtsql.agent.env import SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
 from mtsql.agent.prompts import exec_observation, unknown_tool
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 
 
 def sample_exchange(env: SqlEnv) -> tuple[list[dict], list[dict], list[tuple[str, str]]]:
     """-> (opening messages, tool schemas, steps) of an episode that is made up to compare the
     renderer with a chat template. A step is a reply and the observation after it. No query runs."""
     messages, tools = env.reset()
-    turn, offered = env.turn, env.limits.offered
+    turn, offered = env.turn, env.config.offered
     if not offered:
         return messages, tools, []
     call = ToolCall(offered[0], turn.sql)

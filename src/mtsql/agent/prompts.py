@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 
 from mtsql.agent.memory import MemoryEntry
-from mtsql.agent.parser import ParseError
 from mtsql.agent.prompt_text import PromptText, fill, join, ours
+from mtsql.agent.reply import ParseError
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
@@ -35,7 +35,7 @@ STEPWISE = """Work in steps, one action in each message:
 1. Think inside <think> </think>: what the question asks and what it keeps from earlier turns.
 {steps}
 When you are done, give only the query inside <answer_sql> </answer_sql>. \
-You have at most {max_steps} messages.
+You have at most {max_replies} messages.
 
 To call a tool, write \
 <tool_call>{{"name": TOOL, "arguments": {{"code": QUERY}}}}</tool_call>. The tools:
@@ -113,7 +113,7 @@ MALFORMED_CALL = {
 
 
 def first_message(
-    turn: Turn, schema: Schema, style: PromptStyle, max_steps: int, offered: Sequence[str]
+    turn: Turn, schema: Schema, style: PromptStyle, max_replies: int, offered: Sequence[str]
 ) -> PromptText:
     """The user message that opens an episode: task, schema, earlier turns, question."""
     if style is PromptStyle.BRIEF:
@@ -132,7 +132,7 @@ def first_message(
     return fill(
         SITUATION,
         task=ours(TASK),
-        how=_stepwise(max_steps, offered) if offered and max_steps > 1 else ours(DIRECT),
+        how=_stepwise(max_replies, offered) if offered and max_replies > 1 else ours(DIRECT),
         schema=schema_text(schema),
         earlier=fill(EARLIER, turns=join("\n", turns)) if turns else "",
         evidence=fill(EVIDENCE, evidence=turn.evidence) if turn.evidence else "",
@@ -140,7 +140,7 @@ def first_message(
     )
 
 
-def _stepwise(max_steps: int, offered: Sequence[str]) -> PromptText:
+def _stepwise(max_replies: int, offered: Sequence[str]) -> PromptText:
     """How to work with the offered tools, as numbered steps, and how to call them.
 
     The tools are named here although their schemas are given to the model's chat template, because
@@ -158,7 +158,7 @@ def _stepwise(max_steps: int, offered: Sequence[str]) -> PromptText:
     return fill(
         STEPWISE,
         steps=ours("\n".join(f"{number}. {step}" for number, step in enumerate(steps, 2))),
-        max_steps=max_steps,
+        max_replies=max_replies,
         tools=ours("\n".join(tools)),
     )
 

@@ -25,11 +25,11 @@ from mtsql.audit.config import Config
 from mtsql.audit.farming import farm, show_farming
 from mtsql.audit.golds import audit
 from mtsql.audit.report import CHECKS, leave_out_lines, show
-from mtsql.config import parse_config, to_dict
 from mtsql.files import in_one_line, printing, write_text
-from mtsql.locks import RunLock
-from mtsql.signals import exit_code, ignore_stops, name_of, stoppable
-from mtsql.sql.datasets import describe_losses, load_split
+from mtsql.run.config import parse_config, to_dict
+from mtsql.run.locks import RunLock
+from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
+from mtsql.sql.datasets import describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus
 from mtsql.sql.worker_pool import set_num_workers
 
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
         if file.exists():
             raise ValueError(
                 f"run {folder} already holds an audit ({file.name}): "
-                    "name another folder or remove it"
+                "name another folder or remove it"
             )
         _look(config, file)
 
@@ -56,7 +56,7 @@ def _look(config: Config, file: Path) -> None:
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console = Console(width=width, markup=False, emoji=False)  # ids and golds hold any text
-    if losses := describe_losses(corpus):
+    if losses := describe_skipped(corpus):
         with printing():
             console.print(f"{config.split}: {losses}")
     if config.farming:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mtsql.agent.env import EnvLimits
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.audit.report import CHECKS
 from mtsql.rl.rewards import RewardConfig
@@ -31,7 +31,7 @@ class Config:
     split: Literal["train", "dev", "dev_seen"] = "train"
     """The split to look at."""
     data: DataConfig = DataConfig()
-    env: EnvLimits = EnvLimits()
+    env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
     """Wording of the prompts (default: brief on the toy world, full on real data)."""
     reward: RewardConfig = RewardConfig()

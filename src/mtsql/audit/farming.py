@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from mtsql.agent.env import SqlEnv
-from mtsql.agent.parser import format_reply
+from mtsql.agent.reply import format_reply
 from mtsql.audit.config import Config
 from mtsql.audit.policies import POLICIES, Scene
 from mtsql.audit.turns import over_turns
@@ -68,10 +68,10 @@ def farm(corpus: Corpus, config: Config) -> FarmingReport:
 
 def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, float]]:
     """Policy -> term -> what it earns on a turn."""
-    scene = Scene(turn, corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id], config.env)
+    scene = Scene(turn, corpus.databases[turn.db_id], config.env)
     earned = {}
     for name, policy in POLICIES.items():
-        env = SqlEnv(turn, scene.schema, scene.db_path, config.env, config.prompt_style)
+        env = SqlEnv(turn, scene.database, config.env, config.prompt_style)
         for reply in policy.play(scene):
             if env.outcome is None:
                 env.step(format_reply(reply))

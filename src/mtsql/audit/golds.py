@@ -18,11 +18,11 @@ from mtsql.audit.config import Config
 from mtsql.audit.report import Case, Report
 from mtsql.audit.rewritings import rewritings_of
 from mtsql.audit.turns import over_turns
+from mtsql.judge.agreement import is_ordered, rounded, stable_order
+from mtsql.judge.guard import is_same_query, trial_of
+from mtsql.judge.sql_parser import parse_sql
 from mtsql.rl.rewards import answer_scores
-from mtsql.sql.agreement import is_ordered, rounded, stable_order
 from mtsql.sql.dialogues import Corpus, Turn
-from mtsql.sql.guard import is_same_query, trial_of
-from mtsql.sql.parse import parse_sql
 from mtsql.sql.sandbox import Mirror, QueryResult, run_query
 from mtsql.sql.schema import Schema, schema_from_sqlite
 
@@ -51,8 +51,7 @@ def audit(corpus: Corpus, config: Config) -> Report:
         if key in seen:
             found.doubts.append(("duplicate", f"of {seen[key]}", 0.0))
         seen.setdefault(key, turn.turn_id)
-        schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
-        env = SqlEnv(turn, schema, db_path, config.env, config.prompt_style)
+        env = SqlEnv(turn, corpus.databases[turn.db_id], config.env, config.prompt_style)
         num_tokens = count_tokens(*env.reset())
         report.longest_prompt = max(report.longest_prompt, (num_tokens, turn.turn_id))
         if num_tokens > config.max_prompt_tokens:
@@ -98,7 +97,8 @@ def _enter(found: Findings, turn: Turn, report: Report) -> None:
 
 def _look(turn: Turn, corpus: Corpus, config: Config) -> Findings:
     """Everything about a turn that needs no other turn."""
-    schema, db_path = corpus.schemas[turn.db_id], corpus.db_paths[turn.db_id]
+    database = corpus.databases[turn.db_id]
+    schema, db_path = database.schema, database.path
     limits, found = config.env.query, Findings()
 
     def doubt(check: str, detail: str, badness: float = 0.0) -> None:
@@ -215,8 +215,10 @@ def _token_counter(path: str | None) -> tuple[Callable[[list[dict], list[dict]],
     if path is None:
         how = "estimated, 4 characters a token"
         return lambda messages, tools: len(json.dumps([messages, tools])) // 4, how
-    from mtsql.llm.model import load_tokenizer  # torch takes seconds to import; only this needs it
-    from mtsql.llm.rendering import Renderer
+    from mtsql.model.policy import (
+        load_tokenizer,
+    )  # torch takes seconds to import; only this needs it
+    from mtsql.model.rendering import Renderer
 
     try:
         renderer = Renderer(load_tokenizer(path))

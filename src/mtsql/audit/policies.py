@@ -8,18 +8,17 @@ question for names of columns, but nothing in it knows what is asked.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from mtsql.agent.env import EnvLimits
-from mtsql.agent.parser import Reply, ToolCall, Verdict
+from mtsql.agent.env import EnvConfig
+from mtsql.agent.reply import Reply, ToolCall, Verdict
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.audit.attacks import literal
 from mtsql.audit.reader import read_sql
 from mtsql.audit.statement import Unreadable
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, run_query
-from mtsql.sql.schema import Schema, Table, quoted
+from mtsql.sql.schema import Database, Table, quoted
 
 PASS, NO_PASS = Verdict.PASS, Verdict.NO_PASS
 _LITERAL = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w.])\d+(?![\w.])""")
@@ -30,13 +29,12 @@ class Scene:
     """A turn as a policy meets it."""
 
     turn: Turn
-    schema: Schema
-    db_path: Path
-    limits: EnvLimits
+    database: Database
+    config: EnvConfig
 
     def run(self, sql: str) -> QueryResult:
         """What a call of exec_sql with this query would return."""
-        return run_query(self.db_path, sql, self.limits.query)
+        return run_query(self.database.path, sql, self.config.query)
 
     def verdict(self, sql: str) -> Verdict:
         """What anyone can see of a result: pass if the query runs and finds something."""
@@ -47,8 +45,8 @@ class Scene:
     def table(self) -> Table:
         """The first table that the question names, or the first of all."""
         question = self.turn.question.lower()
-        named = [t for t in self.schema.tables if t.name.lower().rstrip("s") in question]
-        return (named or self.schema.tables)[0]
+        named = [t for t in self.database.schema.tables if t.name.lower().rstrip("s") in question]
+        return (named or self.database.schema.tables)[0]
 
     @property
     def column(self) -> str:
@@ -102,7 +100,7 @@ def _as_taught(scene: Scene, queries: Sequence[str], answer: str | None = None) 
         replies.append(_call(sql, e=seen))
         seen = scene.verdict(sql)
     answer = answer or queries[-1]
-    if scene.turn.history and MEMORY_RETRIEVE in scene.limits.offered:
+    if scene.turn.history and MEMORY_RETRIEVE in scene.config.offered:
         return [*replies, _call(answer, MEMORY_RETRIEVE, e=seen), _answer(answer, m=PASS)]
     return [*replies, _answer(answer, e=seen)]
 
@@ -126,7 +124,7 @@ def _pass_no_pass(scene: Scene) -> list[Reply]:
 def _values(scene: Scene, as_range: bool) -> list[Reply]:
     """Read a column's values, then answer with them as the filter."""
     look = f"SELECT DISTINCT {scene.column} FROM {scene.name}"
-    cells = [row[0] for row in scene.run(look).rows[: scene.limits.max_observation_rows]]
+    cells = [row[0] for row in scene.run(look).rows[: scene.config.max_observation_rows]]
     values = [cell for cell in cells if cell is not None]
     listed = f"IN ({', '.join(map(literal, values))})"
     if as_range and len({type(value) for value in values}) == 1:
@@ -157,7 +155,7 @@ def _literal_changed(scene: Scene) -> str:
 
 def _columns_turned(scene: Scene) -> str:
     try:
-        statement = read_sql(scene.last_sql, scene.schema)
+        statement = read_sql(scene.last_sql, scene.database.schema)
     except Unreadable:
         return scene.last_sql
     first = min(statement.selects, key=lambda select: select.start)

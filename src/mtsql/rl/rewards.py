@@ -15,13 +15,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from mtsql.agent.env import SqlEnv, StepRecord
-from mtsql.agent.parser import Verdict
+from mtsql.agent.env import ReplyRecord, SqlEnv
+from mtsql.agent.reply import Verdict
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
-from mtsql.sql.agreement import written_match
+from mtsql.judge.agreement import written_match
+from mtsql.judge.exact_match import clause_f1, exact_match
+from mtsql.judge.guard import Copied, Evidence, copied_from_history, evidence, means_same
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.guard import Copied, Evidence, copied_from_history, evidence, means_same
-from mtsql.sql.metrics import clause_f1, exact_match
 from mtsql.sql.runnable import folded
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema
@@ -89,26 +89,31 @@ def reward_components(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
     """The five components of a finished episode, each in [0, 1]. Keys are the fields of
     `RewardWeights`.
 
-    Queries run within the limits of the episode's own tools (`env.limits.query`).
+    Queries run within the limits of the episode's own tools (`env.config.query`).
     """
     ex, em = 0.0, 0.0
     if env.final_sql is not None:
         ex, em = answer_scores(
-            env.final_sql, env.turn, env.schema, env.db_path, config, env.limits.query
+            env.final_sql,
+            env.turn,
+            env.database.schema,
+            env.database.path,
+            config,
+            env.config.query,
         )
     ends_well = config.process_after == "any" or bool(ex or em)
     if config.process_after == "answer" and env.final_sql is not None:
-        ends_well = run_query(env.db_path, env.final_sql, env.limits.query).is_ok
+        ends_well = run_query(env.database.path, env.final_sql, env.config.query).is_ok
     process = process_scores(env, config)
     return {"ex": ex, "em": em, **{k: v if ends_well else 0.0 for k, v in process.items()}}
 
 
 def process_scores(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
     """`propose`, `exec_verify` and `memory_verify` of an episode, however it ended."""
-    gold, schema, strict = env.turn.sql, env.schema, config.strict_clauses
+    gold, schema, strict = env.turn.sql, env.database.schema, config.strict_clauses
     calls = [
         (call, clause_f1(call.sql, gold, schema, strict=strict))
-        for call in calls_of(env.steps, env.limits.offered)
+        for call in calls_of(env.records, env.config.offered)
     ]
     scored = calls[-1:] if config.proposals == "last" else calls
     return {
@@ -135,12 +140,12 @@ class ScoredCall:
 
     tool: str
     sql: str
-    record: StepRecord
+    record: ReplyRecord
     exec_verdict: Verdict | None = None
     memory_verdict: Verdict | None = None
 
 
-def calls_of(steps: list[StepRecord], offered: tuple[str, ...]) -> list[ScoredCall]:
+def calls_of(steps: list[ReplyRecord], offered: tuple[str, ...]) -> list[ScoredCall]:
     """The calls of offered tools, each different one once, at its first place.
 
     A call of another tool, one that repeats an earlier call and one that cannot be read count

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.llm.engine import Completion, Engine, StopReason
-from mtsql.llm.rendering import Renderer
+from mtsql.engine.engine import Completion, Engine, StopReason
+from mtsql.model.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.meter import WorkMeter
@@ -25,7 +25,7 @@ from mtsql.sql.worker_pool import query_threads
 T = TypeVar("T")
 
 CUT = {
-    StopReason.STEP_TOKENS: Outcome.STEP_TOKENS,
+    StopReason.REPLY_TOKENS: Outcome.REPLY_TOKENS,
     StopReason.TRAJECTORY_TOKENS: Outcome.TRAJECTORY_TOKENS,
 }
 SQL_STEPS = 2

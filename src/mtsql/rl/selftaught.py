@@ -14,11 +14,11 @@ from pathlib import Path
 
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.agent.parser import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.files import parse_json, read_lines
-from mtsql.llm.packing import Sample
-from mtsql.llm.rendering import Renderer
+from mtsql.learner.packing import Sample
+from mtsql.model.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
@@ -75,11 +75,11 @@ def select(
     valid = [trajectory for trajectory, ok in zip(rollouts, is_valid, strict=True) if ok]
     random.Random(seed).shuffle(valid)
     if is_easy or all(is_valid):
-        return sorted(valid, key=lambda t: len(t.step_spans))[: config.max_easy]
+        return sorted(valid, key=lambda t: len(t.reply_spans))[: config.max_easy]
     chosen: list[Trajectory] = []
-    rest = sorted(valid, key=lambda t: -len(t.step_spans))
+    rest = sorted(valid, key=lambda t: -len(t.reply_spans))
     while rest and len(chosen) < config.max_hard:
-        chosen.append(min(rest, key=lambda t: (-len(t.step_spans), _most_alike(t, chosen))))
+        chosen.append(min(rest, key=lambda t: (-len(t.reply_spans), _most_alike(t, chosen))))
         rest = [t for t in rest if t is not chosen[-1] and t.ids != chosen[-1].ids]
     return chosen
 
@@ -111,7 +111,7 @@ def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) ->
         if isinstance(observed, Outcome):
             break
         trajectory.add_context(renderer.render_observation(observed))
-    if env.outcome is not Outcome.ANSWERED or len(trajectory.step_spans) != len(replies):
+    if env.outcome is not Outcome.ANSWERED or len(trajectory.reply_spans) != len(replies):
         raise ValueError(
             f"demonstration of turn {turn.turn_id} does not end with its answer: {env.outcome}"
         )
@@ -163,7 +163,7 @@ def demonstration_samples(
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
         env = make_env(turns[turn_id])
-        trajectory = replay(turns[turn_id], fit(replies, env.limits.offered), env, renderer)
+        trajectory = replay(turns[turn_id], fit(replies, env.config.offered), env, renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
     if not samples:

@@ -6,16 +6,17 @@ Legend: `ids`, `loss_mask` and `logprobs` have one entry for each token after th
 from dataclasses import dataclass, field
 
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.llm.packing import Sample
+from mtsql.learner.packing import Sample
 from mtsql.sql.dialogues import Turn
 
 
 @dataclass
 class Trajectory:
-    """What one sample did for one turn: tokens for the learner, the finished environment for the rewards.
+    """What one sample did for one turn: tokens for the learner, the finished environment for the
+    rewards.
 
-    `loss_mask` is born with the token: 1 where the policy sampled it (stop id included), 0 where the environment
-    wrote it. `step_spans[k]` is the half-open token range of the k-th model reply.
+    `loss_mask` is born with the token: 1 where the policy sampled it (stop id included), 0 where
+    the environment wrote it. `reply_spans[k]` is the half-open token range of the k-th model reply.
     """
 
     turn: Turn
@@ -25,7 +26,7 @@ class Trajectory:
     ids: list[int] = field(default_factory=list)
     loss_mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    step_spans: list[tuple[int, int]] = field(default_factory=list)
+    reply_spans: list[tuple[int, int]] = field(default_factory=list)
 
     def add_context(self, ids: list[int]) -> None:
         """Append tokens the policy did not choose; they are never trained on."""
@@ -37,7 +38,7 @@ class Trajectory:
         """Append one model reply with the log-prob each token was sampled at."""
         if len(ids) != len(logprobs):
             raise ValueError(f"{len(ids)} sampled ids but {len(logprobs)} log-probs")
-        self.step_spans.append((len(self.ids), len(self.ids) + len(ids)))
+        self.reply_spans.append((len(self.ids), len(self.ids) + len(ids)))
         self.ids += ids
         self.loss_mask += [1] * len(ids)
         self.logprobs += logprobs
@@ -53,7 +54,8 @@ class Trajectory:
         return sum(self.loss_mask)
 
     def to_sample(self, advantages: list[float], ref_logprobs: list[float] | None = None) -> Sample:
-        """The learner's view: ids, mask, log-probs and one advantage for each token after the prompt."""
+        """The learner's view: ids, mask, log-probs and one advantage for each token after the
+        prompt."""
         return Sample(
             prompt_ids=self.prompt_ids,
             ids=self.ids,

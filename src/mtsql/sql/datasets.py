@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtsql.files import read_lines
 from mtsql.sql.dialogues import Corpus, load_corpus
-from mtsql.sql.toyworld import ToySize, write_toy_world
+from mtsql.toyworld.world import WorldConfig, write_toy_world
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def _write_toy_world(folder: Path, seed: int) -> None:
     """`write_toy_world`, which leaves nothing behind when it fails or is interrupted. If another
     process made the folder meanwhile, it is that folder that counts."""
     try:
-        write_toy_world(folder, seed, ToySize())
+        write_toy_world(folder, seed, WorldConfig())
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not folder.is_dir():
             raise
-        write_toy_world(folder, seed, ToySize())
+        write_toy_world(folder, seed, WorldConfig())
     finally:
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -144,7 +144,7 @@ def without_turns(corpus: Corpus, file: Path) -> Corpus:
     return replace(corpus, dialogues=dialogues, left_out=reasons)
 
 
-def describe_losses(corpus: Corpus) -> str:
+def describe_skipped(corpus: Corpus) -> str:
     """One line that counts what is not trained on, by reason; empty if nothing is missing."""
     parts = []
     if corpus.skipped:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtsql.sql.database_files import DatabaseFolder, unread_changes
 from mtsql.sql.questions import Question, read_conversations
-from mtsql.sql.schema import Schema, first_difference, load_schemas, schema_from_sqlite
+from mtsql.sql.schema import Database, Schema, first_difference, load_schemas, schema_from_sqlite
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,14 @@ class Skip:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues, and the schema and file of each database they use.
+    """Dialogues, and each database they use by its id.
 
     skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took
     out.
     """
 
     dialogues: list[Dialogue]
-    schemas: dict[str, Schema]
-    db_paths: dict[str, Path]
+    databases: dict[str, Database]
     skipped: list[Skip] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -109,18 +108,13 @@ def load_corpus(
         raise ValueError(f"{dialogues_file}: no usable turn{why}")
     used = {dialogue.db_id for dialogue in dialogues}
     found = {db_id: known for db_id, known in databases.known.items() if db_id in used}
-    return Corpus(
-        dialogues,
-        {db_id: schema for db_id, (schema, _) in found.items()},
-        {db_id: path for db_id, (_, path) in found.items()},
-        skipped,
-    )
+    return Corpus(dialogues, found, skipped)
 
 
 class Databases:
     """The databases that the dialogues of a file use.
 
-    known: id -> (schema, file). unusable: id -> why dialogues on it are skipped.
+    known: id -> database. unusable: id -> why dialogues on it are skipped.
     """
 
     def __init__(
@@ -130,7 +124,7 @@ class Databases:
         tables_file: Path | str | None,
     ) -> None:
         self.folder, self.schemas, self.tables_file = folder, schemas, tables_file
-        self.known: dict[str, tuple[Schema, Path]] = {}
+        self.known: dict[str, Database] = {}
         self.unusable: dict[str, str] = {}
 
     def open(self, db_id: str) -> str:
@@ -146,7 +140,7 @@ class Databases:
                 self.known[db_id] = found
         return self.unusable.get(db_id, "")
 
-    def _look_up(self, db_id: str) -> tuple[Schema, Path] | str:
+    def _look_up(self, db_id: str) -> Database | str:
         if self.schemas is not None and db_id not in self.schemas:
             return f"database {db_id!r} is not in {self.tables_file}"
         path = self.folder.find(db_id)
@@ -161,7 +155,7 @@ class Databases:
         if not own.tables:
             return f"{path} has no tables{unread_changes(path)}"
         if self.schemas is None:
-            return own, path
+            return Database(own, path)
         schema = self.schemas[db_id]
         if not schema.tables:
             return f"database {db_id!r} has no tables in {self.tables_file}"
@@ -172,7 +166,7 @@ class Databases:
                 f"{self.tables_file}: entry {entry} ({db_id}): the database has no {difference} in "
                 f"{path}{unread_changes(path)}; python -m mtsql.schema writes a file that fits"
             )
-        return schema, path
+        return Database(schema, path)
 
 
 def _build_turns(dialogue_id: str, db_id: str, questions: tuple[Question, ...]) -> tuple[Turn, ...]:
@@ -198,7 +192,7 @@ def split_by_database(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpu
     least one database stays on either side. `skipped` stays with the rest. The paper selects on its
     test file instead; about 5 % of the training dialogues is our choice.
     """
-    db_ids = sorted(corpus.db_paths)
+    db_ids = sorted(corpus.databases)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, found {fraction}")
     if len(db_ids) < 2:
@@ -220,8 +214,7 @@ def split_by_database(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpu
 def _select(corpus: Corpus, db_ids: set[str], skipped: list[Skip]) -> Corpus:
     return Corpus(
         [dialogue for dialogue in corpus.dialogues if dialogue.db_id in db_ids],
-        {db_id: schema for db_id, schema in corpus.schemas.items() if db_id in db_ids},
-        {db_id: path for db_id, path in corpus.db_paths.items() if db_id in db_ids},
+        {db_id: database for db_id, database in corpus.databases.items() if db_id in db_ids},
         skipped,
         corpus.left_out,
     )

@@ -43,6 +43,14 @@ class Schema:
         return hash(self.db_id)
 
 
+@dataclass(frozen=True)
+class Database:
+    """A database in use: its schema, as the model is shown it, and its SQLite file."""
+
+    schema: Schema
+    path: Path
+
+
 def load_schemas(tables_json: Path) -> dict[str, Schema]:
     """Read a Spider-style tables.json into {database id: Schema}.
 

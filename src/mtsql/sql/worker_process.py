@@ -67,7 +67,8 @@ class WorkerProcess:
         self._writable.register(self.process.stdin, select.POLLOUT)
 
     def wait_until_ready(self) -> None:
-        """RuntimeError if the process does not start, WorkerDied if something kills it meanwhile."""
+        """RuntimeError if the process does not start, WorkerDied if something kills it
+        meanwhile."""
         try:
             self._receive(time.monotonic() + START_SECS, lambda: None)
         except (WorkerDied, DeadlinePassed) as error:

@@ -1,0 +1,1 @@
+"""Learning: samples are packed, scored and turned into one gradient."""

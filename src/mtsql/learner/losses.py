@@ -1,0 +1,167 @@
+"""Losses over trained positions. Each returns a SUM and a dict of sums; the caller divides once (design rule 6).
+
+Legend: P trained positions of a batch. `ratio` = exp(log-prob now - log-prob at sampling).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from mtsql.learner.packing import Batch, Sample
+
+AGGREGATES = ("token", "trajectory", "constant")
+OBJECTIVES = ("clip", "cispo")
+RATIOS = ("token", "sequence")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+MAX_LOG_RATIO = 20.0  # exp of more says nothing and overflows
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The policy loss; the defaults are GRPO's (paper section 4.5)."""
+
+    objective: str = "clip"
+    """clip: PPO's pessimistic clipping. cispo: the clipped ratio only weighs the log-prob
+    (CISPO)."""
+    ratio: str = "token"
+    """token: each token's own ratio. sequence: the geometric mean over its trajectory (GSPO)."""
+    clip_low: float = 0.2
+    """The ratio is clipped below 1 - clip_low; 1: not clipped below."""
+    clip_high: float = 0.2
+    """... and above 1 + clip_high (DAPO's clip-higher: larger than clip_low)."""
+    dual_clip: float | None = 3.0
+    """For negative advantages the loss is at most this many times -advantage. null: off."""
+    kl_coef: float = 0.001
+    """Weight of the KL to the reference policy in the loss; 0 needs no reference."""
+    kl_estimator: str = "k3"
+    """k1: log ratio; k2: half its square; k3: exp(d) - d - 1 with d = reference - policy (paper).
+    As a loss, on the first step: k2 has the gradient of the KL itself, k3 that of the KL the other
+    way round, k1 none on average."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    aggregate: str = "token"
+    """Mean over all trained tokens of the update (token), over trajectories of their token means
+    (trajectory), or the sum over tokens divided by trajectories * constant_length (constant:
+    Dr.GRPO)."""
+    constant_length: int | None = None
+    """Tokens a trajectory counts as, for aggregate=constant only."""
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("objective", OBJECTIVES),
+            ("ratio", RATIOS),
+            ("kl_estimator", KL_ESTIMATORS),
+            ("aggregate", AGGREGATES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"loss.{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
+            raise ValueError("loss.clip_low must be above 0 and at most 1, loss.clip_high above 0")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError("loss.dual_clip must be above 1, or null")
+        if self.dual_clip is not None and self.objective == "cispo":
+            raise ValueError(
+                "loss.dual_clip has no effect with loss.objective=cispo: set it to null"
+            )
+        if self.kl_coef < 0:
+            raise ValueError("loss.kl_coef must not be negative")
+        if (self.constant_length is not None) != (self.aggregate == "constant"):
+            raise ValueError("loss.constant_length and loss.aggregate=constant need each other")
+        if self.constant_length is not None and self.constant_length < 1:
+            raise ValueError("loss.constant_length must be at least 1")
+
+
+def denominator(samples: list[Sample], config: LossConfig) -> float:
+    """What this rank's `samples` add to the one denominator of an optimizer step; sum it over
+    ranks, then divide by it.
+
+    It takes every sample of the step, those without an advantage too (`with_gradient` leaves them
+    out to save work, not to change the mean). Samples without a trained token count for nothing.
+    """
+    if config.aggregate == "token":
+        return float(sum(sample.num_trained for sample in samples))
+    return float(sum(sample.num_trained > 0 for sample in samples) * (config.constant_length or 1))
+
+
+def with_gradient(samples: list[Sample], config: LossConfig) -> list[Sample]:
+    """The samples that can have a gradient: all if a KL or entropy term learns from them, else
+    those with an advantage."""
+    needs_all = bool(config.kl_coef or config.entropy_coef)
+    return [sample for sample in samples if needs_all or any(sample.advantages)]
+
+
+def sft_loss(logprobs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Cross-entropy summed over trained tokens. logprobs (P,)."""
+    return -logprobs.sum(), {}
+
+
+def policy_loss(
+    logprobs: torch.Tensor, entropy: torch.Tensor, batch: Batch, config: LossConfig
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The policy-gradient loss with its KL and entropy terms, as a sum to be divided by
+    `denominator` of all samples.
+
+    logprobs, entropy (P,) with gradient. The stats are sums over tokens: shares clipped on either
+    side, ratios beyond a factor of two, ratio, entropy, |log-prob now - at sampling|, and KL where
+    it is used.
+    """
+    gap = (logprobs - batch.old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = gap
+    if config.ratio == "sequence":
+        # The value is the trajectory's for each of its tokens; the gradient is each token's own, so that advantages
+        # may differ by token. With one advantage a trajectory this is GSPO's gradient.
+        log_ratio = _trajectory_mean(gap.detach(), batch) + gap - gap.detach()
+    ratio, advantages = log_ratio.exp(), batch.advantages.to(logprobs.dtype)
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    if config.objective == "cispo":
+        loss = -clipped.detach() * advantages * logprobs
+    else:
+        loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+        if config.dual_clip is not None:
+            bounded = torch.minimum(loss, -advantages * config.dual_clip)
+            loss = torch.where(advantages < 0, bounded, loss)
+    with torch.no_grad():
+        is_low, is_high = ratio < 1 - config.clip_low, ratio > 1 + config.clip_high
+        if config.objective == "clip":  # where the clipped side is the one that counts
+            is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
+        stats = {
+            "clip_low": is_low.sum(),
+            "clip_high": is_high.sum(),
+            "ratio": ratio.sum(),
+            "ratio_far": ((ratio > 2) | (ratio < 0.5)).sum(),
+            "entropy": entropy.sum(),
+            "logprob_gap": gap.abs().sum(),
+        }
+    if config.kl_coef:
+        if batch.ref_logprobs is None:
+            raise ValueError("loss.kl_coef is set, but the samples carry no reference log-probs")
+        kl = kl_estimate(logprobs, batch.ref_logprobs, config.kl_estimator)
+        loss = loss + config.kl_coef * kl
+        stats["kl"] = kl.detach().sum()
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * entropy
+    if config.aggregate == "trajectory":
+        loss = loss / _trajectory_length(batch).to(loss.dtype)
+    return loss.sum(), stats
+
+
+def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Per-token estimate of KL(policy || reference) from one sample (Schulman, 2020). All (P,)."""
+    d = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimator == "k1":
+        return -d
+    return d.square() / 2 if estimator == "k2" else d.exp() - d - 1
+
+
+def _trajectory_length(batch: Batch) -> torch.Tensor:
+    """(P,) trained tokens of the trajectory each position belongs to. A trajectory is never split
+    over batches."""
+    return torch.bincount(batch.trajectory)[batch.trajectory]
+
+
+def _trajectory_mean(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(P,) mean of `values` (P,) over the trajectory each position belongs to."""
+    sums = values.new_zeros(len(batch.spans)).index_add_(0, batch.trajectory, values)
+    return sums[batch.trajectory] / _trajectory_length(batch).to(values.dtype)

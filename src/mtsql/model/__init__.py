@@ -1,0 +1,1 @@
+"""The policy: its decoder, its weights, and how text becomes ids and back."""

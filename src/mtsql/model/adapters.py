@@ -1,0 +1,279 @@
+"""Low-rank adapters by peft: fresh ones, and folders that peft and tools on top of it write.
+
+A rollout runs on the merged weights and the learner on the adapters beside the frozen ones, so only
+adapters are taken for which both compute the same function. Every other option is refused by name.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mtsql.model.folders import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    read_object,
+    read_tensors,
+    reading,
+    require_finite,
+    stored_shapes,
+)
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # slow to import, and only adapters need it
+
+DEFAULT_ALPHA = 32
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MERGE = "merge the adapter into its base model (merge_and_unload of peft) and name that folder"
+COMPUTED = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "init_lora_weights",
+)
+"""Keys of adapter_config.json that may have any value which peft takes."""
+WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+"""Keys that are checked by themselves, or do not change what a loaded adapter computes."""
+KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base model's own weights as they were."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adapters by peft."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights, or the adapters that are in the folder."""
+    alpha: int | None = None
+    """Adapters are scaled by alpha / rank. Not set: 32, or what the adapter's folder says."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers that get an adapter. Not set: all of attention and MLP, or what
+    the adapter's folder says."""
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"model.lora.rank is {self.rank}: set 0 (off) or more")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"model.lora.alpha is {self.alpha}: it must be above 0")
+
+    def require_effect(self) -> None:
+        """ValueError for a key that does nothing since no adapters are trained. The values that are
+        the defaults pass: the configurations of older runs spell them."""
+        if self.rank:
+            return
+        defaults = {"alpha": DEFAULT_ALPHA, "targets": DEFAULT_TARGETS}
+        for key, default in defaults.items():
+            if getattr(self, key) not in (None, default):
+                raise ValueError(f"model.lora.{key} is set, but model.lora.rank is 0: set it too")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder whose configuration was read: the file, its content, and the folder of the
+    base model."""
+
+    file: Path
+    saved: dict[str, Any]
+    base: str
+
+
+def read_adapter(folder: Path) -> Adapter | None:
+    """What adapter_config.json says, or None if the folder has none. ValueError that names the file
+    and the key for an adapter that mtsql does not compute, and for a base model that is not
+    there."""
+    file = folder / ADAPTER
+    if not file.is_file():
+        return None
+    saved, where = read_object(file), f"model.path {file}"
+    kind, task = saved.get("peft_type"), saved.get("task_type")
+    if kind != "LORA":
+        raise ValueError(f"{where}: peft_type is {kind!r}, only LORA is supported: {MERGE}")
+    if task not in (None, "CAUSAL_LM"):
+        raise ValueError(f"{where}: task_type is {task!r}, only CAUSAL_LM is supported")
+    rank = saved.get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"{where}: r is {rank!r}, but a rank is a whole number above 0")
+    init = saved.get("init_lora_weights", True)
+    if not any(init is value or (isinstance(init, str) and init == value) for value in KEEPS_BASE):
+        raise ValueError(
+            f"{where}: init_lora_weights is {init!r}, which changes the base model's own weights: "
+            "save it as a plain LoRA (path_initial_model_for_weight_conversion of peft)"
+        )
+    if saved.get("bias", "none") != "none":
+        raise ValueError(
+            f"{where}: bias is {saved['bias']!r}, but trained biases are not supported: {MERGE}"
+        )
+    for key, value in saved.items():
+        if key not in COMPUTED and key not in WITHOUT_EFFECT and value:
+            shown = str(value) if len(str(value)) < 60 else f"{str(value)[:60]}..."
+            raise ValueError(f"{where}: {key} is {shown}, which is not supported: {MERGE}")
+    return Adapter(file, saved, _base_path(saved.get("base_model_name_or_path"), file))
+
+
+def _base_path(named: Any, file: Path) -> str:
+    """Where the base model is: as it is named, from here, from the adapter's folder or from the
+    folder above it."""
+    key = f"base_model_name_or_path in {file}"
+    if not isinstance(named, str) or not named:
+        raise ValueError(f"{key} is {named!r}: name the folder of the adapter's base model there")
+    for start in (Path(), file.parent, file.parent.parent):
+        path = start / named
+        if path.is_dir() or (named.endswith(".gguf") and path.is_file()):
+            break
+    else:
+        raise ValueError(
+            f"the adapter's base model {named} is not a folder here (model.path {file.parent}): "
+            f"correct {key}, or get the model: hf download NAME --local-dir FOLDER"
+        )
+    if (path / ADAPTER).is_file():
+        raise ValueError(
+            f"{key} is {named}, itself an adapter: merge that one into its base model first"
+        )
+    return os.path.abspath(path)
+
+
+def require_same(settings: AdapterConfig, adapter: Adapter) -> None:
+    """ValueError for a key of `model.lora` that says something else than the adapter's folder."""
+    saved, folder = adapter.saved, adapter.file.parent
+    targets = saved.get("target_modules")
+    targets = sorted(targets) if isinstance(targets, list) else targets
+    asked = None if settings.targets is None else sorted(settings.targets)
+    if isinstance(targets, str) and asked == [targets]:
+        asked = targets
+    pairs = {
+        "rank": (settings.rank or None, saved["r"]),
+        "alpha": (settings.alpha, saved.get("lora_alpha")),
+        "targets": (asked, targets),
+    }
+    for key, (wanted, found) in pairs.items():
+        if wanted is not None and wanted != found:
+            raise ValueError(
+                f"model.lora.{key} is {wanted}, but {folder} holds {key} {found}: leave the key "
+                "out, an adapter is trained on as it is"
+            )
+
+
+def attach_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """The base model with the adapter's weights, which are trained on; dropout is set to 0."""
+    from peft import LoraConfig
+
+    where = f"model.path {adapter.file}"
+    if dropout := adapter.saved.get("lora_dropout"):
+        # With dropout the learner would score other log-probs than those that were sampled.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{where}: lora_dropout is {dropout}: trained without dropout", file=sys.stderr)
+    weights = adapter.file.parent / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"model.path {adapter.file.parent}: no {ADAPTER_WEIGHTS} beside {ADAPTER}")
+    shapes = stored_shapes([weights])
+    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and shape}
+    if ranks and adapter.saved["r"] not in ranks and not adapter.saved.get("rank_pattern"):
+        stored = ", ".join(map(str, sorted(ranks)))
+        raise ValueError(f"{where}: r is {adapter.saved['r']}, but the weights have rank {stored}")
+    keys = {key: adapter.saved[key] for key in COMPUTED if key in adapter.saved}
+    with reading(where):
+        settings = LoraConfig(**keys, task_type="CAUSAL_LM")
+    model = _with_adapters(base, settings, adapter.base, where)
+    _load(model, weights)
+    return model
+
+
+def add_adapters(model: PreTrainedModel, lora: AdapterConfig, path: str) -> PreTrainedModel:
+    """The model of folder `path` with fresh adapters, which add nothing yet."""
+    from peft import LoraConfig
+
+    targets = list(lora.targets or DEFAULT_TARGETS)
+    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    if missing := [target for target in targets if target not in linear]:
+        known = ", ".join(sorted(linear))
+        raise ValueError(f"model.lora.targets: {path} has no layer {missing[0]!r}, only {known}")
+    alpha = DEFAULT_ALPHA if lora.alpha is None else lora.alpha
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return _with_adapters(model, settings, os.path.abspath(path), "model.lora.targets")
+
+
+def _with_adapters(
+    model: PreTrainedModel, settings: "LoraConfig", base: str, where: str
+) -> PreTrainedModel:
+    from peft import get_peft_model
+
+    with reading(where):
+        model = get_peft_model(model, settings)
+    model.peft_config["default"].base_model_name_or_path = base
+    if type(model.get_base_model().get_output_embeddings()) is not torch.nn.Linear:
+        raise ValueError(f"{where}: the output head cannot have an adapter: leave it out")
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            inner = type(layer.get_base_layer())
+            is_plain = inner is torch.nn.Linear
+            if not is_plain and (inner is not torch.nn.Embedding or settings.use_dora):
+                kind = "DoRA" if settings.use_dora else "an adapter"
+                raise ValueError(f"{where}: {name}, a {inner.__name__}, cannot have {kind}")
+    return model
+
+
+def saved_name(name: str) -> str:
+    """The name of a weight in the file that peft writes."""
+    parts = [part for part in name.split(".") if part != "default"]
+    if parts[-2:] == ["lora_magnitude_vector", "weight"]:
+        parts.pop()
+    return ".".join(parts)
+
+
+@torch.no_grad()
+def _load(model: PreTrainedModel, file: Path) -> None:
+    """Set the adapters from a file of peft, which has to hold all of them and nothing else."""
+    tensors = read_tensors(file)
+    named = model.named_parameters(remove_duplicate=False)
+    weights = {saved_name(name): weight for name, weight in named}
+    trained = {name for name, weight in weights.items() if weight.requires_grad}
+    if missing := sorted(trained - tensors.keys()):
+        raise ValueError(f"model.path {file}: the weight {missing[0]} is missing")
+    for name, value in sorted(tensors.items()):
+        weight = weights.get(name)
+        if weight is None:
+            raise ValueError(f"model.path {file}: holds {name}, which is no part of the adapter")
+        if weight.shape != value.shape:
+            raise ValueError(
+                f"model.path {file}: {name} is of shape {tuple(value.shape)}, but the base model "
+                f"makes it {tuple(weight.shape)}"
+            )
+        if name in trained:
+            require_finite(name, value, f"model.path {file}")
+            weight.copy_(value)
+        elif not torch.equal(weight, value.to(weight)):  # peft may write embeddings, too
+            raise ValueError(
+                f"model.path {file}: {name} differs from the base model's, but only low-rank "
+                f"adapters are supported: {MERGE}"
+            )

@@ -1,0 +1,1 @@
+"""What any training script needs: flags, ranks, logs, checkpoints. Nothing here knows SQL."""

@@ -1,0 +1,334 @@
+"""Checkpoints: everything a killed run needs to go on bit for bit as if it had not been killed.
+
+    <run>/checkpoints/update-00020/      after 20 updates
+        model/                           an ordinary Hugging Face or peft folder: eval.py loads it
+        optimizer.safetensors            Adam's averages by parameter name
+        state.json                       update, curriculum (or the place in train_sft.py's rounds),
+                                         config, commit, bytes of metrics.jsonl, sizes of all files
+
+A run goes on only with the configuration and the inputs (inputs.py) that it was started with. No
+generator state is stored: every random number of an update is drawn from (seed, update, rank). A
+checkpoint is written beside its place, synced and renamed, so a folder of that name is whole.
+Nothing in it is ever unpickled.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mtsql.files import WriteError, read_json, read_text, write_text
+from mtsql.run.config import flat, read_yaml, to_dict
+from mtsql.run.inputs import moved_keys
+from mtsql.run.runlog import git_commit, writing
+
+FORMAT = "mtsql-checkpoint-1"
+MAY_CHANGE = (
+    "run",
+    "resume",
+    "eval_every",
+    "eval_turns",
+    "max_batch_tokens",
+    "sft.max_batch_tokens",
+    "engine.",
+    "checkpoint.",
+    "optim.offload",
+    "sft.optim.offload",
+    "model.gradient_checkpointing",
+    "env.num_sql_workers",
+)
+"""Keys that a resumed run may change; all but the batch and engine sizes leave its numbers as they
+were."""
+NAME = re.compile("update-([0-9]+)")
+LEFTOVERS = {
+    ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
+    r"(inputs|scores|audit|farming|versions(-[0-9]+)?)\.json)\.(partial|old)",
+    "checkpoints": r"\.update-[0-9]+\.(partial|old)",
+    "eval": r"\.(train|dev|dev_seen)-[0-9]+\.json\.partial",
+    "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",
+    "trajectories": r"\.update-[0-9]+\.txt\.partial",
+}
+"""Folder of a run -> names of what a killed process leaves there half written or half deleted."""
+REPLACED = re.compile(r"\.(update-[0-9]+)\.replaced")
+"""A checkpoint that gives its place to another one of the same update."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every: int = 10
+    """Updates between two checkpoints; 0: only before the first update and after the last."""
+    keep_last: int = 2
+    """Keep so many of the newest."""
+    keep_best: int = 1
+    """Keep besides so many with the highest held-out EX (mean over splits) among those taken at an
+    evaluation."""
+
+    def __post_init__(self):
+        if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
+            raise ValueError(
+                "checkpoint.every and keep_best must not be negative, "
+                "checkpoint.keep_last at least 1"
+            )
+
+
+def save_checkpoint(
+    run: Path,
+    update: int,
+    save_model: Callable[[Path], None],
+    optimizer: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    config: CheckpointConfig,
+    is_main: bool = True,
+) -> None:
+    """Write the checkpoint of `update` finished updates, then delete those not to be kept.
+
+    `save_model(folder)` is called on every rank (sharded weights are gathered by all), the rest is
+    the main rank's. WriteError naming the folder if the disk is full or the folder cannot be
+    written; older checkpoints stay.
+    """
+    place = run / "checkpoints" / f"update-{update:05d}"
+    partial, replaced = (
+        place.with_name(f".{place.name}.{what}") for what in ("partial", "replaced")
+    )
+    try:
+        with writing(f"checkpoint {place}"):
+            if is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            save_model(partial / "model")
+            if not is_main:
+                return
+            save_file(optimizer, partial / "optimizer.safetensors")
+            metrics = run / "metrics.jsonl"
+            _sync(metrics)
+            files = {
+                str(f.relative_to(partial)): f.stat().st_size
+                for f in sorted(partial.rglob("*"))
+                if f.is_file()
+            }
+            state = {
+                "format": FORMAT,
+                "update": update,
+                **state,
+                "commit": git_commit(),
+                "metrics_bytes": metrics.stat().st_size,
+                "files": files,
+            }
+            write_text(partial / "state.json", json.dumps(state))
+            for path in [*partial.rglob("*"), partial]:
+                _sync(path)
+            if place.exists():  # of the same update, when Ctrl-C came right after it was written
+                shutil.rmtree(replaced, ignore_errors=True)
+                os.replace(place, replaced)
+            os.replace(partial, place)
+            _sync(place.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+    except WriteError:
+        shutil.rmtree(partial, ignore_errors=True)  # its space may be all that is missing
+        raise
+    with writing(f"{place.parent} (to delete old checkpoints)"):
+        _prune(run, config)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run folder in the order of their updates: folders whose name is exactly
+    `update-` and a number."""
+    folder = run / "checkpoints"
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    numbers = {path: int(m[1]) for path in found if (m := NAME.fullmatch(path.name))}
+    return sorted(numbers, key=lambda path: (numbers[path], path.name))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder, None if it has none yet."""
+    return max(checkpoints(run)[-1:], default=None)
+
+
+def what_is_kept(run: Path) -> str:
+    """What a run that ends before its time leaves, and how to go on."""
+    if newest := newest_checkpoint(run):
+        return f"{newest} is kept: go on with --resume {shlex.quote(str(run))}"
+    if (run / "config.yaml").is_file():
+        return f"no checkpoint was written yet: --resume {shlex.quote(str(run))} starts over"
+    return "nothing is kept: start it again with the same command"
+
+
+def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
+    """What a run that Ctrl-C or SIGTERM ended says, after so many updates.
+
+    is_saved: a checkpoint was written just now. Sharded weights cannot be: all ranks would have to
+    gather them.
+    """
+    if is_saved:
+        return f"{num_updates} updates are done; go on with --resume {shlex.quote(str(run))}"
+    return (
+        f"{num_updates} updates are done, but sharded weights cannot be written when a run is "
+        f"stopped; {what_is_kept(run)}"
+    )
+
+
+def clean(run: Path) -> None:
+    """Delete what a killed process of this run left half written; to be called under its lock.
+
+    Only files and folders of names that this program gives to such things are touched. A checkpoint
+    that a kill took from its place gets it back.
+    """
+    with writing(f"run {run} (to delete what a killed process left)"):
+        for path in (run / "checkpoints").glob(".update-*.replaced"):
+            match = REPLACED.fullmatch(path.name)
+            if match and not (place := path.with_name(match[1])).exists():
+                os.replace(path, place)
+            elif match:
+                _delete(path)
+        for folder, names in LEFTOVERS.items():
+            for path in (run / folder).glob("*"):
+                if re.fullmatch(names, path.name) and not path.is_symlink():
+                    _delete(path)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read: what it holds, and the folder of its weights, belong
+    together."""
+
+    folder: Path
+    state: dict[str, Any]
+    optimizer: dict[str, torch.Tensor]
+
+    @property
+    def model(self) -> Path:
+        """The folder of its weights."""
+        return self.folder / "model"
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """ValueError naming the file if anything of the checkpoint is missing, cut short or not
+    ours."""
+    advice = f"delete {folder} to resume from the checkpoint before it"
+    try:
+        state = read_json(folder / "state.json")
+    except ValueError as error:
+        raise ValueError(f"{folder / 'state.json'} cannot be read as JSON; {advice}") from error
+    if not _is_state(state):
+        raise ValueError(
+            f"{folder} is not a checkpoint of this program (its state.json has not the format "
+            f"{FORMAT}): move it away to resume from the checkpoint before it"
+        )
+    if not _is_of(folder, state):
+        raise ValueError(
+            f"{folder} is a copy of the checkpoint of update {state['update']}: give it a name "
+            "that does not look like a checkpoint, or move it away"
+        )
+    for name, size in state["files"].items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if found != size:
+            raise ValueError(
+                f"{folder / name} has {max(found, 0)} bytes instead of {size}; {advice}"
+            )
+    try:
+        return Checkpoint(folder, state, load_file(folder / "optimizer.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder / 'optimizer.safetensors'} is damaged ({error}); {advice}"
+        ) from error
+
+
+def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
+    """(config, newest checkpoint) of the run `config.resume` to go on with; no checkpoint for a new
+    run and for one that was killed before its first: it starts over. Every rank reads the run
+    folder, so all machines must see it, and the main rank holds its lock."""
+    if not config.resume:
+        return config, None
+    check_unchanged(config, Path(config.resume))
+    newest = newest_checkpoint(Path(config.resume))
+    if newest is None and has_updates(Path(config.resume)):
+        raise ValueError(
+            f"resume {config.resume}: metrics.jsonl has updates, but there is no checkpoint of "
+            "them: put the folder checkpoints back, or start a new run"
+        )
+    return replace(config, run=config.resume), read_checkpoint(newest) if newest else None
+
+
+def has_updates(run: Path) -> bool:
+    """Whether metrics.jsonl has a line of an update of RL, which comes after the first
+    checkpoint."""
+    file = run / "metrics.jsonl"
+    return file.is_file() and '"stage": "rl"' in read_text(file)
+
+
+def check_unchanged(config: Any, run: Path) -> None:
+    """ValueError for a key whose change would make the resumed run another run. The content of
+    files that are named anew is for `inputs.check_files` to compare."""
+    saved = flat(read_yaml(run / "config.yaml"))
+    now, moved = flat(to_dict(config)), moved_keys(run)
+    for key in sorted(saved.keys() | now.keys()):
+        is_free = key.startswith(MAY_CHANGE) or key in moved
+        if saved.get(key) != now.get(key) and not is_free:
+            raise ValueError(
+                f"{key} is {now.get(key)!r}, but {run} was started with {saved.get(key)!r}: leave it, or start a new "
+                "run: --model.path CHECKPOINT/model"
+            )
+
+
+def _prune(run: Path, config: CheckpointConfig) -> None:
+    """Delete the checkpoints that need not be kept. What this program did not write stays."""
+    found = {}
+    for place in checkpoints(run):
+        try:
+            state = read_json(place / "state.json")
+        except ValueError:
+            continue
+        if _is_state(state) and _is_of(place, state) and not place.is_symlink():
+            found[place] = state.get("ex")
+    scores = {place: sum(ex.values()) / len(ex) for place, ex in found.items() if ex}
+    best = sorted(scores, key=lambda p: -scores[p])[: config.keep_best]
+    for place in set(found) - set(list(found)[-config.keep_last :]) - set(best):
+        gone = place.with_name(
+            f".{place.name}.old"
+        )  # a checkpoint's name never belongs to half of one
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(place, gone)
+        shutil.rmtree(gone)
+
+
+def _is_state(state: Any) -> bool:
+    """Whether the content of a state.json is one that `save_checkpoint` has written."""
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        return False
+    files, ex = state.get("files"), state.get("ex") or {}
+    has_sizes = isinstance(files, dict) and all(type(size) is int for size in files.values())
+    has_scores = isinstance(ex, dict) and all(type(x) in (int, float) for x in ex.values())
+    return has_sizes and has_scores and type(state.get("update")) is int
+
+
+def _is_of(folder: Path, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint has its own name. A copy with a higher number would be taken for the
+    newest one for ever."""
+    match = NAME.fullmatch(folder.name)
+    return match is None or int(match[1]) == state["update"]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""The embedded world of databases and dialogues, written as ordinary SParC files."""

@@ -1,0 +1,231 @@
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtsql.agent.reply import ParseError, Reply, ToolCall, Verdict, format_reply, parse_reply
+
+CALL = '<tool_call>\n{"name": "exec_sql", "arguments": {"code": "SELECT 1"}}\n</tool_call>'
+
+
+def test_a_full_reply():
+    reply = parse_reply(f"<think>\nhm\n</think>\n<exec_verify>no_pass</exec_verify>\n{CALL}")
+    assert reply == Reply("hm", Verdict.NO_PASS, None, ToolCall("exec_sql", "SELECT 1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", ParseError.NO_ACTION),
+        ("SELECT 1", ParseError.NO_ACTION),
+        ("<think>x", ParseError.UNCLOSED_THINK),
+        ("<tool_call>{}", ParseError.UNCLOSED_CALL),
+        ("<answer_sql>SELECT 1", ParseError.UNCLOSED_ANSWER),
+        ("<answer_sql> </answer_sql>", ParseError.EMPTY_ANSWER),
+        ("<tool_call>{'a'}</tool_call>", ParseError.BAD_JSON),
+        ("<tool_call>[1]</tool_call>", ParseError.NO_NAME),
+        ('<tool_call>{"name": 3}</tool_call>', ParseError.NO_NAME),
+        (
+            '<tool_call>{"name": "a", "arguments": {"sql": "x"}}</tool_call>',
+            ParseError.BAD_ARGUMENTS,
+        ),
+        ("<tool_call>" + "[" * 100_000 + "</tool_call>", ParseError.BAD_JSON),
+    ],
+)
+def test_what_cannot_be_acted_on_is_named(text, error):
+    reply = parse_reply(text)
+    assert reply.error is error and reply.tool_call is None and reply.answer is None
+
+
+def test_tags_inside_the_thinking_are_thoughts():
+    assert (
+        parse_reply(f"<think>{CALL}</think><answer_sql>SELECT 2</answer_sql>").answer == "SELECT 2"
+    )
+    assert (
+        parse_reply("<think><answer_sql>SELECT 1</answer_sql></think>").error
+        is ParseError.NO_ACTION
+    )
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_further_thought_changes_nothing_wherever_it_stands(place):
+    pieces = [
+        "<think>a</think>",
+        "<exec_verify>pass</exec_verify>",
+        "<answer_sql>SELECT 1</answer_sql>",
+        "",
+    ]
+    thought = f"<think>b <exec_verify>no_pass</exec_verify> {CALL} <answer_sql>SELECT 2</answer_sql></think>"
+    plain = parse_reply("".join(pieces))
+    pieces.insert(place, thought)
+    reply = parse_reply("".join(pieces))
+    assert (reply.answer, reply.exec_verdict, reply.tool_call) == ("SELECT 1", Verdict.PASS, None)
+    assert plain.think == "a" and "a" in reply.think and "b" in reply.think
+
+
+def test_a_thought_inside_an_answer_is_text():
+    assert parse_reply("<answer_sql>SELECT '<think>'</answer_sql>").answer == "SELECT '<think>'"
+    assert parse_reply(f"{CALL}<think>").tool_call.code == "SELECT 1"
+    assert parse_reply(f"<think>a</think><think>{CALL}").error is ParseError.UNCLOSED_THINK
+    assert parse_reply("<think>a</think><think>b").think == "a\nb"
+
+
+def test_a_call_goes_before_an_answer_the_first_call_and_the_last_answer_count():
+    assert parse_reply(f"<answer_sql>a</answer_sql>{CALL}").tool_call is not None
+    assert parse_reply(CALL + CALL.replace("SELECT 1", "SELECT 2")).tool_call.code == "SELECT 1"
+    assert parse_reply("<answer_sql>a</answer_sql><answer_sql>b</answer_sql>").answer == "b"
+
+
+def test_arguments_may_be_a_json_string_and_verdicts_are_exact():
+    assert (
+        parse_reply(
+            '<tool_call>{"name": "a", "arguments": "{\\"code\\": \\"b\\"}"}</tool_call>'
+        ).tool_call.code
+        == "b"
+    )
+    assert parse_reply(f"<exec_verify>maybe</exec_verify>{CALL}").exec_verdict is None
+
+
+def call(code: str) -> str:
+    return f'<tool_call>{{"name": "exec_sql", "arguments": {{"code": "{code}"}}}}</tool_call>'
+
+
+FENCED = "```sql\nSELECT 1\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (call("SELECT a\nFROM t"), "SELECT a\nFROM t"),
+        (call("SELECT\ta\r\nFROM t"), "SELECT\ta\r\nFROM t"),
+        (call("SELECT '</tool_call>'"), "SELECT '</tool_call>'"),
+        (call("SELECT '<think>' || '</think>'"), "SELECT '<think>' || '</think>'"),
+        (call(r"SELECT \'it\', \"x\", '\\\\'"), "SELECT 'it', \"x\", '\\\\'"),
+        (call(r"SELECT '\ud83d'"), "SELECT '\ufffd'"),
+        (call(r"SELECT '\ud83d\ude00'"), "SELECT '\U0001f600'"),
+        (call(FENCED.replace("\n", r"\n")), "SELECT 1"),
+        (call(FENCED), "SELECT 1"),
+        (f"<tool_call>\n```json\n{CALL[12:-13]}\n```\n</tool_call>", "SELECT 1"),
+        (f"Then <tool_call> comes: {CALL}", "SELECT 1"),
+        (f"I call the tool inside <tool_call> </tool_call>: {CALL}", "SELECT 1"),
+        (f"<tool_call>{{oops}}</tool_call>{CALL}", "SELECT 1"),
+        (CALL.replace("arguments", "parameters"), "SELECT 1"),
+        (f"<think>a</think>\n\n<exec_verify>pass</exec_verify>\n{CALL[12:-13]}", "SELECT 1"),
+        ('<|python_tag|>{"name": "exec_sql", "parameters": {"code": "SELECT\n1"}}', "SELECT\n1"),
+    ],
+)
+def test_calls_as_models_write_them(text, code):
+    assert parse_reply(text).tool_call == ToolCall("exec_sql", code)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (f"<answer_sql>{FENCED}</answer_sql>", "SELECT 1"),
+        (f"<answer_sql>\n{FENCED}\n</answer_sql>", "SELECT 1"),
+        ("<answer_sql>```sql SELECT 1```</answer_sql>", "SELECT 1"),
+        ("<answer_sql>```\nselect\n1</answer_sql>", "select\n1"),
+        ("No <tool_call> is needed. <answer_sql>SELECT 1</answer_sql>", "SELECT 1"),
+        ("<tool_call>{oops}</tool_call> <answer_sql>SELECT 1</answer_sql>", "SELECT 1"),
+        ("Inside <answer_sql>, as asked: <answer_sql>SELECT 1</answer_sql>", "SELECT 1"),
+        ("<answer_sql>SELECT 1</answer_sql> (inside <answer_sql>)", "SELECT 1"),
+        ("<answer_sql></answer_sql> is for it: <answer_sql>SELECT 1</answer_sql>", "SELECT 1"),
+        ("<answer_sql>SELECT '</answer_sql>'</answer_sql>", "SELECT '</answer_sql>'"),
+        ("<answer_sql>SELECT '<answer_sql>'</answer_sql>", "SELECT '<answer_sql>'"),
+        ("<answer_sql>it's</answer_sql><answer_sql>it's 2</answer_sql>", "it's 2"),
+        ("<answer_sql>SELECT 'a</answer_sql>", "SELECT 'a"),
+        (f"<think>a</think><think>b {CALL}</think><answer_sql>SELECT 1</answer_sql>", "SELECT 1"),
+        (f"b {CALL}</think><answer_sql>SELECT 1</answer_sql>", "SELECT 1"),
+    ],
+)
+def test_answers_as_models_write_them(text, answer):
+    assert parse_reply(text).answer == answer
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "{", "[1]", '{"name": "a"} is a call', "{'name'}"])
+def test_json_without_tags_is_no_call_unless_it_is_the_whole_reply_and_has_a_name(text):
+    assert parse_reply(text).error is ParseError.NO_ACTION
+    assert parse_reply('{"name": "exec_sql"}').error is ParseError.BAD_ARGUMENTS
+
+
+def test_a_verdict_is_read_outside_of_actions_only():
+    literal = "SELECT '<exec_verify>pass</exec_verify>'"
+    assert parse_reply(call(literal)).exec_verdict is None
+    assert parse_reply(f"<answer_sql>{literal}</answer_sql>").exec_verdict is None
+    named = f"After <exec_verify> comes <exec_verify>no_pass</exec_verify> {CALL}"
+    assert parse_reply(named).exec_verdict is Verdict.NO_PASS
+
+
+def test_linear_in_a_megabyte():
+    start = time.perf_counter()
+    for tag in PIECES:
+        parse_reply(tag * 120_000)
+    for piece in (
+        "<tool_call> ",
+        '<tool_call>{"a',
+        "<tool_call>{\\\\",
+        "<answer_sql>'",
+        "<answer_sql>```\n ",
+    ):
+        for close in ("", "</tool_call>", "</answer_sql>"):
+            parse_reply(piece * 40_000 + close)
+            parse_reply((piece + close) * 40_000)
+    assert time.perf_counter() - start < 5
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), max_size=20).map(
+    str.strip
+)
+TAGS = [
+    f"{slash}{tag}>"
+    for slash in ("<", "</")
+    for tag in ("think", "tool_call", "answer_sql", "exec_verify")
+]
+literals = st.lists(st.one_of(st.sampled_from(TAGS), words), max_size=4).map(
+    lambda parts: f"'{''.join(parts).replace(chr(39), '')}'"
+)
+sql = (
+    st.lists(
+        st.one_of(
+            literals, words.map(lambda w: w.replace("'", "").replace('"', "").replace("`", ""))
+        )
+    )
+    .map(" ".join)
+    .map(str.strip)
+)
+actions = st.one_of(
+    st.tuples(st.just("call"), words, st.one_of(sql, words)),
+    st.tuples(st.just("answer"), sql.filter(bool)),
+)
+
+
+@given(words, st.sampled_from([None, *Verdict]), st.sampled_from([None, *Verdict]), actions)
+def test_format_then_parse_gives_the_reply_back(think, exec_verdict, memory_verdict, action):
+    call = ToolCall(*action[1:]) if action[0] == "call" else None
+    reply = Reply(think, exec_verdict, memory_verdict, call, action[1] if call is None else None)
+    assert parse_reply(format_reply(reply)) == reply
+
+
+PIECES = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<answer_sql>",
+    "</answer_sql>",
+    '{"name"',
+    "\x00",
+    "é",
+]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(PIECES), st.binary(max_size=8).map(lambda b: b.decode("latin-1")))
+    )
+)
+def test_any_text_gives_a_reply(pieces):
+    reply = parse_reply("".join(pieces))
+    assert sum(x is not None for x in (reply.tool_call, reply.answer, reply.error)) == 1

