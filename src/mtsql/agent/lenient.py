@@ -23,8 +23,8 @@ def read_json_at(text: str, start: int) -> tuple[JsonValue, int]:
 
 
 _BETWEEN = re.compile(r"[\s`;,]*(?:<\|\w+\|>\s*)*")
-"""What may stand between two objects and after the last one. It includes the end of a Markdown fence
-and a control token that was sampled as text."""
+"""What may stand between two objects and after the last one. It includes the end of a Markdown
+fence and a control token that was sampled as text."""
 
 
 def read_json_with_slips(text: str) -> JsonValue:
@@ -45,8 +45,8 @@ _LEXEME = re.compile(
     r"""|\b(?:True|False|None)\b|[{}\[\]]""",
     re.DOTALL,
 )
-"""A string, a comma too many, a constant of Python, or a bracket. A string that is never closed ends
-with the text, so that time stays linear."""
+"""A string, a comma too many, a constant of Python, or a bracket. A string that is never closed
+ends with the text, so that time stays linear."""
 _IN_STRING = re.compile(r"""(\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))|\\(.)|\"""", re.DOTALL)
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _CLOSES = {"{": "}", "[": "]"}

@@ -19,6 +19,7 @@ from mtsql.audit.config import Config
 from mtsql.audit.policies import POLICIES, Scene
 from mtsql.audit.turns import over_turns
 from mtsql.rl.rewards import RewardWeights, reward_components, total_reward
+from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
 MAX_TOTAL = 1 / 3
@@ -75,7 +76,7 @@ def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, flo
         for reply in policy.play(scene):
             if env.outcome is None:
                 env.step(format_reply(reply))
-        parts = reward_components(env, config.reward)
+        parts = reward_components(Trajectory(turn, 0, [], env), config.reward)
         earned[name] = {**parts, TOTAL: total_reward(parts, config.reward.weights)}
     return earned
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.reply import Reply, ToolCall, Verdict
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.attacks import literal
 from mtsql.audit.reader import read_sql
 from mtsql.audit.statement import Unreadable
@@ -86,11 +86,11 @@ class Policy:
 def _call(
     sql: str, tool: str = EXEC_SQL, e: Verdict | None = None, m: Verdict | None = None
 ) -> Reply:
-    return Reply(tool_call=ToolCall(tool, sql), exec_verdict=e, memory_verdict=m)
+    return Reply(ToolCall(tool, {"code": sql}), exec_verdict=e, memory_verdict=m)
 
 
 def _answer(sql: str, e: Verdict | None = None, m: Verdict | None = None) -> Reply:
-    return Reply(answer=sql, exec_verdict=e, memory_verdict=m)
+    return Reply(Answer(sql), exec_verdict=e, memory_verdict=m)
 
 
 def _as_taught(scene: Scene, queries: Sequence[str], answer: str | None = None) -> list[Reply]:
@@ -100,7 +100,7 @@ def _as_taught(scene: Scene, queries: Sequence[str], answer: str | None = None) 
         replies.append(_call(sql, e=seen))
         seen = scene.verdict(sql)
     answer = answer or queries[-1]
-    if scene.turn.history and MEMORY_RETRIEVE in scene.config.offered:
+    if scene.turn.history and MEMORY_RETRIEVE in scene.config.tools:
         return [*replies, _call(answer, MEMORY_RETRIEVE, e=seen), _answer(answer, m=PASS)]
     return [*replies, _answer(answer, e=seen)]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.files import parse_json, read_lines
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
@@ -133,7 +133,8 @@ def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
         if not isinstance(record.get("steps"), list):
             raise ValueError(f"{where}: steps: expected a list, found {record.get('steps')!r:.80}")
         steps = [_reply(step, f"{where}: steps[{i}]") for i, step in enumerate(record["steps"])]
-        if [reply.answer is not None for reply in steps] != [False] * (len(steps) - 1) + [True]:
+        are_answers = [isinstance(reply.action, Answer) for reply in steps]
+        if are_answers != [False] * (len(steps) - 1) + [True]:
             raise ValueError(f"{where}: steps: the last action, and no other, must be `answer`")
         demonstrations[turn_id] = steps
     return demonstrations
@@ -163,7 +164,7 @@ def demonstration_samples(
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
         env = make_env(turns[turn_id])
-        trajectory = replay(turns[turn_id], fit(replies, env.config.offered), env, renderer)
+        trajectory = replay(turns[turn_id], fit(replies, env.config.tools), env, renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
     if not samples:
@@ -181,12 +182,10 @@ def _reply(step: object, where: str) -> Reply:
         known = ", ".join(ACTIONS)
         raise ValueError(f"{where}: action: expected one of {known}, found {action!r:.80}")
     return Reply(
+        Answer(sql) if action == "answer" else ToolCall(action, {"code": sql}),
         think=_text_of(step, "think", where),
         exec_verdict=_verdict(step, "exec_verdict", where),
         memory_verdict=_verdict(step, "memory_verdict", where),
-        tool_call=None if action == "answer" else ToolCall(action, sql),
-        answer=sql if action == "answer" else None,
-        error=None,
     )
 
 
