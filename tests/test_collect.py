@@ -16,7 +16,7 @@ from mtsql.sql.sandbox import QueryStatus
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1)
 CALL = SimpleNamespace(
-    reply=SimpleNamespace(tool_call="a call", answer=None), status=QueryStatus.OK
+    reply=SimpleNamespace(action="a call"), status=QueryStatus.OK
 )
 
 

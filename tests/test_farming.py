@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.reply import Verdict
+from mtsql.agent.reply import Answer, Verdict
 from mtsql.audit.__main__ import main
 from mtsql.audit.config import Config
 from mtsql.audit.farming import MAX_TERM, MAX_TOTAL, Earned, FarmingReport, _broken_rules, farm
@@ -89,7 +89,7 @@ def test_a_right_answer_is_asked_for_before_the_rest_is_paid(play):
 def test_a_call_of_a_tool_that_is_not_offered_earns_nothing_even_by_the_papers_reward(play):
     unknown = "last SQL to a tool that is not offered"
     assert play(PAPER).earned[unknown].means["total"] == 0
-    without = play(PAPER, use_memory=False)
+    without = play(PAPER, tools=("exec_sql",))
     assert all(earned.means["memory_verify"] == 0 for earned in without.earned.values())
     assert not any("memory_verify" in line for line in without.broken)
 
@@ -125,7 +125,7 @@ def test_policies_play_what_they_say(data):
     scene = Scene(turn, corpus.databases[turn.db_id], EnvConfig())
     honest = POLICIES["mending: after a query that failed"].play(scene)
     assert [reply.exec_verdict for reply in honest] == [None, Verdict.NO_PASS, Verdict.PASS, None]
-    assert honest[-1].answer == turn.sql and honest[-1].memory_verdict is Verdict.PASS
+    assert honest[-1].action == Answer(turn.sql) and honest[-1].memory_verdict is Verdict.PASS
     assert all(len(policy.play(scene)) <= EnvConfig().max_replies for policy in POLICIES.values())
     blind = [policy for policy in POLICIES.values() if policy.kind == "blind"]
     hidden = replace(scene, turn=replace(turn, sql="SELECT 'the gold'"))
@@ -153,7 +153,7 @@ def test_disguises_of_the_last_query(tmp_path):
         turn = Turn("train:0:1", 1, "d", "?", "SELECT 1", (("?", sql),))
         scene = Scene(turn, Database(schema, tmp_path / "none.sqlite"), EnvConfig())
         names = ("DISTINCT in or out", "another literal", "columns turned", "wrapped")
-        answers = [POLICIES[f"last SQL, {name}"].play(scene)[-1].answer for name in names]
+        answers = [POLICIES[f"last SQL, {name}"].play(scene)[-1].action.sql for name in names]
         assert answers == texts
 
 

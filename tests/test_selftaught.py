@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import train_sft
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.reply import Reply
+from mtsql.agent.reply import Answer, Reply
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
@@ -29,7 +29,7 @@ from mtsql.sql.schema import Database
 from mtsql.toyworld.world import WorldConfig, write_toy_world
 from mtsql.workbench import _texts
 
-WRONG = [Reply(answer="SELECT 1")]
+WRONG = [Reply(Answer("SELECT 1"))]
 
 
 def untimed(line):
@@ -96,9 +96,9 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     ("limits", "missing"),
     [
         (EnvConfig(), ()),
-        (EnvConfig(use_memory=False), ("memory_",)),
-        (EnvConfig(use_exec=False), ("exec_",)),
-        (EnvConfig(use_exec=False, use_memory=False, max_replies=1), ("memory_", "exec_", "<tool")),
+        (EnvConfig(tools=("exec_sql",)), ("memory_",)),
+        (EnvConfig(tools=("memory_retrieve",)), ("exec_",)),
+        (EnvConfig(tools=(), max_replies=1), ("memory_", "exec_", "<tool")),
     ],
 )
 def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limits, missing, style):
