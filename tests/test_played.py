@@ -90,7 +90,7 @@ def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     line = differences(
         parsed("--model.path", folder, "--env.tools", "[]", "--env.num_sql_workers", "1")
     )
-    assert line.endswith(": env.tools [] (was ["exec_sql"])")
+    assert line.endswith(': env.tools [] (was ["exec_sql"])')
 
 
 def test_a_model_from_elsewhere_is_played_with_the_defaults(tokenizer, tmp_path):
