@@ -1,5 +1,5 @@
-"""A self-taught round keeps what was right by difficulty and trains on it; solved turns leave the
-data, the pool stays. Demonstrations teach what an agent with the offered tools does."""
+"""A self-taught round keeps right rollouts by difficulty and trains on them. Demonstrations show
+what an agent with the tools in use does."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,9 @@ from mtsql.rl.selftaught import (
     demonstration_samples,
     read_demonstrations,
     replay,
+    select,
 )
+from mtsql.rl.trajectory import Trajectory
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import load_corpus
@@ -30,6 +32,31 @@ from mtsql.toyworld.world import WorldConfig, write_toy_world
 from mtsql.workbench import _texts
 
 WRONG = [Reply(Answer("SELECT 1"))]
+
+
+def rollout_of(*replies):
+    """A trajectory of these replies, each a list of sampled tokens."""
+    trajectory = Trajectory(turn=None, sample=0, prompt_ids=[1], env=None)
+    for ids in replies:
+        trajectory.add_sampled(ids, [0.0] * len(ids))
+    return trajectory
+
+
+A, B = [1, 2, 3], [4, 5, 6]
+SHORT, LONG, LONG_AGAIN, OTHER = (rollout_of(*r) for r in ([A], [A, A], [A, A], [A, B]))
+"""Rollouts of one, two, two and two replies. LONG_AGAIN has the tokens of LONG."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_select_takes_few_short_rollouts_of_easy_turns_and_different_long_ones_of_hard_turns(seed):
+    config = SelfTaughtConfig(max_easy=1, max_hard=2)
+    group = [SHORT, LONG, LONG_AGAIN, OTHER]
+    all_valid, one_wrong = [True] * 4, [True, True, True, False]
+    assert select(group, all_valid, is_easy=False, config=config, seed=seed) == [SHORT]
+    assert select(group, one_wrong, is_easy=True, config=config, seed=seed) == [SHORT]
+    hard = select([*group, SHORT], [*all_valid, False], False, config, seed)
+    assert sorted(t.ids for t in hard) == [[*A, *A], [*A, *B]]
+    assert select(group, [False] * 4, is_easy=False, config=config, seed=seed) == []
 
 
 def untimed(line):

@@ -9,6 +9,7 @@ an effect on later turns (paper table 6).
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 from mtsql.agent.env import SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
@@ -24,7 +25,8 @@ from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
 
-HISTORIES = ("gold", "predicted")
+History = Literal["gold", "predicted"]
+HISTORIES: tuple[History, ...] = get_args(History)
 ABILITIES = RewardConfig(process_after="any", proposals="all")
 """Abilities are the paper's process rewards of the calls that count (`calls_of`)."""
 
@@ -36,13 +38,16 @@ class TurnScore:
     turn_id: str
     dialogue_id: str
     turn: str
+    """Its place in the dialogue, as the official tables name it: 1, 2, 3, 4 or > 4."""
     hardness: str
     ex: bool
     em: bool
     prediction: str
+    """The answer as one line; empty if there is none."""
     outcome: str
     num_replies: int
     abilities: dict[str, float | None]
+    """None where the episode gave no occasion for the ability."""
 
 
 def evaluate(
@@ -51,7 +56,7 @@ def evaluate(
     turns: list[Turn],
     make_env: Callable[[Turn], SqlEnv],
     *,
-    history: str = "gold",
+    history: History = "gold",
     max_prompt_tokens: int,
     seed: int = 0,
 ) -> tuple[list[TurnScore], list[Trajectory]]:
@@ -80,7 +85,8 @@ def evaluate(
             max_prompt_tokens=max_prompt_tokens,
             judge=lambda trajectory: (trajectory, score_turn(trajectory)),
         ):
-            played[trajectory.turn.turn_id], scores[trajectory.turn.turn_id] = trajectory, score
+            played[score.turn_id] = trajectory
+            scores[score.turn_id] = score
     return [scores[turn.turn_id] for turn in turns], [played[turn.turn_id] for turn in turns]
 
 
@@ -93,7 +99,7 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
     line = prediction_line(env.final_sql)
     return TurnScore(
         turn_id=turn.turn_id,
-        dialogue_id=turn.turn_id.rsplit(":", 1)[0],
+        dialogue_id=_dialogue_of(turn.turn_id),
         turn=TURNS[min(turn.index, 4)],
         hardness=hardness(turn.sql, env.database.schema) or "unparsed",
         ex=(
@@ -124,7 +130,7 @@ def _abilities(trajectory: Trajectory) -> dict[str, float | None]:
     }
 
 
-def summarize(scores: list[TurnScore]) -> dict:
+def summarize(scores: list[TurnScore]) -> dict[str, Any]:
     """EX and EM in percent (overall, by turn, by hardness), interaction match, means of the
     abilities, and how many episodes ended in each way.
 
@@ -133,7 +139,7 @@ def summarize(scores: list[TurnScore]) -> dict:
     if not scores:
         raise ValueError("nothing to summarise: no turn was scored")
 
-    def table(figures: Figures) -> dict:
+    def table(figures: Figures) -> dict[str, float]:
         return {
             "count": figures.count,
             "ex": round(100 * figures.ex, 2),
@@ -163,7 +169,7 @@ def predictions_text(scores: list[TurnScore]) -> str:
     return official_files.predictions_text((s.dialogue_id, s.prediction) for s in scores)
 
 
-def scores_as_rows(scores: list[TurnScore]) -> list[dict]:
+def scores_as_rows(scores: list[TurnScore]) -> list[dict[str, Any]]:
     """The scores as plain dictionaries for a JSON file."""
     return [asdict(score) for score in scores]
 
@@ -177,17 +183,22 @@ def _waves(turns: list[Turn]) -> list[list[Turn]]:
 def _with_predicted_history(turn: Turn, played: dict[str, Trajectory]) -> Turn:
     """The turn with the agent's own answers in place of the gold SQL; an unanswered turn shows an
     empty answer."""
-    stem = turn.turn_id.rsplit(":", 1)[0]
     history = []
     for index, (question, _) in enumerate(turn.history):
-        earlier = played.get(f"{stem}:{index}")
+        earlier_id = f"{_dialogue_of(turn.turn_id)}:{index}"
+        earlier = played.get(earlier_id)
         if earlier is None:
             raise ValueError(
-                f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} "
+                f"predicted history of turn {turn.turn_id} needs turn {earlier_id} "
                 "in the same split"
             )
         history.append((question, earlier.env.final_sql or ""))
     return replace(turn, history=tuple(history))
+
+
+def _dialogue_of(turn_id: str) -> str:
+    """`dev:3` of the turn `dev:3:1`."""
+    return turn_id.rsplit(":", 1)[0]
 
 
 def _mean(values: list[float]) -> float | None:
