@@ -1,4 +1,4 @@
-"""Each extension that the README promises is one edit in one file: the tests make it in a copy.
+"""A new tool, reward, loss, data format or prompt is an edit in one file. Each test makes the edit.
 
 The copy of a single module is loaded beside the unchanged rest. Where other modules must see the
 edit, a new process runs on a copy of the whole tree.

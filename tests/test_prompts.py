@@ -1,4 +1,4 @@
-"""The texts that the model reads for each choice of tools; results are cut by rows and characters."""
+"""The texts that the model reads for each choice of tools; results, cut by rows and characters."""
 
 import re
 from dataclasses import replace

@@ -113,7 +113,9 @@ def play(
 
 
 def test_ids_and_mask_of_a_two_step_dialogue(renderer, db_path):
-    engine, t = play(renderer, db_path, [call(GOLD), Reply(Answer(GOLD), exec_verdict=Verdict.PASS)])
+    engine, t = play(
+        renderer, db_path, [call(GOLD), Reply(Answer(GOLD), exec_verdict=Verdict.PASS)]
+    )
     first = renderer.render_reply(format_reply(call(GOLD)))
     second = renderer.render_reply(
         f"<exec_verify>pass</exec_verify>\n<answer_sql>{GOLD}</answer_sql>"

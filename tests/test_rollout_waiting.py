@@ -166,9 +166,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
             return super().step()
 
     def judge(trajectory):
-        parts = reward_components(
-            trajectory, RewardConfig(process_after="any", proposals="all")
-        )
+        parts = reward_components(trajectory, RewardConfig(process_after="any", proposals="all"))
         judged.set()
         return trajectory.sample, parts["ex"]
 

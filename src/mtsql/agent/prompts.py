@@ -276,8 +276,8 @@ def malformed_call(error: ParseError, tools: "Sequence[Tool]") -> PromptText:
 
 
 def show_result(result: QueryResult, max_rows: int, max_chars: int, style: PromptStyle) -> str:
-    """A result as text of at most so many rows and characters. It says how many rows are left
-    out."""
+    """A result as text of at most `max_rows` rows and about `max_chars` characters. It says how
+    many rows are left out."""
     if result.status is not QueryStatus.OK:
         return _cut(f"{result.status.value}: {result.message}", max_chars)
     if not result.rows:
