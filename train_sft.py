@@ -230,7 +230,7 @@ def collect(bench: Workbench, turns, config: Config, accelerator, round_index: i
             max_prompt_tokens=config.max_prompt_tokens,
             judge=lambda trajectory: (
                 trajectory,
-                reward_components(trajectory.env, RewardConfig()),
+                reward_components(trajectory, RewardConfig()),
             ),
         )
     for index, turn in enumerate(mine):

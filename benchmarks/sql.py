@@ -28,7 +28,7 @@ from jsonargparse import auto_cli
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
 from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.rendering import Renderer
@@ -96,13 +96,14 @@ class Scripted(SqlEnv):
         number = len(self.records)
         remark = f" -- {self.sample}/{number}"
         if number == NUM_CALLS:
-            reply = Reply(exec_verdict=Verdict.PASS, answer=self.turn.sql + remark)
+            reply = Reply(Answer(self.turn.sql + remark), exec_verdict=Verdict.PASS)
         elif number in self.runaways:
             table = f'"{self.schema.tables[0].name}"'
             names = ", ".join(f"{table} t{i}" for i in range(8))
-            reply = Reply(tool_call=ToolCall("exec_sql", f"SELECT count(*) FROM {names}{remark}"))
+            sql = f"SELECT count(*) FROM {names}{remark}"
+            reply = Reply(ToolCall("exec_sql", {"code": sql}))
         else:
-            reply = Reply(tool_call=ToolCall("exec_sql", self.turn.sql + remark))
+            reply = Reply(ToolCall("exec_sql", {"code": self.turn.sql + remark}))
         return super().step(format_reply(reply), meter)
 
 
@@ -161,7 +162,7 @@ def rollouts(
             seed=0,
             update=0,
             max_prompt_tokens=4000,
-            judge=lambda t: (t, reward_components(t.env, RewardConfig())),
+            judge=lambda t: (t, reward_components(t, RewardConfig())),
         )
         secs = time.perf_counter() - start
         assert all(t.outcome is Outcome.ANSWERED and parts["ex"] == 1 for t, parts in scored)

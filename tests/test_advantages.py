@@ -17,7 +17,6 @@ from mtsql.rl.advantages import (
     batch_advantages,
     group_advantages,
     kl_penalty,
-    overlong_penalty,
     treatment,
 )
 
@@ -110,13 +109,6 @@ def test_equal_rewards_teach_nothing_exactly(value, n, baseline):
 
 
 def test_penalties():
-    assert [overlong_penalty(n, max_tokens=100, buffer=20) for n in (10, 80, 90, 100, 500)] == [
-        0,
-        0,
-        -0.5,
-        -1,
-        -1,
-    ]
     assert kl_penalty([-1.0, 0.0, -3.0], [-2.0, 9.0, -2.5], [1, 0, 1]) == 0.5
 
 

@@ -15,9 +15,7 @@ from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.sandbox import QueryStatus
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1)
-CALL = SimpleNamespace(
-    reply=SimpleNamespace(tool_call="a call", answer=None), status=QueryStatus.OK
-)
+CALL = SimpleNamespace(reply=SimpleNamespace(action="a call"), status=QueryStatus.OK)
 
 
 def group(*rewards, outcomes=(), lengths=(), voids=(), turn_id="t"):

@@ -35,7 +35,10 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--loss.clip_high", ".inf"], "loss.clip_high is inf"),
         (["--optim.betas", "[0.9, .nan]"], "optim.betas is [0.9, nan]"),
         (["--group_size", "2.5"], "group_size is 2.5: expected a whole number"),
-        (["--env.use_exec", "maybe"], "env.use_exec is maybe: expected true or false"),
+        (
+            ["--env.answer_fallback", "maybe"],
+            "env.answer_fallback is maybe: expected true or false",
+        ),
         (["--env.malformed_call", "x"], "expected one of end, observe"),
         (["--style", "brief"], "style is brief: expected one of FULL, BRIEF or null"),
         (["--curriculum.bounds", "[1"], "expected a list"),

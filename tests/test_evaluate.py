@@ -1,8 +1,10 @@
-"""Summaries of played episodes: the official tables, abilities and outcomes, by hand."""
+"""Scores of played episodes and their summaries: the official tables, abilities and outcomes."""
 
 import pytest
+from helpers.episodes import GOLD, HISTORY, answer, call, make_env, play, singers
 
-from mtsql.rl.evaluate import TurnScore, predictions_text, summarize
+from mtsql.agent.reply import Verdict
+from mtsql.rl.evaluate import TurnScore, predictions_text, score_turn, summarize
 
 
 def turn_score(dialogue, turn, hardness, ex, em, call_memory=None, outcome="answered"):
@@ -20,7 +22,39 @@ SCORES = [
 ]
 
 
-def test_summary():
+def test_a_turn_is_scored_by_the_official_metrics_and_the_papers_abilities(tmp_path):
+    database = singers(tmp_path / "shows.sqlite")
+    replies = [
+        call("junk"),
+        call(GOLD, ran=Verdict.PASS),
+        call(GOLD, "memory_retrieve", ran=Verdict.PASS),
+        answer(GOLD.replace(" WHERE", "\nWHERE"), fits=Verdict.PASS),
+    ]
+    score = score_turn(play(make_env(database, history=HISTORY), replies))
+    assert (score.turn_id, score.dialogue_id, score.turn) == ("dev:0:0", "dev:0", "2")
+    assert score.ex and score.em and score.prediction == GOLD and score.outcome == "answered"
+    assert score.abilities == {
+        "call_execute": 1.0,
+        "call_memory": 1.0,
+        "exec_verify": 0.5,
+        "memory_verify": 1.0,
+        "propose": pytest.approx(2 / 3),
+    }
+
+
+def test_an_ability_without_an_occasion_is_none(tmp_path):
+    score = score_turn(play(make_env(singers(tmp_path / "shows.sqlite")), ["no action"]))
+    assert not score.ex and not score.em and (score.prediction, score.outcome) == ("", "no_action")
+    assert score.abilities == {
+        "call_execute": 0.0,
+        "call_memory": None,
+        "exec_verify": None,
+        "memory_verify": None,
+        "propose": None,
+    }
+
+
+def test_a_summary_counts_by_turn_by_hardness_and_by_dialogue():
     summary = summarize(SCORES)
     assert summary["all"] == {"count": 5, "ex": 80.0, "em": 60.0}
     assert summary["by_turn"] == {

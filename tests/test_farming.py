@@ -1,5 +1,5 @@
-"""The farming table: what policies that understand nothing earn, by the default reward and by the
-paper's."""
+"""The farming table: what policies that understand nothing earn with the default reward and with
+the paper's."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.reply import Verdict
+from mtsql.agent.reply import Answer, Verdict
 from mtsql.audit.__main__ import main
 from mtsql.audit.config import Config
 from mtsql.audit.farming import MAX_TERM, MAX_TOTAL, Earned, FarmingReport, _broken_rules, farm
@@ -47,7 +47,7 @@ def play(data):
     return play
 
 
-def test_by_the_default_reward_nothing_is_had_for_nothing(play):
+def test_no_blind_policy_breaks_a_rule_with_the_default_reward(play):
     report = play()
     assert report.broken == []
     assert report.num_turns == NUM_TURNS and 0 < report.num_follow_ups < NUM_TURNS
@@ -66,7 +66,7 @@ def test_by_the_default_reward_nothing_is_had_for_nothing(play):
             assert all(earned.means[t] <= MAX_TERM * report.honest[t] for t in TERMS)
 
 
-def test_by_the_papers_reward_verdicts_are_had_for_nothing(play):
+def test_blind_policies_earn_full_verdicts_with_the_papers_reward(play):
     report = play(PAPER)
     junk = report.earned["junk and no_pass"].means
     assert junk["ex"] == junk["em"] == junk["propose"] == 0
@@ -80,16 +80,16 @@ def test_by_the_papers_reward_verdicts_are_had_for_nothing(play):
     assert means["looking: a column's values first"] < means["guessing: the answer after one call"]
 
 
-def test_a_right_answer_is_asked_for_before_the_rest_is_paid(play):
+def test_process_rewards_need_a_right_answer_with_the_default_reward(play):
     spared = play().earned["right calls, no answer"].means
     assert spared == dict.fromkeys((*TERMS, "total"), 0)
     assert play(PAPER).earned["right calls, no answer"].means["propose"] == 1
 
 
-def test_a_call_of_a_tool_that_is_not_offered_earns_nothing_even_by_the_papers_reward(play):
+def test_a_call_of_an_unknown_tool_earns_nothing_even_with_the_papers_reward(play):
     unknown = "last SQL to a tool that is not offered"
     assert play(PAPER).earned[unknown].means["total"] == 0
-    without = play(PAPER, use_memory=False)
+    without = play(PAPER, tools=("exec_sql",))
     assert all(earned.means["memory_verify"] == 0 for earned in without.earned.values())
     assert not any("memory_verify" in line for line in without.broken)
 
@@ -111,9 +111,9 @@ def test_a_broken_rule_is_named_with_its_policy():
         "all": earned("blind", 0.0, 0.9, 0.4),
     }
     assert list(_broken_rules(report, RewardWeights())) == [
-        "a term: 60 % of the honest ex; at most 50 % may be had for nothing",
-        "all: 90 % of the honest exec_verify; at most 50 % may be had for nothing",
-        "all: 44 % of the honest total; at most 33 % may be had for nothing",
+        "a term: 60 % of the honest ex; at most 50 % is allowed",
+        "all: 90 % of the honest exec_verify; at most 50 % is allowed",
+        "all: 44 % of the honest total; at most 33 % is allowed",
     ]
     without = RewardWeights(exec_verify=0)  # a term that no reward holds cannot be farmed
     assert len(list(_broken_rules(report, without))) == 2
@@ -123,16 +123,16 @@ def test_policies_play_what_they_say(data):
     corpus = load_split(data, "train")
     turn = next(turn for turn in corpus.turns if turn.history)
     scene = Scene(turn, corpus.databases[turn.db_id], EnvConfig())
-    honest = POLICIES["mending: after a query that failed"].play(scene)
+    honest = POLICIES["correcting: after a query that failed"].play(scene)
     assert [reply.exec_verdict for reply in honest] == [None, Verdict.NO_PASS, Verdict.PASS, None]
-    assert honest[-1].answer == turn.sql and honest[-1].memory_verdict is Verdict.PASS
+    assert honest[-1].action == Answer(turn.sql) and honest[-1].memory_verdict is Verdict.PASS
     assert all(len(policy.play(scene)) <= EnvConfig().max_replies for policy in POLICIES.values())
     blind = [policy for policy in POLICIES.values() if policy.kind == "blind"]
     hidden = replace(scene, turn=replace(turn, sql="SELECT 'the gold'"))
     assert [policy.play(scene) for policy in blind] == [policy.play(hidden) for policy in blind]
 
 
-def test_disguises_of_the_last_query(tmp_path):
+def test_changed_versions_of_the_last_query(tmp_path):
     columns = (Column("name", "text"), Column("age", "number"))
     schema = Schema("d", (Table("singer", columns),))
     last = 'SELECT name, age FROM singer WHERE age > 30 AND name != "x"'
@@ -152,12 +152,12 @@ def test_disguises_of_the_last_query(tmp_path):
     }.items():
         turn = Turn("train:0:1", 1, "d", "?", "SELECT 1", (("?", sql),))
         scene = Scene(turn, Database(schema, tmp_path / "none.sqlite"), EnvConfig())
-        names = ("DISTINCT in or out", "another literal", "columns turned", "wrapped")
-        answers = [POLICIES[f"last SQL, {name}"].play(scene)[-1].answer for name in names]
+        names = ("DISTINCT in or out", "another literal", "columns reversed", "wrapped")
+        answers = [POLICIES[f"last SQL, {name}"].play(scene)[-1].action.sql for name in names]
         assert answers == texts
 
 
-def test_the_command_prints_the_table_and_what_breaks_a_rule(data, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_the_table_and_the_broken_rules(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     config = Config(data=data, farming=True, num_farming_turns=10, run=str(tmp_path / "default"))
     main(config)
@@ -178,7 +178,7 @@ def test_the_command_prints_the_table_and_what_breaks_a_rule(data, tmp_path, cap
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sparc", "cosql"])
-def test_nothing_is_had_for_nothing_on_real_data(shared, name):
+def test_no_blind_policy_breaks_a_rule_on_real_data(shared, name):
     files = DataConfig(
         train=str(shared / "data" / name / "train.json"),
         dev=str(shared / "data" / name / "dev.json"),

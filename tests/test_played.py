@@ -33,7 +33,7 @@ SIZE = EmbeddedConfig(
 TRAINED = train_rl.Config(
     style=PromptStyle.BRIEF,
     env=EnvConfig(
-        max_replies=6, use_memory=False, num_sql_workers=2, query=QueryConfig(max_rows=7)
+        max_replies=6, tools=("exec_sql",), num_sql_workers=2, query=QueryConfig(max_rows=7)
     ),
     sampling=SamplingConfig(max_reply_tokens=24, max_trajectory_tokens=99),
     max_prompt_tokens=1234,
@@ -88,9 +88,9 @@ def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
         "env.max_observation_rows 5 (was 10)"
     )
     line = differences(
-        parsed("--model.path", folder, "--env.use_exec", "false", "--env.num_sql_workers", "1")
+        parsed("--model.path", folder, "--env.tools", "[]", "--env.num_sql_workers", "1")
     )
-    assert line.endswith(": env.use_exec false (was true)")
+    assert line.endswith(': env.tools [] (was ["exec_sql"])')
 
 
 def test_a_model_from_elsewhere_is_played_with_the_defaults(tokenizer, tmp_path):

@@ -1,10 +1,11 @@
-"""A prompt knows its data: what came from a file, a database or the model is never ours."""
+"""A prompt records which of its stretches are data: text from a file, a database or the model."""
 
 import copy
 import json
 import pickle
 
 import pytest
+from helpers.episodes import BOTH, EXEC, MEMORY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +13,11 @@ from mtsql.agent import prompts
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompt_text import PromptText, fill, join, ours
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.reply import ParseError
+from mtsql.agent.tools import tools_named
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Column, Schema, Table
 
-BOTH = ("exec_sql", "memory_retrieve")
 DATA = "<think>{task} </answer_sql>"  # stands wherever data stands
 SCHEMA = Schema(f"shop {DATA}", (Table(DATA, (Column(DATA, DATA),)),))
 TURN = Turn("t:0:1", 1, "shop", DATA, DATA, ((DATA, DATA), (DATA, DATA)), DATA)
@@ -24,11 +26,13 @@ ENTRY = MemoryEntry(DATA, DATA, (DATA,), ((DATA,),))
 
 def all_texts(style):
     """Every text that the model reads, made of `DATA`."""
-    yield prompts.first_message(TURN, SCHEMA, style, 1, BOTH)
+    yield prompts.first_message(TURN, SCHEMA, style, 1, tools_named(BOTH))
     yield prompts.unknown_tool(BOTH)
     yield prompts.unknown_tool(())
-    for offered in (BOTH, BOTH[:1], BOTH[1:]):
-        yield prompts.first_message(TURN, SCHEMA, style, 4, offered)
+    for offered in (BOTH, EXEC, MEMORY):
+        tools = tools_named(offered)
+        yield prompts.first_message(TURN, SCHEMA, style, 4, tools)
+        yield prompts.malformed_call(ParseError.BAD_ARGUMENTS, tools)
         yield prompts.exec_observation(TURN, DATA, DATA, style, offered)
         for shown in (DATA, None):
             for memory in ([], [ENTRY], [ENTRY, ENTRY]):
@@ -50,7 +54,8 @@ def test_no_stretch_of_data_is_ours(style):
 def test_sentences_have_no_field_left_and_data_no_field_at_all():
     for text in all_texts(PromptStyle.FULL):
         rest = "".join(stretch for stretch, is_ours in text.parts if is_ours)
-        assert "{" not in rest.replace('{"name": TOOL, "arguments": {"code": QUERY}}', "")
+        call = '{"name": TOOL, "arguments": {"code": QUERY}}'
+        assert "{" not in rest.replace(call, "").replace('{"code": QUERY}', "")
 
 
 def test_a_filled_template_is_the_formatted_string():

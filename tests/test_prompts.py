@@ -1,26 +1,30 @@
-"""What the model reads: the texts for each choice of tools, and results that are cut by rows and
-characters and never turned into more text than is shown."""
+"""The texts that the model reads for each choice of tools; results, cut by rows and characters."""
 
+import re
 from dataclasses import replace
 
 import pytest
+from helpers.episodes import BOTH, EXEC, MEMORY
 
+from mtsql.agent import prompts
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompts import (
     PromptStyle,
     exec_observation,
     first_message,
+    malformed_call,
     memory_observation,
     show_result,
     unknown_tool,
 )
+from mtsql.agent.protocol import TAGS, Parameter
+from mtsql.agent.reply import ParseError
+from mtsql.agent.tools import Tool, tools_named
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
 from mtsql.sql.schema import Column, Schema, Table
 
 FULL, BRIEF = PromptStyle.FULL, PromptStyle.BRIEF
-EXEC, MEMORY = ("exec_sql",), ("memory_retrieve",)
-BOTH = EXEC + MEMORY
 SCHEMA = Schema("shop", (Table("singer", (Column("name", "text"), Column("age", "integer"))),))
 TURN = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", (("who ?", "SELECT name"),))
 
@@ -76,7 +80,7 @@ CHECKLIST = (
 
 @pytest.mark.parametrize("offered", STEPS)
 def test_the_first_message_lists_steps_with_the_offered_tools(offered):
-    assert first_message(TURN, SCHEMA, FULL, 4, offered) == (
+    assert first_message(TURN, SCHEMA, FULL, 4, tools_named(offered)) == (
         f"{TASK}Work in steps, one action in each message:\n1. {THINK}{STEPS[offered]}"
         "When you are done, give only the query inside <answer_sql> </answer_sql>. "
         f"You have at most 4 messages.{CALLS} The tools:"
@@ -86,7 +90,7 @@ def test_the_first_message_lists_steps_with_the_offered_tools(offered):
 
 @pytest.mark.parametrize(("max_replies", "offered"), [(4, ()), (1, ()), (1, BOTH)])
 def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_replies, offered):
-    assert first_message(TURN, SCHEMA, FULL, max_replies, offered) == (
+    assert first_message(TURN, SCHEMA, FULL, max_replies, tools_named(offered)) == (
         f"{TASK}{THINK}Then, in the same message, "
         f"give only the query inside <answer_sql> </answer_sql>.{SITUATION}"
     )
@@ -94,18 +98,18 @@ def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_repl
 
 @pytest.mark.parametrize(("style", "before"), [(FULL, "\n\nEvidence: "), (BRIEF, "\nE: ")])
 def test_evidence_is_shown_before_the_question_if_there_is_any(style, before):
-    plain = first_message(TURN, SCHEMA, style, 4, BOTH)
+    plain = first_message(TURN, SCHEMA, style, 4, tools_named(BOTH))
     turn = replace(TURN, evidence="old is age > 60")
     question = "\nQ: how old ?" if style is BRIEF else "\n\nQuestion: how old ?"
     start = plain.removesuffix(question)
     assert start != plain
-    text = first_message(turn, SCHEMA, style, 4, BOTH)
+    text = first_message(turn, SCHEMA, style, 4, tools_named(BOTH))
     assert text == f"{start}{before}old is age > 60{question}"
 
 
 @pytest.mark.parametrize("offered", [BOTH, EXEC, MEMORY, ()])
 def test_the_brief_texts_name_no_tool(offered):
-    assert first_message(TURN, SCHEMA, BRIEF, 4, offered) == (
+    assert first_message(TURN, SCHEMA, BRIEF, 4, tools_named(offered)) == (
         "singer: name age\nQ: who ?\nSQL: SELECT name\nQ: how old ?"
     )
     assert exec_observation(TURN, "SELECT 1", "1", BRIEF, offered) == "1"
@@ -165,6 +169,42 @@ def test_a_failed_earlier_query_is_not_shown():
     entry = MemoryEntry("who ?", "SELECT nam", ("select",), None)
     seen = memory_observation(TURN, "SELECT 1", "(1)", [entry], FULL, 50, BOTH)
     assert "\nResult: not shown\n" in seen
+
+
+LIMIT = (Parameter("limit", "integer", "How many."),)
+LIST_TABLES = Tool("list_tables", "List the tables.", LIMIT, run=None, step="Call list_tables.")
+
+
+def test_tools_with_different_arguments_are_listed_with_them():
+    text = first_message(TURN, SCHEMA, FULL, 4, (*tools_named(EXEC), LIST_TABLES))
+    assert (
+        "\n3. Call list_tables.\n4. After any <exec_verify>no_pass</exec_verify>, correct" in text
+    )
+    assert (
+        'write <tool_call>{"name": TOOL, "arguments": ARGUMENTS}</tool_call>. The tools:'
+        f'{TOOL_LINES["exec_sql"]} Arguments: {{"code": QUERY}}.'
+        '\n- list_tables: List the tables. Arguments: {"limit": INTEGER}.\n'
+    ) in text
+
+
+def test_a_tool_alone_is_listed_without_sentences_that_it_does_not_have():
+    text = first_message(TURN, SCHEMA, FULL, 4, (replace(LIST_TABLES, step=""),))
+    assert f"\n1. {THINK}When you are done, give only the query" in text
+    assert '"arguments": {"limit": INTEGER}}</tool_call>. The tools:\n- list_tables: List' in text
+
+
+def test_bad_arguments_are_answered_with_the_arguments_that_the_tools_have():
+    tools = (*tools_named(BOTH), LIST_TABLES)
+    assert malformed_call(ParseError.BAD_ARGUMENTS, tools) == (
+        'The arguments must be {"code": QUERY} or {"limit": INTEGER}.'
+    )
+
+
+def test_every_tag_in_a_sentence_is_a_tag_of_the_protocol():
+    sentences = [value for value in vars(prompts).values() if isinstance(value, str)]
+    sentences += prompts.MALFORMED_CALL.values()
+    found = {tag for text in sentences for tag in re.findall(r"</?[a-z_]+>", text)}
+    assert found <= {*TAGS} and "<answer_sql>" in found
 
 
 def test_a_call_of_an_unknown_tool_is_told_which_tools_there_are():

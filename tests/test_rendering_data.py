@@ -60,7 +60,7 @@ def episode(renderer, path, style, word, code):
     schema, seen = schema_from_sqlite(path), {}
     for tool in ("exec_sql", "memory_retrieve", "unknown"):
         env = SqlEnv(turn, Database(schema, path), limits, style)
-        text = env.step(format_reply(Reply(tool_call=ToolCall(tool, code))))
+        text = env.step(format_reply(Reply(ToolCall(tool, {"code": code}))))
         if isinstance(text, str):  # or else a tag in the query has ended its call
             seen[tool] = renderer.render_observation(text)
     return renderer.render_prompt(*env.reset()), seen

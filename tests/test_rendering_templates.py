@@ -73,7 +73,7 @@ def play(renderer, messages, tools, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("style", PromptStyle)
-@pytest.mark.parametrize("limits", [{}, {"use_exec": False}, {"max_replies": 1}])
+@pytest.mark.parametrize("limits", [{}, {"tools": ("memory_retrieve",)}, {"max_replies": 1}])
 def test_an_episode_has_the_ids_of_the_template(kind, style, limits):
     renderer = RENDERERS[kind]
     messages, tools, steps = made_up_episode(style, **limits)
@@ -105,11 +105,11 @@ def test_roles_and_tools_are_cut_separately(kind, tools):
 
 
 REPLIES = [
-    Reply("Let me look.", tool_call=ToolCall("exec_sql", "SELECT \"a\"\n, 'é'")),
-    Reply("It runs.", Verdict.PASS, tool_call=ToolCall("memory_retrieve", "SELECT 1")),
-    Reply("Both.", Verdict.PASS, Verdict.NO_PASS, tool_call=ToolCall("exec_sql", "SELECT 2")),
-    Reply("", None, Verdict.NO_PASS, tool_call=ToolCall("exec_sql", "SELECT 3")),
-    Reply("Two\nlines.", tool_call=ToolCall("exec_sql", "SELECT 4")),
+    Reply(ToolCall("exec_sql", {"code": "SELECT \"a\"\n, 'é'"}), "Let me look."),
+    Reply(ToolCall("memory_retrieve", {"code": "SELECT 1"}), "It runs.", Verdict.PASS),
+    Reply(ToolCall("exec_sql", {"code": "SELECT 2"}), "Both.", Verdict.PASS, Verdict.NO_PASS),
+    Reply(ToolCall("exec_sql", {"code": "SELECT 3"}), memory_verdict=Verdict.NO_PASS),
+    Reply(ToolCall("exec_sql", {"code": "SELECT 4"}), "Two\nlines."),
 ]
 
 
@@ -117,7 +117,7 @@ def as_message(reply: Reply) -> dict:
     """The reply as a client of a server would send it back."""
     verdicts = (("exec_verify", reply.exec_verdict), ("memory_verify", reply.memory_verdict))
     content = [f"<{tag}>{verdict.value}</{tag}>" for tag, verdict in verdicts if verdict]
-    call = {"name": reply.tool_call.name, "arguments": {"code": reply.tool_call.code}}
+    call = {"name": reply.action.name, "arguments": reply.action.arguments}
     return {
         "role": "assistant",
         "content": "\n".join(content) or None,

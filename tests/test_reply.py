@@ -1,17 +1,32 @@
+"""Replies as models write them, as data; and that formatted replies are parsed to the same data."""
+
+import json
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsql.agent.reply import ParseError, Reply, ToolCall, Verdict, format_reply, parse_reply
+from mtsql.agent.protocol import Parameter
+from mtsql.agent.reply import (
+    Answer,
+    ParseError,
+    Reply,
+    ToolCall,
+    Verdict,
+    format_reply,
+    parse_reply,
+)
 
 CALL = '<tool_call>\n{"name": "exec_sql", "arguments": {"code": "SELECT 1"}}\n</tool_call>'
 
 
-def test_a_full_reply():
+SELECT_1 = ToolCall("exec_sql", {"code": "SELECT 1"})
+
+
+def test_a_reply_is_read_into_thought_verdict_and_call():
     reply = parse_reply(f"<think>\nhm\n</think>\n<exec_verify>no_pass</exec_verify>\n{CALL}")
-    assert reply == Reply("hm", Verdict.NO_PASS, None, ToolCall("exec_sql", "SELECT 1"))
+    assert reply == Reply(ToolCall("exec_sql", {"code": "SELECT 1"}), "hm", Verdict.NO_PASS)
 
 
 @pytest.mark.parametrize(
@@ -34,18 +49,14 @@ def test_a_full_reply():
     ],
 )
 def test_what_cannot_be_acted_on_is_named(text, error):
-    reply = parse_reply(text)
-    assert reply.error is error and reply.tool_call is None and reply.answer is None
+    assert parse_reply(text).action is error
 
 
 def test_tags_inside_the_thinking_are_thoughts():
-    assert (
-        parse_reply(f"<think>{CALL}</think><answer_sql>SELECT 2</answer_sql>").answer == "SELECT 2"
-    )
-    assert (
-        parse_reply("<think><answer_sql>SELECT 1</answer_sql></think>").error
-        is ParseError.NO_ACTION
-    )
+    answered = parse_reply(f"<think>{CALL}</think><answer_sql>SELECT 2</answer_sql>")
+    assert answered.action == Answer("SELECT 2")
+    thought = parse_reply("<think><answer_sql>SELECT 1</answer_sql></think>")
+    assert thought.action is ParseError.NO_ACTION
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -56,34 +67,32 @@ def test_a_further_thought_changes_nothing_wherever_it_stands(place):
         "<answer_sql>SELECT 1</answer_sql>",
         "",
     ]
-    thought = f"<think>b <exec_verify>no_pass</exec_verify> {CALL} <answer_sql>SELECT 2</answer_sql></think>"
+    verdict, answer = "<exec_verify>no_pass</exec_verify>", "<answer_sql>SELECT 2</answer_sql>"
+    thought = f"<think>b {verdict} {CALL} {answer}</think>"
     plain = parse_reply("".join(pieces))
     pieces.insert(place, thought)
     reply = parse_reply("".join(pieces))
-    assert (reply.answer, reply.exec_verdict, reply.tool_call) == ("SELECT 1", Verdict.PASS, None)
+    assert (reply.action, reply.exec_verdict) == (Answer("SELECT 1"), Verdict.PASS)
     assert plain.think == "a" and "a" in reply.think and "b" in reply.think
 
 
 def test_a_thought_inside_an_answer_is_text():
-    assert parse_reply("<answer_sql>SELECT '<think>'</answer_sql>").answer == "SELECT '<think>'"
-    assert parse_reply(f"{CALL}<think>").tool_call.code == "SELECT 1"
-    assert parse_reply(f"<think>a</think><think>{CALL}").error is ParseError.UNCLOSED_THINK
+    assert parse_reply("<answer_sql>SELECT '<think>'</answer_sql>").action.sql == "SELECT '<think>'"
+    assert parse_reply(f"{CALL}<think>").action == SELECT_1
+    assert parse_reply(f"<think>a</think><think>{CALL}").action is ParseError.UNCLOSED_THINK
     assert parse_reply("<think>a</think><think>b").think == "a\nb"
 
 
 def test_a_call_goes_before_an_answer_the_first_call_and_the_last_answer_count():
-    assert parse_reply(f"<answer_sql>a</answer_sql>{CALL}").tool_call is not None
-    assert parse_reply(CALL + CALL.replace("SELECT 1", "SELECT 2")).tool_call.code == "SELECT 1"
-    assert parse_reply("<answer_sql>a</answer_sql><answer_sql>b</answer_sql>").answer == "b"
+    assert parse_reply(f"<answer_sql>a</answer_sql>{CALL}").action == SELECT_1
+    assert parse_reply(CALL + CALL.replace("SELECT 1", "SELECT 2")).action == SELECT_1
+    answers = parse_reply("<answer_sql>a</answer_sql><answer_sql>b</answer_sql>")
+    assert answers.action == Answer("b")
 
 
 def test_arguments_may_be_a_json_string_and_verdicts_are_exact():
-    assert (
-        parse_reply(
-            '<tool_call>{"name": "a", "arguments": "{\\"code\\": \\"b\\"}"}</tool_call>'
-        ).tool_call.code
-        == "b"
-    )
+    text = '<tool_call>{"name": "a", "arguments": "{\\"code\\": \\"b\\"}"}</tool_call>'
+    assert parse_reply(text).action == ToolCall("a", {"code": "b"})
     assert parse_reply(f"<exec_verify>maybe</exec_verify>{CALL}").exec_verdict is None
 
 
@@ -116,7 +125,7 @@ FENCED = "```sql\nSELECT 1\n```"
     ],
 )
 def test_calls_as_models_write_them(text, code):
-    assert parse_reply(text).tool_call == ToolCall("exec_sql", code)
+    assert parse_reply(text).action == ToolCall("exec_sql", {"code": code})
 
 
 @pytest.mark.parametrize(
@@ -140,13 +149,13 @@ def test_calls_as_models_write_them(text, code):
     ],
 )
 def test_answers_as_models_write_them(text, answer):
-    assert parse_reply(text).answer == answer
+    assert parse_reply(text).action == Answer(answer)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "{", "[1]", '{"name": "a"} is a call', "{'name'}"])
 def test_json_without_tags_is_no_call_unless_it_is_the_whole_reply_and_has_a_name(text):
-    assert parse_reply(text).error is ParseError.NO_ACTION
-    assert parse_reply('{"name": "exec_sql"}').error is ParseError.BAD_ARGUMENTS
+    assert parse_reply(text).action is ParseError.NO_ACTION
+    assert parse_reply('{"name": "exec_sql"}').action is ParseError.BAD_ARGUMENTS
 
 
 def test_a_verdict_is_read_outside_of_actions_only():
@@ -174,6 +183,55 @@ def test_linear_in_a_megabyte():
     assert time.perf_counter() - start < 5
 
 
+PARAMETERS = {
+    "look": (
+        Parameter("limit", "integer", ""),
+        Parameter("share", "number", "", is_required=False),
+        Parameter("names", "array", "", is_required=False),
+        Parameter("text", "string", "", is_required=False),
+        Parameter("is_open", "boolean", "", is_required=False),
+        Parameter("more", "object", "", is_required=False),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"limit": 3}, {"limit": 3}),
+        ({"limit": 3, "code": "SELECT 1"}, {"limit": 3}),
+        ({"limit": 3, "share": None}, {"limit": 3}),
+        ({"limit": 3, "share": 1}, {"limit": 3, "share": 1}),
+        ({"limit": 3, "names": ["a\ud83d"]}, {"limit": 3, "names": ["a\ufffd"]}),
+        ({"limit": 3, "more": {"a": [1]}, "is_open": False},) * 2,
+        ({"limit": 3, "text": FENCED}, {"limit": 3, "text": FENCED}),
+        ({}, None),
+        ({"limit": None}, None),
+        ({"limit": "3"}, None),
+        ({"limit": 3.5}, None),
+        ({"limit": True}, None),
+        ({"limit": 3, "share": "1"}, None),
+        ({"limit": 3, "share": False}, None),
+        ({"limit": 3, "names": {}}, None),
+        ({"limit": 3, "text": 1}, None),
+        ({"limit": 3, "is_open": 1}, None),
+        ({"limit": 3, "more": []}, None),
+    ],
+)
+def test_arguments_have_the_types_that_the_tool_declares(given, read):
+    text = f"<tool_call>{json.dumps({'name': 'look', 'arguments': given})}</tool_call>"
+    expected = ParseError.BAD_ARGUMENTS if read is None else ToolCall("look", read)
+    reply = parse_reply(text, PARAMETERS)
+    assert reply.action == expected
+    assert read is None or parse_reply(format_reply(reply), PARAMETERS) == reply
+
+
+def test_an_argument_nested_too_deeply_is_bad():
+    deep = '{"limit": 3, "names": ' + "[" * 900 + "]" * 900 + "}"
+    text = f'<tool_call>{{"name": "look", "arguments": {deep}}}</tool_call>'
+    assert isinstance(parse_reply(text, PARAMETERS).action, ParseError)
+
+
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), max_size=20).map(
     str.strip
 )
@@ -195,15 +253,14 @@ sql = (
     .map(str.strip)
 )
 actions = st.one_of(
-    st.tuples(st.just("call"), words, st.one_of(sql, words)),
-    st.tuples(st.just("answer"), sql.filter(bool)),
+    st.builds(ToolCall, words, st.fixed_dictionaries({"code": st.one_of(sql, words)})),
+    st.builds(Answer, sql.filter(bool)),
 )
 
 
 @given(words, st.sampled_from([None, *Verdict]), st.sampled_from([None, *Verdict]), actions)
 def test_format_then_parse_gives_the_reply_back(think, exec_verdict, memory_verdict, action):
-    call = ToolCall(*action[1:]) if action[0] == "call" else None
-    reply = Reply(think, exec_verdict, memory_verdict, call, action[1] if call is None else None)
+    reply = Reply(action, think, exec_verdict, memory_verdict)
     assert parse_reply(format_reply(reply)) == reply
 
 
@@ -228,4 +285,4 @@ PIECES = [
 )
 def test_any_text_gives_a_reply(pieces):
     reply = parse_reply("".join(pieces))
-    assert sum(x is not None for x in (reply.tool_call, reply.answer, reply.error)) == 1
+    assert isinstance(reply.action, ToolCall | Answer | ParseError)

@@ -1,4 +1,4 @@
-"""Replies with slips that leave no doubt about what the model meant."""
+"""Replies with slips that leave no doubt about what the model meant are read as it meant them."""
 
 import json
 import time
@@ -9,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtsql.agent.lenient import mend, without_fence
-from mtsql.agent.reply import ParseError, Reply, ToolCall, Verdict, format_reply, parse_reply
+from mtsql.agent.reply import (
+    Answer,
+    ParseError,
+    Reply,
+    ToolCall,
+    Verdict,
+    format_reply,
+    parse_reply,
+)
 
 CALL = '{"name": "exec_sql", "arguments": {"code": "SELECT 1"}}'
+SELECT_1 = ToolCall("exec_sql", {"code": "SELECT 1"})
 OTHER = CALL.replace("SELECT 1", "SELECT 2")
 INSIDE = {
     "a dict of Python": "{'name': 'exec_sql', 'arguments': {'code': 'SELECT 1', 'limit': None}}",
@@ -34,29 +43,22 @@ INSIDE = {
 def test_slips_in_a_call(kind, is_bare):
     text = INSIDE[kind] if is_bare else f"<tool_call>\n{INSIDE[kind]}\n</tool_call>"
     reply = parse_reply(f"<think>a</think>\n<exec_verify>pass</exec_verify>{text}")
-    assert reply.tool_call == ToolCall("exec_sql", "SELECT 1")
+    assert reply.action == SELECT_1
     assert (reply.think, reply.exec_verdict) == ("a", Verdict.PASS)
 
 
 @pytest.mark.parametrize(
-    ("end", "first"),
-    [
-        ("", 1),
-        ("\n", 1),
-        ("<|eom_id|>", 1),
-        ("\n```\n", 1),
-        (f"\n<tool_call>{OTHER}</tool_call>", 1),
-        ("<tool_call>", 1),
-    ],
+    "end",
+    ["", "\n", "<|eom_id|>", "\n```\n", f"\n<tool_call>{OTHER}</tool_call>", "<tool_call>"],
 )
-def test_a_call_without_its_closing_tag(end, first):
-    assert parse_reply(f"<tool_call>{CALL}{end}").tool_call.code == f"SELECT {first}"
+def test_a_call_may_lack_its_closing_tag(end):
+    assert parse_reply(f"<tool_call>{CALL}{end}").action == SELECT_1
 
 
 def test_after_a_call_that_cannot_be_read_the_next_one_is():
     for wrong in ("{oops", "{}", "{'name': 'a'} and", "[", "{'a"):
         text = f"<tool_call>{wrong}<tool_call>{CALL}</tool_call>"
-        assert parse_reply(text).tool_call.code == "SELECT 1", wrong
+        assert parse_reply(text).action == SELECT_1, wrong
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_after_a_call_that_cannot_be_read_the_next_one_is():
     ],
 )
 def test_what_leaves_a_doubt_is_an_error(text, error):
-    assert parse_reply(text).error is error
+    assert parse_reply(text).action is error
 
 
 @pytest.mark.parametrize("said", ["PASS", "Pass", " pass\n", "NO_PASS", "no pass", "no-pass"])
@@ -105,9 +107,9 @@ FENCED = {
 @pytest.mark.parametrize("sql", FENCED)
 def test_fences_with_explanations_around_them(sql):
     assert without_fence(sql) == FENCED[sql]
-    assert parse_reply(f"<answer_sql>{sql}</answer_sql>").answer == FENCED[sql]
+    assert parse_reply(f"<answer_sql>{sql}</answer_sql>").action == Answer(FENCED[sql])
     call = json.dumps({"name": "exec_sql", "arguments": {"code": sql}})
-    assert parse_reply(f"<tool_call>{call}</tool_call>").tool_call.code == FENCED[sql]
+    assert parse_reply(f"<tool_call>{call}</tool_call>").action.arguments == {"code": FENCED[sql]}
 
 
 TEXTS = st.text(
@@ -129,8 +131,8 @@ def test_mending_leaves_json_alone_and_reads_python(value):
 @settings(max_examples=300)
 @given(TEXTS, TEXTS)
 def test_any_name_and_code_come_back(name, code):
-    text = format_reply(Reply(tool_call=ToolCall(name, code)))
-    assert parse_reply(text).tool_call == ToolCall(name, without_fence(code))
+    text = format_reply(Reply(ToolCall(name, {"code": code})))
+    assert parse_reply(text).action == ToolCall(name, {"code": without_fence(code)})
     assert parse_reply(text.removesuffix("</tool_call>")) == parse_reply(text)
 
 

@@ -46,7 +46,7 @@ def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
     assert key() == usual == key(env=EnvConfig(num_sql_workers=1))
     others = [
         key(env=EnvConfig(max_observation_rows=2)),
-        key(env=EnvConfig(use_memory=False)),
+        key(env=EnvConfig(tools=("exec_sql",))),
         key(style=PromptStyle.BRIEF),
         key(seed=1),
         key(max_prompt_tokens=10),

@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Completion, Engine, EngineConfig, SamplingConfig, StopReason
 from mtsql.model.attention import register_attention
 from mtsql.model.rendering import Renderer
@@ -55,11 +55,11 @@ def turn(name="dev:0:0"):
 
 
 def call(sql, **verdicts):
-    return format_reply(Reply(tool_call=ToolCall("exec_sql", sql), **verdicts))
+    return format_reply(Reply(ToolCall("exec_sql", {"code": sql}), **verdicts))
 
 
 def answer(sql=GOLD):
-    return format_reply(Reply(exec_verdict=Verdict.PASS, answer=sql))
+    return format_reply(Reply(Answer(sql), exec_verdict=Verdict.PASS))
 
 
 class PacedEngine:
@@ -166,9 +166,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
             return super().step()
 
     def judge(trajectory):
-        parts = reward_components(
-            trajectory.env, RewardConfig(process_after="any", proposals="all")
-        )
+        parts = reward_components(trajectory, RewardConfig(process_after="any", proposals="all"))
         judged.set()
         return trajectory.sample, parts["ex"]
 
@@ -277,7 +275,7 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
                 Scripted,
                 lambda t: (
                     t,
-                    reward_components(t.env, RewardConfig(process_after="any", proposals="all")),
+                    reward_components(t, RewardConfig(process_after="any", proposals="all")),
                 ),
                 max_vm_steps=2_000_000,
                 timeout_secs=timeout_secs,

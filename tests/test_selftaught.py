@@ -1,5 +1,5 @@
-"""A self-taught round keeps what was right by difficulty and trains on it; solved turns leave the
-data, the pool stays. Demonstrations teach what an agent with the offered tools does."""
+"""A self-taught round keeps right rollouts by difficulty and trains on them. Demonstrations show
+what an agent with the tools in use does."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import train_sft
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.reply import Reply
+from mtsql.agent.reply import Answer, Reply
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
@@ -21,7 +21,9 @@ from mtsql.rl.selftaught import (
     demonstration_samples,
     read_demonstrations,
     replay,
+    select,
 )
+from mtsql.rl.trajectory import Trajectory
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import load_corpus
@@ -29,7 +31,32 @@ from mtsql.sql.schema import Database
 from mtsql.toyworld.world import WorldConfig, write_toy_world
 from mtsql.workbench import _texts
 
-WRONG = [Reply(answer="SELECT 1")]
+WRONG = [Reply(Answer("SELECT 1"))]
+
+
+def rollout_of(*replies):
+    """A trajectory of these replies, each a list of sampled tokens."""
+    trajectory = Trajectory(turn=None, sample=0, prompt_ids=[1], env=None)
+    for ids in replies:
+        trajectory.add_sampled(ids, [0.0] * len(ids))
+    return trajectory
+
+
+A, B = [1, 2, 3], [4, 5, 6]
+SHORT, LONG, LONG_AGAIN, OTHER = (rollout_of(*r) for r in ([A], [A, A], [A, A], [A, B]))
+"""Rollouts of one, two, two and two replies. LONG_AGAIN has the tokens of LONG."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_select_takes_few_short_rollouts_of_easy_turns_and_different_long_ones_of_hard_turns(seed):
+    config = SelfTaughtConfig(max_easy=1, max_hard=2)
+    group = [SHORT, LONG, LONG_AGAIN, OTHER]
+    all_valid, one_wrong = [True] * 4, [True, True, True, False]
+    assert select(group, all_valid, is_easy=False, config=config, seed=seed) == [SHORT]
+    assert select(group, one_wrong, is_easy=True, config=config, seed=seed) == [SHORT]
+    hard = select([*group, SHORT], [*all_valid, False], False, config, seed)
+    assert sorted(t.ids for t in hard) == [[*A, *A], [*A, *B]]
+    assert select(group, [False] * 4, is_easy=False, config=config, seed=seed) == []
 
 
 def untimed(line):
@@ -96,9 +123,9 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     ("limits", "missing"),
     [
         (EnvConfig(), ()),
-        (EnvConfig(use_memory=False), ("memory_",)),
-        (EnvConfig(use_exec=False), ("exec_",)),
-        (EnvConfig(use_exec=False, use_memory=False, max_replies=1), ("memory_", "exec_", "<tool")),
+        (EnvConfig(tools=("exec_sql",)), ("memory_",)),
+        (EnvConfig(tools=("memory_retrieve",)), ("exec_",)),
+        (EnvConfig(tools=(), max_replies=1), ("memory_", "exec_", "<tool")),
     ],
 )
 def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limits, missing, style):

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from mtsql.agent.reply import Reply, ToolCall, Verdict
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.report import Case, Report, leave_out_lines
 from mtsql.judge.official_scorer import read_gold, read_predictions
 from mtsql.rl.selftaught import read_demonstrations
@@ -227,8 +227,8 @@ def test_a_malformed_demonstration_is_named_by_its_key(tmp_path, record, words):
 
 def test_a_demonstration_is_read_as_replies(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps(DEMONSTRATION))
-    call = Reply("a\u2028b", tool_call=ToolCall("exec_sql", "SELECT 1"))
-    answer = Reply("a\u2028b", exec_verdict=Verdict.PASS, answer="SELECT 1")
+    call = Reply(ToolCall("exec_sql", {"code": "SELECT 1"}), "a\u2028b")
+    answer = Reply(Answer("SELECT 1"), "a\u2028b", exec_verdict=Verdict.PASS)
     assert read_demonstrations(tmp_path / "d.jsonl") == {"train:0:0": [call, answer]}
 
 

@@ -19,7 +19,7 @@ from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.reply import Reply, ToolCall, format_reply
+from mtsql.agent.reply import Answer, Reply, ToolCall, format_reply
 from mtsql.engine.engine import EngineConfig, check_engine
 from mtsql.files import print_line
 from mtsql.model import chat_template, rendering
@@ -114,8 +114,8 @@ class Workbench:
         for turn in islice(lasting, NUM_PROBED_TURNS):
             env = self.env_maker("train")(turn)
             yield str(self.renderer.render_prompt(*env.reset()))
-            calls = [Reply(tool_call=ToolCall(tool, turn.sql)) for tool in self.env.offered]
-            for text in episode_texts(env, [*calls, Reply(answer=turn.sql)]):
+            calls = [Reply(ToolCall(tool, {"code": turn.sql})) for tool in self.env.tools]
+            for text in episode_texts(env, [*calls, Reply(Answer(turn.sql))]):
                 tokens = self.renderer.render_reply(text), self.renderer.render_observation(text)
                 yield f"{text} {tokens}"
 
@@ -190,7 +190,7 @@ def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle)
     for turn in islice(corpus.turns, NUM_TOKENIZER_TURNS):
         messages, _ = SqlEnv(turn, corpus.databases[turn.db_id], env, style).reset()
         yield from (message["content"] for message in messages)
-        replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
+        replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
         yield from (format_reply(reply) for reply in replies)
         yield "system user assistant no rows more rows"
 
@@ -203,7 +203,7 @@ def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> It
     yield from _texts(corpus, data, env, style)
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for turn in corpus.turns:
-        replies = fit(demonstrations.get(turn.turn_id, []), env.offered)
+        replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
         yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)
     for module in (rendering, chat_template, tokenizing, prompts, prompt_text):
         yield Path(module.__file__).read_text(encoding="utf-8")

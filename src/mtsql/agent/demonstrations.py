@@ -1,26 +1,26 @@
-"""Fit a demonstration to the tools that are offered, as an agent without the others would act.
+"""Change a demonstration into what an agent with fewer tools would do.
 
 A demonstration is the list of replies that answers one turn: tool calls, then the answer. It was
-written for an agent with all tools. `fit` removes the calls of tools that are not offered, and with
-them whatever only makes sense because of them: their verdicts, thoughts about what they showed, and
-calls that were given up only because of them.
+written for an agent with both of the paper's tools. `fit` removes the calls of a tool that is not
+in use, and what only makes sense because of them: their verdicts, thoughts about what they showed,
+and calls that were given up only because of them.
 """
 
 from collections.abc import Collection
 from dataclasses import replace
 
-from mtsql.agent.reply import Reply, Verdict
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 
 VERDICT_ON = {EXEC_SQL: "exec_verdict", MEMORY_RETRIEVE: "memory_verdict"}
-"""Tool -> the field of a reply that judges what the tool returned."""
+"""The field of a reply that judges what a tool returned, by the tool's name."""
 
 
 def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
-    """The replies as an agent gives them that has only the tools `offered`.
+    """The replies of an agent that has only the tools `offered`.
 
     A verdict or a thought of a removed reply passes on to the next reply that stays, if it still
-    holds there. If all tools are offered, the replies are returned unchanged.
+    holds there. If both tools are offered, the replies are returned unchanged.
     """
     missing = VERDICT_ON.keys() - set(offered)
     if not missing:
@@ -44,17 +44,17 @@ def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
 
 
 def _removed(replies: list[Reply], missing: Collection[str]) -> set[int]:
-    """The replies that go away, by index: all calls of a missing tool, and earlier calls with the
+    """The indices of the replies to remove: all calls of a missing tool, and earlier calls with the
     same query if it was given up and only a missing tool had found fault with it."""
     removed = {index for index, reply in enumerate(replies) if _tool(reply) in missing}
     for index in sorted(removed):
-        if _is_refused(replies, index) and _query(replies[index]) != _query(replies[-1]):
-            removed |= {
-                earlier
-                for earlier in range(index)
-                if _query(replies[earlier]) == _query(replies[index])
-                and not _is_refused(replies, earlier)
-            }
+        query = _query(replies[index])
+        is_given_up = _is_refused(replies, index) and query != _query(replies[-1])
+        if not is_given_up:
+            continue
+        for earlier in range(index):
+            if _query(replies[earlier]) == query and not _is_refused(replies, earlier):
+                removed.add(earlier)
     return removed
 
 
@@ -72,7 +72,7 @@ def _still_holds(
     if any(tool in reply.think for tool in missing):
         return False
     if index == 0:
-        staying = [reply for place, reply in enumerate(replies) if place not in removed]
+        staying = [other for place, other in enumerate(replies) if place not in removed]
         return bool(staying) and _query(staying[0]) == _query(reply)
     return index - 1 not in removed or reply.memory_verdict is Verdict.NO_PASS
 
@@ -98,11 +98,16 @@ def _last_call(replies: list[Reply], before: int, tool: str) -> int | None:
 
 
 def _tool(reply: Reply) -> str | None:
-    """The tool that a reply calls."""
-    return reply.tool_call.name if reply.tool_call is not None else None
+    """The name of the tool that a reply calls."""
+    return reply.action.name if isinstance(reply.action, ToolCall) else None
 
 
 def _query(reply: Reply) -> str:
-    """The query that a reply calls a tool with or answers with. White space makes no difference."""
-    query = reply.tool_call.code if reply.tool_call is not None else reply.answer
-    return " ".join((query or "").split())
+    """The query that a reply calls a tool with or answers with, with single spaces."""
+    query = ""
+    match reply.action:
+        case ToolCall(arguments={"code": str(code)}):
+            query = code
+        case Answer(sql):
+            query = sql
+    return " ".join(query.split())

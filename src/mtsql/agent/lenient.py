@@ -1,6 +1,6 @@
-"""JSON and SQL as models write them: with the slips that leave no doubt about what is meant.
+"""Read JSON and SQL as models write them, with slips that leave no doubt about what is meant.
 
-All functions are total and take time that is linear in the text.
+All functions are total, and their time is linear in the text.
 """
 
 import json
@@ -12,8 +12,8 @@ _JSON = json.JSONDecoder(strict=False)  # not strict: control characters may sta
 
 
 def read_json_at(text: str, start: int) -> tuple[JsonValue, int]:
-    """The JSON object or list that begins at `start` and where it ends. (None, `start`) if there is
-    none."""
+    """The JSON object or list that begins at `start`, and where it ends. (None, `start`) if none
+    begins there."""
     if text.startswith(("{", "["), start):
         try:
             return _JSON.raw_decode(text, start)
@@ -23,12 +23,12 @@ def read_json_at(text: str, start: int) -> tuple[JsonValue, int]:
 
 
 _BETWEEN = re.compile(r"[\s`;,]*(?:<\|\w+\|>\s*)*")
-"""What may stand between two objects and after the last: also the end of a Markdown fence, and a
-control token that was sampled as text."""
+"""What may stand between two objects and after the last one. It includes the end of a Markdown
+fence and a control token that was sampled as text."""
 
 
 def read_json_with_slips(text: str) -> JsonValue:
-    """The first JSON object or list of a text of one or more, whose writing is mended (`mend`).
+    """The first of the JSON objects or lists that make up the text after it is mended (`mend`).
     None if anything else stands in the text."""
     mended = mend(text)
     first, end = read_json_at(mended, 0)
@@ -36,7 +36,8 @@ def read_json_with_slips(text: str) -> JsonValue:
     while value is not None:
         end = _BETWEEN.match(mended, end).end()
         value, end = read_json_at(mended, end)
-    return first if not mended[end:].strip("}]") else None
+    rest = mended[end:].strip("}]")  # closing brackets too many
+    return None if rest else first
 
 
 _LEXEME = re.compile(
@@ -44,24 +45,23 @@ _LEXEME = re.compile(
     r"""|\b(?:True|False|None)\b|[{}\[\]]""",
     re.DOTALL,
 )
-"""A string (one that never ends goes on to the end of the text, so that time stays linear), a comma
-too many, a constant of Python, or a bracket."""
+"""A string, a comma too many, a constant of Python, or a bracket. A string that is never closed
+ends with the text, so that time stays linear."""
 _IN_STRING = re.compile(r"""(\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))|\\(.)|\"""", re.DOTALL)
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _CLOSES = {"{": "}", "[": "]"}
 
 
 def mend(text: str) -> str:
-    """The text as JSON, if it is JSON but for: strings and constants of Python, escapes that JSON
-    does not have, a comma before a closing bracket, and closing brackets that are missing at the
-    end."""
-    opened: list[str] = []
+    """The text with these slips mended: strings and constants of Python, escapes that JSON does not
+    have, a comma before a closing bracket, and closing brackets that are missing at the end."""
+    opened: list[str] = []  # the closing brackets that are still to come, outermost first
 
     def mended(found: re.Match) -> str:
         lexeme = found[0]
         if lexeme[0] in "\"'":
-            inner = _IN_STRING.sub(_as_in_json, lexeme[1:-1])
-            return f'"{inner}"' if len(lexeme) > 1 and lexeme[-1] == lexeme[0] else lexeme
+            is_closed = len(lexeme) > 1 and lexeme[-1] == lexeme[0]
+            return f'"{_IN_STRING.sub(_as_in_json, lexeme[1:-1])}"' if is_closed else lexeme
         if lexeme in _CLOSES:
             opened.append(_CLOSES[lexeme])
         elif opened and lexeme == opened[-1]:
@@ -73,8 +73,8 @@ def mend(text: str) -> str:
 
 
 def _as_in_json(found: re.Match) -> str:
-    """An escape, or a double quote that needs one. A backslash that escapes nothing in JSON is a
-    backslash, but not before a quote or at the end of a line."""
+    """An escape as JSON writes it, or a double quote that needs one. A backslash that escapes
+    nothing in JSON becomes an escaped backslash, but is dropped before a quote or a line end."""
     escape, escaped = found[1], found[2]
     if escape is not None:
         return escape
@@ -86,7 +86,7 @@ def _as_in_json(found: re.Match) -> str:
 _FENCE = re.compile(
     r"\s*`{3,}(?:(?!(?:select|with|values)\b)[\w{.}+-]*[ \t]*\r?\n|sql(?:ite)?\s|)", re.IGNORECASE
 )
-"""The beginning of a Markdown fence, with the language of what stands in it."""
+"""The beginning of a Markdown fence, with the name of its language."""
 _FENCE_END = re.compile(r"\n[ \t]*`{3,}")
 _LATER_FENCE = re.compile(r"\n[ \t]*(`{3,}[\w{.}+-]*[ \t]*\r?\n.*?\n[ \t]*`{3,})", re.DOTALL)
 _SQL = re.compile(
@@ -98,13 +98,14 @@ _SQL = re.compile(
 
 
 def without_fence(sql: str) -> str:
-    """SQL without the Markdown fence around it and without explanations before and after the
+    """SQL without the Markdown fence around it, and without explanations before and after the
     fence."""
     if "```" not in sql:
         return sql
     if not _FENCE.match(sql) and not _SQL.match(sql) and (later := _LATER_FENCE.search(sql)):
         sql = later[1]
-    if not (opened := _FENCE.match(sql)):
+    opened = _FENCE.match(sql)
+    if opened is None:
         return sql
     inside = sql[opened.end() :]
     closed = _FENCE_END.search(inside)

@@ -1,5 +1,5 @@
-"""The dialogue memory: every earlier turn with its question, its SQL, the clauses that the query
-has and a preview of its result."""
+"""The dialogue memory: every earlier turn with its question, its SQL, the query's clauses and its
+result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,8 @@ def recall(
     with_results: bool,
     meter: WorkMeter | None = None,
 ) -> list[MemoryEntry]:
-    """The turn's history, oldest first: gold SQL in training, the agent's own under predicted
-    history.
+    """The turn's history, oldest first. Its SQL is the gold SQL in training and the agent's own
+    under predicted history.
 
     The earlier queries run only if `with_results`. The current turn's gold SQL is never read.
     """
@@ -53,6 +53,6 @@ def recall(
 
 
 def clauses_of(sql: str) -> tuple[str, ...]:
-    """Which clauses a query text has, in the order of `CLAUSES`."""
+    """The clauses whose words stand in a query, in the order of `CLAUSES`."""
     text = f" {' '.join(sql.lower().split())} "
     return tuple(clause for clause in CLAUSES if f" {clause} " in text)

@@ -2,26 +2,32 @@
 
 FULL is the paper's protocol in our own words, for models that know language. BRIEF has the same
 tags and the same steps in as few tokens as possible, for the small embedded model that has to learn
-every word. A sentence that names a tool or its verdict tag is shown only if the tool is offered.
+every word. A sentence that names a tool or its verdict tag is shown only if the tool is in use
+(`offered` holds the names of the tools in use).
 
 The words of the sentences are ours and what fills their `{fields}` is data: a tag in a sentence
-becomes the model's tag token, a tag in data stays text. Write braces that are meant as `{{` `}}`.
+becomes the model's tag token, a tag in data stays text. A brace in a sentence is written twice:
+`{{` or `}}`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompt_text import PromptText, fill, join, ours
-from mtsql.agent.reply import ParseError
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE, tool_schemas
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE, Parameter
+from mtsql.agent.reply import UNKNOWN_TOOL, ParseError
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
 from mtsql.sql.schema import Schema, quoted, schema_text
 
+if TYPE_CHECKING:  # tools.py imports this module
+    from mtsql.agent.tools import Tool
+
 
 class PromptStyle(Enum):
-    """Which wording."""
+    """The wording of everything that the model reads."""
 
     FULL = "full"
     BRIEF = "brief"
@@ -33,12 +39,11 @@ Write one SQL query for the current question.
 """
 STEPWISE = """Work in steps, one action in each message:
 1. Think inside <think> </think>: what the question asks and what it keeps from earlier turns.
-{steps}
-When you are done, give only the query inside <answer_sql> </answer_sql>. \
+{steps}When you are done, give only the query inside <answer_sql> </answer_sql>. \
 You have at most {max_replies} messages.
 
 To call a tool, write \
-<tool_call>{{"name": TOOL, "arguments": {{"code": QUERY}}}}</tool_call>. The tools:
+<tool_call>{{"name": TOOL, "arguments": {arguments}}}</tool_call>. The tools:
 {tools}"""
 DIRECT = """Think inside <think> </think>: \
 what the question asks and what it keeps from earlier turns.
@@ -49,6 +54,8 @@ WHEN_IT_RUNS = "once the query runs well"
 AT_ONCE = "with a candidate query"
 STEP_CORRECT = "After any {refusals}, correct the query."
 TOOL_LINE = "- {name}: {description}"
+TOOL_LINE_ARGUMENTS = " Arguments: {arguments}."
+ANY_ARGUMENTS = "ARGUMENTS"
 
 SITUATION = """{task}{how}
 
@@ -108,12 +115,12 @@ MALFORMED_CALL = {
     ParseError.UNCLOSED_CALL: "The call has no </tool_call> after it.",
     ParseError.BAD_JSON: "The text inside <tool_call> </tool_call> is not JSON.",
     ParseError.NO_NAME: "The call names no tool: it needs the keys name and arguments.",
-    ParseError.BAD_ARGUMENTS: 'The arguments must be {"code": QUERY}.',
+    ParseError.BAD_ARGUMENTS: "The arguments must be {arguments}.",
 }
 
 
 def first_message(
-    turn: Turn, schema: Schema, style: PromptStyle, max_replies: int, offered: Sequence[str]
+    turn: Turn, schema: Schema, style: PromptStyle, max_replies: int, tools: "Sequence[Tool]"
 ) -> PromptText:
     """The user message that opens an episode: task, schema, earlier turns, question."""
     if style is PromptStyle.BRIEF:
@@ -129,10 +136,11 @@ def first_message(
         fill(EARLIER_TURN, number=number, question=question, sql=sql)
         for number, (question, sql) in enumerate(turn.history, 1)
     ]
+    has_steps = bool(tools) and max_replies > 1
     return fill(
         SITUATION,
         task=ours(TASK),
-        how=_stepwise(max_replies, offered) if offered and max_replies > 1 else ours(DIRECT),
+        how=_stepwise(max_replies, tools) if has_steps else ours(DIRECT),
         schema=schema_text(schema),
         earlier=fill(EARLIER, turns=join("\n", turns)) if turns else "",
         evidence=fill(EVIDENCE, evidence=turn.evidence) if turn.evidence else "",
@@ -140,27 +148,52 @@ def first_message(
     )
 
 
-def _stepwise(max_replies: int, offered: Sequence[str]) -> PromptText:
-    """How to work with the offered tools, as numbered steps, and how to call them.
+def _stepwise(max_replies: int, tools: "Sequence[Tool]") -> PromptText:
+    """How to work with the tools, as numbered steps, and how to call them.
 
     The tools are named here although their schemas are given to the model's chat template, because
     some templates leave them out and others ask for a form of their own.
     """
-    steps, refusals = [], []
-    if EXEC_SQL in offered:
-        steps.append(STEP_EXEC)
-        refusals.append("<exec_verify>no_pass</exec_verify>")
-    if MEMORY_RETRIEVE in offered:
-        steps.append(STEP_MEMORY.format(when=WHEN_IT_RUNS if EXEC_SQL in offered else AT_ONCE))
-        refusals.append("<memory_verify>no_pass</memory_verify>")
-    steps.append(STEP_CORRECT.format(refusals=" or ".join(refusals)))
-    tools = [TOOL_LINE.format(**tool["function"]) for tool in tool_schemas(offered)]
+    has_exec = any(tool.name == EXEC_SQL for tool in tools)
+    when = WHEN_IT_RUNS if has_exec else AT_ONCE
+    steps = [tool.step.replace("{when}", when) for tool in tools if tool.step]
+    refusals = [
+        f"<{tool.verdict_tag}>no_pass</{tool.verdict_tag}>" for tool in tools if tool.verdict_tag
+    ]
+    if refusals:
+        steps.append(STEP_CORRECT.format(refusals=" or ".join(refusals)))
+    numbered = [f"{number}. {step}\n" for number, step in enumerate(steps, 2)]
+    shapes = _argument_shapes(tool.parameters for tool in tools)
+    is_one_shape = len(shapes) == 1
     return fill(
         STEPWISE,
-        steps=ours("\n".join(f"{number}. {step}" for number, step in enumerate(steps, 2))),
+        steps=ours("".join(numbered)),
         max_replies=max_replies,
-        tools=ours("\n".join(tools)),
+        arguments=ours(shapes[0] if is_one_shape else ANY_ARGUMENTS),
+        tools=ours("\n".join(_tool_line(tool, with_arguments=not is_one_shape) for tool in tools)),
     )
+
+
+def _tool_line(tool: "Tool", with_arguments: bool) -> str:
+    line = TOOL_LINE.format(name=tool.name, description=tool.description)
+    if not with_arguments:
+        return line
+    [shape] = _argument_shapes([tool.parameters])
+    return line + TOOL_LINE_ARGUMENTS.format(arguments=shape)
+
+
+def _argument_shapes(parameters_of_tools: Iterable[tuple[Parameter, ...]]) -> list[str]:
+    """How the arguments of tools are written, each different way once: `{"code": QUERY}`."""
+    shapes = []
+    for parameters in parameters_of_tools:
+        pairs = [
+            f'"{parameter.name}": {"QUERY" if parameter.type == "sql" else parameter.type.upper()}'
+            for parameter in parameters
+        ]
+        shape = "{" + ", ".join(pairs) + "}"
+        if shape not in shapes:
+            shapes.append(shape)
+    return shapes
 
 
 def _brief_schema(schema: Schema) -> str:
@@ -180,8 +213,8 @@ def _brief_schema(schema: Schema) -> str:
 def exec_observation(
     turn: Turn, sql: str, shown: str, style: PromptStyle, offered: Sequence[str]
 ) -> str:
-    """What exec_sql returns: recap, result, and how to verify it. First turns are not sent to the
-    memory."""
+    """What exec_sql returns: question and query again, result, and how to verify it. On a first
+    turn the text does not ask for a call of the memory."""
     if style is PromptStyle.BRIEF:
         return shown
     has_memory = turn.history and MEMORY_RETRIEVE in offered
@@ -199,7 +232,8 @@ def memory_observation(
     offered: Sequence[str],
 ) -> str:
     """What memory_retrieve returns: the proposed SQL with its result, the earlier turns, the
-    coherence checklist. If `shown` is None, the memory ran nothing and no result is mentioned."""
+    coherence checklist. If `shown` is None, the memory ran no query and the text mentions no
+    result."""
     if style is PromptStyle.BRIEF:
         last = f"{memory[-1].question}\n{memory[-1].sql}\n" if memory else ""
         return f"{last}{turn.question}"
@@ -231,31 +265,36 @@ def memory_observation(
 
 
 def unknown_tool(offered: Sequence[str]) -> PromptText:
-    """The observation after a call to a tool that is not offered. It does not name that tool."""
+    """The observation after a call of a tool that is not in use. It does not name that tool."""
     return fill(NO_SUCH_TOOL, tools=ours(", ".join(offered))) if offered else ours(NO_TOOLS)
 
 
-def malformed_call(error: ParseError) -> PromptText:
+def malformed_call(error: ParseError, tools: "Sequence[Tool]") -> PromptText:
     """The observation after a call that cannot be read, if `env.malformed_call` is observe."""
-    return ours(MALFORMED_CALL[error])
+    shapes = _argument_shapes([tool.parameters for tool in tools] or [UNKNOWN_TOOL])
+    return fill(MALFORMED_CALL[error], arguments=ours(" or ".join(shapes)))
 
 
 def show_result(result: QueryResult, max_rows: int, max_chars: int, style: PromptStyle) -> str:
-    """A result as text, capped by rows and characters; it says how many rows were left out."""
+    """A result as text of at most `max_rows` rows and about `max_chars` characters. It says how
+    many rows are left out."""
     if result.status is not QueryStatus.OK:
         return _cut(f"{result.status.value}: {result.message}", max_chars)
     if not result.rows:
         return "no rows"
-    lines, used = [], 0
+    is_full = style is PromptStyle.FULL
+    lines = []
+    used = 0
     for row in result.rows[:max_rows]:
-        is_full = style is PromptStyle.FULL
         line = _row(row, max_chars) if is_full else _cells(row, " | ", str, max_chars)
         if lines and used + len(line) > max_chars:
             break
         lines.append(_cut(line, max_chars))
         used += len(line)
-    left = len(result.rows) - len(lines)
-    return "\n".join(lines + ([f"... {left} more rows"] if left else []))
+    num_left_out = len(result.rows) - len(lines)
+    if num_left_out:
+        lines.append(f"... {num_left_out} more rows")
+    return "\n".join(lines)
 
 
 def _row(row: tuple, max_chars: int) -> str:
@@ -263,7 +302,7 @@ def _row(row: tuple, max_chars: int) -> str:
 
 
 def _joined(rows: Sequence[tuple], max_chars: int) -> str:
-    """The rows side by side, cut; no more of them is turned into text than is shown."""
+    """The rows side by side, cut to `max_chars`. Rows that are not shown do not become text."""
     text = ""
     for number, row in enumerate(rows):
         if len(text) > max_chars:
@@ -273,7 +312,7 @@ def _joined(rows: Sequence[tuple], max_chars: int) -> str:
 
 
 def _cells(row: tuple, between: str, as_text: Callable[[object], str], max_chars: int) -> str:
-    """The row's cells as text; those that begin beyond `max_chars` are left out."""
+    """The row's cells as text, without those that begin beyond `max_chars`."""
     text = ""
     for number, cell in enumerate(row):
         if len(text) > max_chars:
@@ -284,5 +323,5 @@ def _cells(row: tuple, between: str, as_text: Callable[[object], str], max_chars
 
 
 def _cut(text: str, max_chars: int) -> str:
-    """The text, or its beginning and a mark that it goes on."""
+    """The text, or its beginning and a mark that the rest is missing."""
     return text if len(text) <= max_chars else f"{text[:max_chars]}... cut here"

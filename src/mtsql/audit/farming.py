@@ -1,8 +1,9 @@
-"""What policies that understand nothing earn, term by term, beside honest ones.
+"""Compare the reward of policies that understand nothing with the reward of honest ones.
 
-A reward can be farmed where such a policy earns much of what an honest one earns. Two rules: none
-may earn more than a third of the honest total, nor more than half of the honest value of a term.
-The honest total and the honest values are the least that any honest policy earns.
+A reward can be farmed if a policy that understands nothing earns much of what an honest one earns.
+There are two rules: no such policy may earn more than a third of the honest total, and none may
+earn more than half of the honest value of a component. The honest total and the honest values are
+the least that any honest policy earns.
 """
 
 import random
@@ -19,19 +20,21 @@ from mtsql.audit.config import Config
 from mtsql.audit.policies import POLICIES, Scene
 from mtsql.audit.turns import over_turns
 from mtsql.rl.rewards import RewardWeights, reward_components, total_reward
+from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
 MAX_TOTAL = 1 / 3
-"""Of the honest total."""
+"""The largest share of the honest total that a blind policy may earn."""
 MAX_TERM = 1 / 2
-"""Of the honest value of a term that has a weight."""
+"""The largest share of the honest value of a component that a blind policy may earn. It holds for
+components with a weight."""
 TOTAL = "total"
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Earned:
-    """What a policy earns on average: each term, and their weighted sum as `total`."""
+    """The mean of each component for a policy, and of their weighted sum as `total`."""
 
     kind: str
     means: dict[str, float]
@@ -39,14 +42,17 @@ class Earned:
 
 @dataclass
 class FarmingReport:
-    """honest: the least that an honest policy earns, by term. broken: a sentence for each time that
-    a blind policy breaks a rule."""
+    """The farming table, and which rules it breaks."""
 
     num_turns: int
     num_follow_ups: int
+    """Turns with a history."""
     earned: dict[str, Earned] = field(default_factory=dict)
+    """What each policy earns, by its name."""
     honest: dict[str, float] = field(default_factory=dict)
+    """The least that an honest policy earns, by component."""
     broken: list[str] = field(default_factory=list)
+    """A sentence for each rule that a blind policy breaks."""
 
 
 def farm(corpus: Corpus, config: Config) -> FarmingReport:
@@ -67,7 +73,7 @@ def farm(corpus: Corpus, config: Config) -> FarmingReport:
 
 
 def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, float]]:
-    """Policy -> term -> what it earns on a turn."""
+    """The components that each policy earns on a turn, by the policy's name."""
     scene = Scene(turn, corpus.databases[turn.db_id], config.env)
     earned = {}
     for name, policy in POLICIES.items():
@@ -75,7 +81,7 @@ def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, flo
         for reply in policy.play(scene):
             if env.outcome is None:
                 env.step(format_reply(reply))
-        parts = reward_components(env, config.reward)
+        parts = reward_components(Trajectory(turn, 0, [], env), config.reward)
         earned[name] = {**parts, TOTAL: total_reward(parts, config.reward.weights)}
     return earned
 
@@ -90,11 +96,11 @@ def _broken_rules(report: FarmingReport, weights: RewardWeights) -> Iterator[str
             if has_weight and mean > most * report.honest[term]:
                 what = "the honest total" if term == TOTAL else f"the honest {term}"
                 share = f"{_percent(mean, report.honest[term])} of {what}"
-                yield f"{name}: {share}; at most {100 * most:.0f} % may be had for nothing"
+                yield f"{name}: {share}; at most {100 * most:.0f} % is allowed"
 
 
 def show_farming(report: FarmingReport, title: str, console: Console) -> None:
-    """Print the table, and below it what breaks a rule."""
+    """Print the table, and below it each rule that is broken."""
     title = f"{title}: {report.num_turns} turns, {report.num_follow_ups} of them with a history"
     table = Table(Column("policy", no_wrap=True), *report.honest, "of honest", title=title)
     kind = None
@@ -115,7 +121,7 @@ def show_farming(report: FarmingReport, title: str, console: Console) -> None:
 
 KINDS = {
     "honest": "honest",
-    "knowing": "knows the answer, spares the work",
+    "knowing": "knows the answer, skips steps",
     "blind": "understands nothing",
 }
 

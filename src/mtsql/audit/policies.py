@@ -1,8 +1,8 @@
-"""Policies for the farming table (farming.py): honest ones, ones that know the answer but spare
-themselves the work, and ones that understand nothing.
+"""Policies for the farming table (farming.py): honest ones, ones that know the answer but skip
+steps, and blind ones, which understand nothing.
 
-A blind policy reads the schema, the earlier turns and what its calls return. It takes words of the
-question for names of columns, but nothing in it knows what is asked.
+A blind policy reads the schema, the earlier turns and the results of its calls. It looks for column
+names among the words of the question, but does not know what the question asks.
 """
 
 import re
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.reply import Reply, ToolCall, Verdict
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.attacks import literal
 from mtsql.audit.reader import read_sql
 from mtsql.audit.statement import Unreadable
@@ -26,18 +26,18 @@ _LITERAL = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w.])\d+(?![\w.])""")
 
 @dataclass(frozen=True)
 class Scene:
-    """A turn as a policy meets it."""
+    """A turn with everything that a policy may read of it."""
 
     turn: Turn
     database: Database
     config: EnvConfig
 
     def run(self, sql: str) -> QueryResult:
-        """What a call of exec_sql with this query would return."""
+        """The result that a call of exec_sql with this query returns."""
         return run_query(self.database.path, sql, self.config.query)
 
     def verdict(self, sql: str) -> Verdict:
-        """What anyone can see of a result: pass if the query runs and finds something."""
+        """The verdict that needs no understanding: pass if the query runs and finds something."""
         result = self.run(sql)
         return PASS if result.is_ok and not result.is_empty else NO_PASS
 
@@ -55,17 +55,19 @@ class Scene:
 
     @property
     def named_columns(self) -> list[str]:
-        question, names = self.turn.question.lower(), [c.name for c in self.table.columns]
+        """The columns of the table that the question names."""
+        question = self.turn.question.lower()
+        names = [column.name for column in self.table.columns]
         return [name for name in names if name.lower().replace("_", " ") in question]
 
     @property
     def last_sql(self) -> str:
-        """The earlier turn's SQL; on a first turn all of a table."""
+        """The earlier turn's SQL. On a first turn, a query for the whole table."""
         return self.turn.history[-1][1] if self.turn.history else f"SELECT * FROM {self.name}"
 
     @property
     def name(self) -> str:
-        """The table's name as SQL."""
+        """The table's name as it is written in SQL."""
         return quoted(self.table.name)
 
     @property
@@ -77,30 +79,32 @@ class Scene:
 
 @dataclass(frozen=True)
 class Policy:
-    """`kind`: honest, knowing (right, without the work) or blind (understands nothing)."""
+    """A way to play a turn: its replies in order, fixed before the first one is played."""
 
     kind: Literal["honest", "knowing", "blind"]
+    """honest: works as it was taught. knowing: knows the answer but skips steps. blind: understands
+    nothing."""
     play: Callable[[Scene], list[Reply]]
 
 
 def _call(
     sql: str, tool: str = EXEC_SQL, e: Verdict | None = None, m: Verdict | None = None
 ) -> Reply:
-    return Reply(tool_call=ToolCall(tool, sql), exec_verdict=e, memory_verdict=m)
+    return Reply(ToolCall(tool, {"code": sql}), exec_verdict=e, memory_verdict=m)
 
 
 def _answer(sql: str, e: Verdict | None = None, m: Verdict | None = None) -> Reply:
-    return Reply(answer=sql, exec_verdict=e, memory_verdict=m)
+    return Reply(Answer(sql), exec_verdict=e, memory_verdict=m)
 
 
 def _as_taught(scene: Scene, queries: Sequence[str], answer: str | None = None) -> list[Reply]:
-    """Run the queries and say of each what it shows, ask the memory where there is one, answer."""
+    """Run the queries and judge each by its result, ask the memory if there is one, and answer."""
     replies, seen = [], None
     for sql in queries:
         replies.append(_call(sql, e=seen))
         seen = scene.verdict(sql)
     answer = answer or queries[-1]
-    if scene.turn.history and MEMORY_RETRIEVE in scene.config.offered:
+    if scene.turn.history and MEMORY_RETRIEVE in scene.config.tools:
         return [*replies, _call(answer, MEMORY_RETRIEVE, e=seen), _answer(answer, m=PASS)]
     return [*replies, _answer(answer, e=seen)]
 
@@ -140,7 +144,7 @@ def _distinct_changed(scene: Scene) -> str:
 
 
 def _literal_changed(scene: Scene) -> str:
-    """The last literal is another one: the next number, or a letter more."""
+    """The last SQL with another last literal: the next number, or a text with one more letter."""
 
     def other(found: re.Match) -> str:
         text = found[0]
@@ -153,7 +157,7 @@ def _literal_changed(scene: Scene) -> str:
     return sql[: last.start()] + other(last) + sql[last.end() :]
 
 
-def _columns_turned(scene: Scene) -> str:
+def _columns_reversed(scene: Scene) -> str:
     try:
         statement = read_sql(scene.last_sql, scene.database.schema)
     except Unreadable:
@@ -172,7 +176,7 @@ def _wrapped(scene: Scene) -> str:
 POLICIES = {
     "guessing: the answer after one call": Policy("honest", lambda s: _as_taught(s, [s.turn.sql])),
     "looking: a column's values first": Policy("honest", _look_up),
-    "mending: after a query that failed": Policy(
+    "correcting: after a query that failed": Policy(
         "honest", lambda s: _as_taught(s, ["SELECT nope", s.turn.sql])
     ),
     "right answer, no call": Policy("knowing", lambda s: [_answer(s.turn.sql)]),
@@ -213,7 +217,7 @@ POLICIES = {
         "blind", lambda s: _as_taught(s, [_distinct_changed(s)])
     ),
     "last SQL, another literal": Policy("blind", lambda s: _as_taught(s, [_literal_changed(s)])),
-    "last SQL, columns turned": Policy("blind", lambda s: _as_taught(s, [_columns_turned(s)])),
+    "last SQL, columns reversed": Policy("blind", lambda s: _as_taught(s, [_columns_reversed(s)])),
     "last SQL, wrapped": Policy("blind", lambda s: _as_taught(s, [_wrapped(s)])),
     "names of the question": Policy("blind", lambda s: _as_taught(s, [s.named_sql])),
     "last SQL in calls, names in the answer": Policy(

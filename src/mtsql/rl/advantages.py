@@ -223,12 +223,6 @@ def _std(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def overlong_penalty(num_tokens: int, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft punishment of length, to be added to a reward: 0 up to max_tokens - buffer, then
-    linearly down to -1 at max_tokens and beyond."""
-    return -min(1.0, max(0.0, (num_tokens - (max_tokens - buffer)) / buffer))
-
-
 def kl_penalty(
     logprobs: list[float], ref_logprobs: list[float], loss_mask: list[int], estimator: str = "k1"
 ) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 
 from mtsql.agent.env import Outcome
+from mtsql.agent.reply import ParseError
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import gather_list, sum_over_ranks
@@ -16,12 +17,11 @@ from mtsql.rl.advantages import (
     AdvantageConfig,
     batch_advantages,
     kl_penalty,
-    overlong_penalty,
     treatment,
 )
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import evaluate, scores_as_rows, summarize
-from mtsql.rl.rewards import RewardConfig, reward_components, total_reward
+from mtsql.rl.rewards import RewardConfig, group_components, reward_components, total_reward
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.run.runlog import RunLog
@@ -57,8 +57,8 @@ class Scored:
     @property
     def is_malformed(self) -> bool:
         """Never a well-formed tool call or answer."""
-        return not any(
-            step.reply.tool_call or step.reply.answer for step in self.trajectory.env.records
+        return all(
+            isinstance(record.reply.action, ParseError) for record in self.trajectory.env.records
         )
 
     @property
@@ -112,18 +112,22 @@ class Player:
                 max_prompt_tokens=self.max_prompt_tokens,
                 judge=self._score,
             )
-        return [scored[i : i + num_samples] for i in range(0, len(scored), num_samples)], engine
+        groups = [scored[i : i + num_samples] for i in range(0, len(scored), num_samples)]
+        for group in groups:
+            self._add_group_rewards(group)
+        return groups, engine
+
+    def _add_group_rewards(self, group: list[Scored]) -> None:
+        """Add the components that need the whole group, once all of its episodes are finished."""
+        trajectories = [one.trajectory for one in group]
+        parts = group_components(trajectories, self.reward)
+        for one, extra in zip(group, parts, strict=True):
+            one.components |= extra
+            one.reward += total_reward(extra, self.reward.weights)
 
     def _score(self, trajectory: Trajectory) -> Scored:
-        parts = reward_components(trajectory.env, self.reward)
-        reward = total_reward(parts, self.reward.weights)
-        if self.reward.overlong_buffer:
-            reward += overlong_penalty(
-                len(trajectory.ids),
-                self.sampling.max_trajectory_tokens,
-                self.reward.overlong_buffer,
-            )
-        return Scored(trajectory, parts, reward)
+        parts = reward_components(trajectory, self.reward)
+        return Scored(trajectory, parts, total_reward(parts, self.reward.weights))
 
     def held_out(
         self, accelerator: Accelerator, log: RunLog, update: int, max_turns: int

@@ -1,46 +1,53 @@
 """Evaluation of a policy over a split: greedy episodes, EX and EM by turn and by hardness,
 abilities, predictions.
 
-Two history modes, always reported by name: "gold" shows the agent the gold SQL of earlier turns
-(the paper's setting), "predicted" its own earlier answers, so that a mistake is carried on (paper
-table 6).
+There are two history modes, which are always reported by name: "gold" shows the agent the gold SQL
+of earlier turns (the paper's setting), "predicted" its own earlier answers, so that a mistake has
+an effect on later turns (paper table 6).
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 from mtsql.agent.env import SqlEnv
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.engine.engine import Engine
 from mtsql.judge import official_files
 from mtsql.judge.exact_match import HARDNESS, exact_match, execution_match, hardness
 from mtsql.judge.official_files import prediction_line
 from mtsql.judge.official_scorer import TURNS, Figures, Score, aggregate
 from mtsql.model.rendering import Renderer
-from mtsql.rl.rewards import RewardConfig, calls_of, process_scores
+from mtsql.rl.calls import calls_of
+from mtsql.rl.rewards import RewardConfig, exec_verify, memory_verify, propose
 from mtsql.rl.rollout import rollout
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
 
-HISTORIES = ("gold", "predicted")
+History = Literal["gold", "predicted"]
+HISTORIES: tuple[History, ...] = get_args(History)
 ABILITIES = RewardConfig(process_after="any", proposals="all")
-"""Abilities are the paper's process rewards, of the calls that count (`calls_of`)."""
+"""Abilities are the paper's process rewards of the calls that count (`calls_of`)."""
 
 
 @dataclass(frozen=True)
 class TurnScore:
-    """What became of one turn."""
+    """The official verdicts, the abilities and the ending of one turn's episode."""
 
     turn_id: str
     dialogue_id: str
     turn: str
+    """Its place in the dialogue, as the official tables name it: 1, 2, 3, 4 or > 4."""
     hardness: str
     ex: bool
     em: bool
     prediction: str
+    """The answer as one line; empty if there is none."""
     outcome: str
     num_replies: int
     abilities: dict[str, float | None]
+    """None where the episode gave no occasion for the ability."""
 
 
 def evaluate(
@@ -49,12 +56,12 @@ def evaluate(
     turns: list[Turn],
     make_env: Callable[[Turn], SqlEnv],
     *,
-    history: str = "gold",
+    history: History = "gold",
     max_prompt_tokens: int,
     seed: int = 0,
 ) -> tuple[list[TurnScore], list[Trajectory]]:
-    """Play one episode of each turn with the engine's sampling (greedy at temperature 0) and score
-    it.
+    """Play one episode of each turn with the engine's sampling (greedy at temperature 0), and score
+    the episodes.
 
     Under predicted history the turns of a dialogue are played in order, all dialogues side by side;
     `turns` must then hold whole dialogues. Results come in the order of `turns`.
@@ -78,48 +85,61 @@ def evaluate(
             max_prompt_tokens=max_prompt_tokens,
             judge=lambda trajectory: (trajectory, score_turn(trajectory)),
         ):
-            played[trajectory.turn.turn_id], scores[trajectory.turn.turn_id] = trajectory, score
+            played[score.turn_id] = trajectory
+            scores[score.turn_id] = score
     return [scores[turn.turn_id] for turn in turns], [played[turn.turn_id] for turn in turns]
 
 
 def score_turn(trajectory: Trajectory) -> TurnScore:
     """Official verdicts and abilities (paper section 5.4, our definitions) of one finished
     episode. What is scored is the answer as one line, as the prediction file has it."""
-    turn, env = trajectory.turn, trajectory.env
-    has_answer, line = env.final_sql is not None, prediction_line(env.final_sql)
-    parts = process_scores(env, ABILITIES)
-    used = {call.tool for call in calls_of(env.records, env.config.offered)}
+    turn = trajectory.turn
+    env = trajectory.env
+    has_answer = env.final_sql is not None
+    line = prediction_line(env.final_sql)
     return TurnScore(
         turn_id=turn.turn_id,
-        dialogue_id=turn.turn_id.rsplit(":", 1)[0],
+        dialogue_id=_dialogue_of(turn.turn_id),
         turn=TURNS[min(turn.index, 4)],
         hardness=hardness(turn.sql, env.database.schema) or "unparsed",
-        ex=has_answer
-        and execution_match(line, turn.sql, env.database.path, limits=env.config.query),
+        ex=(
+            has_answer
+            and execution_match(line, turn.sql, env.database.path, limits=env.config.query)
+        ),
         em=has_answer and exact_match(line, turn.sql, env.database.schema),
         prediction=line if has_answer else "",
         outcome=env.outcome.value,
         num_replies=len(trajectory.reply_spans),
-        abilities={
-            "call_execute": float("exec_sql" in used),
-            "call_memory": float("memory_retrieve" in used) if turn.history else None,
-            "exec_verify": parts["exec_verify"] if "exec_sql" in used else None,
-            "memory_verify": parts["memory_verify"] if "memory_retrieve" in used else None,
-            "propose": parts["propose"] if used else None,
-        },
+        abilities=_abilities(trajectory),
     )
 
 
-def summarize(scores: list[TurnScore]) -> dict:
-    """EX and EM in percent: overall, by turn, by hardness; interaction match; abilities; outcomes
-    counted.
+def _abilities(trajectory: Trajectory) -> dict[str, float | None]:
+    """Which of the paper's tools the episode called, and how well. None where there was nothing to
+    do: no earlier turn to ask the memory about, no call to judge."""
+    calls = calls_of(trajectory.env.records, trajectory.env.config.tools)
+    has_exec = any(call.tool == EXEC_SQL for call in calls)
+    has_memory = any(call.tool == MEMORY_RETRIEVE for call in calls)
+    has_query = any(call.sql is not None for call in calls)
+    return {
+        "call_execute": float(has_exec),
+        "call_memory": float(has_memory) if trajectory.turn.history else None,
+        "exec_verify": exec_verify(trajectory, ABILITIES) if has_exec else None,
+        "memory_verify": memory_verify(trajectory, ABILITIES) if has_memory else None,
+        "propose": propose(trajectory, ABILITIES) if has_query else None,
+    }
 
-    The official tables come from sql/scoring.py, as those of prediction files do.
+
+def summarize(scores: list[TurnScore]) -> dict[str, Any]:
+    """EX and EM in percent (overall, by turn, by hardness), interaction match, means of the
+    abilities, and how many episodes ended in each way.
+
+    The tables are made by judge/official_scorer.py, as those of prediction files are.
     """
     if not scores:
         raise ValueError("nothing to summarise: no turn was scored")
 
-    def table(figures: Figures) -> dict:
+    def table(figures: Figures) -> dict[str, float]:
         return {
             "count": figures.count,
             "ex": round(100 * figures.ex, 2),
@@ -129,51 +149,57 @@ def summarize(scores: list[TurnScore]) -> dict:
     tables = aggregate(
         [Score(s.dialogue_id, TURNS.index(s.turn), s.hardness, s.em, s.ex) for s in scores]
     )
+    abilities = {}
+    for name in scores[0].abilities:
+        values = [score.abilities[name] for score in scores]
+        abilities[name] = _mean([value for value in values if value is not None])
     return {
         "all": table(tables.by_hardness["all"]),
         "by_turn": {name: table(figures) for name, figures in tables.by_turn.items()},
         "by_hardness": {name: table(tables.by_hardness[name]) for name in HARDNESS},
         "interaction": table(tables.interactions),
-        "abilities": {
-            name: _mean(s.abilities[name] for s in scores if s.abilities[name] is not None)
-            for name in scores[0].abilities
-        },
+        "abilities": abilities,
         "outcomes": dict(sorted(Counter(s.outcome for s in scores).items())),
         "mean_replies": sum(s.num_replies for s in scores) / len(scores),
     }
 
 
 def predictions_text(scores: list[TurnScore]) -> str:
-    """The predictions in the official format, which scores as these scores do."""
+    """The predictions in the official format. The official scorer gives them the same scores."""
     return official_files.predictions_text((s.dialogue_id, s.prediction) for s in scores)
 
 
-def scores_as_rows(scores: list[TurnScore]) -> list[dict]:
+def scores_as_rows(scores: list[TurnScore]) -> list[dict[str, Any]]:
     """The scores as plain dictionaries for a JSON file."""
     return [asdict(score) for score in scores]
 
 
 def _waves(turns: list[Turn]) -> list[list[Turn]]:
     """Turns grouped by their place in the dialogue, first turns first."""
-    return [[t for t in turns if t.index == i] for i in sorted({t.index for t in turns})]
+    indices = sorted({turn.index for turn in turns})
+    return [[turn for turn in turns if turn.index == index] for index in indices]
 
 
 def _with_predicted_history(turn: Turn, played: dict[str, Trajectory]) -> Turn:
     """The turn with the agent's own answers in place of the gold SQL; an unanswered turn shows an
     empty answer."""
-    stem = turn.turn_id.rsplit(":", 1)[0]
     history = []
     for index, (question, _) in enumerate(turn.history):
-        earlier = played.get(f"{stem}:{index}")
+        earlier_id = f"{_dialogue_of(turn.turn_id)}:{index}"
+        earlier = played.get(earlier_id)
         if earlier is None:
             raise ValueError(
-                f"predicted history of turn {turn.turn_id} needs turn {stem}:{index} "
+                f"predicted history of turn {turn.turn_id} needs turn {earlier_id} "
                 "in the same split"
             )
         history.append((question, earlier.env.final_sql or ""))
     return replace(turn, history=tuple(history))
 
 
-def _mean(values) -> float | None:
-    values = list(values)
+def _dialogue_of(turn_id: str) -> str:
+    """`dev:3` of the turn `dev:3:1`."""
+    return turn_id.rsplit(":", 1)[0]
+
+
+def _mean(values: list[float]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None

@@ -1,36 +1,43 @@
-"""Rewards of a finished episode: named components in [0, 1], then one weighted scalar.
+"""Rewards of a finished episode: named components, then one weighted scalar.
 
-To change the reward, change or add a function here and name its weight in `RewardWeights`. A reward
-reads the episode's records (parsed replies, query statuses), never tokens and never text patterns
-in observations. Answers were parsed from the model's own reply, so nothing that a database or the
-memory returned can inject one.
+To add a reward, write a function here, name it in `COMPONENTS`, and give it a weight, which is a
+field of `RewardWeights` with the same name. The function takes `(trajectory, config)` and returns a
+number, usually in [0, 1]. It finds text and database results in `trajectory.env.records`, tokens in
+`trajectory.ids`, and the turn with its gold SQL in `trajectory.turn`. A reward that compares the
+trajectories of a group goes into `GROUP_COMPONENTS`.
+
+The components below use parsed replies and query statuses, never text patterns in observations.
+Answers are parsed from the model's own reply, so nothing that a database or the memory returned can
+inject one.
 
 Source: paper sections 4.2 and 4.3. The defects of the released scorer (section 4.4) are mended: the
 status comes from the executor, each verdict is read from its own tag, and a verdict must come
-before the next call. What else differs: SQL is judged as it was written and as the tool runs it, a
-call of a tool that is not offered counts nowhere, and a call that is repeated counts once.
+before the next call. Other differences: SQL is judged as it was written and as the tool runs it, a
+call of a tool that is not in use does not count, and a repeated call counts once (calls.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from mtsql.agent.env import ReplyRecord, SqlEnv
+from mtsql.agent.env import SqlEnv
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Verdict
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.judge.agreement import written_match
 from mtsql.judge.exact_match import clause_f1, exact_match
 from mtsql.judge.guard import Copied, Evidence, copied_from_history, evidence, means_same
+from mtsql.rl.calls import ScoredCall, calls_of
+from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.runnable import folded
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema
 
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Weight of each component in the scalar; 0 leaves a component out of it (it is still
-    logged)."""
+    """Weight of each component in the scalar. With weight 0 a component is only logged."""
 
     ex: float = 1.0
     """Execution match of the final SQL."""
@@ -42,176 +49,171 @@ class RewardWeights:
     """Mean agreement of the execution verdicts with what the executor saw."""
     memory_verify: float = 0.1
     """Mean agreement of the memory verdicts with the proposed SQL's clause F1."""
+    overlong: float = 1.0
+    """Penalty for a trajectory near its token budget, in [-1, 0]. No effect unless
+    `reward.overlong_buffer` is set."""
 
-    def __post_init__(self):
-        if not any(getattr(self, field.name) for field in fields(self)):
+    def __post_init__(self) -> None:
+        weights = [getattr(self, field.name) for field in fields(self) if field.name != "overlong"]
+        if not any(weights):
             raise ValueError("reward.weights: every weight is 0, nothing can be learned")
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How episodes are paid."""
+    """How a finished episode is rewarded."""
 
     weights: RewardWeights = RewardWeights()
     """Weights of the components (released code: 1, 1, 0.8, 0.1, 0.1)."""
     process_after: Literal["any", "answer", "right"] = "right"
-    """What an episode must end with before `propose`, `exec_verify` and `memory_verify` are paid:
-    anything (paper), an answer that runs, or one that is right in its result (`ex`) or in its
-    structure (`em`). Under `any` and `answer`, a policy that understands nothing earns verdicts in
-    full: it calls junk and says no_pass."""
+    """How an episode must end so that `propose`, `exec_verify` and `memory_verify` count. any:
+    anyhow (paper). answer: with an answer that runs. right: with an answer that is right in its
+    result (`ex`) or in its structure (`em`). Under `any` and `answer`, a policy that understands
+    nothing earns full verdict rewards: it calls junk and says no_pass."""
     proposals: Literal["all", "last"] = "last"
-    """The tool calls that `propose` scores. all: their mean (paper), so that an episode loses by
-    looking up a value or by correcting a query. last: the last one, normally the query that the
-    agent then answers."""
+    """The tool calls that `propose` scores. all: their mean (paper), so that an episode loses
+    reward by looking up a value or by correcting a query. last: the last one, normally the query
+    that the agent then answers."""
     strict_clauses: bool = False
     """Clause F1 as the released code's exact-clause accuracy instead of the paper's set-based
     F1."""
     missing_verdict_passes: bool = True
-    """A reply without a verdict after a tool call counts as `pass` (released code). False: it earns
-    nothing."""
+    """Whether a reply without a verdict after a tool call counts as `pass` (released code). False:
+    it earns nothing."""
     null_no_pass: float = 0.1
     """What `no_pass` earns after an empty or all-NULL result (released code: 0.1)."""
     guard: bool = True
-    """Pay an answer only for what cannot be had by accident (sql/guard.py): an execution match must
-    hold on altered copies of the database too. If no copy tells the gold from a constant, the
-    answer must be the gold in other words: the same parse, or the same compiled program. An earlier
-    turn's query earns nothing, unless it is the gold. The official metrics have no such guard."""
+    """Reward an answer only for what cannot be had by accident (judge/guard.py): an execution match
+    must hold on altered copies of the database too. If no copy distinguishes the gold from a
+    constant, the answer must be the gold in other words: the same parse, or the same compiled
+    program. An earlier turn's query earns nothing, unless it is the gold. The official metrics have
+    no such guard."""
     overlong_buffer: int = 0
-    """DAPO's soft punishment of length: over its last so many tokens, the trajectory budget costs
-    up to 1. 0: off."""
+    """Size in tokens of the last part of the trajectory budget in which length costs up to 1
+    (DAPO's soft overlong punishment). 0: off."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.overlong_buffer < 0:
             raise ValueError("reward.overlong_buffer must not be negative")
 
 
-def reward_components(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
-    """The five components of a finished episode, each in [0, 1]. Keys are the fields of
-    `RewardWeights`.
+def ex(trajectory: Trajectory, config: RewardConfig) -> float:
+    """Execution match of the final SQL: 0 or 1."""
+    return _outcome(trajectory.env, config)[0]
+
+
+def em(trajectory: Trajectory, config: RewardConfig) -> float:
+    """Exact set match of the final SQL: 0 or 1."""
+    return _outcome(trajectory.env, config)[1]
+
+
+def propose(trajectory: Trajectory, config: RewardConfig) -> float:
+    """Clause F1 of the proposed queries, as `config.proposals` says."""
+    if not _ends_well(trajectory.env, config):
+        return 0.0
+    calls = _calls(trajectory.env, config.strict_clauses)
+    scores = [f1 for _, f1 in calls if f1 is not None]
+    return _mean(scores[-1:] if config.proposals == "last" else scores)
+
+
+def exec_verify(trajectory: Trajectory, config: RewardConfig) -> float:
+    """Mean score of the verdicts on executions."""
+    if not _ends_well(trajectory.env, config):
+        return 0.0
+    calls = _calls(trajectory.env, config.strict_clauses)
+    return _mean([exec_verify_score(call, config) for call, _ in calls if call.tool == EXEC_SQL])
+
+
+def memory_verify(trajectory: Trajectory, config: RewardConfig) -> float:
+    """Mean score of the verdicts on coherence."""
+    if not _ends_well(trajectory.env, config):
+        return 0.0
+    scores = [
+        memory_verify_score(f1, call, config)
+        for call, f1 in _calls(trajectory.env, config.strict_clauses)
+        if call.tool == MEMORY_RETRIEVE
+    ]
+    return _mean(scores)
+
+
+def overlong(trajectory: Trajectory, config: RewardConfig) -> float:
+    """DAPO's soft punishment of length: 0 until only `overlong_buffer` tokens of the budget are
+    left, then linearly down to -1 where it is spent."""
+    buffer = config.overlong_buffer
+    if not buffer or not trajectory.max_tokens:
+        return 0.0
+    num_over = len(trajectory.ids) - (trajectory.max_tokens - buffer)
+    return -min(1.0, max(0.0, num_over / buffer))
+
+
+COMPONENTS: dict[str, Callable[[Trajectory, RewardConfig], float]] = {
+    "ex": ex,
+    "em": em,
+    "propose": propose,
+    "exec_verify": exec_verify,
+    "memory_verify": memory_verify,
+    "overlong": overlong,
+}
+"""Every component of the reward of one trajectory, by name."""
+
+GROUP_COMPONENTS: dict[str, Callable[[list[Trajectory], RewardConfig], list[float]]] = {}
+"""Components that need all trajectories of a group: they return one number for each trajectory.
+
+    def fewest_replies(group: list[Trajectory], config: RewardConfig) -> list[float]:
+        fewest = min(len(trajectory.reply_spans) for trajectory in group)
+        return [float(len(trajectory.reply_spans) == fewest) for trajectory in group]
+"""
+
+
+def reward_components(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
+    """The components of a finished episode. `overlong` is among them only if it is switched on.
 
     Queries run within the limits of the episode's own tools (`env.config.query`).
     """
-    ex, em = 0.0, 0.0
-    if env.final_sql is not None:
-        ex, em = answer_scores(
-            env.final_sql,
-            env.turn,
-            env.database.schema,
-            env.database.path,
-            config,
-            env.config.query,
-        )
-    ends_well = config.process_after == "any" or bool(ex or em)
-    if config.process_after == "answer" and env.final_sql is not None:
-        ends_well = run_query(env.database.path, env.final_sql, env.config.query).is_ok
-    process = process_scores(env, config)
-    return {"ex": ex, "em": em, **{k: v if ends_well else 0.0 for k, v in process.items()}}
+    names = [name for name in COMPONENTS if name != "overlong" or config.overlong_buffer]
+    return {name: COMPONENTS[name](trajectory, config) for name in names}
 
 
-def process_scores(env: SqlEnv, config: RewardConfig) -> dict[str, float]:
-    """`propose`, `exec_verify` and `memory_verify` of an episode, however it ended."""
-    gold, schema, strict = env.turn.sql, env.database.schema, config.strict_clauses
-    calls = [
-        (call, clause_f1(call.sql, gold, schema, strict=strict))
-        for call in calls_of(env.records, env.config.offered)
-    ]
-    scored = calls[-1:] if config.proposals == "last" else calls
-    return {
-        "propose": _mean([f1 for _, f1 in scored]),
-        "exec_verify": _mean(
-            [exec_verify_score(call, config) for call, _ in calls if call.tool == EXEC_SQL]
-        ),
-        "memory_verify": _mean(
-            [
-                memory_verify_score(f1, call, config)
-                for call, f1 in calls
-                if call.tool == MEMORY_RETRIEVE
-            ]
-        ),
-    }
+def group_components(group: list[Trajectory], config: RewardConfig) -> list[dict[str, float]]:
+    """The group's own components for each of its trajectories."""
+    components: list[dict[str, float]] = [{} for _ in group]
+    for name, score in GROUP_COMPONENTS.items():
+        for one, value in zip(components, score(group, config), strict=True):
+            one[name] = value
+    return components
 
 
-@dataclass(frozen=True)
-class ScoredCall:
-    """A tool call as rewards and abilities see it, with the verdicts that follow it.
-
-    A verdict is None if the replies up to the next call that counts hold none.
-    """
-
-    tool: str
-    sql: str
-    record: ReplyRecord
-    exec_verdict: Verdict | None = None
-    memory_verdict: Verdict | None = None
-
-
-def calls_of(steps: list[ReplyRecord], offered: tuple[str, ...]) -> list[ScoredCall]:
-    """The calls of offered tools, each different one once, at its first place.
-
-    A call of another tool, one that repeats an earlier call and one that cannot be read count
-    nowhere: they neither add to a reward or an ability, nor take from it. Verdicts are looked for
-    past such calls.
-    """
-    seen: set[tuple[str, str]] = set()
-    places = []
-    for place, step in enumerate(steps):
-        call = step.reply.tool_call
-        key = (call.name, folded(call.code)) if call is not None else None
-        is_answer = call is None and step.reply.error is None
-        if is_answer or (call is not None and call.name in offered and key not in seen):
-            places.append(place)
-            seen.add(key)
-    found = []
-    for number, place in enumerate(places):
-        call = steps[place].reply.tool_call
-        if call is None:
-            continue
-        end = places[number + 1] + 1 if number + 1 < len(places) else len(steps)
-        replies = [step.reply for step in steps[place + 1 : end]]
-        found.append(
-            ScoredCall(
-                call.name,
-                call.code,
-                steps[place],
-                next((r.exec_verdict for r in replies if r.exec_verdict), None),
-                next((r.memory_verdict for r in replies if r.memory_verdict), None),
-            )
-        )
-    return found
+def total_reward(components: dict[str, float], weights: RewardWeights) -> float:
+    """The scalar: the weighted sum of the components (paper section 4.2). With the default weights
+    it is between 0 and 3, less at most 1 for `overlong`."""
+    return sum(getattr(weights, name) * value for name, value in components.items())
 
 
 def answer_scores(
     sql: str, turn: Turn, schema: Schema, db_path: Path, config: RewardConfig, limits: QueryConfig
 ) -> tuple[float, float]:
-    """(ex, em) of an answer, each 0 or 1. Nothing is paid for an answer that the tool could not
-    run.
+    """(ex, em) of an answer, each 0 or 1. An answer that the tool could not run earns nothing.
 
-    The guard takes back what proves nothing; it never gives.
+    The guard can only turn a match into a mismatch.
     """
     if not run_query(db_path, sql, limits).is_ok:
         return 0.0, 0.0
-    em = exact_match(sql, turn.sql, schema, is_official=False)
-    ex = written_match(sql, turn.sql, db_path, limits)
-    if config.guard and (ex or em):
+    has_em = exact_match(sql, turn.sql, schema, is_official=False)
+    has_ex = written_match(sql, turn.sql, db_path, limits)
+    if config.guard and (has_ex or has_em):
         copied = copied_from_history(sql, turn.history, turn.sql, schema, db_path, limits)
         if copied is Copied.QUERY:
             return 0.0, 0.0
-        found = evidence(sql, turn.sql, schema, db_path, limits) if ex else Evidence.DIFFERS
-        proves = found in (Evidence.AGREES, Evidence.UNKNOWN)
-        ex = proves or (found is Evidence.NONE and means_same(sql, turn.sql, schema))
-        em = em and (ex or copied is Copied.NO)
-    return float(ex), float(em)
-
-
-def total_reward(components: dict[str, float], weights: RewardWeights) -> float:
-    """The scalar: the weighted sum of the components (paper section 4.2; range 0 to 3 with the
-    default weights)."""
-    return sum(getattr(weights, name) * value for name, value in components.items())
+        found = evidence(sql, turn.sql, schema, db_path, limits) if has_ex else Evidence.DIFFERS
+        is_proved = found in (Evidence.AGREES, Evidence.UNKNOWN)
+        has_ex = is_proved or (found is Evidence.NONE and means_same(sql, turn.sql, schema))
+        has_em = has_em and (has_ex or copied is Copied.NO)
+    return float(has_ex), float(has_em)
 
 
 def exec_verify_score(call: ScoredCall, config: RewardConfig) -> float:
-    """Paper's table: error wants no_pass (1), ok wants pass (1), an empty result pays
-    `null_no_pass` for no_pass."""
+    """The paper's table. After an error no_pass earns 1, after a result pass earns 1, and after an
+    empty result no_pass earns `null_no_pass`; everything else earns 0."""
     verdict = _verdict(call.exec_verdict, config)
     if verdict is None:
         return 0.0
@@ -223,7 +225,7 @@ def exec_verify_score(call: ScoredCall, config: RewardConfig) -> float:
 
 
 def memory_verify_score(f1: float, call: ScoredCall, config: RewardConfig) -> float:
-    """F1 of the proposed SQL if the verdict is pass, 1 - F1 if it is no_pass."""
+    """The F1 of the proposed SQL if the verdict is pass, and 1 - F1 if it is no_pass."""
     verdict = _verdict(call.memory_verdict, config)
     if verdict is None:
         return 0.0
@@ -234,5 +236,57 @@ def _verdict(verdict: Verdict | None, config: RewardConfig) -> Verdict | None:
     return Verdict.PASS if verdict is None and config.missing_verdict_passes else verdict
 
 
+# Several components of a trajectory share the following three results. They are computed one after
+# the other, so a cache of a few episodes is enough for all threads that score at the same time.
+
+
+@lru_cache(maxsize=16)
+def _outcome(env: SqlEnv, config: RewardConfig) -> tuple[float, float]:
+    """(ex, em) of an episode."""
+    if env.final_sql is None:
+        return 0.0, 0.0
+    schema, path = env.database.schema, env.database.path
+    return answer_scores(env.final_sql, env.turn, schema, path, config, env.config.query)
+
+
+@lru_cache(maxsize=16)
+def _ends_well(env: SqlEnv, config: RewardConfig) -> bool:
+    """Whether an episode ends as `config.process_after` asks for."""
+    if config.process_after == "any":
+        return True
+    if config.process_after == "right":
+        return any(_outcome(env, config))
+    if env.final_sql is None:
+        return False
+    return run_query(env.database.path, env.final_sql, env.config.query).is_ok
+
+
+@lru_cache(maxsize=16)
+def _calls(env: SqlEnv, strict_clauses: bool) -> tuple[tuple[ScoredCall, float | None], ...]:
+    """The calls that count, each with the clause F1 of its query. None if it has no query."""
+    scored = []
+    for call in calls_of(env.records, env.config.tools):
+        f1 = None
+        if call.sql is not None:
+            f1 = clause_f1(call.sql, env.turn.sql, env.database.schema, strict=strict_clauses)
+        scored.append((call, f1))
+    return tuple(scored)
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def _check_weights() -> None:
+    """ValueError for a component without a weight, and for a weight without a component."""
+    components = {*COMPONENTS, *GROUP_COMPONENTS}
+    weights = {field.name for field in fields(RewardWeights)}
+    for name in sorted(components - weights):
+        raise ValueError(
+            f"rl/rewards.py: RewardWeights has no field {name}, the component's weight"
+        )
+    for name in sorted(weights - components):
+        raise ValueError(f"rl/rewards.py: RewardWeights.{name} has no component of that name")
+
+
+_check_weights()

@@ -84,7 +84,11 @@ def rollout(
         for number, turn in enumerate(turns):
             envs = [make_env(turn) for _ in range(num_samples)]
             prompts = [renderer.render_prompt(*env.reset()) for env in envs]
-            group = [Trajectory(turn, i, prompts[0], env) for i, env in enumerate(envs)]
+            budget = engine.sampling.max_trajectory_tokens
+            group = [
+                Trajectory(turn, i, prompts[0], env, max_tokens=budget)
+                for i, env in enumerate(envs)
+            ]
             places = range(number * num_samples, (number + 1) * num_samples)
             if len(prompts[0]) > max_prompt_tokens:
                 for place, trajectory in zip(places, group, strict=True):

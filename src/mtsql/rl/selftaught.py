@@ -1,9 +1,9 @@
-"""Stage 1, self-taught warm start: keep what the model got right, choose by difficulty (paper
+"""Stage 1, self-taught warm start: keep what the model got right, and choose by difficulty (paper
 section 3.1).
 
-Rollouts that match in execution and in structure are kept. For an easy turn, or one that is always
-solved, up to two short ones are chosen; for any other, three long ones that differ. Solved turns
-leave the data; the pool accumulates.
+Rollouts that are right in execution and in structure are kept. For a turn that is easy or always
+solved, up to two short ones are chosen, and for any other turn three long ones that differ. They
+are added to the training data of all later rounds. Solved turns are not rolled out again.
 """
 
 import random
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
-from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.files import parse_json, read_lines
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
@@ -23,7 +23,7 @@ from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
 ACTIONS = (EXEC_SQL, MEMORY_RETRIEVE, "answer")
-"""What a step of a demonstration may do."""
+"""The actions of a demonstration's steps, as its file names them."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,11 @@ class SelfTaughtConfig:
     max_hard: int = 3
     """Trajectories kept for any other solved turn."""
 
-    def __post_init__(self):
-        for name, least in (
-            ("rounds", 1),
-            ("samples_per_turn", 1),
-            ("max_easy", 1),
-            ("max_hard", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"selftaught.{name} is {getattr(self, name)}: it must be at least {least}"
-                )
+    def __post_init__(self) -> None:
+        for name in ("rounds", "samples_per_turn", "max_easy", "max_hard"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"selftaught.{name} is {value}: it must be at least 1")
         if self.temperature <= 0:
             raise ValueError(
                 "selftaught.temperature must be above 0: rollouts of one turn would all be equal"
@@ -65,12 +59,12 @@ def select(
     config: SelfTaughtConfig,
     seed: int,
 ) -> list[Trajectory]:
-    """Choose from one turn's rollouts by difficulty. `is_valid[i]`: EX and EM of rollout i. Empty
-    if none is valid.
+    """Choose from one turn's rollouts by difficulty. `is_valid[i]` says whether rollout i is right
+    in execution and in structure.
 
-    Ties are broken by the seed. Of the long ones, those least alike are taken: greedily, each next
-    one has the lowest similarity to those already chosen (cosine of word counts of the replies; the
-    paper clusters sentence embeddings).
+    The seed breaks ties. Long rollouts are chosen one by one: the next one is as long as possible
+    and, among equally long ones, least similar to those already chosen. (Similarity compares token
+    counts; the paper clusters sentence embeddings.)
     """
     valid = [trajectory for trajectory, ok in zip(rollouts, is_valid, strict=True) if ok]
     random.Random(seed).shuffle(valid)
@@ -79,28 +73,35 @@ def select(
     chosen: list[Trajectory] = []
     rest = sorted(valid, key=lambda t: -len(t.reply_spans))
     while rest and len(chosen) < config.max_hard:
-        chosen.append(min(rest, key=lambda t: (-len(t.reply_spans), _most_alike(t, chosen))))
-        rest = [t for t in rest if t is not chosen[-1] and t.ids != chosen[-1].ids]
+        best = min(rest, key=lambda t: (-len(t.reply_spans), _similarity_to_any(t, chosen)))
+        chosen.append(best)
+        rest = [trajectory for trajectory in rest if trajectory.ids != best.ids]
     return chosen
 
 
-def _most_alike(trajectory: Trajectory, others: list[Trajectory]) -> float:
+def _similarity_to_any(trajectory: Trajectory, others: list[Trajectory]) -> float:
     """Similarity to the most similar one of the others; 0 if there are none."""
-    return max((_alike(trajectory, other) for other in others), default=0.0)
+    return max((_similarity(trajectory, other) for other in others), default=0.0)
 
 
-def _alike(a: Trajectory, b: Trajectory) -> float:
+def _similarity(a: Trajectory, b: Trajectory) -> float:
     """Cosine similarity of the two trajectories' sampled token counts, in [0, 1]."""
-    x, y = (Counter(i for i, m in zip(t.ids, t.loss_mask, strict=True) if m) for t in (a, b))
-    dot = sum(x[i] * y[i] for i in x)
-    squares = sum(v * v for v in x.values()) * sum(v * v for v in y.values())
-    return dot / squares**0.5 if dot else 0.0
+    x, y = _sampled_counts(a), _sampled_counts(b)
+    dot = sum(x[token] * y[token] for token in x)
+    squares_x = sum(count * count for count in x.values())
+    squares_y = sum(count * count for count in y.values())
+    return dot / (squares_x * squares_y) ** 0.5 if dot else 0.0
+
+
+def _sampled_counts(trajectory: Trajectory) -> Counter[int]:
+    pairs = zip(trajectory.ids, trajectory.loss_mask, strict=True)
+    return Counter(token for token, is_sampled in pairs if is_sampled)
 
 
 def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) -> Trajectory:
-    """A demonstration as a trajectory: its replies are rendered as the policy would have sampled
-    them and played through the real environment, which writes the observations. ValueError if the
-    episode does not end with its answer.
+    """Turn a demonstration into a trajectory: its replies are rendered as the policy would have
+    sampled them, and played through the real environment, which writes the observations.
+    ValueError if the episode does not end with its answer.
     """
     trajectory = Trajectory(turn, 0, renderer.render_prompt(*env.reset()), env)
     for reply in replies:
@@ -119,8 +120,8 @@ def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) ->
 
 
 def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
-    """Turn id -> replies, from a demonstrations.jsonl: on each line an object with `turn_id` and
-    `steps`. ValueError naming file, line and key for a malformed one."""
+    """The replies by turn id, from a demonstrations.jsonl. Each of its lines is an object with
+    `turn_id` and `steps`. ValueError naming file, line and key for a malformed one."""
     demonstrations: dict[str, list[Reply]] = {}
     for number, line in enumerate(read_lines(file, "demonstrations"), 1):
         if not line.strip():
@@ -133,7 +134,8 @@ def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
         if not isinstance(record.get("steps"), list):
             raise ValueError(f"{where}: steps: expected a list, found {record.get('steps')!r:.80}")
         steps = [_reply(step, f"{where}: steps[{i}]") for i, step in enumerate(record["steps"])]
-        if [reply.answer is not None for reply in steps] != [False] * (len(steps) - 1) + [True]:
+        are_answers = [isinstance(reply.action, Answer) for reply in steps]
+        if are_answers != [False] * (len(steps) - 1) + [True]:
             raise ValueError(f"{where}: steps: the last action, and no other, must be `answer`")
         demonstrations[turn_id] = steps
     return demonstrations
@@ -149,8 +151,8 @@ def demonstration_samples(
     max_samples: int,
     max_prompt_tokens: int,
 ) -> list[Sample]:
-    """Replay a file's demonstrations, fitted to the tools that are offered, through the
-    environment. The samples stand in an order drawn from `seed`."""
+    """Replay a file's demonstrations through the environment, fitted to its tools. The seed draws
+    the order of the samples."""
     turns = {turn.turn_id: turn for turn in corpus.turns}
     demonstrations = sorted(read_demonstrations(file).items())
     if not demonstrations:
@@ -163,7 +165,7 @@ def demonstration_samples(
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
         env = make_env(turns[turn_id])
-        trajectory = replay(turns[turn_id], fit(replies, env.config.offered), env, renderer)
+        trajectory = replay(turns[turn_id], fit(replies, env.config.tools), env, renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
     if not samples:
@@ -181,12 +183,10 @@ def _reply(step: object, where: str) -> Reply:
         known = ", ".join(ACTIONS)
         raise ValueError(f"{where}: action: expected one of {known}, found {action!r:.80}")
     return Reply(
+        Answer(sql) if action == "answer" else ToolCall(action, {"code": sql}),
         think=_text_of(step, "think", where),
         exec_verdict=_verdict(step, "exec_verdict", where),
         memory_verdict=_verdict(step, "memory_verdict", where),
-        tool_call=None if action == "answer" else ToolCall(action, sql),
-        answer=sql if action == "answer" else None,
-        error=None,
     )
 
 

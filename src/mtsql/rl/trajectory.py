@@ -1,6 +1,6 @@
 """One sample's whole episode for one turn, as flat token ids that only ever grow.
 
-Legend: `ids`, `loss_mask` and `logprobs` have one entry for each token after the prompt and stay in step.
+Legend: `ids`, `loss_mask` and `logprobs` have one entry for each token after the prompt.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +17,13 @@ class Trajectory:
 
     `loss_mask` is born with the token: 1 where the policy sampled it (stop id included), 0 where
     the environment wrote it. `reply_spans[k]` is the half-open token range of the k-th model reply.
+
+    Example: a prompt P, a reply of two tokens, an observation E, a last reply of one token:
+
+        prompt_ids   P P P
+        ids                 a0 a1 E  a2
+        loss_mask           1  1  0  1
+        reply_spans         (0, 2),  (3, 4)
     """
 
     turn: Turn
@@ -27,6 +34,8 @@ class Trajectory:
     loss_mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reply_spans: list[tuple[int, int]] = field(default_factory=list)
+    max_tokens: int = 0
+    """The budget for `ids`; 0 if there is none."""
 
     def add_context(self, ids: list[int]) -> None:
         """Append tokens the policy did not choose; they are never trained on."""

@@ -1,0 +1,311 @@
+"""Demonstrations fitted to fewer tools: those of the toy world and others. Nothing in a fitted
+episode names a tool that is not in use."""
+
+import json
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from helpers.episodes import BOTH, EXEC, MEMORY, answer, call
+
+from mtsql.agent.demonstrations import fit
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
+from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.reply import Answer, ToolCall, Verdict, format_reply
+from mtsql.rl.selftaught import read_demonstrations
+from mtsql.sql.dialogues import load_corpus
+from mtsql.sql.sandbox import run_query
+from mtsql.toyworld.world import WorldConfig, write_toy_world
+
+PASS, NO = Verdict.PASS, Verdict.NO_PASS
+NAMES = {"exec_sql": ("exec_sql", "exec_verify"), "memory_retrieve": ("memory_", "coheren")}
+"""What only texts about a tool contain."""
+SIZE = WorldConfig(5, 1, train_dialogues=60, seen_dialogues=1, dev_dialogues=1)
+OFFERS = [BOTH, EXEC, MEMORY, ()]
+
+execute = call
+remember = partial(call, tool="memory_retrieve")
+
+
+def offer_name(tools):
+    return "+".join(tools) or "nothing"
+
+
+# The demonstrations that toyworld/dialogues.py writes. A later turn is one with earlier turns.
+HASTY = [answer("gold")]
+FIRST = [execute("gold"), answer("gold", ran=PASS)]
+LATER = [execute("gold"), remember("gold", ran=PASS), answer("gold", fits=PASS)]
+FIRST_LOOK = [
+    execute("look", think="look at city"),
+    execute("gold", think="city is Bern", ran=PASS),
+    answer("gold", ran=PASS),
+]
+LATER_LOOK = [
+    execute("look", think="look at city"),
+    remember("gold", think="city is Bern", ran=PASS),
+    answer("gold", fits=PASS),
+]
+FIRST_NOTHING = [
+    execute("naive"),
+    execute("look", think="nothing , look", ran=NO),
+    execute("gold", think="city is Bern", ran=PASS),
+    answer("gold", ran=PASS),
+]
+LATER_NOTHING = [
+    execute("naive"),
+    execute("look", think="nothing , look", ran=NO),
+    remember("gold", think="city is Bern", ran=PASS),
+    answer("gold", fits=PASS),
+]
+FIRST_WRONG = [
+    execute("wrong"),
+    execute("gold", think="age is not there", ran=NO),
+    answer("gold", ran=PASS),
+]
+LATER_WRONG = [
+    execute("wrong"),
+    execute("gold", think="age is not there", ran=NO),
+    remember("gold", ran=PASS),
+    answer("gold", fits=PASS),
+]
+FORGOT = [
+    execute("forgot"),
+    remember("forgot", ran=PASS),
+    execute("gold", think="keep city is Bern", fits=NO),
+    answer("gold", ran=PASS),
+]
+SHAPES = {
+    name: shape
+    for name, shape in globals().items()
+    if name.startswith(("HASTY", "FIRST", "LATER", "FORGOT"))
+}
+
+
+@pytest.mark.parametrize(
+    ("replies", "offered", "expected"),
+    [
+        (HASTY, EXEC, [answer("gold")]),
+        (HASTY, MEMORY, [answer("gold")]),
+        (FIRST, EXEC, FIRST),
+        (FIRST, MEMORY, [answer("gold")]),
+        (LATER, EXEC, [execute("gold"), answer("gold", ran=PASS)]),
+        (LATER, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (FIRST_LOOK, EXEC, FIRST_LOOK),
+        (FIRST_LOOK, MEMORY, [answer("gold")]),
+        (
+            LATER_LOOK,
+            EXEC,
+            [execute("look", think="look at city"), answer("gold", think="city is Bern", ran=PASS)],
+        ),
+        (LATER_LOOK, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (FIRST_NOTHING, EXEC, FIRST_NOTHING),
+        (FIRST_NOTHING, MEMORY, [answer("gold")]),
+        (
+            LATER_NOTHING,
+            EXEC,
+            [
+                execute("naive"),
+                execute("look", think="nothing , look", ran=NO),
+                answer("gold", think="city is Bern", ran=PASS),
+            ],
+        ),
+        (LATER_NOTHING, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (FIRST_WRONG, EXEC, FIRST_WRONG),
+        (FIRST_WRONG, MEMORY, [answer("gold")]),
+        (
+            LATER_WRONG,
+            EXEC,
+            [
+                execute("wrong"),
+                execute("gold", think="age is not there", ran=NO),
+                answer("gold", ran=PASS),
+            ],
+        ),
+        (LATER_WRONG, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (FORGOT, EXEC, [execute("gold", think="keep city is Bern"), answer("gold", ran=PASS)]),
+        (FORGOT, MEMORY, [remember("forgot"), answer("gold", think="keep city is Bern", fits=NO)]),
+    ],
+)
+def test_fit_leaves_of_each_toy_shape_what_the_remaining_tools_allow(replies, offered, expected):
+    assert fit(replies, offered) == expected
+
+
+def test_fit_leaves_only_the_answer_and_thoughts_about_the_conversation_without_tools():
+    for name, shape in SHAPES.items():
+        think = "keep city is Bern" if name == "FORGOT" else ""
+        assert fit(shape, ()) == [answer("gold", think=think)]
+
+
+def test_fit_changes_nothing_with_both_tools_and_tools_may_be_taken_away_one_by_one():
+    for shape in SHAPES.values():
+        assert fit(shape, BOTH) is shape
+        assert fit(fit(shape, EXEC), ()) == fit(fit(shape, MEMORY), ()) == fit(shape, ())
+
+
+@pytest.mark.parametrize(
+    ("replies", "offered", "expected"),
+    [
+        pytest.param(
+            [
+                remember("wrong"),
+                execute("wrong", fits=PASS),
+                remember("gold", think="no age", ran=NO),
+            ]
+            + [answer("gold", fits=PASS)],
+            MEMORY,
+            [remember("gold"), answer("gold", fits=PASS)],
+            id="only execution found the fault",
+        ),
+        pytest.param(
+            [execute("bad"), remember("bad", ran=NO), execute("gold", think="keep it", fits=NO)]
+            + [answer("gold", ran=PASS)],
+            EXEC,
+            [execute("bad"), execute("gold", think="keep it", ran=NO), answer("gold", ran=PASS)],
+            id="both found a fault: the call stays, its verdict passes on",
+        ),
+        pytest.param(
+            [execute("a"), remember(" a\n", ran=PASS), execute("b", fits=NO), answer("b")],
+            EXEC,
+            [execute("b"), answer("b")],
+            id="white space does not make another query",
+        ),
+        pytest.param(
+            [
+                execute("a"),
+                remember("a", ran=PASS),
+                answer("a", think="fine all the same", fits=NO),
+            ],
+            EXEC,
+            [execute("a"), answer("a", think="fine all the same", ran=PASS)],
+            id="a query that was refused but not given up stays",
+        ),
+        pytest.param(
+            [
+                execute("look"),
+                execute("bad", think="it is Bern", ran=PASS),
+                remember("bad", ran=PASS),
+            ]
+            + [execute("gold", think="keep it", fits=NO), answer("gold", ran=PASS)],
+            EXEC,
+            [execute("look"), execute("gold", think="it is Bern\nkeep it", ran=PASS)]
+            + [answer("gold", ran=PASS)],
+            id="thoughts of removed calls come first, as they were thought first",
+        ),
+        pytest.param(
+            [remember("bad"), execute("worse", think="keep it", fits=NO), execute("gold", ran=NO)]
+            + [answer("gold", ran=PASS)],
+            MEMORY,
+            [remember("bad"), answer("gold", think="keep it", fits=NO)],
+            id="a verdict passes over all removed calls",
+        ),
+        pytest.param(
+            [execute("a"), remember("b", ran=PASS), answer("a", ran=NO, fits=NO)],
+            EXEC,
+            [execute("a"), answer("a", ran=NO)],
+            id="a verdict of its own wins",
+        ),
+        pytest.param(
+            [
+                execute("a", think="names of singers"),
+                remember("a", think="now ask memory_retrieve", ran=PASS),
+            ]
+            + [answer("a", think="it fits", fits=PASS)],
+            EXEC,
+            [execute("a", think="names of singers"), answer("a", ran=PASS)],
+            id="a thought that names a missing tool goes",
+        ),
+        pytest.param(
+            [
+                execute("a", think="names of singers"),
+                remember("a", ran=PASS),
+                answer("a", fits=PASS),
+            ],
+            MEMORY,
+            [remember("a", think="names of singers"), answer("a", fits=PASS)],
+            id="a first thought about a query that stays is kept",
+        ),
+        pytest.param([execute("a")], MEMORY, [], id="no answer: nothing to keep"),
+        pytest.param(
+            [call("a", "typo"), answer("a")],
+            EXEC,
+            [call("a", "typo"), answer("a")],
+            id="a tool that never existed is left to the environment",
+        ),
+    ],
+)
+def test_fit_passes_verdicts_and_thoughts_on_in_other_demonstrations(replies, offered, expected):
+    assert fit(replies, offered) == expected
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(corpus, turn id -> replies) of a small toy world."""
+    folder = tmp_path_factory.mktemp("toy") / "world"
+    write_toy_world(folder, 3, SIZE)
+    corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")
+    return corpus, read_demonstrations(folder / "demonstrations.jsonl")
+
+
+def names_missing(text, tools):
+    missing = NAMES.keys() - set(tools)
+    return any(name in text for tool in missing for name in NAMES[tool])
+
+
+def query_of(reply):
+    action = reply.action
+    return action.sql if isinstance(action, Answer) else action.arguments["code"]
+
+
+def outline(replies):
+    tools = [r.action.name if isinstance(r.action, ToolCall) else None for r in replies]
+    judged = [(bool(r.think), r.exec_verdict, r.memory_verdict) for r in replies]
+    return tuple(zip(judged, tools, strict=True))
+
+
+def test_the_world_has_the_shapes_above_and_no_other(world):
+    found = {outline(replies) for replies in world[1].values()}
+    assert found == {outline(shape) for shape in SHAPES.values()}
+
+
+@pytest.mark.parametrize("tools", OFFERS, ids=offer_name)
+@pytest.mark.parametrize("style", PromptStyle)
+def test_nothing_names_a_tool_that_is_not_in_use(world, tools, style):
+    corpus, demonstrations = world
+    config = EnvConfig(tools=tools)
+    for turn in corpus.turns:
+        original = demonstrations[turn.turn_id]
+        replies = fit(original, tools)
+        assert len(replies) <= len(original) and replies[-1].action == Answer(turn.sql)
+        env = SqlEnv(turn, corpus.databases[turn.db_id], config, style)
+        messages, schemas = env.reset()
+        texts = [messages[0]["content"], json.dumps(schemas)]
+        for reply in replies:
+            texts.append(format_reply(reply))
+            observed = env.step(texts[-1])
+            if isinstance(observed, str):
+                texts.append(observed)
+        assert observed is env.outcome is Outcome.ANSWERED
+        assert not names_missing("\n".join(texts), tools), texts
+        if "exec_sql" not in tools:
+            assert all(record.status is None for record in env.records)
+            assert "Result:" not in "\n".join(texts)
+
+
+@pytest.mark.parametrize("tools", OFFERS, ids=offer_name)
+def test_every_call_is_judged_and_no_query_is_given_up_without_a_reason(world, tools):
+    corpus, demonstrations = world
+    for turn in corpus.turns:
+        replies = fit(demonstrations[turn.turn_id], tools)
+        assert replies[0].exec_verdict is replies[0].memory_verdict is None
+        for before, after in pairwise(replies):
+            query = query_of(before)
+            is_exec = before.action.name == "exec_sql"
+            verdict = after.exec_verdict if is_exec else after.memory_verdict
+            assert verdict is not None
+            assert (after.memory_verdict if is_exec else after.exec_verdict) is None
+            if is_exec:
+                result = run_query(corpus.databases[turn.db_id].path, query)
+                is_nothing = not result.is_ok or result.is_empty or result.rows == ((0,),)
+                assert (verdict is NO) == is_nothing
+            is_given_up = query != query_of(after) and "SELECT DISTINCT" not in query
+            assert is_given_up == (verdict is NO)

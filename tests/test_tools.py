@@ -1,0 +1,127 @@
+"""The tools as the model sees them, and what the paper's two tools run and show."""
+
+import pytest
+from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, call, make_env, singers
+
+from mtsql.agent.env import EnvConfig
+from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.reply import format_reply
+from mtsql.agent.tools import TOOLS, tool_schemas, tools_named
+from mtsql.sql.meter import WorkMeter
+from mtsql.sql.sandbox import QueryStatus
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return singers(tmp_path_factory.mktemp("db") / "shows.sqlite")
+
+
+def test_schemas_of_the_papers_tools():
+    def schema(name: str, description: str, code: str) -> dict:
+        return {
+            "type": "function",
+            "function": {
+                "name": name,
+                "description": description,
+                "parameters": {
+                    "type": "object",
+                    "properties": {"code": {"type": "string", "description": code}},
+                    "required": ["code"],
+                },
+            },
+        }
+
+    assert tool_schemas(tools_named(BOTH)) == [
+        schema(
+            "exec_sql",
+            "Run a SQLite query on the database and return its result.",
+            "The SQL query to run.",
+        ),
+        schema(
+            "memory_retrieve",
+            "Return the earlier questions of this dialogue with their SQL, "
+            "to check that a query is coherent.",
+            "The SQL query whose coherence is to be checked.",
+        ),
+    ]
+
+
+def test_tools_are_listed_in_the_order_of_their_names():
+    assert tools_named(BOTH) == TOOLS and tools_named(()) == ()
+    assert tools_named(MEMORY + EXEC) == TOOLS[::-1]
+
+
+def test_only_the_full_style_with_several_replies_gives_schemas_to_the_chat_template(database):
+    for config, is_given in (
+        ({"style": PromptStyle.FULL}, True),
+        ({"style": PromptStyle.FULL, "max_replies": 1}, False),
+        ({"style": PromptStyle.FULL, "tools": ()}, False),
+        ({"style": PromptStyle.BRIEF}, False),
+    ):
+        _, schemas = make_env(database, **config).reset()
+        assert schemas == (tool_schemas(TOOLS) if is_given else [])
+
+
+def test_exec_sql_shows_the_result_in_the_wording_of_the_style(database):
+    sql = "SELECT name, age FROM singer"
+    brief = make_env(database).step(format_reply(call(sql)))
+    assert brief == "Ann | 41\nBob | 25"
+    full = make_env(database, style=PromptStyle.FULL).step(format_reply(call(sql)))
+    assert "Result:\n('Ann', 41)\n('Bob', 25)\n\nJudge the result" in full
+    capped = make_env(database, max_observation_rows=1).step(format_reply(call(sql)))
+    assert capped == "Ann | 41\n... 1 more rows"
+
+
+@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("config", [{"tools": MEMORY}, {"memory_results": False}])
+def test_without_results_the_memory_runs_no_query(database, style, config, monkeypatch):
+    def run_query(*_: object) -> None:
+        raise AssertionError("a query ran")
+
+    monkeypatch.setattr("mtsql.agent.tools.run_query", run_query)
+    monkeypatch.setattr("mtsql.agent.memory.run_query", run_query)
+    env = make_env(database, history=HISTORY, style=style, **config)
+    observed = env.step(format_reply(call(GOLD, "memory_retrieve")))
+    [record] = env.records
+    assert record.sql == GOLD and record.status is None and not record.is_ok
+    assert HISTORY[-1][1] in observed and "Result" not in observed
+
+
+def test_memory_results_shows_results_without_execution(database):
+    def observe(**config: object) -> str:
+        env = make_env(database, history=HISTORY, style=PromptStyle.FULL, **config)
+        observed = env.step(format_reply(call(GOLD, "memory_retrieve")))
+        assert env.records[0].status is QueryStatus.OK
+        return observed
+
+    alone = observe(tools=MEMORY, memory_results=True)
+    assert "Proposed SQL: " + GOLD + "\nResult:\n('Ann')\n\n" in alone
+    assert "Result: ('Ann'); ('Bob')\n" in alone
+    assert "7. Do the query and its result answer" in alone
+    assert alone == observe().replace("call exec_sql", "call memory_retrieve")
+
+
+def test_the_brief_memory_runs_the_proposed_query_but_shows_no_result(database):
+    env = make_env(database, history=HISTORY)
+    observed = env.step(format_reply(call(GOLD, "memory_retrieve")))
+    assert observed == "who is there ?\nSELECT name FROM singer\nwho is old ?"
+    assert env.records[0].status is QueryStatus.OK
+
+
+def test_the_memory_has_results_by_default_if_exec_sql_is_in_use():
+    assert EnvConfig().has_memory_results and not EnvConfig(tools=MEMORY).has_memory_results
+    assert not EnvConfig(memory_results=False).has_memory_results
+    assert EnvConfig(tools=MEMORY, memory_results=True).has_memory_results
+
+
+def test_a_meter_is_told_what_the_queries_cost(database):
+    class Counting(WorkMeter):
+        total = 0
+
+        def add(self, num_ticks: int = 1) -> None:
+            self.total += num_ticks
+
+    long = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400000) "
+    meter = Counting()
+    make_env(database).step(format_reply(call(long + "SELECT count(*) FROM n")), meter)
+    assert meter.total > 0
