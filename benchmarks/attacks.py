@@ -1,34 +1,36 @@
-"""Attacks on the sandbox: what ended each, after how long, and with how much memory. Prints a table.
+"""Attacks on the sandbox: what ended each, after how long, with how much memory. Prints a table.
 
     python benchmarks/attacks.py                     # deadline 0.5 s
     python benchmarks/attacks.py --timeout_secs 30   # the default deadline: what ends before it
 
-Each attack runs in a Python process of its own, on a database that is made for it, after a first small query. `parent MB`
-is what the attack added to the peak memory of that process, `worker MB` the peak of its largest worker. The database's
-folder must be the same after the attack, byte for byte.
+Each attack runs in a Python process of its own, on a database that is made for it, after a small
+query. `parent MB` is what the attack added to the peak memory of that process, `worker MB` is the
+peak of its largest worker. The folder of the database must be the same after the attack, byte for
+byte.
 """
 
 import hashlib
-import json
 import os
 import random
 import resource
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-from jsonargparse import auto_cli
+from flags import as_words, print_json, run_benchmark, run_contestant
 from rich.console import Console
 from rich.table import Table
 
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.worker_pool import the_pool
 
-LONG, HALF, SET = "hex(zeroblob(19980))", "hex(zeroblob(9990)) || '1'", "'" + "1" * 3300 + "0'"
+LONG = "hex(zeroblob(19980))"  # a text of 39,960 characters
+HALF = "hex(zeroblob(9990)) || '1'"
+SET = "'" + "1" * 3300 + "0'"
 COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
 SCHEMA = f"""
 CREATE TABLE big (i INTEGER); INSERT INTO big {COUNTER} SELECT i FROM n LIMIT 3000;
@@ -42,7 +44,7 @@ CREATE VIEW two_billion AS SELECT length(printf('%.2147483647c', 'x')) AS n;
 
 
 def copied(call: str, a: str, b: str, times: int) -> str:
-    """A call that SQLite copies wherever its alias is used: 2 ** times of them in one row."""
+    """A call that SQLite copies wherever its alias is used: 2 ** times calls in one row."""
     ctes = [
         f"s AS MATERIALIZED (SELECT {a} AS a)",
         f"u AS MATERIALIZED (SELECT {b} AS b)",
@@ -54,14 +56,14 @@ def copied(call: str, a: str, b: str, times: int) -> str:
 
 def planned(max_bytes: int = 18_000) -> str:
     """A join of 64 tables whose planning takes seconds."""
-    generator, terms = random.Random(0), []
+    rng = random.Random(0)
+    terms: list[str] = []
     while sum(map(len, terms)) + 5 * len(terms) < max_bytes:
-        one, two = generator.sample(range(64), 2)
-        terms.append(f"k{one}.{generator.choice('ab')}=k{two}.{generator.choice('ab')}")
-    groups = ["(" + " AND ".join(terms[i : i + 150]) + ")" for i in range(0, len(terms), 150)]
-    return (
-        f"SELECT 1 FROM {', '.join(f'keyed k{i}' for i in range(64))} WHERE {' AND '.join(groups)}"
-    )
+        one, two = rng.sample(range(64), 2)
+        terms.append(f"k{one}.{rng.choice('ab')}=k{two}.{rng.choice('ab')}")
+    groups = [" AND ".join(terms[i : i + 150]) for i in range(0, len(terms), 150)]
+    tables = ", ".join(f"keyed k{i}" for i in range(64))
+    return f"SELECT 1 FROM {tables} WHERE ({') AND ('.join(groups)})"
 
 
 def bomb(times: int = 40) -> str:
@@ -102,58 +104,65 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def attack(name: str, timeout_secs: float) -> dict:
-    """Try one, in this process."""
+    """Try one attack, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "shop.sqlite")
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript(SCHEMA)
         os.chdir(folder)
         run_query(path, "SELECT 'the gold SQL'")
-        before, files = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, snapshot(path.parent)
+        files = snapshot(path.parent)
+        peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.monotonic()
         result = run_query(path, ATTACKS[name], QueryConfig(timeout_secs=timeout_secs))
         secs = time.monotonic() - start
-        added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert snapshot(path.parent) == files, "the folder has changed"
         os.chdir(os.sep)
     the_pool().stop()  # so that the peaks of its workers can be read
     the_pool().resume()
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    held_by = result.message or f"nothing to hold: {len(result.rows)} rows"
+    worker_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "secs": secs,
         "status": result.status.value,
-        "held_by": held_by,
-        "parent": added / 1024,
-        "worker": worker / 1024,
+        "ended_by": result.message or f"nothing: {len(result.rows)} rows",
+        "parent_mb": (peak - peak_before) / 1024,
+        "worker_mb": worker_peak / 1024,
     }
 
 
-def main(timeout_secs: float = 0.5, only: str | None = None) -> None:
-    """Try all attacks, or `only` one and print it as JSON."""
-    if only is not None:
-        print(json.dumps(attack(only, timeout_secs)))
+@dataclass(frozen=True)
+class Flags:
+    """Flags of benchmarks/attacks.py."""
+
+    timeout_secs: float = 0.5
+    """Deadline of a query."""
+    only: str | None = None
+    """Try only the attack of this name, in this process, and print it as JSON."""
+
+
+def main(flags: Flags) -> None:
+    """Try all attacks, or one."""
+    if flags.only is not None:
+        if flags.only not in ATTACKS:
+            raise ValueError(f"--only must be one of {', '.join(ATTACKS)}, not {flags.only!r}")
+        print_json(attack(flags.only, flags.timeout_secs), is_one_line=True)
         return
-    table = Table(
-        "attack",
-        "status",
-        "secs",
-        "parent MB",
-        "worker MB",
-        "held by",
-        title=f"deadline {timeout_secs:g} s",
-    )
+    columns = ("attack", "status", "secs", "parent MB", "worker MB", "ended by")
+    table = Table(*columns, title=f"deadline {flags.timeout_secs:g} s")
     for name in ATTACKS:
-        command = [sys.executable, __file__, "--only", name, "--timeout_secs", str(timeout_secs)]
-        done = json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        words = as_words({"only": name, "timeout_secs": flags.timeout_secs})
+        found = run_contestant(sys.executable, __file__, words)
+        table.add_row(
+            name,
+            found["status"],
+            f"{found['secs']:.2f}",
+            f"{found['parent_mb']:.1f}",
+            f"{found['worker_mb']:.0f}",
+            f"{found['ended_by']:.70}",
         )
-        figures = [
-            f"{done[key]:.{digits}f}" for key, digits in (("secs", 2), ("parent", 1), ("worker", 0))
-        ]
-        table.add_row(name, done["status"], *figures, f"{done['held_by']:.70}")
     Console(width=170).print(table)
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_benchmark(Flags, __doc__, main)

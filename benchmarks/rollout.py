@@ -1,28 +1,32 @@
-"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`. Prints JSON.
+"""Generation speed on multi-turn trajectories: our engine against a loop around `model.generate`.
 
     python benchmarks/rollout.py                     # SmolLM2-135M's shape, 8 prompts x 4 samples
-    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16 --num_replies 8
+    python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16
     python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
     python benchmarks/rollout.py --num_layers 6 --with_trl true --trl_python /path/to/python
 
-Both play the same dialogues on the same random weights: prompts of about 600 tokens, replies of 20 to 120
-tokens whose lengths are forced (weights and text do not matter for speed), observations of about 80 tokens
-between them. No SQL. The loop is what tool-calling trainers without an inference server do: at each reply the
-whole conversation again, in a left-padded batch, until its longest reply is done. Useful tokens are the
-sampled ones. Also printed: the share of our time that the matrix products alone would take on this machine at
-the batch sizes of our steps (the weights', and with those of attention: keys and values are read once per row,
-a prompt's once per group); the step of a single row against reading the weights once; the engine with a model
-that costs nothing.
+Prints JSON. Both play the dialogues of workload.py on the same random weights. The loop does what
+tool-calling trainers without an inference server do: for each reply it computes the whole
+conversation again, in a left-padded batch, until the longest reply of the batch is done. Useful
+tokens are the sampled ones.
 
-With `--with_trl true` the tool loop of TRL's GRPOTrainer plays them too, in a process of its own run by the
-interpreter `trl_python` (default: this one): see benchmarks/trl_rollout.py.
+It also prints
+
+- the share of our time that the matmuls alone would take on this machine at the batch sizes of our
+  steps: those with weights (`linear_frac`), and those together with attention's (`matmul_frac`;
+  keys and values are read once per row, a prompt's once per group);
+- the time of a step with a single row, and of reading the weights once;
+- the speed of the engine with a model that costs nothing.
+
+With `--with_trl true` the tool loop of TRL's GRPOTrainer plays them too, in a process of its own:
+see trl_rollout.py.
 """
 
-import json
 import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -30,312 +34,280 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from common import HEAD_DIM, make_model, matmul_speeds, run_contestant, trl_version
-from jsonargparse import auto_cli
+from common import HEAD_DIM, make_model, matmul_speeds
+from flags import (
+    ModelFlags,
+    PeerFlags,
+    as_words,
+    print_json,
+    run_benchmark,
+    run_contestant,
+    trl_version,
+)
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from workload import ForcedLengths, Workload, WorkloadFlags, make_workload
 
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.model.attention import ATTENTION_NAME
 from mtsql.run.launch import keep_freed_memory
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is generated."""
+class Flags(PeerFlags, WorkloadFlags, ModelFlags):
+    """Flags of benchmarks/rollout.py."""
 
-    prompts: list[list[int]]
-    lengths: np.ndarray  # (rows, replies) forced length of each reply
-    observations: list[list[list[int]]]  # per row, between its replies
+    cache_bytes: int = 1536 << 20
+    """Memory for keys and values."""
+    block_size: int = 32
+    """Tokens in a block of the cache."""
+    curve: list[int] | None = None
+    """Measure only our time, for each of these numbers of replies."""
+    with_generate: bool = True
+    """Compare the loop around generate."""
+    only_generate: bool = False
+    """Measure only the loop around generate, in this process."""
+    keep_memory: bool = True
+    """malloc keeps freed memory, as in our scripts. In a comparison the loop around generate runs
+    without this, because its users have it so."""
 
     @property
-    def useful(self) -> int:
-        return int(self.lengths.sum())
+    def num_rows(self) -> int:
+        """Rows that decode together."""
+        return self.num_prompts * self.num_samples
 
-
-def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: int) -> Workload:
-    rng = np.random.default_rng(0)
-    rows = num_prompts * num_samples
-    ids = lambda low, high: rng.integers(0, vocab, rng.integers(low, high + 1)).tolist()  # noqa: E731
-    prompts = [ids(550, 650) for _ in range(num_prompts)]
-    lengths = np.clip(rng.exponential(45, (rows, num_replies)).astype(int) + 20, 20, 120)
-    return Workload(
-        prompts, lengths, [[ids(60, 100) for _ in range(num_replies - 1)] for _ in range(rows)]
-    )
-
-
-class ForcedLengths(Engine):
-    """Ends replies where the workload says, and counts what attention has to look at."""
-
-    own_tokens = shared_tokens = pairs = 0
-    """Cached tokens read while decoding, of the rows' own and of prompts (once per group and step);
-    pairs of a query and a key in chunks."""
-
-    def play(self, work: Workload) -> Counter:
-        """Play the whole workload; how often a step computed so many tokens."""
-        self.lengths, done = work.lengths, np.zeros(len(work.lengths), dtype=int)
-        self.done, steps = done, Counter()
-        samples = len(work.lengths) // len(work.prompts)
-        for turn, prompt in enumerate(work.prompts):
-            self.open_group(prompt, [(0, 0, turn, i) for i in range(samples)])
-        while self.has_work:
-            before = self.tokens_computed
-            for completion in self.step():
-                handle = completion.handle
-                done[handle] += 1
-                if done[handle] < work.lengths.shape[1]:
-                    self.extend(handle, work.observations[handle][done[handle] - 1])
-                else:
-                    self.close(handle)
-            steps[self.tokens_computed - before] += 1
-        return steps
-
-    def _compute(self, plan):
-        prompts = {id(row.prompt): len(row.prompt.ids) for row in plan.decoding}
-        self.own_tokens += sum(len(row.ids) for row in plan.decoding)
-        self.shared_tokens += sum(prompts.values())
-        self.pairs += sum(num * owner.cached + num * (num + 1) // 2 for owner, num in plan.chunks)
-        return super()._compute(plan)
-
-    def _stop_reason(self, row):
-        is_done = len(row.logprobs) == self.lengths[row.handle, self.done[row.handle]]
-        return StopReason.REPLY_TOKENS if is_done else None
+    def engine_config(self, max_rows: int) -> EngineConfig:
+        """An engine that schedules what train_rl.py would schedule for this many rows."""
+        max_scheduled_tokens = max(1024, 4 * self.num_rows)
+        return EngineConfig(max_rows, self.block_size, self.cache_bytes, max_scheduled_tokens)
 
 
 class FreeDecoder(nn.Module):
-    """A model that costs nothing, to see what everything around it costs."""
+    """A decoder that costs nothing, to see what everything around it costs."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
-    def forward(self, input_ids, **_):
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, self.width))
 
 
 def generate_loop(model: nn.Module, work: Workload) -> None:
-    """Every reply from a fresh prefill of the conversation so far."""
-    rows, num_replies = work.lengths.shape
-    contexts = [list(work.prompts[row * len(work.prompts) // rows]) for row in range(rows)]
+    """Each reply after a fresh prefill of the conversation so far."""
+    num_rows, num_replies = work.lengths.shape
+    samples_per_prompt = num_rows // len(work.prompts)
+    contexts = [list(work.prompts[row // samples_per_prompt]) for row in range(num_rows)]
     for reply in range(num_replies):
-        longest, new = max(map(len, contexts)), int(work.lengths[:, reply].max())
-        ids = torch.tensor([[0] * (longest - len(c)) + c for c in contexts])
-        mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in contexts])
+        width = max(map(len, contexts))
+        padding = [width - len(context) for context in contexts]
+        ids = [[0] * pad + context for pad, context in zip(padding, contexts, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
         out = model.generate(
-            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0
+            torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=int(work.lengths[:, reply].max()),
+            pad_token_id=0,
         )
         for row, context in enumerate(contexts):
-            context += out[row, longest : longest + work.lengths[row, reply]].tolist()
+            context += out[row, width : width + work.lengths[row, reply]].tolist()
             if reply + 1 < num_replies:
                 context += work.observations[row][reply]
 
 
-def fastest(run, times: int = 3) -> float:
+def fastest(run: Callable[[], object], num_runs: int = 3) -> float:
     """Seconds of the fastest of some runs."""
-    best = float("inf")
-    for _ in range(times):
+    secs = []
+    for _ in range(num_runs):
         start = time.perf_counter()
         run()
-        best = min(best, time.perf_counter() - start)
-    return best
+        secs.append(time.perf_counter() - start)
+    return min(secs)
 
 
 def linear_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
-    """Seconds of the products with the model's weights alone in these steps; powers of two are
-    measured."""
-    layers = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
+    """Seconds that the matmuls with the model's weights alone take in these steps.
+
+    They are measured at powers of two and interpolated between them.
+    """
+    layers = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
 
     def measure(num_tokens: int, modules: list[nn.Module]) -> float:
         inputs = {m.in_features: torch.randn(num_tokens, m.in_features) for m in modules}
         return fastest(lambda: [module(inputs[module.in_features]) for module in modules])
 
     grid = [1 << i for i in range(max(steps).bit_length() + 1)]
-    body, head = [measure(n, layers) for n in grid], [measure(n, [model.lm_head]) for n in grid]
-    secs = lambda n: np.interp(n, grid, body) + np.interp(min(n, max_rows), grid, head)  # noqa: E731
-    return sum(times * secs(n) for n, times in steps.items())
+    body_secs = [measure(num_tokens, layers) for num_tokens in grid]
+    head_secs = [measure(num_tokens, [model.lm_head]) for num_tokens in grid]
+    total = 0.0
+    for num_tokens, num_steps in steps.items():
+        body = np.interp(num_tokens, grid, body_secs)
+        head = np.interp(min(num_tokens, max_rows), grid, head_secs)
+        total += num_steps * (body + head)
+    return float(total)
 
 
 def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int) -> float:
-    """Seconds of attention's products alone: those of decoding at the speed of a batched product
-    over 400 MB of keys and values, those of chunks at the speed of a large one."""
-    heads, num_kv, size = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        engine.pool.block_size,
-    )
-    blocks = (400 << 20) // (size * HEAD_DIM * 4)
-    keys, values = torch.randn(blocks, HEAD_DIM, size), torch.randn(blocks, size, HEAD_DIM)
+    """Seconds that attention's matmuls alone take.
 
-    def per_token(queries: int) -> float:
-        query, weight = torch.randn(blocks, queries, HEAD_DIM), torch.randn(blocks, queries, size)
-        out = torch.empty_like(weight), torch.empty_like(query)
-        both = fastest(
-            lambda: (torch.bmm(query, keys, out=out[0]), torch.bmm(weight, values, out=out[1]))
-        )
-        return both * num_kv / (blocks * size)
-
-    group = heads // num_kv
-    secs = engine.own_tokens * per_token(group) + engine.shared_tokens * per_token(
-        group * num_samples
-    )
-    return config.num_hidden_layers * (
-        secs + engine.pairs * 4 * heads * HEAD_DIM / median(matmul_speeds())
-    )
-
-
-def main(
-    num_prompts: int = 8,
-    num_samples: int = 4,
-    num_replies: int = 4,
-    num_layers: int = 30,
-    width: int = 576,
-    vocab: int = 49152,
-    cache_bytes: int = 1536 << 20,
-    block_size: int = 32,
-    with_generate: bool = True,
-    curve: list[int] | None = None,
-    with_trl: bool = False,
-    trl_python: str = sys.executable,
-    threads: int = 2,
-    only_generate: bool = False,
-    keep_memory: bool = True,
-) -> None:
-    """Measure one point, or with `curve` our time for several numbers of replies.
-
-    `keep_memory`: malloc keeps what is freed, as in our scripts. The loop around generate runs
-    without, as its users have it, unless it is asked for alone (`only_generate`).
+    Those of decoding are measured as a batched matmul over 400 MB of keys and values. Those of
+    chunks are counted, at the speed of a large matmul.
     """
-    if with_trl:
-        trl_version(trl_python)
-    torch.set_num_threads(threads)
-    if keep_memory:
-        keep_freed_memory()
-    attention = "sdpa" if only_generate else ATTENTION_NAME
-    model = make_model(None, num_layers, width, vocab, attention).eval()
-    config = model.config
-    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    rows = num_prompts * num_samples
-    sampling = SamplingConfig(
-        max_reply_tokens=1 << 10, max_trajectory_tokens=220 * max(curve or [num_replies])
-    )
+    block_size = engine.pool.block_size
+    num_blocks = (400 << 20) // (block_size * HEAD_DIM * 4)
+    keys = torch.randn(num_blocks, HEAD_DIM, block_size)
+    values = torch.randn(num_blocks, block_size, HEAD_DIM)
 
-    def engine(max_rows: int = rows) -> ForcedLengths:
-        limits = EngineConfig(max_rows, block_size, cache_bytes, max(1024, 4 * rows))
-        return ForcedLengths(model, (), sampling, limits)
+    def secs_per_token(num_queries: int) -> float:
+        queries = torch.randn(num_blocks, num_queries, HEAD_DIM)
+        weights = torch.randn(num_blocks, num_queries, block_size)
+        scores = torch.empty_like(weights)
+        outputs = torch.empty_like(queries)
 
-    def ours(replies: int) -> tuple[dict, Counter, ForcedLengths]:
-        work, played = make_workload(num_prompts, num_samples, replies, vocab), engine()
-        start = time.perf_counter()
-        steps = played.play(work)
-        secs = time.perf_counter() - start
-        result = {
-            "num_replies": replies,
-            "secs": secs,
-            "useful_tokens": work.useful,
-            "useful_tokens_per_sec": work.useful / secs,
-            "computed_over_distinct": played.tokens_computed / played.tokens_distinct,
-            "tokens_computed_per_sec": played.tokens_computed / secs,
-        }
-        return result, steps, played
+        def both_matmuls() -> None:
+            torch.bmm(queries, keys, out=scores)
+            torch.bmm(weights, values, out=outputs)
 
-    sizes = {
-        "num_prompts": num_prompts,
-        "num_samples": num_samples,
-        "num_replies": num_replies,
-        "num_layers": num_layers,
-        "width": width,
-        "vocab": vocab,
-        "threads": threads,
-    }
-    flags = [f"--{name}={value}" for name, value in sizes.items()]
-    with torch.inference_mode():
-        if only_generate:
-            work = make_workload(num_prompts, num_samples, num_replies, vocab)
-            start = time.perf_counter()
-            generate_loop(model, work)
-            secs = time.perf_counter() - start
-            print(
-                json.dumps(
-                    {
-                        "secs": secs,
-                        "useful_tokens_per_sec": work.useful / secs,
-                        "keep_memory": keep_memory,
-                    }
-                )
-            )
-            return
-        ours(1)  # warm up
-        if curve:
-            print(json.dumps({"curve": [ours(replies)[0] for replies in curve]}, indent=1))
-            return
-        result, steps, played = ours(num_replies)
-        result["peak_bytes_over_weights_and_cache"] = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - weight_bytes - cache_bytes
-        )
-        result["linear_secs"] = linear_secs(model, steps, rows)
-        result["attention_product_secs"] = attention_secs(played, config, num_samples)
-        result["linear_frac"] = result["linear_secs"] / result["secs"]
-        result["product_frac"] = (
-            result["linear_secs"] + result["attention_product_secs"]
-        ) / result["secs"]
-        out = {"engine": result, "single_row": single_row(engine(1), model)}
-        out["model_free"] = model_free(config, sampling)
-    if with_generate:
-        alone = ["--only_generate=true", "--keep_memory=false"]
-        out["generate_loop"] = run_contestant(sys.executable, __file__, flags + alone)
-        out["speedup"] = out["generate_loop"]["secs"] / result["secs"]
-    if with_trl:
-        out["trl"] = run_contestant(
-            trl_python, str(Path(__file__).with_name("trl_rollout.py")), flags
-        )
-        out["speedup_trl"] = out["trl"]["secs"] / result["secs"]
-    out["workload"] = {"prompts": num_prompts, "samples": num_samples, "replies": num_replies}
-    out["threads"] = threads
-    out["model"] = {
-        "layers": num_layers,
-        "width": width,
-        "vocab": vocab,
-        "weight_bytes": weight_bytes,
-    }
-    out["limits"] = asdict(EngineConfig(rows, block_size, cache_bytes, max(1024, 4 * rows)))
-    print(json.dumps(out, indent=1))
+        return fastest(both_matmuls) * config.num_key_value_heads / (num_blocks * block_size)
+
+    group = config.num_attention_heads // config.num_key_value_heads
+    own = engine.num_own_tokens * secs_per_token(group)
+    shared = engine.num_shared_tokens * secs_per_token(group * num_samples)
+    num_operations = engine.num_pairs * 4 * config.num_attention_heads * HEAD_DIM
+    chunks = num_operations / median(matmul_speeds())
+    return config.num_hidden_layers * (own + shared + chunks)
 
 
-def single_row(engine: ForcedLengths, model: nn.Module) -> dict:
-    """A decode step of one row, and one pass over the weights."""
-    engine.lengths, engine.done = np.full((1, 1), 999), np.zeros(1, dtype=int)
+def single_row(engine: ForcedLengths, model: nn.Module) -> dict[str, float]:
+    """Seconds of a decode step of one row, and of one pass over the weights."""
+    engine.force(np.full((1, 1), 999))
     (handle,) = engine.open_group(list(range(100)), [(0, 0, 0, 0)])
-    secs = []
+    step_secs = []
     for _ in range(20):
         start = time.perf_counter()
         engine.step()
-        secs.append(time.perf_counter() - start)
+        step_secs.append(time.perf_counter() - start)
     engine.close(handle)
-    reads = []
-    for _ in range(5):
-        start = time.perf_counter()
+
+    def read_weights() -> None:
         for weight in model.parameters():
             weight.sum()
-        reads.append(time.perf_counter() - start)
-    return {"step_secs": float(np.median(secs[2:])), "read_weights_secs": min(reads)}
+
+    return {
+        "step_secs": median(step_secs[2:]),  # the first steps compute the prompt
+        "read_weights_secs": fastest(read_weights, num_runs=5),
+    }
 
 
-def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict:
-    """256 rows decode 64 tokens each with a decoder, a head and a cache of one layer: they cost
-    next to nothing."""
-    config = LlamaConfig(
-        **{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="mtsql"
-    )
-    engine = ForcedLengths(
-        LlamaForCausalLM(config).eval(), (), sampling, EngineConfig(256, 64, 256 << 20)
-    )
+def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict[str, float]:
+    """The speed at which 256 rows decode 64 tokens each with a decoder, a head and a cache of one
+    layer, all of which cost next to nothing."""
+    values = config.to_dict() | {"num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**values, attn_implementation="mtsql")).eval()
+    engine = ForcedLengths(model, (), sampling, EngineConfig(256, 64, 256 << 20))
     engine.decoder = FreeDecoder(config.hidden_size)
     engine.head = nn.Linear(config.hidden_size, 8, bias=False)
     work = Workload([[1] * 100] * 32, np.full((256, 1), 64), [[] for _ in range(256)])
     start = time.perf_counter()
     engine.play(work)
-    return {"row_tokens_per_sec": work.useful / (time.perf_counter() - start)}
+    return {"row_tokens_per_sec": work.num_sampled / (time.perf_counter() - start)}
+
+
+def play_ours(
+    flags: Flags, model: nn.Module, num_replies: int
+) -> tuple[dict[str, float], Counter, ForcedLengths]:
+    """Play the workload with our engine; returns its figures, the sizes of its steps, the
+    engine."""
+    work = make_workload(flags.num_prompts, flags.num_samples, num_replies, flags.vocab)
+    engine = ForcedLengths(model, (), sampling_config(flags), flags.engine_config(flags.num_rows))
+    start = time.perf_counter()
+    steps = engine.play(work)
+    secs = time.perf_counter() - start
+    figures = {
+        "num_replies": num_replies,
+        "secs": secs,
+        "useful_tokens": work.num_sampled,
+        "useful_tokens_per_sec": work.num_sampled / secs,
+        "computed_over_distinct": engine.tokens_computed / engine.tokens_distinct,
+        "tokens_computed_per_sec": engine.tokens_computed / secs,
+    }
+    return figures, steps, engine
+
+
+def sampling_config(flags: Flags) -> SamplingConfig:
+    """Budgets that no reply and no trajectory of the workload reaches."""
+    longest = max(flags.curve or [flags.num_replies])
+    return SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=220 * longest)
+
+
+def play_generate(flags: Flags, model: nn.Module) -> dict[str, float | bool]:
+    """Play the workload with the loop around generate."""
+    work = make_workload(flags.num_prompts, flags.num_samples, flags.num_replies, flags.vocab)
+    start = time.perf_counter()
+    generate_loop(model, work)
+    secs = time.perf_counter() - start
+    return {
+        "secs": secs,
+        "useful_tokens_per_sec": work.num_sampled / secs,
+        "keep_memory": flags.keep_memory,
+    }
+
+
+def measure_engine(flags: Flags, model: nn.Module) -> dict[str, dict]:
+    """Our engine: the workload, a single row, and without the model's cost."""
+    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    figures, steps, engine = play_ours(flags, model, flags.num_replies)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    figures["peak_bytes_over_weights_and_cache"] = peak_bytes - weight_bytes - flags.cache_bytes
+    linear = linear_secs(model, steps, flags.num_rows)
+    attention = attention_secs(engine, model.config, flags.num_samples)
+    figures["linear_secs"] = linear
+    figures["attention_matmul_secs"] = attention
+    figures["linear_frac"] = linear / figures["secs"]
+    figures["matmul_frac"] = (linear + attention) / figures["secs"]
+    one_row = ForcedLengths(model, (), sampling_config(flags), flags.engine_config(1))
+    return {
+        "engine": figures,
+        "single_row": single_row(one_row, model),
+        "model_free": model_free(model.config, sampling_config(flags)),
+    }
+
+
+def main(flags: Flags) -> None:
+    """Measure one workload, or with `curve` our time for several numbers of replies."""
+    if flags.with_trl:
+        trl_version(flags.trl_python)
+    torch.set_num_threads(flags.threads)
+    if flags.keep_memory:
+        keep_freed_memory()
+    attention = "sdpa" if flags.only_generate else ATTENTION_NAME
+    model = make_model(None, flags.num_layers, flags.width, flags.vocab, attention).eval()
+    with torch.inference_mode():
+        if flags.only_generate:
+            print_json(play_generate(flags, model), is_one_line=True)
+            return
+        play_ours(flags, model, 1)  # warm up
+        if flags.curve:
+            print_json({"curve": [play_ours(flags, model, n)[0] for n in flags.curve]})
+            return
+        result = measure_engine(flags, model)
+
+    secs = result["engine"]["secs"]
+    names = [*ModelFlags.__dataclass_fields__, *WorkloadFlags.__dataclass_fields__]
+    words = as_words({name: getattr(flags, name) for name in names})
+    if flags.with_generate:
+        alone = ["--only_generate=true", "--keep_memory=false"]
+        result["generate_loop"] = run_contestant(sys.executable, __file__, words + alone)
+        result["speedup"] = result["generate_loop"]["secs"] / secs
+    if flags.with_trl:
+        script = Path(__file__).with_name("trl_rollout.py")
+        result["trl"] = run_contestant(flags.trl_python, script, words)
+        result["speedup_trl"] = result["trl"]["secs"] / secs
+    result["setting"] = asdict(flags)
+    print_json(result)
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_benchmark(Flags, __doc__, main)

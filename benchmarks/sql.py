@@ -1,22 +1,25 @@
-"""What SQL costs: small queries from one thread and from many, and rollouts in which some queries run away. Prints JSON.
+"""What SQL costs: small queries from one and from many threads, and rollouts with runaway queries.
 
-    python benchmarks/sql.py                              # a small query
-    python benchmarks/sql.py --rollouts_too true              # SmolLM2-135M's shape, 8 turns x 4 samples x 4 replies
-    python benchmarks/sql.py --rollouts_too true --num_layers 4 --width 192 --vocab 2048 --num_turns 16 --num_samples 8
+    python benchmarks/sql.py                              # small queries
+    python benchmarks/sql.py --rollouts_too true          # and rollouts, SmolLM2-135M's shape
+    python benchmarks/sql.py --rollouts_too true --num_layers 4 --width 192 --vocab 2048
 
-Small queries are all different, so none is kept; then the same one again and again. Rollouts play turns of the embedded
-world with replies of forced lengths (weights and text do not matter for speed). What a reply does is scripted: three
-calls of the gold with a remark of its own (so none is kept), then the answer. In every other rollout `runaway_frac` of
-the calls are joins of eight tables instead. Rewards are those of training, guard included. Both kinds are played in
-turn, `num_pairs` times, and their medians compared.
+Prints JSON. Small queries are all different, so that no result is cached; then one query is asked
+again and again.
+
+Rollouts play turns of the embedded world with replies of forced lengths (weights and text do not
+matter for speed). What a reply does is scripted: three calls of the gold query, each with a remark
+of its own so that no result is cached, then the answer. In every other rollout, `runaway_frac` of
+the calls are joins of eight tables instead. Rewards are those of training, guard included. Both
+kinds of rollout are played in turn, `num_pairs` times, and their medians are compared.
 """
 
-import json
 import sqlite3
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -24,12 +27,13 @@ from statistics import median
 import numpy as np
 import torch
 from common import make_model
-from jsonargparse import auto_cli
+from flags import ModelFlags, print_json, run_benchmark
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.scheduler import Row
 from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
@@ -37,45 +41,68 @@ from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout
 from mtsql.run.launch import keep_freed_memory
 from mtsql.sql.datasets import DataConfig, load_split
+from mtsql.sql.dialogues import Turn
+from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, clear_result_cache, run_query, sandbox_counts
 from mtsql.sql.worker_pool import set_num_workers, the_pool
 
 NUM_CALLS = 3
 
 
+@dataclass(frozen=True)
+class Flags(ModelFlags):
+    """Flags of benchmarks/sql.py."""
+
+    num_queries: int = 10_000
+    """Small queries from each number of threads."""
+    rollouts_too: bool = False
+    """Play rollouts too, on a random model of the given shape."""
+    num_turns: int = 8
+    """Turns of a rollout."""
+    num_samples: int = 4
+    """Trajectories of each turn."""
+    num_pairs: int = 1
+    """Rollouts without and with runaway queries."""
+    runaway_frac: float = 0.02
+    """Fraction of the calls that are joins of eight tables."""
+    max_vm_steps: int = QueryConfig().max_vm_steps
+    """Steps of SQLite's virtual machine after which a query ends."""
+    num_sql_workers: int = 0
+    """Processes that run queries (0: as many as there are processors)."""
+    toy_folder: str = "data/toyworld"
+    """Where the embedded world is kept."""
+
+
 def small_queries(num_queries: int, folder: Path) -> dict[str, float]:
-    """Microseconds each."""
+    """Microseconds of each query."""
     path = folder / "small.sqlite"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL)")
-        connection.executemany(
-            "INSERT INTO item VALUES (?, ?, ?)", [(i, f"name {i}", i / 2) for i in range(100)]
-        )
-    out = {}
+        rows = [(i, f"name {i}", i / 2) for i in range(100)]
+        connection.executemany("INSERT INTO item VALUES (?, ?, ?)", rows)
+    result = {}
     for num_threads in (1, 16):
-        texts = [
-            f"SELECT name, price FROM item WHERE id = {i % 100} -- {num_threads}/{i}"
-            for i in range(num_queries)
-        ]
+        select = "SELECT name, price FROM item WHERE id ="
+        texts = [f"{select} {i % 100} -- {num_threads}/{i}" for i in range(num_queries)]
         with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(lambda i: run_query(path, f"SELECT {i}"), range(50)))  # workers start
-            start = time.perf_counter()
             each = map if num_threads == 1 else threads.map
-            assert all(result.is_ok for result in each(run_query, [path] * num_queries, texts))
-            out[f"from_{num_threads}_threads_us"] = (
-                1e6 * (time.perf_counter() - start) / num_queries
-            )
+            start = time.perf_counter()
+            results = list(each(run_query, [path] * num_queries, texts))
+            secs = time.perf_counter() - start
+        assert all(found.is_ok for found in results)
+        result[f"from_{num_threads}_threads_us"] = 1e6 * secs / num_queries
     start = time.perf_counter()
     for _ in range(num_queries):
         run_query(path, texts[-1])
-    out["kept_us"] = 1e6 * (time.perf_counter() - start) / num_queries
-    return out
+    result["cached_us"] = 1e6 * (time.perf_counter() - start) / num_queries
+    return result
 
 
-class ForcedLengths(Engine):
-    """Replies end by a stop id at lengths drawn from the row's number."""
+class RandomLengths(Engine):
+    """Replies end by a stop id, at lengths that depend on the row and the reply only."""
 
-    def _stop_reason(self, row):
+    def _stop_reason(self, row: Row) -> StopReason | None:
         self.lengths = getattr(self, "lengths", None) or {}
         key = row.handle, row.reply_start
         if key not in self.lengths:
@@ -85,20 +112,21 @@ class ForcedLengths(Engine):
 
 
 class Scripted(SqlEnv):
-    """Acts as the benchmark says, whatever was sampled."""
+    """An environment that acts as the benchmark says, whatever was sampled."""
 
-    def __init__(self, *arguments, sample: str, runaways: set[int]):
-        """`runaways`: which of its calls are joins of eight tables."""
+    def __init__(self, *arguments: object, sample: str, runaways: set[int]) -> None:
+        """Calls whose numbers are in `runaways` are joins of eight tables."""
         super().__init__(*arguments)
-        self.sample, self.runaways = sample, runaways
+        self.sample = sample
+        self.runaways = runaways
 
-    def step(self, reply_text, meter=None):
+    def step(self, reply_text: str, meter: WorkMeter | None = None) -> str | Outcome:
         number = len(self.records)
         remark = f" -- {self.sample}/{number}"
         if number == NUM_CALLS:
             reply = Reply(Answer(self.turn.sql + remark), exec_verdict=Verdict.PASS)
         elif number in self.runaways:
-            table = f'"{self.schema.tables[0].name}"'
+            table = f'"{self.database.schema.tables[0].name}"'
             names = ", ".join(f"{table} t{i}" for i in range(8))
             sql = f"SELECT count(*) FROM {names}{remark}"
             reply = Reply(ToolCall("exec_sql", {"code": sql}))
@@ -107,127 +135,113 @@ class Scripted(SqlEnv):
         return super().step(format_reply(reply), meter)
 
 
-def rollouts(
-    folder: str,
-    *,
-    num_layers: int,
-    width: int,
-    vocab: int,
-    num_turns: int,
-    num_samples: int,
-    runaway_frac: float,
-    max_vm_steps: int,
-    num_pairs: int,
-) -> dict:
-    """Seconds of rollouts with and without runaway queries, scoring included."""
-    corpus = load_split(DataConfig(toy_folder=folder), "train")
-    turns = corpus.turns[:: max(1, len(corpus.turns) // num_turns)][:num_turns]
-    renderer = Renderer(
-        train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600)
-    )
-    model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
-    limits = EnvConfig(max_replies=NUM_CALLS + 1, query=QueryConfig(max_vm_steps=max_vm_steps))
-    rows, counts = num_turns * num_samples, {"runaway": 0, "sql": 0}
+class Player:
+    """Plays scripted rollouts on a random model and counts their queries."""
 
-    def play(number: int, frac: float) -> float:
-        calls = [(row, call) for row in range(rows) for call in range(NUM_CALLS)]
-        chosen = Random(number).sample(calls, round(frac * len(calls)))
-        made = iter(range(rows))
+    def __init__(self, flags: Flags) -> None:
+        corpus = load_split(DataConfig(toy_folder=flags.toy_folder), "train")
+        step = max(1, len(corpus.turns) // flags.num_turns)
+        self.turns = corpus.turns[::step][: flags.num_turns]
+        self.databases = corpus.databases
+        self.num_samples = flags.num_samples
+        self.num_rows = flags.num_turns * flags.num_samples
+        texts = [turn.sql + " " + turn.question for turn in self.turns] * 5
+        self.renderer = Renderer(train_tokenizer(texts, 600))
+        self.model = make_model(
+            None, flags.num_layers, flags.width, flags.vocab, ATTENTION_NAME
+        ).eval()
+        query = QueryConfig(max_vm_steps=flags.max_vm_steps)
+        self.env_config = EnvConfig(max_replies=NUM_CALLS + 1, query=query)
+        self.num_queries = 0
+        self.num_runaways = 0
+
+    def play(self, number: int, runaway_frac: float) -> float:
+        """Play rollout `number`, which decides where the runaway queries are. Returns seconds,
+        scoring included."""
+        calls = [(row, call) for row in range(self.num_rows) for call in range(NUM_CALLS)]
+        chosen = Random(number).sample(calls, round(runaway_frac * len(calls)))
+        rows = iter(range(self.num_rows))  # environments are made in the order of the rows
         clear_result_cache()
-        engine = ForcedLengths(
-            model,
-            renderer.stop_ids,
+        engine = RandomLengths(
+            self.model,
+            self.renderer.stop_ids,
             SamplingConfig(max_reply_tokens=256, max_trajectory_tokens=2048),
-            EngineConfig(rows, 32, 1536 << 20, max(1024, 4 * rows)),
+            EngineConfig(self.num_rows, 32, 1536 << 20, max(1024, 4 * self.num_rows)),
         )
 
-        def make_env(turn):
-            row = next(made)
+        def make_env(turn: Turn) -> Scripted:
+            row = next(rows)
             return Scripted(
                 turn,
-                corpus.databases[turn.db_id],
-                limits,
+                self.databases[turn.db_id],
+                self.env_config,
                 PromptStyle.BRIEF,
                 sample=f"{number}/{row}",
-                runaways={call for at, call in chosen if at == row},
+                runaways={call for chosen_row, call in chosen if chosen_row == row},
             )
 
         start = time.perf_counter()
         scored = rollout(
             engine,
-            renderer,
-            turns,
+            self.renderer,
+            self.turns,
             make_env,
-            num_samples=num_samples,
+            num_samples=self.num_samples,
             seed=0,
             update=0,
             max_prompt_tokens=4000,
             judge=lambda t: (t, reward_components(t, RewardConfig())),
         )
         secs = time.perf_counter() - start
-        assert all(t.outcome is Outcome.ANSWERED and parts["ex"] == 1 for t, parts in scored)
-        counts["sql"] += sum(len(t.env.records) for t, _ in scored)
-        counts["runaway"] += sum(
-            step.status is not None and not step.is_ok for t, _ in scored for step in t.env.records
-        )
+        for trajectory, components in scored:
+            assert trajectory.outcome is Outcome.ANSWERED and components["ex"] == 1
+            records = trajectory.env.records
+            self.num_queries += len(records)
+            self.num_runaways += sum(
+                record.status is not None and not record.is_ok for record in records
+            )
         return secs
 
+
+def measure_rollouts(flags: Flags) -> dict:
+    """Seconds of rollouts without and with runaway queries, scoring included."""
+    player = Player(flags)
     num_deadlines = sandbox_counts()["deadline"]
     with torch.inference_mode():
-        play(-1, 0.0)  # warm up
-        counts.update(runaway=0, sql=0)
-        pairs = [(play(2 * i, 0.0), play(2 * i + 1, runaway_frac)) for i in range(num_pairs)]
-    plain, runaway = (median(side) for side in zip(*pairs, strict=True))
+        player.play(-1, 0.0)  # warm up
+        player.num_queries = 0
+        player.num_runaways = 0
+        pairs = []
+        for pair in range(flags.num_pairs):
+            plain_secs = player.play(2 * pair, 0.0)
+            pairs.append((plain_secs, player.play(2 * pair + 1, flags.runaway_frac)))
+    plain = median(pair[0] for pair in pairs)
+    runaway = median(pair[1] for pair in pairs)
     return {
         "secs": plain,
         "secs_with_runaways": runaway,
         "ratio": runaway / plain,
         "pairs": pairs,
-        "queries": counts["sql"],
-        "runaways": counts["runaway"],
-        "rows": rows,
-        "max_vm_steps": max_vm_steps,
+        "queries": player.num_queries,
+        "runaways": player.num_runaways,
+        "rows": player.num_rows,
         "deadlines_met": sandbox_counts()["deadline"] - num_deadlines,
     }
 
 
-def main(
-    num_queries: int = 10_000,
-    rollouts_too: bool = False,
-    num_layers: int = 30,
-    width: int = 576,
-    vocab: int = 49152,
-    num_turns: int = 8,
-    num_samples: int = 4,
-    runaway_frac: float = 0.02,
-    max_vm_steps: int = QueryConfig().max_vm_steps,
-    num_pairs: int = 1,
-    num_workers: int = 0,
-    threads: int = 2,
-    toy_folder: str = "data/toyworld",
-) -> None:
-    """Measure small queries and, with `rollouts_too`, rollouts on a random model of the given
-    shape."""
-    torch.set_num_threads(threads)
+def main(flags: Flags) -> None:
+    """Measure small queries and, with `rollouts_too`, rollouts."""
+    torch.set_num_threads(flags.threads)
     keep_freed_memory()
-    set_num_workers(num_workers)
+    set_num_workers(flags.num_sql_workers)
     with tempfile.TemporaryDirectory() as folder:
-        out = {"small_query": small_queries(num_queries, Path(folder))}
-    out["workers"] = the_pool().size
-    if rollouts_too:
-        out["rollouts"] = rollouts(
-            toy_folder,
-            num_layers=num_layers,
-            width=width,
-            vocab=vocab,
-            num_turns=num_turns,
-            num_samples=num_samples,
-            runaway_frac=runaway_frac,
-            max_vm_steps=max_vm_steps,
-            num_pairs=num_pairs,
-        )
-    print(json.dumps(out, indent=1))
+        result = {"small_query": small_queries(flags.num_queries, Path(folder))}
+    result["workers"] = the_pool().size
+    if flags.rollouts_too:
+        result["rollouts"] = measure_rollouts(flags)
+    result["setting"] = asdict(flags)
+    print_json(result)
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_benchmark(Flags, __doc__, main)

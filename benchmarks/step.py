@@ -1,50 +1,52 @@
-"""A whole RL update (rollout, advantages, learning) of ours against TRL's GRPOTrainer. Prints JSON.
+"""A whole RL update (rollout, advantages, learning): ours against TRL's GRPOTrainer. Prints JSON.
 
-    python benchmarks/step.py --trl_python /path/to/python                 # SmolLM2-135M's shape, 8 prompts x 4 samples
-    python benchmarks/step.py --num_layers 6 --trl_python /path/to/python  # the same workload, a fifth of the depth
-    python benchmarks/step.py --dtype bfloat16 --trl_python /path/to/python  # worth it on a CPU with AMX
-    python benchmarks/step.py --who ours                                   # one contestant, in this process
+    python benchmarks/step.py                                  # ours, SmolLM2-135M's shape
+    python benchmarks/step.py --with_trl true --trl_python /path/to/python
+    python benchmarks/step.py --num_layers 6 --with_trl true   # a fifth of the depth
+    python benchmarks/step.py --dtype bfloat16                 # fast on a CPU with AMX
+    python benchmarks/step.py --who trl                        # one contestant, in this process
 
-The workload is that of benchmarks/rollout.py: prompts of about 600 tokens, replies of forced lengths, observations of
-about 80 tokens between them, no SQL. Ours runs what train_rl.py runs: `generation_weights`, an Engine, `rollout` with
-its threads and delayed observations, `batch_advantages`, `policy_loss`, `optimizer_step`; only the environment and the
-renderer are doubles, and a subclass of the engine ends replies where the workload says. TRL runs `trainer.train()`:
-benchmarks/trl_peer.py says how and with which settings. `trl` has its defaults, `trl_tuned` no gradient
-checkpointing and completions projected only; `trl_batch` rows learn at a time, its generation takes all rows at once.
-Rewards are the sample's number, so no group is dropped. On the CPU, all in `dtype`. Ours learns from 4,096 tokens at a
+The workload is that of workload.py. Ours runs what train_rl.py runs: `generation_weights`, an
+Engine, `rollout` with its threads and delayed observations, `batch_advantages`, `policy_loss` and
+`optimizer_step`. Only the environment and the renderer are stand-ins, and a subclass of the engine
+ends replies where the workload says. TRL runs `trainer.train()`; trl_peer.py says how, and with
+which settings. `trl` has its defaults; `trl_tuned` has no gradient checkpointing and projects
+completions only. It learns from `trl_batch` rows at a time and generates for all rows at once.
+Rewards are the sample's number, so no group has zero variance. Ours learns from 4,096 tokens at a
 time, as configs/rl_sparc_smollm2.yaml does.
 
-Each contestant has a process of its own: one small update to warm up, a whole one that shows its memory, then
-`num_updates` that are timed and averaged, in memory the process already has, as the updates of a long run are.
-`cpu_secs` is processor time: where it is far below `secs` times the threads, others were using the machine.
-`*_tokens` count token slots run through the model, padding included.
+Each contestant has a process of its own: one small update to warm up, a whole one that shows its
+memory, then `num_updates` that are timed and averaged, in memory that the process already has, like
+the updates of a long run. `cpu_secs` is processor time: where it is far below `secs` times the
+threads, others were using the machine. `*_tokens` count token slots that ran through the model,
+padding included.
 
-Not compared: sampled ids (different generators) and hence losses; both sample from the plain distribution.
+Sampled ids differ (different generators), hence losses are not compared. Both sample from the plain
+distribution.
 """
 
-import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
+from typing import Literal
 
-import common
 import torch
 from accelerate import Accelerator
-from common import (
-    DTYPES,
-    Stopwatch,
-    make_model,
-    reset_peak,
-    resident,
+from common import DTYPES, Stopwatch, make_model, reset_peak, resident, vocab_of
+from flags import (
+    FolderFlags,
+    PeerFlags,
+    as_words,
+    print_json,
+    run_benchmark,
     run_contestant,
+    settings,
     trl_version,
-    vocab_of,
 )
-from rollout import ForcedLengths, Workload, make_workload
-from trl_rollout import longest, warm
+from workload import StopsAsPolicy, Workload, WorkloadFlags, make_workload
 
 from mtsql.agent.env import Outcome
-from mtsql.engine.engine import EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.losses import LossConfig, denominator, policy_loss
 from mtsql.learner.step import OptimConfig, make_optimizer, optimizer_step
@@ -52,27 +54,37 @@ from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.policy import generation_weights
 from mtsql.rl.advantages import batch_advantages
 from mtsql.rl.rollout import rollout
+from mtsql.rl.trajectory import Trajectory
 from mtsql.run.launch import keep_freed_memory
 from mtsql.sql.dialogues import Turn
 
-CONTESTANTS = ("ours", "trl", "trl_tuned")
 LOSS = LossConfig(kl_coef=0.0)
 OPTIM = OptimConfig(lr=1e-6)
 
 
-class Ended(ForcedLengths):
-    """Replies end by a stop id, as `rollout` expects of replies worth answering, at the workload's
-    lengths."""
+@dataclass(frozen=True)
+class Flags(PeerFlags, WorkloadFlags, FolderFlags):
+    """Flags of benchmarks/step.py."""
 
-    def _stop_reason(self, row):
-        if super()._stop_reason(row) is None:
-            return None
-        self.done[row.handle] += 1
-        return StopReason.STOP_ID
+    who: Literal["ours", "trl", "trl_tuned"] | None = None
+    """Measure only this contestant, in this process."""
+    num_updates: int = 1
+    """Updates that are timed."""
+    max_batch_tokens: int = 4096
+    """Tokens of a micro-batch of ours."""
+    trl_batch: int = 8
+    """Rows that TRL learns from at a time."""
+    cache_bytes: int = 1536 << 20
+    """Memory for our keys and values."""
+
+    @property
+    def num_rows(self) -> int:
+        """Trajectories of an update."""
+        return self.num_prompts * self.num_samples
 
 
 @dataclass
-class Double:
+class StandIn:
     """An environment and a renderer whose texts are the workload's token ids."""
 
     work: Workload
@@ -81,7 +93,8 @@ class Double:
     outcome: Outcome | None = None
 
     def reset(self) -> tuple[list, list]:
-        return self.work.prompts[self.row * len(self.work.prompts) // len(self.work.lengths)], []
+        samples_per_prompt = len(self.work.lengths) // len(self.work.prompts)
+        return self.work.prompts[self.row // samples_per_prompt], []
 
     def step(self, reply: str, meter: object = None) -> str | Outcome:
         self.reply += 1
@@ -108,42 +121,55 @@ def rewards_of(num_samples: int) -> list[float]:
     return [float(i) for i in range(num_samples)]
 
 
-def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
-    """Every workload is an update; their seconds."""
-    accelerator = Accelerator(cpu=True, mixed_precision=DTYPES[args.dtype])
-    torch.set_num_threads(args.threads)
+def play(
+    flags: Flags, policy: torch.nn.Module, work: Workload, update: int
+) -> tuple[list[Trajectory], int]:
+    """Roll out the workload; returns the trajectories and the tokens that the engine computed."""
+    max_scheduled_tokens = max(1024, 4 * flags.num_rows)
+    config = EngineConfig(flags.num_rows, 32, flags.cache_bytes, max_scheduled_tokens)
+    budgets = SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=work.budget + 8)
+    turns = [Turn(str(i), 0, "", "", "") for i in range(flags.num_prompts)]
+    rows = iter(range(flags.num_rows))  # environments are made in the order of the rows
+    with generation_weights(policy, getattr(torch, flags.dtype)) as model:
+        engine = StopsAsPolicy(model, (), budgets, config)
+        engine.force(work.lengths)
+        trajectories = rollout(
+            engine,
+            StandIn(work),
+            turns,
+            lambda turn: StandIn(work, next(rows)),
+            num_samples=flags.num_samples,
+            seed=0,
+            update=update,
+            max_prompt_tokens=1 << 20,
+        )
+    row_tokens = [(len(t.ids), t.num_sampled) for t in trajectories]
+    if row_tokens != work.row_tokens:
+        raise RuntimeError(
+            f"trajectories have {row_tokens} (tokens, sampled); the workload says {work.row_tokens}"
+        )
+    return trajectories, engine.tokens_computed
+
+
+def run_ours(flags: Flags, works: list[Workload]) -> list[dict]:
+    """Run an update on each workload; returns the figures of each."""
+    accelerator = Accelerator(cpu=True, mixed_precision=DTYPES[flags.dtype])
+    torch.set_num_threads(flags.threads)
     keep_freed_memory()
-    policy = make_model(args.model, args.num_layers, args.width, args.vocab, ATTENTION_NAME)
+    policy = make_model(flags.model, flags.num_layers, flags.width, flags.vocab, ATTENTION_NAME)
     module = PolicyModule(policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, OPTIM))
-    rows = args.num_prompts * args.num_samples
-    limits = EngineConfig(rows, 32, args.cache_bytes, max(1024, 4 * rows))
     updates = []
     for update, work in enumerate(works):
         watch = start(update)
-        budget = SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=longest(work) + 8)
-        turns = [Turn(str(i), 0, "", "", "") for i in range(args.num_prompts)]
-        numbers = iter(range(rows))  # environments are made in the order of the rows
-        with generation_weights(policy, getattr(torch, args.dtype)) as model:
-            engine = Ended(model, (), budget, limits)
-            engine.lengths, engine.done = work.lengths, work.lengths[:, 0] * 0
-            trajectories = rollout(
-                engine,
-                Double(work),
-                turns,
-                lambda turn, n=numbers, w=work: Double(w, next(n)),
-                num_samples=args.num_samples,
-                seed=0,
-                update=update,
-                max_prompt_tokens=1 << 20,
-            )
-        computed = engine.tokens_computed
-        del engine
+        trajectories, num_computed = play(flags, policy, work, update)
         rollout_secs = watch.read()["secs"]
-        check(work, [(len(t.ids), t.num_sampled) for t in trajectories])
-        advantages = batch_advantages([rewards_of(args.num_samples)] * args.num_prompts)
-        flat = [a for group in advantages for a in group]
-        samples = [t.to_sample([a] * len(t.ids)) for t, a in zip(trajectories, flat, strict=True)]
+
+        groups = batch_advantages([rewards_of(flags.num_samples)] * flags.num_prompts)
+        advantages = [advantage for group in groups for advantage in group]
+        samples = []
+        for trajectory, advantage in zip(trajectories, advantages, strict=True):
+            samples.append(trajectory.to_sample([advantage] * len(trajectory.ids)))
         stats = optimizer_step(
             accelerator,
             module,
@@ -151,143 +177,120 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
             samples,
             lambda module, batch: policy_loss(*module(batch), batch, LOSS),
             denominator(samples, LOSS),
-            max_tokens=args.max_batch_tokens,
+            max_tokens=flags.max_batch_tokens,
             config=OPTIM,
             lr=OPTIM.lr,
         )
-        learned = int(stats["num_computed"])
-        updates.append(
-            {**meters(watch, rollout_secs), "rollout_tokens": computed, "learn_tokens": learned}
-        )
+        measured = figures(watch, rollout_secs)
+        measured["rollout_tokens"] = num_computed
+        measured["learn_tokens"] = int(stats["num_computed"])
+        updates.append(measured)
     return updates
 
 
-def with_trl(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
-    """The same in `trainer.train()`; its rollout is what `_generate` takes, learning all the rest
-    of the step."""
+def run_trl(flags: Flags, works: list[Workload]) -> list[dict]:
+    """The same by `trainer.train()`. Its rollout is what `_generate` takes, and learning is the
+    rest of the step."""
     import trl_peer
 
-    policy = make_model(args.model, args.num_layers, args.width, args.vocab, "sdpa")
-    watches, updates = [], []
+    policy = make_model(flags.model, flags.num_layers, flags.width, flags.vocab, "sdpa")
+    watches: list[Stopwatch] = []
+    updates: list[dict] = []
 
-    def before(n: int) -> None:
-        peer.script.begin(works[n].lengths, works[n].observations)
-        watches.append(start(n))
+    def before(step: int) -> None:
+        peer.script.begin(works[step].lengths, works[step].observations)
+        watches.append(start(step))
 
-    def after(n: int) -> None:
-        measured = meters(watches[-1], peer.rollout["secs"])
-        updates.append(
-            {
-                **measured,
-                "rollout_tokens": peer.rollout["token_slots"],
-                "learn_tokens": peer.slots.count,
-            }
-        )
+    def after(step: int) -> None:
+        measured = figures(watches[-1], peer.rollout["secs"])
+        measured["rollout_tokens"] = peer.rollout["token_slots"]
+        measured["learn_tokens"] = peer.slots.count
+        updates.append(measured)
 
     peer = trl_peer.make_peer(
         policy,
-        [p for work in works for p in work.prompts],
-        num_samples=args.num_samples,
-        batch=args.trl_batch,
-        max_completion=max(map(longest, works)),
+        [prompt for work in works for prompt in work.prompts],
+        num_samples=flags.num_samples,
+        batch=flags.trl_batch,
+        max_completion=max(work.budget for work in works),
         num_steps=len(works),
-        rewards=rewards_of(args.num_samples) * args.num_prompts,
-        prompts_per_step=args.num_prompts,
-        tuned=args.who == "trl_tuned",
-        dtype=args.dtype,
+        rewards=rewards_of(flags.num_samples) * flags.num_prompts,
+        prompts_per_step=flags.num_prompts,
+        tuned=flags.who == "trl_tuned",
+        dtype=flags.dtype,
         callbacks=[trl_peer.Steps(before, after)],
     )
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(flags.threads)
     keep_freed_memory()
     peer.trainer.train()
     return updates
 
 
 def start(update: int) -> Stopwatch:
-    """Start an update's time; update 1 starts the peak of memory anew, from what is in use."""
+    """Start the time of an update. Update 1 also restarts the peak of memory."""
     if update == 1:
         reset_peak()
     return Stopwatch()
 
 
-def meters(watch: Stopwatch, rollout_secs: float) -> dict[str, float]:
-    """Of an update that began with the watch and ends now."""
-    times, peak = watch.read(), resident("VmHWM") / 2**20
+def figures(watch: Stopwatch, rollout_secs: float) -> dict[str, float]:
+    """Times and memory of an update that began with the watch and ends now."""
+    times = watch.read()
     return {
         "rollout_secs": rollout_secs,
         "learn_secs": times["secs"] - rollout_secs,
         **times,
-        "peak_mb": peak,
+        "peak_mb": resident("VmHWM") / 2**20,
     }
 
 
-def check(work: Workload, lengths: list[tuple[int, int]]) -> None:
-    """RuntimeError unless every trajectory has the workload's tokens."""
-    rows = zip(work.lengths, work.observations, strict=True)
-    expected = [(int(n.sum()) + sum(map(len, o)), int(n.sum())) for n, o in rows]
-    if lengths != expected:
-        raise RuntimeError(
-            f"trajectories have {lengths} (tokens, sampled); the workload says {expected}"
-        )
-
-
-def contest(args: argparse.Namespace) -> dict:
-    """One contestant, in this process: the mean of its timed updates, and each of them."""
-    torch.set_num_threads(args.threads)
+def contest(flags: Flags) -> dict:
+    """Measure the contestant `flags.who`, in this process: the mean of its timed updates."""
+    torch.set_num_threads(flags.threads)
     keep_freed_memory()
-    args.vocab = vocab_of(args.model, args.vocab)
-    work = make_workload(args.num_prompts, args.num_samples, args.num_replies, args.vocab)
-    works = [warm(work)] + [work] * (1 + args.num_updates)
-    run = ours if args.who == "ours" else with_trl
-    _, first, *updates = run(args, works)
-    result = {name: mean(u[name] for u in updates) for name in first}
+    flags = replace(flags, vocab=vocab_of(flags.model, flags.vocab))
+    work = make_workload(flags.num_prompts, flags.num_samples, flags.num_replies, flags.vocab)
+    works = [work.shortened(), work] + [work] * flags.num_updates
+    run = run_ours if flags.who == "ours" else run_trl
+    _, first, *timed = run(flags, works)
+    result = {name: mean(update[name] for update in timed) for name in first}
     return {
         **result,
         "peak_mb": first["peak_mb"],
-        "all_secs": [u["secs"] for u in updates],
+        "all_secs": [update["secs"] for update in timed],
         "threads": torch.get_num_threads(),
-        "useful_tokens": work.useful,
+        "useful_tokens": work.num_sampled,
     }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    sizes = {
-        "num_prompts": 8,
-        "num_samples": 4,
-        "num_replies": 4,
-        "num_layers": 30,
-        "width": 576,
-        "vocab": 49152,
-        "num_updates": 1,
-        "max_batch_tokens": 4096,
-        "trl_batch": 8,
-        "cache_bytes": 1536 << 20,
-    }
-    parser = common.make_parser(__doc__, sizes, CONTESTANTS)
-    parser.add_argument(
-        "--contestants", nargs="+", choices=CONTESTANTS, default=["ours", "trl_tuned"]
-    )
-    return parser
-
-
-def compared(args: argparse.Namespace) -> dict:
-    """All contestants and their times as multiples of ours."""
+def compare(flags: Flags) -> dict:
+    """Measure all contestants, each in a process of its own; times of the others are also given as
+    multiples of ours."""
     results: dict = {}
-    if {"trl", "trl_tuned"} & set(args.contestants):
-        results["trl_version"] = trl_version(args.trl_python)
-    for who in args.contestants:
-        python = args.trl_python if who.startswith("trl") else sys.executable
-        results[who] = run_contestant(python, __file__, [*sys.argv[1:], "--who", who])
-    if "ours" in results:
-        mine, parts = results["ours"], ("rollout_secs", "learn_secs", "secs")
-        others = [who for who in args.contestants if who != "ours"]
-        results["times_ours"] = {
-            who: {part: results[who][part] / mine[part] for part in parts} for who in others
-        }
-    results["setting"] = common.used_settings(args, ("num_layers", "width", "vocab"))
+    words = as_words(asdict(flags))
+    if flags.with_trl:
+        results["trl_version"] = trl_version(flags.trl_python)
+    results["ours"] = run_contestant(sys.executable, __file__, [*words, "--who=ours"])
+    if flags.with_trl:
+        times_ours = {}
+        for who in ("trl", "trl_tuned"):
+            results[who] = run_contestant(flags.trl_python, __file__, [*words, f"--who={who}"])
+            times_ours[who] = {
+                part: results[who][part] / results["ours"][part]
+                for part in ("rollout_secs", "learn_secs", "secs")
+            }
+        results["times_ours"] = times_ours
+    results["setting"] = settings(flags)
     return results
 
 
+def main(flags: Flags) -> None:
+    """Measure one contestant, or all."""
+    if flags.who:
+        print_json(contest(flags), is_one_line=True)
+    else:
+        print_json(compare(flags))
+
+
 if __name__ == "__main__":
-    common.print_result(make_parser(), contest, compared)
+    run_benchmark(Flags, __doc__, main)

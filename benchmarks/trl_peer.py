@@ -1,79 +1,95 @@
-"""TRL's GRPOTrainer as a contestant: its own code, made to play a given workload. Needs `pip install trl`, which the
-product does not.
+"""TRL's GRPOTrainer as a contestant: its own code, made to play a given workload.
 
-How it is driven, and what that costs it:
+Needs `pip install trl`, which the product does not. How it is driven, and what that costs it:
 
-- **Ids.** The tokenizer is a double that maps the word `t17` to the id 17, and its chat template writes contents as
-  they are, so prompts and observations have exactly the workload's ids. TRL's rendering, tokenizing, suffix and
-  mask code all run.
-- **Lengths of replies.** `model.generate` gets a logits processor that forbids the end-of-turn id until a row has its
-  length and allows only that id then: one column written a step. Rows that are done stay in the batch until the longest
-  is, as always in `generate`; no token beyond the longest row's is made.
-- **Tool calls.** The double's `parse_response` answers with a call to `look` for every reply but the last instead of
-  reading text, which is cheaper than the parser it replaces. `look` returns the observation at once (no SQL).
-- **Given trajectories** (for the update alone) enter by `rollout_func`, TRL's own hook for custom rollouts.
+- **Ids.** The tokenizer is a stand-in that maps the word `t17` to the id 17. Its chat template
+  writes contents as they are, so prompts and observations have exactly the workload's ids. TRL's
+  rendering, tokenizing, suffix and mask code all run.
+- **Lengths of replies.** `model.generate` gets a logits processor that forbids the end-of-turn id
+  until a row has its length, and then allows only that id: one column is written per step. Rows
+  that are done stay in the batch until the longest one is, as always in `generate`; no token beyond
+  the longest row is made.
+- **Tool calls.** Instead of reading text, the stand-in's `parse_response` answers with a call to
+  `look` for every reply but the last. That is cheaper than the parser which it replaces. `look`
+  returns the observation at once (no SQL).
+- **Given trajectories** (for the update alone) enter by `rollout_func`, TRL's own hook for custom
+  rollouts.
 
-Settings are TRL's defaults but for: SDPA attention, no saving or reports, no shuffle of the prompts, the group's size,
-a completion budget that never cuts, and the precision the benchmark is asked for (TRL's own default is bf16 autocast,
-on CPUs too: faster than fp32 where there are bf16 instructions such as AMX, slower where they are emulated). `tuned`
-turns off two more things that cost it time: gradient checkpointing, on by default, and the projection of prompt
-positions to the vocabulary, which TRL leaves out on a GPU only. Its continuous batching and vLLM are not used.
+Settings are TRL's defaults except SDPA attention, no saving or reports, no shuffle of the prompts,
+the group's size, a completion budget that nothing exceeds, and the precision that the benchmark is
+asked for. (TRL's own default is bf16 autocast, on CPUs too: faster than fp32 where there are bf16
+instructions such as AMX, slower where they are emulated.) `tuned` turns off two more things that
+cost time: gradient checkpointing, on by default, and the projection of prompt positions to the
+vocabulary, which TRL leaves out on a GPU only. Its continuous batching and vLLM are not used.
 
-B rows of a generation batch, V vocabulary.
+Legend: B rows of a generation batch, V vocabulary.
 """
 
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from common import Stopwatch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
 
 TEMPLATE = (
     "{%- for m in messages %}{{- m.content + ' ' }}"
-    "{%- for call in m.tool_calls or [] %}{{- call.function.name + ' ' + (call.function.arguments | tojson) + ' ' }}"
-    "{%- endfor %}{%- if m.role == 'assistant' %}{{- eos_token + ' ' }}{%- endif %}{%- endfor %}"
+    "{%- for call in m.tool_calls or [] %}"
+    "{{- call.function.name + ' ' + (call.function.arguments | tojson) + ' ' }}{%- endfor %}"
+    "{%- if m.role == 'assistant' %}{{- eos_token + ' ' }}{%- endif %}{%- endfor %}"
 )
 """Contents and nothing else: an observation is its own words, after the reply's end-of-turn id."""
 
 
 def to_text(ids: list[int]) -> str:
-    """Words the double's tokenizer reads as exactly these ids."""
+    """Words that the stand-in's tokenizer reads as exactly these ids."""
     return " ".join(f"t{i}" for i in ids)
 
 
 @dataclass
 class Script:
-    """What is to happen: `lengths[row][reply]` and `observations[row][reply]` of one rollout, and
-    how far it is."""
+    """What shall happen in one rollout, and how far it is."""
 
     lengths: list[list[int]] = field(default_factory=list)
+    """Tokens of a reply, by row and reply."""
     observations: list[list[list[int]]] = field(default_factory=list)
+    """Ids of an observation, by row and reply."""
     num_generated: int = 0
     """Calls of `generate` so far: each makes one reply of every row."""
     num_parsed: int = 0
     """Replies read so far: row by row, then the next reply."""
 
-    def begin(self, lengths, observations) -> None:
+    def begin(self, lengths: Iterable[Iterable[int]], observations: list[list[list[int]]]) -> None:
         """Start a rollout."""
-        self.lengths, self.observations = [list(map(int, row)) for row in lengths], observations
-        self.num_generated = self.num_parsed = 0
+        self.lengths = [list(map(int, row)) for row in lengths]
+        self.observations = observations
+        self.num_generated = 0
+        self.num_parsed = 0
 
 
 class Words(PreTrainedTokenizerFast):
-    """The tokenizer's double. `script` tells what a reply is."""
+    """The tokenizer's stand-in. `script` says what a reply is."""
 
     script: Script
 
-    def parse_response(self, response, schema=None, *, prefix=None, tools=None) -> dict:
-        """A call to `look`, or at the end of the row's replies (and for given trajectories) a plain
+    def parse_response(
+        self,
+        response: list[int],
+        schema: object = None,
+        *,
+        prefix: object = None,
+        tools: object = None,
+    ) -> dict:
+        """Return a call to `look`; for a row's last reply, and for given trajectories, a plain
         answer."""
         message = {"role": "assistant", "content": ""}
         if not self.script.lengths:
@@ -87,9 +103,12 @@ class Words(PreTrainedTokenizerFast):
 
 
 def make_words(vocab: int, script: Script) -> Words:
-    """Word `t<i>` is id i; the last three ids are end of turn, padding and unknown."""
-    eos, pad, unknown = (f"t{vocab - i}" for i in (1, 2, 3))
-    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab)}, unk_token=unknown))
+    """Word `t<i>` is id i; the last three ids are unknown, padding and end of turn."""
+    unknown = f"t{vocab - 3}"
+    pad = f"t{vocab - 2}"
+    eos = f"t{vocab - 1}"
+    ids = {f"t{i}": i for i in range(vocab)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words = Words(
         tokenizer_object=tokenizer,
@@ -106,8 +125,10 @@ def make_words(vocab: int, script: Script) -> Words:
 class ForcedLengths(LogitsProcessor):
     """Row b ends with `eos` after exactly `lengths[b]` tokens."""
 
-    def __init__(self, lengths: list[int], eos: int):
-        self.lengths, self.eos, self.step = torch.tensor(lengths), eos, 0
+    def __init__(self, lengths: list[int], eos: int) -> None:
+        self.lengths = torch.tensor(lengths)  # (B,)
+        self.eos = eos
+        self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.step += 1
@@ -119,49 +140,56 @@ class ForcedLengths(LogitsProcessor):
 
 
 class Steps(TrainerCallback):
-    """Calls `before(n)` and `after(n)` around each optimizer step: generation, micro-batches and
-    AdamW lie between."""
+    """Calls `before(step)` and `after(step)` around each optimizer step, which includes generation,
+    micro-batches and AdamW."""
 
-    def __init__(self, before: Callable[[int], None], after: Callable[[int], None]):
-        self.before, self.after = before, after
+    def __init__(self, before: Callable[[int], None], after: Callable[[int], None]) -> None:
+        self.before = before
+        self.after = after
 
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.before(state.global_step)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.after(state.global_step - 1)
 
 
 class Slots:
-    """Token slots that ran through the model since `clear`, padding included (recomputation of
-    checkpoints is not)."""
+    """Counts token slots that run through the model since `clear`. Padding counts, the
+    recomputation of gradient checkpointing does not."""
 
-    def __init__(self, model):
-        self.count, self.calls = 0, 0
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.clear()
         model.base_model.register_forward_pre_hook(self._add, with_kwargs=True)
 
-    def _add(self, module, args, kwargs):
+    def _add(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
-        self.count += (ids if ids is not None else kwargs["inputs_embeds"][..., 0]).numel()
+        if ids is None:
+            ids = kwargs["inputs_embeds"][..., 0]
+        self.count += ids.numel()
         self.calls += 1
 
     def clear(self) -> None:
-        self.count, self.calls = 0, 0
+        """Start to count anew."""
+        self.count = 0
+        self.calls = 0
 
 
 @dataclass
 class Peer:
     """A trainer ready to be driven, and the meters on it."""
 
-    trainer: object
+    trainer: Any
     script: Script
     slots: Slots
+    folder: tempfile.TemporaryDirectory
+    """The trainer's output folder, which lives as long as the trainer."""
     rollout: dict = field(default_factory=dict)
-    """Of the last rollout: secs, cpu_secs, token_slots, model_calls."""
+    """secs, cpu_secs, token_slots and model_calls of the last rollout."""
 
 
 def make_peer(
-    model,
+    model: PreTrainedModel,
     prompts: list[list[int]],
     *,
     num_samples: int,
@@ -173,14 +201,14 @@ def make_peer(
     tuned: bool,
     dtype: str = "float32",
     given: Callable[[], dict] | None = None,
-    callbacks: list = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Peer:
-    """A GRPOTrainer over `prompts` (in this order, `prompts_per_step` an optimizer step,
-    `num_samples` each).
+    """A GRPOTrainer over `prompts`, in this order, `prompts_per_step` for each optimizer step and
+    `num_samples` trajectories for each prompt.
 
-    `batch`: its per_device_train_batch_size. `rewards`: one for each row of a step. `given`:
-    trajectories instead of generation, as `rollout_func` returns them; otherwise it generates and
-    calls the tool.
+    `batch` is its per_device_train_batch_size, and `rewards` has one reward for each row of a step.
+    With `given`, trajectories come from there, as `rollout_func` returns them; without, the trainer
+    generates and calls the tool.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -194,12 +222,13 @@ def make_peer(
     if tuned:
         if not hasattr(utils, "_use_triton"):
             raise ValueError(
-                "--who trl_tuned: this TRL decides in another way what it projects; compare with trl only"
+                "--who trl_tuned: this TRL decides in another way what it projects; compare with "
+                "trl only"
             )
-        utils._use_triton = lambda device: (
-            True
-        )  # score the completions' positions only, as on a GPU
-    script, slots = Script(), Slots(model)
+        # Project only the positions of completions, as on a GPU.
+        utils._use_triton = lambda device: True
+    script = Script()
+    slots = Slots(model)
     folder = tempfile.TemporaryDirectory()
     config = GRPOConfig(
         output_dir=folder.name,
@@ -209,7 +238,7 @@ def make_peer(
         save_strategy="no",
         disable_tqdm=True,
         logging_steps=1,
-        max_replies=num_steps,
+        max_steps=num_steps,
         num_generations=num_samples,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=rows // batch,
@@ -228,19 +257,19 @@ def make_peer(
         """
         return to_text(script.observations[row][reply])
 
-    def reward(completions, **_) -> list[float]:
+    def reward(completions: list, **_: Any) -> list[float]:
         return list(rewards[: len(completions)])
 
     generate = model.generate
 
-    def forced(*args, **kwargs):
+    def forced(*args: Any, **kwargs: Any) -> Any:
         ends = [lengths[script.num_generated] for lengths in script.lengths]
         script.num_generated += 1
         forcing = LogitsProcessorList([ForcedLengths(ends, model.config.vocab_size - 1)])
         return generate(*args, logits_processor=forcing, **kwargs)
 
     model.generate = forced
-    model.generation_config.eos_token_id = None  # only the double's id ends a reply
+    model.generation_config.eos_token_id = None  # only the stand-in's id ends a reply
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
@@ -253,37 +282,39 @@ def make_peer(
         rollout_func=(lambda prompts, trainer: given()) if given else None,
         callbacks=list(callbacks),
     )
-    peer = Peer(trainer, script, slots)
-    peer.folder = folder  # lives as long as the trainer
+    peer = Peer(trainer, script, slots, folder)
     _meter_rollout(peer, check=not given)
     return peer
 
 
 def _meter_rollout(peer: Peer, check: bool) -> None:
-    """Time `_generate` (render, generate, tool loop) and see that it did what the script says."""
+    """Time `_generate` (render, generate, tool loop). With `check`, RuntimeError unless its
+    trajectories are those of the script."""
     inner = peer.trainer._generate
 
-    def generate(prompts):
+    def generate(prompts: list) -> tuple:
         peer.slots.clear()
-        start, cpu = time.perf_counter(), time.process_time()
+        watch = Stopwatch()
         output = inner(prompts)
-        secs, cpu_secs = time.perf_counter() - start, time.process_time() - cpu
         peer.rollout = {
-            "secs": secs,
-            "cpu_secs": cpu_secs,
+            **watch.read(),
             "token_slots": peer.slots.count,
             "model_calls": peer.slots.calls,
         }
         if check:
-            script = peer.script
             for row, (ids, mask) in enumerate(zip(output[1], output[2], strict=True)):
-                sampled, seen = sum(script.lengths[row]), sum(map(len, script.observations[row]))
-                if (len(ids), sum(mask)) != (sampled + seen, sampled):
-                    raise RuntimeError(
-                        f"row {row}: TRL has {len(ids)} tokens, {sum(mask)} sampled; "
-                        f"the script says {sampled + seen}, {sampled}"
-                    )
+                _check_row(peer.script, row, len(ids), sum(mask))
         peer.slots.clear()
         return output
 
     peer.trainer._generate = generate
+
+
+def _check_row(script: Script, row: int, num_tokens: int, num_sampled: int) -> None:
+    wanted_sampled = sum(script.lengths[row])
+    wanted_tokens = wanted_sampled + sum(map(len, script.observations[row]))
+    if (num_tokens, num_sampled) != (wanted_tokens, wanted_sampled):
+        raise RuntimeError(
+            f"row {row}: TRL has {num_tokens} tokens, {num_sampled} sampled; "
+            f"the script says {wanted_tokens}, {wanted_sampled}"
+        )

