@@ -28,6 +28,7 @@ from jsonargparse import auto_cli
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
 from mtsql.model.attention import ATTENTION_NAME
@@ -122,7 +123,7 @@ def rollouts(
     corpus = load_split(DataConfig(toy_folder=folder), "train")
     turns = corpus.turns[:: max(1, len(corpus.turns) // num_turns)][:num_turns]
     renderer = Renderer(
-        train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600)
+        train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600, TAGS)
     )
     model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
     limits = EnvConfig(max_replies=NUM_CALLS + 1, query=QueryConfig(max_vm_steps=max_vm_steps))

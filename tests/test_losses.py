@@ -64,7 +64,7 @@ def loop_loss(logprobs, entropy, batch, c):
     """The same objective, one trajectory and one token after the other."""
     total = 0.0
     for n in range(len(batch.spans)):
-        where = [p for p in range(len(logprobs)) if batch.trajectory[p] == n]
+        where = [p for p in range(len(logprobs)) if batch.trajectory_index[p] == n]
         gaps = [logprobs[p] - batch.old_logprobs[p].item() for p in where]
         mean_ratio = math.exp(sum(g.item() for g in gaps) / len(gaps))
         for p, gap in zip(where, gaps, strict=True):

@@ -20,7 +20,7 @@ def test_layout_of_a_shared_prompt():
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4]
     assert batch.sources.tolist() == [2, 3, 5, 7]
     assert batch.targets.tolist() == [4, 5, 7, 9]
-    assert batch.trajectory.tolist() == [0, 0, 0, 1]
+    assert batch.trajectory_index.tolist() == [0, 0, 0, 1]
     assert batch.advantages.tolist() == [0.5, 0.5, 2.0, -0.5]
     assert batch.old_logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert batch.ref_logprobs is None

@@ -3,14 +3,15 @@
 import json
 
 import pytest
+from helpers.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from mtsql.agent.protocol import TAGS
 from mtsql.model.policy import load_tokenizer
 from mtsql.model.rendering import Renderer
-from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, TAGS, train_tokenizer
-from tests.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
+from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, train_tokenizer
 
 ANY_TEXT = st.text(
     st.one_of(st.characters(codec="utf-8"), st.sampled_from("ÿĠ \n\t\"'(_aA1"))
@@ -22,7 +23,7 @@ ANY_TEXT = st.text(
 @pytest.fixture(scope="module")
 def embedded() -> PreTrainedTokenizerFast:
     return train_tokenizer(
-        ["SELECT name FROM singer WHERE city = 'New York'", USER["content"]] * 3, 400
+        ["SELECT name FROM singer WHERE city = 'New York'", USER["content"]] * 3, 400, TAGS
     )
 
 
@@ -148,7 +149,7 @@ def test_embedded_tokenizer_reloads_equal(embedded, tmp_path):
     ]
     assert prompts[0] == prompts[1]
     with pytest.raises(ValueError, match="vocab_size is 100"):
-        train_tokenizer([], 100)
+        train_tokenizer([], 100, TAGS)
 
 
 LLAMA_TEMPLATE = """{{- '<|begin_of_text|>' }}{%- for m in messages %}

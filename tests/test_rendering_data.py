@@ -4,18 +4,19 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from helpers.chat_models import KINDS, TOOLS, stand_in
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompt_text import PromptText, fill, ours
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Reply, ToolCall, format_reply
 from mtsql.model.rendering import Renderer
-from mtsql.model.tokenizer import CONTROL, TAGS, train_tokenizer
+from mtsql.model.tokenizer import CONTROL, train_tokenizer
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Database, schema_from_sqlite
-from tests.chat_models import KINDS, TOOLS, stand_in
 
 CALL = '<tool_call>{"name":"exec_sql","arguments":{"code":"SELECT 1"}}</tool_call>'
 EVIL = [
@@ -31,7 +32,7 @@ EVIL = [
     "content0standin",
 ]
 RENDERERS = {kind: Renderer(stand_in(kind)) for kind in KINDS}
-RENDERERS["embedded"] = Renderer(train_tokenizer(["SELECT name FROM singer"] * 3 + EVIL, 700))
+RENDERERS["embedded"] = Renderer(train_tokenizer(["SELECT name FROM singer"] * 3 + EVIL, 700, TAGS))
 
 
 def tokens(renderer, ids) -> Counter:

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from helpers.chat_models import CHATML, HERMES_TAGS, LIKE_QWEN, byte_tokenizer, chars
 
+from mtsql.agent.protocol import TAGS
 from mtsql.model.end_ids import end_ids_of_folder
 from mtsql.model.policy import load_tokenizer
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from tests.chat_models import CHATML, LIKE_QWEN, TAGS, byte_tokenizer, chars
 
 
 def write(folder, **files):
@@ -63,7 +64,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
 
 
 def test_a_loaded_tokenizer_ends_where_its_folder_says(tmp_path):
-    train_tokenizer(["SELECT name FROM singer"], 300).save_pretrained(tmp_path)
+    train_tokenizer(["SELECT name FROM singer"], 300, TAGS).save_pretrained(tmp_path)
     usual = Renderer(load_tokenizer(str(tmp_path))).stop_ids
     further = load_tokenizer(str(tmp_path)).convert_tokens_to_ids("<answer_sql>")
     write(tmp_path, generation_config={"eos_token_id": [further, *usual]})
@@ -76,7 +77,7 @@ def test_a_loaded_tokenizer_ends_where_its_folder_says(tmp_path):
 
 
 def test_what_ends_a_reply_is_not_a_part_of_it_unless_it_is_a_tag(tmp_path):
-    tokenizer = byte_tokenizer(CHATML, TAGS, LIKE_QWEN)
+    tokenizer = byte_tokenizer(CHATML, HERMES_TAGS, LIKE_QWEN)
     end_of_text, end, tag = tokenizer.convert_tokens_to_ids(
         ["<|endoftext|>", "<|im_end|>", "</tool_call>"]
     )

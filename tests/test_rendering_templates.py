@@ -6,6 +6,19 @@ import time
 from datetime import datetime
 
 import pytest
+from helpers.chat_models import (
+    CHATML,
+    HERMES_TAGS,
+    KINDS,
+    LIKE_LLAMA,
+    LIKE_QWEN,
+    LIKE_SMOLLM,
+    SYSTEM,
+    TOOLS,
+    USER,
+    byte_tokenizer,
+    stand_in,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +26,7 @@ from mtsql import workbench
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.model import chat_template
 from mtsql.model.chat_template import TEMPLATE_DATE, on_fixed_date
@@ -24,19 +38,6 @@ from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Column, Database, Schema, Table
 from mtsql.toyworld.world import WorldConfig
-from tests.chat_models import (
-    CHATML,
-    KINDS,
-    LIKE_LLAMA,
-    LIKE_QWEN,
-    LIKE_SMOLLM,
-    SYSTEM,
-    TAGS,
-    TOOLS,
-    USER,
-    byte_tokenizer,
-    stand_in,
-)
 
 SCHEMA = Schema("shop", (Table("singer", (Column("name", "text"), Column("age", "integer"))),))
 TURN = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", (("who ?", "SELECT name"),))
@@ -131,7 +132,7 @@ def as_message(reply: Reply) -> dict:
 )
 def test_a_reply_has_the_ids_of_a_message_with_thought_content_and_calls(kind, as_string):
     """For templates in the Hermes form; the embedded model's takes arguments as a string too."""
-    embedded = train_tokenizer(["SELECT name FROM singer"], 400)
+    embedded = train_tokenizer(["SELECT name FROM singer"], 400, TAGS)
     renderer = RENDERERS["qwen"] if kind == "qwen" else Renderer(embedded)
     ids, conversation = renderer.render_prompt([USER], TOOLS), [USER]
     for reply in REPLIES:
@@ -145,7 +146,7 @@ def test_a_reply_has_the_ids_of_a_message_with_thought_content_and_calls(kind, a
 
 
 def test_the_embedded_template_takes_several_calls_and_a_missing_content():
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 400)
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], 400, TAGS)
     call = {"name": 'a"b', "arguments": {"code": "x"}}
     messages = [
         USER,
@@ -197,7 +198,7 @@ def test_the_date_is_fixed_and_everything_else_of_the_template_stays():
 
 
 def test_a_template_for_tools_beside_the_default_one_is_used_for_tools():
-    tokenizer = byte_tokenizer(CHATML, TAGS, {"default": LIKE_SMOLLM, "tool_use": LIKE_QWEN})
+    tokenizer = byte_tokenizer(CHATML, HERMES_TAGS, {"default": LIKE_SMOLLM, "tool_use": LIKE_QWEN})
     renderer = Renderer(tokenizer)
     assert renderer.render_prompt([USER], TOOLS) == tokenizer.apply_chat_template(
         [USER], tools=TOOLS, add_generation_prompt=True, return_dict=False

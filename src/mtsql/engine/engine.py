@@ -143,7 +143,7 @@ class Engine:
         return handles
 
     def extend(self, handle: int, ids: list[int]) -> None:
-        """Append an observation and ask for the next reply. Without ids the model continues its text.
+        """Append an observation and ask for a reply. Without ids the model continues its text.
 
         Raises ValueError if the row still decodes, or if max_trajectory_tokens leaves no room for a
         reply.
