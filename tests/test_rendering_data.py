@@ -54,15 +54,17 @@ def evil_database(tmp_path_factory):
 
 
 def episode(renderer, path, style, word, code):
-    """-> (ids of the first prompt, tool -> ids of its answer) if `word` is all over the data."""
+    """The ids of the first prompt, and of each tool's answer by tool, where `word` is everywhere in
+    the data."""
     history = ((word, word), ("q", f"SELECT '{word}'"))
     turn = Turn("d:0:1", 1, "evil", f"{word} ?", "SELECT 1", history, f"{word} means x")
     limits = EnvConfig(max_observation_rows=100, max_observation_chars=9999)
-    schema, seen = schema_from_sqlite(path), {}
+    schema = schema_from_sqlite(path)
+    seen = {}
     for tool in ("exec_sql", "memory_retrieve", "unknown"):
         env = SqlEnv(turn, Database(schema, path), limits, style)
         text = env.step(format_reply(Reply(tool_call=ToolCall(tool, code))))
-        if isinstance(text, str):  # or else a tag in the query has ended its call
+        if isinstance(text, str):  # otherwise a tag in the query has ended its call
             seen[tool] = renderer.render_observation(text)
     return renderer.render_prompt(*env.reset()), seen
 
@@ -119,8 +121,9 @@ WORDS = st.sampled_from(["", " ", "\n\t", "a", " b\n", '"\\', "é"])
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(list(KINDS)), st.lists(st.tuples(WORDS, st.booleans()), max_size=6))
 def test_parts_change_nothing_where_no_token_is_spelled(kind, parts):
-    """Trimmed, escaped or kept: a text in stretches is written like the same text in one."""
-    renderer, text = RENDERERS[kind], PromptText(parts)
+    """Whether it is trimmed, escaped or kept, a text in several parts is written like one part."""
+    renderer = RENDERERS[kind]
+    text = PromptText(parts)
     whole = "".join(stretch for stretch, _ in parts)
     assert renderer.render_observation(text) == renderer.render_observation(whole)
     for tools in ([], TOOLS):
@@ -141,7 +144,7 @@ def test_a_plain_string_is_data_and_a_sentence_of_ours_is_not():
 @pytest.mark.parametrize("kind", RENDERERS)
 @pytest.mark.parametrize("half", ["\ud83d", "\ud83d\ude00", "x\ud83d"])
 def test_a_lone_surrogate_becomes_a_replacement_character(kind, half):
-    """Two halves that come from different places are two characters that nobody can read."""
+    """Two halves from different places do not become one character."""
     renderer = RENDERERS[kind]
     whole = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in half)
     for text in (half, fill("{x}!", x=half), ours(half)):

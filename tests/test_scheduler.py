@@ -137,7 +137,8 @@ def test_a_preempted_idle_row_waits_when_it_is_extended():
 
 
 def test_there_is_no_work_while_idle_rows_hold_the_blocks():
-    scheduler = make_scheduler(blocks=3)
+    """The young row needs two blocks, and one more must stay free for the old row to grow."""
+    scheduler = make_scheduler(blocks=4)
     (old,) = open_group(scheduler, 4, [0])
     step(scheduler)
     step(scheduler)
