@@ -1,4 +1,4 @@
-"""Prompts and exchanges have the ids of the model's own chat template, whatever its habits."""
+"""Prompts and exchanges have the ids of the model's own chat template, for many templates."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Stand-in tokenizers and chat templates with the habits of those of real instruct models."""
+"""Small tokenizers with chat templates that behave like those of real instruct models."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -46,7 +46,7 @@ class BlockPool:
         self.use_flash = use_flash
         block_elements = num_kv_heads * block_size * head_dim
         self.data = _zeros((2, num_layers, num_blocks, block_elements), dtype, device)
-        # Keys and values of each layer are views (num_blocks, K, S, D), in whatever order they lie.
+        # Keys and values of each layer are views (num_blocks, K, S, D) of either order in memory.
         if use_flash:
             shape = (num_blocks, block_size, num_kv_heads, head_dim)
             self.keys = [layer.view(shape).transpose(1, 2) for layer in self.data[0]]

@@ -5,7 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from transformers import PretrainedConfig
 
+from mtsql.model.policy import EmbeddedConfig
+
+ModelShape = PretrainedConfig | EmbeddedConfig
+"""The configuration of a model folder, or the sizes of an embedded model that is to be built."""
 MAX_ROWS = 1 << 16  # each row has a table with room for all blocks of the cache
 
 
@@ -38,18 +43,16 @@ class EngineConfig:
             )
 
 
-def cache_shape(shape) -> tuple[int, int, int]:
-    """Layers, key/value heads and head size. `shape`: a configuration of transformers, or an
-    `EmbeddedConfig`."""
-    num_kv_heads = getattr(shape, "num_kv_heads", None)
-    if num_kv_heads is not None:
-        return shape.num_layers, num_kv_heads, shape.head_dim
+def cache_shape(shape: ModelShape) -> tuple[int, int, int]:
+    """Layers, key/value heads and head size."""
+    if isinstance(shape, EmbeddedConfig):
+        return shape.num_layers, shape.num_kv_heads, shape.head_dim
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     return shape.num_hidden_layers, shape.num_key_value_heads, head_dim
 
 
-def block_bytes(shape, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of a block of the cache; `shape` as in `cache_shape`."""
+def block_bytes(shape: ModelShape, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of a block of the cache."""
     num_layers, num_kv_heads, head_dim = cache_shape(shape)
     return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
 

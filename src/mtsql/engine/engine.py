@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
-from mtsql.engine.config import EngineConfig, block_bytes, cache_memory, cache_shape
+from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
 from mtsql.engine.cuda_graphs import DecodeGraphs, can_capture
 from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
@@ -163,6 +163,7 @@ class Engine:
         self.scheduler.wait(row)
 
     def _require_known(self, ids: list[int]) -> None:
+        """ValueError for an id without an embedding."""
         if ids and not 0 <= min(ids) <= max(ids) < self.num_embeddings:
             raise ValueError(
                 f"token id {max(ids)} is not among the model's {self.num_embeddings} embeddings: "
@@ -326,13 +327,15 @@ def _check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.
         )
 
 
-def check_engine(limits: EngineConfig, shape, max_tokens: int, dtype: torch.dtype) -> None:
+def check_engine(
+    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
+) -> None:
     """Check, before any weights are loaded, that a model can be run with these limits.
 
     ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
     together, does not fit in the cache, or if this machine has no memory for the cache (checked
-    only without a GPU); also for a model that the engine cannot run. `shape` as in `cache_shape`;
-    `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
+    only without a GPU); also for a model that the engine cannot run. `dtype` is that of keys and
+    values, `ModelConfig.compute_dtype`.
     """
     if hasattr(shape, "model_type"):
         check_attention(shape)

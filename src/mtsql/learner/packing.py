@@ -1,5 +1,5 @@
-"""Samples to learn from, packed into flat micro-batches without padding. A prompt that samples share
-is stored once.
+"""Samples to learn from, packed into flat micro-batches without padding. A prompt that samples
+share is stored once.
 
 T tokens of the flat batch, P trained positions. The shift between a token and the position that
 predicts it happens in `_lay_out` and nowhere else: `sources[p]` is the flat index whose hidden

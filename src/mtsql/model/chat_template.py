@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 Part = tuple[str, bool]
 """A stretch of text, and whether it is ours (the template's markup or a prompt's words). Added
-tokens are recognised in what is ours and never in data."""
+tokens are recognised in text that is ours and never in data."""
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """The date for templates that write today's date (Llama 3.2, SmolLM3): the same in every run,

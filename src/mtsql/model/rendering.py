@@ -166,7 +166,7 @@ class Renderer:
         )
 
     def _spells_tokens(self, parts: list[Part]) -> bool:
-        """Whether the text has an added token that does not lie within what is ours."""
+        """Whether the text has an added token that does not lie within text that is ours."""
         num_ours = 0
         for run, is_ours in _runs(parts):
             if is_ours:
@@ -186,8 +186,8 @@ class Renderer:
         return found[0], [(text[found.end() :], True), *rest]
 
     def _encode(self, parts: list[Part]) -> list[int]:
-        """Ids of a piece. An added token in what is ours has its own id; all text between two of
-        them is encoded at once."""
+        """Ids of a piece. An added token in text that is ours has its own id; all text between two
+        of them is encoded at once."""
         ids: list[int] = []
         pending = ""
         for text, is_ours in _runs(parts):
