@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample, pack
 from mtsql.model.policy import (
@@ -31,7 +32,7 @@ SAMPLE = Sample(prompt_ids=[30, 31, 32], ids=[40, 41, 42, 43], loss_mask=[1] * 4
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "base"
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300)
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
     save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder)
     return folder
 

@@ -140,7 +140,7 @@ def test_shared_prompts_equal_one_at_a_time(
         weigh(logprobs, batch.targets).backward()
         for n, index in enumerate(batch.indices):
             torch.testing.assert_close(
-                logprobs[batch.trajectory == n], expected[index], rtol=0, atol=1e-10
+                logprobs[batch.trajectory_index == n], expected[index], rtol=0, atol=1e-10
             )
     assert num_batches == (1 if max_tokens == 100 else 4)
     assert len(calls) == num_batches * SHAPE["num_hidden_layers"] * (1 + is_checkpointed)

@@ -244,9 +244,10 @@ def test_a_turn_is_left_out_once_for_its_first_reason(files):
 
 
 def test_a_real_tokenizer_counts_the_prompts(files, tmp_path):
+    from mtsql.agent.protocol import TAGS
     from mtsql.model.tokenizer import train_tokenizer
 
-    train_tokenizer(["who is there SELECT name FROM singer"] * 20, 400).save_pretrained(
+    train_tokenizer(["who is there SELECT name FROM singer"] * 20, 400, TAGS).save_pretrained(
         tmp_path / "tok"
     )
     corpus = load_split(files, "train")

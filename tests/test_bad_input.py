@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import eval as eval_script
 import train_rl
 import train_sft
+from mtsql.agent.protocol import TAGS
 from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.advantages import PRESETS
@@ -36,7 +37,7 @@ TABLES = {
 def models(tmp_path_factory):
     """Model folders: `good`, and `mute` whose tokenizer has no chat template."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300)
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
     policy = build_embedded(tokenizer, SIZE, seed=1)
     save_policy(policy, tokenizer, folder / "good")
     tokenizer.chat_template = None

@@ -1,21 +1,20 @@
-"""Decode steps by captured graphs, played by a recorder of operators: the same tokens as without."""
+"""Decode steps by captured graphs, replayed by a recorder of operators: the same tokens as
+without."""
 
-import numpy as np
 import pytest
 import torch
-from flash_double import record, stand_in
-from test_engine import FAMILIES, check_dialogues, engine, play, prompts, tiny
+from helpers.engine import FAMILIES, check_dialogues, make_engine, play, prompts, tiny
+from helpers.flash_double import record, replace_flash_attn
 
-from mtsql.engine import cuda_graphs as graphs
+from mtsql.engine import cuda_graphs
 from mtsql.engine import engine as engine_module
-from mtsql.engine import paged_attention as kvcache
 
 
 @pytest.fixture
-def recorded(monkeypatch):
-    """Engines that believe in flash-attn and CUDA graphs; yields the sizes that were captured."""
-    stand_in(monkeypatch, kvcache, engine_module)
-    monkeypatch.setattr(engine_module, "FLASH_BLOCK", 4)
+def captured_sizes(monkeypatch) -> list[int]:
+    """Engines run with doubles of flash-attn and CUDA graphs; the batch sizes that were captured
+    are listed."""
+    replace_flash_attn(monkeypatch)
     sizes = []
 
     def capture(run):
@@ -23,45 +22,46 @@ def recorded(monkeypatch):
         sizes.append(len(hidden))
         return replay, hidden
 
-    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(cuda_graphs, "capture", capture)
     return sizes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_graphs_change_no_token(family, recorded):
-    model = tiny(family, torch.float64)
-    groups, observations = prompts(3, 17, 8), [prompts(5, 1), prompts(9, 2), []]
-    played = play(engine(model, temperature=0.7, max_reply_tokens=9), groups, observations)
+def test_graphs_change_no_token(family, captured_sizes):
+    engine = make_engine(tiny(family, torch.float64), temperature=0.7, max_reply_tokens=9)
+    groups = prompts(3, 17, 8)
+    observations = [prompts(5, 1), prompts(9, 2), []]
+    played = play(engine, groups, observations)
     check_dialogues(tiny(family, torch.float64, "sdpa"), groups, observations, played, 0.7, 1e-9)
-    assert recorded == [4, 2]  # three rows ran as four
+    assert captured_sizes == [4, 2]  # three rows ran as four
 
 
-def test_ladder_of_sizes(recorded):
-    ours = engine(rows=200, blocks=900, batch=400, temperature=0, max_reply_tokens=2)
-    played = play(ours, prompts(*[3] * 130), [[]] * 130)
-    assert all(len(replies[0].ids) == 2 for replies in played.values())
-    assert recorded == [192]  # 130 rows, in steps of 64
+def test_large_batches_run_at_multiples_of_64(captured_sizes):
+    engine = make_engine(rows=200, blocks=900, scheduled=400, temperature=0, max_reply_tokens=2)
+    played = play(engine, prompts(*[3] * 130), [[]] * 130)
+    assert all(len(completions[0].ids) == 2 for completions in played.values())
+    assert captured_sizes == [192]  # 130 rows
 
 
-def test_without_graphs_nothing_is_captured(recorded, monkeypatch):
+def test_nothing_is_captured_where_graphs_cannot_be_used(captured_sizes, monkeypatch):
     monkeypatch.setattr(engine_module, "can_capture", lambda config: False)
-    play(engine(max_reply_tokens=3), prompts(5), [[]])
-    assert recorded == []
+    play(make_engine(max_reply_tokens=3), prompts(5), [[]])
+    assert captured_sizes == []
 
 
 def test_rotary_embeddings_that_follow_the_length_are_not_captured():
     config = tiny().config
-    assert graphs.can_capture(config)
+    assert cuda_graphs.can_capture(config)
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     scaled = type(config)(**config.to_dict() | {"rope_parameters": rope})
-    assert not graphs.can_capture(scaled)
+    assert not cuda_graphs.can_capture(scaled)
 
 
-def test_replay_sees_no_python(recorded):
-    """The recorder itself: a value that Python read is as frozen as in a CUDA graph."""
+def test_the_recorder_freezes_what_python_has_read():
+    """A value that Python read while recording stays as it was, as in a CUDA graph."""
     x = torch.tensor([1.0, 2.0])
     replay, out = record(lambda: x * float(x[0]) + x)
-    assert np.allclose(out, [2, 4])
+    assert out.tolist() == [2, 4]
     x += 1
     replay()
-    assert np.allclose(out, [2 * 1 + 2, 3 * 1 + 3])
+    assert out.tolist() == [2 * 1 + 2, 3 * 1 + 3]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
 from mtsql.model.policy import (
@@ -32,7 +33,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("folders") / "good"
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300)
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
     save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder)
     return folder
 

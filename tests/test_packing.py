@@ -1,4 +1,4 @@
-"""The layout of a flat batch, literally; the packing as a property."""
+"""The layout of a flat batch, number by number; properties of the packing."""
 
 import pytest
 from hypothesis import given
@@ -8,23 +8,34 @@ from mtsql.learner.packing import Sample, pack
 
 
 def test_layout_of_a_shared_prompt():
-    """Two samples share the prompt 1 2 3. The first trained token of a sample is predicted by the
-    prompt's last."""
+    """Two samples share the prompt 1 2 3. The first token of a sample is predicted by the prompt's
+    last token."""
     first = Sample(
-        [1, 2, 3], [4, 5, 6, 7], [1, 1, 0, 1], [0.5, 0.5, 0.0, 2.0], [-1.0, -2.0, 0.0, -3.0]
+        prompt_ids=[1, 2, 3],
+        ids=[4, 5, 6, 7],
+        loss_mask=[1, 1, 0, 1],
+        advantages=[0.5, 0.5, 0.0, 2.0],
+        old_logprobs=[-1.0, -2.0, 0.0, -3.0],
     )
-    second = Sample([1, 2, 3], [8, 9], [0, 1], [0.0, -0.5], [0.0, -4.0])
+    second = Sample(
+        prompt_ids=[1, 2, 3],
+        ids=[8, 9],
+        loss_mask=[0, 1],
+        advantages=[0.0, -0.5],
+        old_logprobs=[0.0, -4.0],
+    )
     [batch] = pack([first, second], max_tokens=9)
     #                                 P  P  P  a0 a1 E  a2 E  b0
     assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4]
     assert batch.sources.tolist() == [2, 3, 5, 7]
     assert batch.targets.tolist() == [4, 5, 7, 9]
-    assert batch.trajectory.tolist() == [0, 0, 0, 1]
+    assert batch.trajectory_index.tolist() == [0, 0, 0, 1]
     assert batch.advantages.tolist() == [0.5, 0.5, 2.0, -0.5]
     assert batch.old_logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert batch.ref_logprobs is None
     assert batch.spans == ((0, 3, 3, 7), (0, 3, 7, 9))
+    assert batch.indices == (0, 1)
     assert (batch.num_computed, batch.num_distinct) == (9, 9)
 
 
@@ -41,7 +52,7 @@ def test_best_fit_puts_a_part_where_it_leaves_least_room():
     assert [batch.indices for batch in pack(samples, 10)] == [(1, 2), (0, 3)]
 
 
-def test_what_cannot_be_packed_is_named():
+def test_a_sample_that_cannot_be_packed_is_refused_by_name():
     with pytest.raises(ValueError, match="sample 1 has 6 tokens, more than max_batch_tokens=5"):
         pack([Sample([1], [2], [1]), Sample([1, 2], [3] * 4, [1] * 4)], 5)
     with pytest.raises(ValueError, match="2 ids but 1 loss_mask"):
@@ -52,8 +63,9 @@ def test_what_cannot_be_packed_is_named():
         Sample([], [2], [1])
 
 
-def test_nothing_to_learn_gives_no_batch():
-    assert pack([], 10) == [] == pack([Sample([1], [2, 3], [0, 0])], 10)
+def test_samples_without_a_trained_token_give_no_batch():
+    assert pack([], 10) == []
+    assert pack([Sample([1], [2, 3], [0, 0])], 10) == []
 
 
 prompts = st.sampled_from([(1,), (1, 2), (3, 4, 5)])
@@ -62,19 +74,21 @@ masks = st.lists(st.integers(0, 1), min_size=1, max_size=6)
 
 @given(st.lists(st.tuples(prompts, masks), max_size=12), st.integers(9, 40))
 def test_every_trained_token_is_packed_once_within_the_budget(drawn, max_tokens):
-    samples = [
-        Sample(list(prompt), [100 * k + i for i in range(len(mask))], mask)
-        for k, (prompt, mask) in enumerate(drawn)
-    ]
+    samples = []
+    for k, (prompt, mask) in enumerate(drawn):
+        ids = [100 * k + i for i in range(len(mask))]  # every token has an id of its own
+        samples.append(Sample(list(prompt), ids, mask))
     batches = pack(samples, max_tokens)
     assert all(batch.num_computed <= max_tokens for batch in batches)
     trained = sorted(k for k, sample in enumerate(samples) if sample.num_trained)
     assert sorted(index for batch in batches for index in batch.indices) == trained
     targets = sorted(target for batch in batches for target in batch.targets.tolist())
-    assert targets == sorted(
-        i for s in samples for i, m in zip(s.ids, s.loss_mask, strict=True) if m
-    )
-    distinct = {tuple(samples[k].prompt_ids) for k in trained}
-    assert sum(b.num_distinct for b in batches) == sum(map(len, distinct)) + sum(
-        len(samples[k].ids) for k in trained
-    )
+    expected = []
+    for sample in samples:
+        pairs = zip(sample.ids, sample.loss_mask, strict=True)
+        expected += [id for id, is_trained in pairs if is_trained]
+    assert targets == sorted(expected)
+    prompts_packed = {tuple(samples[k].prompt_ids) for k in trained}
+    num_distinct = sum(len(prompt) for prompt in prompts_packed)
+    num_distinct += sum(len(samples[k].ids) for k in trained)
+    assert sum(batch.num_distinct for batch in batches) == num_distinct

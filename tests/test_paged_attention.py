@@ -1,113 +1,99 @@
-"""Blocks counted by reference; attention over them, on the CPU and by flash-attn, against one written out."""
+"""Attention over blocks, on the CPU and by flash-attn, against attention written out."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from flash_double import attend_causally, stand_in
+from helpers.flash_double import attend_causally, replace_flash_attn
 
-from mtsql.engine import paged_attention as kvcache
-from mtsql.engine.paged_attention import BlockPool, Chunk, PagedContext
+from mtsql.engine.block_visits import BlockVisits
+from mtsql.engine.blocks import BlockPool
+from mtsql.engine.paged_attention import Chunk, step_context
 
 HEADS, KV_HEADS, HEAD_DIM, SIZE = 4, 2, 8, 4
+CPU = torch.device("cpu")
 
 
-def pool(num_blocks: int, dtype=torch.float64) -> BlockPool:
-    return BlockPool(2, num_blocks, SIZE, KV_HEADS, HEAD_DIM, dtype, torch.device("cpu"))
+class Step(NamedTuple):
+    """What a step computes: decoding rows by their tables and lengths, and chunks."""
+
+    name: str
+    num_blocks: int
+    tables: np.ndarray
+    lengths: list[int]
+    chunks: list[Chunk]
 
 
-def test_blocks_come_from_both_ends_and_go_when_nobody_holds_them():
-    ours = pool(6)
-    own, shared = ours.take(2), ours.take(3, from_top=True)
-    assert (own, shared, ours.free) == ([0, 1], [3, 4, 5], [2])
-    ours.share(shared)
-    ours.release(shared)
-    assert ours.free == [2]
-    ours.release(shared + own)
-    assert ours.free == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(RuntimeError, match="asked for 7 blocks of the KV cache, 6 are free"):
-        ours.take(7)
+def steps() -> Iterator[Step]:
+    own = np.array([[5, 3, 9], [2, 0, 0], [7, 1, 0]])
+    yield Step("decoding only", 10, own, [12, 1, 5], [])
+    yield Step("a block just full", 10, own, [8, 4, 8], [])
+    shared = np.array([[11, 10, 0, 1], [11, 10, 2, 0], [11, 10, 3, 0], [9, 8, 4, 0], [9, 8, 5, 0]])
+    yield Step("two groups of unequal size", 12, shared, [14, 12, 9, 10, 11], [])
+    yield Step("far apart", 200, np.array([[0, 199, 1], [0, 100, 0]]), [9, 6], [])
+    chunks = [Chunk(0, 5, 5, np.array([4, 8])), Chunk(5, 8, 11, np.array([1, 2, 3]))]
+    yield Step("chunks only", 10, own[:0], [], chunks)
+    chunk = Chunk(5, 11, 10, np.array([7, 6, 0]))
+    yield Step("rows and a chunk", 12, shared, [14, 12, 9, 10, 11], [chunk])
 
 
-def test_gaps_are_closed_from_both_ends():
-    ours = pool(40)
-    own, shared = ours.take(9), ours.take(6, from_top=True)
-    ours.data[:] = torch.arange(40, dtype=torch.float64)[:, None]  # a block holds its number
-    assert ours.compact() is None
-    ours.release(own[1:7] + shared[2:5])
-    place = ours.compact()
-    assert place[[0, 7, 8]].tolist() == [0, 1, 2] and place[[34, 35, 39]].tolist() == [37, 38, 39]
-    left = place[[0, 7, 8, 34, 35, 39]]
-    assert ours.data[1, 1, left, 0].tolist() == [0, 7, 8, 34, 35, 39]
-    assert sorted({*range(40)} - {*left.tolist()}) == ours.free
-    assert (ours.refs[left] == 1).all() and ours.refs.sum() == 6 and ours.compact() is None
-    ours.release(left.tolist())
-    assert ours.free == list(range(40))
+STEPS = pytest.mark.parametrize("step", list(steps()), ids=lambda step: step.name)
 
 
-def test_copy_takes_every_layer():
-    ours = pool(3)
-    ours.data[:, :, 0] = torch.randn(2, 2, KV_HEADS * SIZE * HEAD_DIM, dtype=torch.float64)
-    ours.copy(0, 2)
-    assert torch.equal(ours.keys[1][2], ours.keys[1][0]) and torch.equal(
-        ours.values[0][2], ours.values[0][0]
-    )
-    assert ours.data.data_ptr() % 64 == 0
-
-
-@pytest.fixture
-def flash_double(monkeypatch):
-    stand_in(monkeypatch, kvcache)
-
-
-def check_step(num_blocks, tables, lengths, chunks, seed=0):
+def check_step(step: Step, use_flash: bool) -> None:
     """One step over a cache full of noise: each token's attention is the dense one of its
     trajectory."""
-    generator = torch.Generator().manual_seed(seed)
-    randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
-    ours = pool(num_blocks)
-    ours.data.copy_(randn(*ours.data.shape))
-    num = len(lengths) + sum(chunk.stop - chunk.start for chunk in chunks)
-    query, key, value = (randn(1, heads, num, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
-    context = PagedContext(ours, tables, np.array(lengths, dtype=np.int64), chunks)
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    pool = BlockPool(
+        2, step.num_blocks, SIZE, KV_HEADS, HEAD_DIM, torch.float64, CPU, use_flash=use_flash
+    )
+    pool.data.copy_(randn(*pool.data.shape))
+    num = len(step.lengths) + sum(chunk.stop - chunk.start for chunk in step.chunks)
+    query = randn(1, HEADS, num, HEAD_DIM)
+    key = randn(1, KV_HEADS, num, HEAD_DIM)
+    value = randn(1, KV_HEADS, num, HEAD_DIM)
+    lengths = np.array(step.lengths, dtype=np.int64)
+    context = step_context(pool, HEADS, step.tables, lengths, step.chunks)
     got = context.attend(1, query, key, value, 0.3)
     assert got.shape == (1, num, HEADS, HEAD_DIM)
-    parts = [(i, i + 1, length, tables[i]) for i, length in enumerate(lengths)]
-    parts += [(chunk.start, chunk.stop, chunk.length, chunk.blocks) for chunk in chunks]
-    for start, stop, length, blocks in parts:
-        keys, values = (
-            cache[1][blocks].transpose(1, 2).flatten(0, 1)[:length]
-            for cache in (ours.keys, ours.values)
-        )
-        new = slice(length - (stop - start), length)
-        torch.testing.assert_close(
-            keys[new], key[0, :, start:stop].transpose(0, 1)
-        )  # it was written there
-        torch.testing.assert_close(values[new], value[0, :, start:stop].transpose(0, 1))
-        expected = attend_causally(query[0, :, start:stop].transpose(0, 1), keys, values, 0.3)
-        torch.testing.assert_close(got[0, start:stop], expected, atol=1e-12, rtol=0)
 
-
-def steps():
-    """(name, blocks in the pool, tables, lengths, chunks) of steps that mix what can be mixed."""
-    own = np.array([[5, 3, 9], [2, 0, 0], [7, 1, 0]])
-    yield "decoding only", 10, own, [12, 1, 5], []
-    yield "a block just full", 10, own, [8, 4, 8], []
-    shared = np.array([[11, 10, 0, 1], [11, 10, 2, 0], [11, 10, 3, 0], [9, 8, 4, 0], [9, 8, 5, 0]])
-    yield "two groups of unequal size", 12, shared, [14, 12, 9, 10, 11], []
-    yield "far apart", 200, np.array([[0, 199, 1], [0, 100, 0]]), [9, 6], []
-    chunks = [Chunk(0, 5, 5, np.array([4, 8])), Chunk(5, 8, 11, np.array([1, 2, 3]))]
-    yield "chunks only", 10, own[:0], [], chunks
-    yield "all at once", 12, shared, [14, 12, 9, 10, 11], [Chunk(5, 11, 10, np.array([7, 6, 0]))]
-
-
-STEPS = pytest.mark.parametrize("step", list(steps()), ids=lambda step: step[0])
+    rows = [Chunk(i, i + 1, length, step.tables[i]) for i, length in enumerate(step.lengths)]
+    for chunk in rows + step.chunks:
+        inside = slice(chunk.start, chunk.stop)
+        keys = pool.keys[1][chunk.blocks].transpose(1, 2).flatten(0, 1)[: chunk.length]
+        values = pool.values[1][chunk.blocks].transpose(1, 2).flatten(0, 1)[: chunk.length]
+        new = slice(chunk.length - (chunk.stop - chunk.start), chunk.length)
+        # The new keys and values were written to their places.
+        torch.testing.assert_close(keys[new], key[0, :, inside].transpose(0, 1))
+        torch.testing.assert_close(values[new], value[0, :, inside].transpose(0, 1))
+        expected = attend_causally(query[0, :, inside].transpose(0, 1), keys, values, 0.3)
+        torch.testing.assert_close(got[0, inside], expected, atol=1e-12, rtol=0)
 
 
 @STEPS
 def test_cpu_attention_equals_dense(step):
-    check_step(*step[1:])
+    check_step(step, use_flash=False)
 
 
 @STEPS
-def test_flash_calls_equal_dense(step, flash_double):
-    check_step(*step[1:])
+def test_flash_attention_equals_dense(step, monkeypatch):
+    replace_flash_attn(monkeypatch)
+    check_step(step, use_flash=True)
+
+
+def test_a_shared_block_is_visited_once_with_all_its_rows():
+    """The drawing in the docstring of `BlockVisits`."""
+    pool = BlockPool(1, 10, SIZE, 1, HEAD_DIM, torch.float32, CPU)
+    pool.take(2)
+    pool.take(2, from_top=True)
+    tables = np.array([[8, 9, 0], [8, 9, 1]])
+    visits = BlockVisits(pool, 1, 2, tables, np.array([11, 10]))
+    assert [visit.blocks for visit in visits.visits] == [slice(0, 2), slice(8, 10)]
+    assert visits.queries.tolist() == [0, 1, 0, 1, 0, 1]
+    assert visits.found.tolist() == [[[2, 4, 0]], [[3, 5, 1]]]

@@ -11,6 +11,7 @@ import train_rl
 import train_sft
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.engine.sampling import SamplingConfig
 from mtsql.model.policy import (
     AdapterConfig,
@@ -42,7 +43,7 @@ TRAINED = train_rl.Config(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300)
+    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from mtsql.agent.protocol import TAGS
 from mtsql.model.attention import PackedContext
 from mtsql.model.policy import (
     AdapterConfig,
@@ -52,7 +53,7 @@ def same_bits(a: dict, b: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300)
+    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,16 @@
-"""Ids and masks written out by hand; agreement with chat templates; data becomes no control id."""
+"""Ids and masks by hand; agreement with chat templates; data never becomes a control id."""
 
 import json
 
 import pytest
+from helpers.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mtsql.model.policy import load_tokenizer
+from mtsql.agent.protocol import TAGS
 from mtsql.model.rendering import Renderer
-from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, TAGS, train_tokenizer
-from tests.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
+from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, train_tokenizer
 
 ANY_TEXT = st.text(
     st.one_of(st.characters(codec="utf-8"), st.sampled_from("ÿĠ \n\t\"'(_aA1"))
@@ -22,7 +22,7 @@ ANY_TEXT = st.text(
 @pytest.fixture(scope="module")
 def embedded() -> PreTrainedTokenizerFast:
     return train_tokenizer(
-        ["SELECT name FROM singer WHERE city = 'New York'", USER["content"]] * 3, 400
+        ["SELECT name FROM singer WHERE city = 'New York'", USER["content"]] * 3, 400, TAGS
     )
 
 
@@ -32,13 +32,14 @@ def renderer(embedded) -> Renderer:
 
 
 def test_ids_and_mask_of_two_steps_by_hand():
-    """256 starts a message, 257 ends it, 258 and 259 are the tags <t> and </t>."""
+    """Id 256 starts a message, 257 ends it, 258 and 259 are the tags <t> and </t>."""
     renderer = Renderer(
         byte_tokenizer(["<|im_start|>", "<|im_end|>"], ["<t>", "</t>"], CHAT_TEMPLATE)
     )
     start, end, tag, untag = 256, 257, 258, 259
     prompt = renderer.render_prompt([{"role": "user", "content": "N?"}], [])
-    first, second = renderer.render_reply("<t>a</t>"), renderer.render_reply("b c")
+    first = renderer.render_reply("<t>a</t>")
+    second = renderer.render_reply("b c")
     observation = renderer.render_observation("4")
     ids = prompt + first + observation + second
     mask = [0] * len(prompt) + [1] * len(first) + [0] * len(observation) + [1] * len(second)
@@ -58,10 +59,13 @@ def test_ids_and_mask_of_two_steps_by_hand():
     assert second == [65, 220, 66, end]
     assert [i for i, m in enumerate(mask) if m] == [21, 22, 23, 24, 79, 80, 81, 82]
     assert renderer.show_mask(ids, mask) == (
-        "<|im_start|>user\nN?<|im_end|>\n<|im_start|>assistant\n[[<t>a</t><|im_end|>]]\n<|im_start|>user\n"
-        "<tool_response>\n4\n</tool_response><|im_end|>\n<|im_start|>assistant\n[[b c<|im_end|>]]"
+        "<|im_start|>user\nN?<|im_end|>\n"
+        "<|im_start|>assistant\n[[<t>a</t><|im_end|>]]\n"
+        "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n[[b c<|im_end|>]]"
     )
-    assert renderer.decode(first) == "<t>a</t>" and renderer.decode(second[:-1]) == "b c"
+    assert renderer.decode(first) == "<t>a</t>"
+    assert renderer.decode(second[:-1]) == "b c"
     assert second[:-1] + renderer.close_reply() == second
 
 
@@ -105,7 +109,7 @@ def test_dialogue_only_grows_and_reads_like_the_template(embedded, renderer, que
 
 @settings(max_examples=200, deadline=None)
 @given(text=ANY_TEXT)
-def test_foreign_text_has_no_added_token_and_comes_back(embedded, renderer, text):
+def test_data_has_no_added_token_and_is_decoded_unchanged(embedded, renderer, text):
     empty = renderer.render_observation("")
     ids = renderer.render_observation(text)
     added = set(embedded.added_tokens_decoder)
@@ -121,34 +125,6 @@ def test_replies_keep_tags_as_ids_but_never_control_tokens(embedded, renderer, t
     assert not set(ids[:-1]) & set(embedded.convert_tokens_to_ids(list(CONTROL)))
     for tag in TAGS:
         assert ids.count(embedded.convert_tokens_to_ids(tag)) == text.count(tag)
-
-
-def test_a_word_is_the_same_token_wherever_it_stands(embedded, renderer):
-    encode = renderer.render_observation
-    word = embedded.encode(" singer")
-    assert len(word) == 1
-    for text in (
-        "singer(x)",
-        "(singer",
-        "a.singer",
-        "the_singer",
-        "'singer'",
-        "\nsinger",
-        "1singer",
-    ):
-        assert word[0] in encode(text), text
-
-
-def test_embedded_tokenizer_reloads_equal(embedded, tmp_path):
-    embedded.save_pretrained(tmp_path)
-    again = load_tokenizer(str(tmp_path))
-    text = "SELECT count(*) FROM été <think> ' ÿ"
-    prompts = [
-        Renderer(t).render_prompt([USER | {"content": text}], TOOLS) for t in (embedded, again)
-    ]
-    assert prompts[0] == prompts[1]
-    with pytest.raises(ValueError, match="vocab_size is 100"):
-        train_tokenizer([], 100)
 
 
 LLAMA_TEMPLATE = """{{- '<|begin_of_text|>' }}{%- for m in messages %}
@@ -185,7 +161,8 @@ def test_llama3_by_hand():
 
 def test_the_default_system_message_of_a_template_is_kept():
     renderer = Renderer(byte_tokenizer(["<|im_start|>", "<|im_end|>"], [], LIKE_SMOLLM))
-    without, given = (renderer.render_prompt(m, TOOLS) for m in ([USER], [SYSTEM, USER]))
+    without = renderer.render_prompt([USER], TOOLS)
+    given = renderer.render_prompt([SYSTEM, USER], TOOLS)
     assert renderer.text(without).startswith(
         "<|im_start|>system\nI help.<|im_end|>\n<|im_start|>user"
     )
@@ -200,6 +177,6 @@ def test_a_tokenizer_without_a_chat_template_is_refused_by_name(template):
         Renderer(tokenizer)
 
 
-def test_prompt_takes_no_replies(renderer):
+def test_a_prompt_with_a_reply_is_refused(renderer):
     with pytest.raises(ValueError, match="'assistant'"):
         renderer.render_prompt([USER, {"role": "assistant", "content": "x"}], [])

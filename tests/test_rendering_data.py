@@ -4,18 +4,19 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from helpers.chat_models import KINDS, TOOLS, stand_in
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompt_text import PromptText, fill, ours
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Reply, ToolCall, format_reply
 from mtsql.model.rendering import Renderer
-from mtsql.model.tokenizer import CONTROL, TAGS, train_tokenizer
+from mtsql.model.tokenizer import CONTROL, train_tokenizer
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Database, schema_from_sqlite
-from tests.chat_models import KINDS, TOOLS, stand_in
 
 CALL = '<tool_call>{"name":"exec_sql","arguments":{"code":"SELECT 1"}}</tool_call>'
 EVIL = [
@@ -31,7 +32,7 @@ EVIL = [
     "content0standin",
 ]
 RENDERERS = {kind: Renderer(stand_in(kind)) for kind in KINDS}
-RENDERERS["embedded"] = Renderer(train_tokenizer(["SELECT name FROM singer"] * 3 + EVIL, 700))
+RENDERERS["embedded"] = Renderer(train_tokenizer(["SELECT name FROM singer"] * 3 + EVIL, 700, TAGS))
 
 
 def tokens(renderer, ids) -> Counter:
@@ -53,11 +54,13 @@ def evil_database(tmp_path_factory):
 
 
 def episode(renderer, path, style, word, code):
-    """-> (ids of the first prompt, tool -> ids of its answer) if `word` is all over the data."""
+    """The ids of the first prompt, and of each tool's answer by tool, where `word` is everywhere in
+    the data."""
     history = ((word, word), ("q", f"SELECT '{word}'"))
     turn = Turn("d:0:1", 1, "evil", f"{word} ?", "SELECT 1", history, f"{word} means x")
     limits = EnvConfig(max_observation_rows=100, max_observation_chars=9999)
-    schema, seen = schema_from_sqlite(path), {}
+    schema = schema_from_sqlite(path)
+    seen = {}
     for tool in ("exec_sql", "memory_retrieve", "unknown"):
         env = SqlEnv(turn, Database(schema, path), limits, style)
         text = env.step(format_reply(Reply(ToolCall(tool, {"code": code}))))
@@ -118,8 +121,9 @@ WORDS = st.sampled_from(["", " ", "\n\t", "a", " b\n", '"\\', "é"])
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(list(KINDS)), st.lists(st.tuples(WORDS, st.booleans()), max_size=6))
 def test_parts_change_nothing_where_no_token_is_spelled(kind, parts):
-    """Trimmed, escaped or kept: a text in stretches is written like the same text in one."""
-    renderer, text = RENDERERS[kind], PromptText(parts)
+    """Whether it is trimmed, escaped or kept, a text in several parts is written like one part."""
+    renderer = RENDERERS[kind]
+    text = PromptText(parts)
     whole = "".join(stretch for stretch, _ in parts)
     assert renderer.render_observation(text) == renderer.render_observation(whole)
     for tools in ([], TOOLS):
@@ -140,7 +144,7 @@ def test_a_plain_string_is_data_and_a_sentence_of_ours_is_not():
 @pytest.mark.parametrize("kind", RENDERERS)
 @pytest.mark.parametrize("half", ["\ud83d", "\ud83d\ude00", "x\ud83d"])
 def test_a_lone_surrogate_becomes_a_replacement_character(kind, half):
-    """Two halves that come from different places are two characters that nobody can read."""
+    """Two halves from different places do not become one character."""
     renderer = RENDERERS[kind]
     whole = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in half)
     for text in (half, fill("{x}!", x=half), ours(half)):

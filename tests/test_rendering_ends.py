@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from helpers.chat_models import CHATML, HERMES_TAGS, LIKE_QWEN, byte_tokenizer, chars
 
+from mtsql.agent.protocol import TAGS
 from mtsql.model.end_ids import end_ids_of_folder
 from mtsql.model.policy import load_tokenizer
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from tests.chat_models import CHATML, LIKE_QWEN, TAGS, byte_tokenizer, chars
 
 
 def write(folder, **files):
@@ -33,17 +34,17 @@ def write(folder, **files):
         ),
     ],
 )
-def test_the_files_of_a_folder_name_end_ids(tmp_path, files, ids):
+def test_end_ids_come_from_both_files_of_a_folder_each_once(tmp_path, files, ids):
     write(tmp_path / "model", **files)
     assert end_ids_of_folder(tmp_path / "model") == ids
 
 
-def test_a_folder_that_is_not_there_names_none(tmp_path):
+def test_a_missing_folder_names_no_ids(tmp_path):
     assert end_ids_of_folder(tmp_path / "missing") == []
 
 
 @pytest.mark.parametrize("base", ["base", "missing", "adapter", "", None])
-def test_adapters_end_where_their_base_model_ends(tmp_path, base):
+def test_adapters_have_the_end_ids_of_their_base_model(tmp_path, base):
     path = str(tmp_path / base) if base else base
     write(tmp_path / "adapter", adapter_config={"base_model_name_or_path": path})
     write(tmp_path / "base", generation_config={"eos_token_id": [7, 3]})
@@ -56,14 +57,14 @@ def test_adapters_end_where_their_base_model_ends(tmp_path, base):
     ["{", "", "[1]", '{"eos_token_id": NaN}', "[" * 9999]
     + [json.dumps({"eos_token_id": bad}) for bad in ("2", -1, 1.5, True, [1, "2"], {"a": 1})],
 )
-def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
+def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, name, content):
     write(tmp_path / "model", **{name: content})
     with pytest.raises(ValueError, match=rf"^model.path .*model.{name}.json: [^\n]*$"):
         end_ids_of_folder(tmp_path / "model")
 
 
-def test_a_loaded_tokenizer_ends_where_its_folder_says(tmp_path):
-    train_tokenizer(["SELECT name FROM singer"], 300).save_pretrained(tmp_path)
+def test_a_renderer_stops_at_the_end_ids_of_the_folder(tmp_path):
+    train_tokenizer(["SELECT name FROM singer"], 300, TAGS).save_pretrained(tmp_path)
     usual = Renderer(load_tokenizer(str(tmp_path))).stop_ids
     further = load_tokenizer(str(tmp_path)).convert_tokens_to_ids("<answer_sql>")
     write(tmp_path, generation_config={"eos_token_id": [further, *usual]})
@@ -75,8 +76,8 @@ def test_a_loaded_tokenizer_ends_where_its_folder_says(tmp_path):
         Renderer(load_tokenizer(str(tmp_path)))
 
 
-def test_what_ends_a_reply_is_not_a_part_of_it_unless_it_is_a_tag(tmp_path):
-    tokenizer = byte_tokenizer(CHATML, TAGS, LIKE_QWEN)
+def test_decode_leaves_out_a_stop_id_unless_it_is_a_tag(tmp_path):
+    tokenizer = byte_tokenizer(CHATML, HERMES_TAGS, LIKE_QWEN)
     end_of_text, end, tag = tokenizer.convert_tokens_to_ids(
         ["<|endoftext|>", "<|im_end|>", "</tool_call>"]
     )

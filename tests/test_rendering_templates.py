@@ -1,4 +1,4 @@
-"""Prompts and exchanges have the ids of the model's own chat template, whatever its habits."""
+"""Prompts and exchanges have the ids of the model's own chat template, for many templates."""
 
 import json
 import re
@@ -6,6 +6,19 @@ import time
 from datetime import datetime
 
 import pytest
+from helpers.chat_models import (
+    CHATML,
+    HERMES_TAGS,
+    KINDS,
+    LIKE_LLAMA,
+    LIKE_QWEN,
+    LIKE_SMOLLM,
+    SYSTEM,
+    TOOLS,
+    USER,
+    byte_tokenizer,
+    stand_in,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +26,7 @@ from mtsql import workbench
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.model import chat_template
 from mtsql.model.chat_template import TEMPLATE_DATE, on_fixed_date
@@ -24,19 +38,6 @@ from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Column, Database, Schema, Table
 from mtsql.toyworld.world import WorldConfig
-from tests.chat_models import (
-    CHATML,
-    KINDS,
-    LIKE_LLAMA,
-    LIKE_QWEN,
-    LIKE_SMOLLM,
-    SYSTEM,
-    TAGS,
-    TOOLS,
-    USER,
-    byte_tokenizer,
-    stand_in,
-)
 
 SCHEMA = Schema("shop", (Table("singer", (Column("name", "text"), Column("age", "integer"))),))
 TURN = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", (("who ?", "SELECT name"),))
@@ -56,13 +57,14 @@ def theirs(renderer, messages, tools):
     )
 
 
-def made_up_episode(style, **limits):
+def sample_episode(style, **limits):
     return sample_exchange(SqlEnv(TURN, Database(SCHEMA, None), EnvConfig(**limits), style))
 
 
 def play(renderer, messages, tools, steps):
-    """-> (ids of the whole exchange, the same as messages)."""
-    ids, conversation = renderer.render_prompt(messages, tools), list(messages)
+    """The ids of the whole exchange, and the same exchange as messages."""
+    ids = renderer.render_prompt(messages, tools)
+    conversation = list(messages)
     role = renderer._template.result_role
     for reply, result in steps:
         ids = ids + renderer.render_reply(reply) + renderer.render_observation(result)
@@ -76,7 +78,7 @@ def play(renderer, messages, tools, steps):
 @pytest.mark.parametrize("limits", [{}, {"tools": ("memory_retrieve",)}, {"max_replies": 1}])
 def test_an_episode_has_the_ids_of_the_template(kind, style, limits):
     renderer = RENDERERS[kind]
-    messages, tools, steps = made_up_episode(style, **limits)
+    messages, tools, steps = sample_episode(style, **limits)
     ids, conversation = play(renderer, messages, tools, steps)
     assert renderer.render_prompt(messages, tools) == theirs(renderer, messages, tools)
     assert ids == theirs(renderer, conversation, tools)
@@ -86,8 +88,9 @@ def test_an_episode_has_the_ids_of_the_template(kind, style, limits):
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(list(KINDS)), DIRTY, DIRTY, st.booleans(), st.lists(st.tuples(DIRTY, DIRTY)))
 def test_contents_are_changed_as_the_template_changes_them(kind, system, question, offers, steps):
-    """White space at the ends, quotes and backslashes: trimmed, escaped or kept, as they are."""
-    renderer, tools = RENDERERS[kind], TOOLS if offers else []
+    """White space at the ends, quotes and backslashes are trimmed, escaped or kept."""
+    renderer = RENDERERS[kind]
+    tools = TOOLS if offers else []
     messages = [USER | {"content": question}]
     if system and kind != "gemma":
         messages.insert(0, {"role": "system", "content": system})
@@ -98,8 +101,9 @@ def test_contents_are_changed_as_the_template_changes_them(kind, system, questio
 
 @pytest.mark.parametrize("tools", [[], TOOLS, TOOLS * 2])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma"])
-def test_roles_and_tools_are_cut_separately(kind, tools):
-    renderer, again = RENDERERS[kind], USER | {"content": "And?"}
+def test_prompts_of_different_roles_and_tools_do_not_mix(kind, tools):
+    renderer = RENDERERS[kind]
+    again = USER | {"content": "And?"}
     for messages in ([USER], [SYSTEM, USER], [USER, again], [SYSTEM, USER, again], [USER]):
         assert renderer.render_prompt(messages, tools) == theirs(renderer, messages, tools)
 
@@ -114,7 +118,7 @@ REPLIES = [
 
 
 def as_message(reply: Reply) -> dict:
-    """The reply as a client of a server would send it back."""
+    """The reply as a message with thought, content and a call in separate fields."""
     verdicts = (("exec_verify", reply.exec_verdict), ("memory_verify", reply.memory_verdict))
     content = [f"<{tag}>{verdict.value}</{tag}>" for tag, verdict in verdicts if verdict]
     call = {"name": reply.action.name, "arguments": reply.action.arguments}
@@ -130,8 +134,9 @@ def as_message(reply: Reply) -> dict:
     ("kind", "as_string"), [("qwen", False), ("embedded", False), ("embedded", True)]
 )
 def test_a_reply_has_the_ids_of_a_message_with_thought_content_and_calls(kind, as_string):
-    """For templates in the Hermes form; the embedded model's takes arguments as a string too."""
-    embedded = train_tokenizer(["SELECT name FROM singer"], 400)
+    """This holds for templates in the Hermes form. The embedded model's template also takes
+    arguments as a string."""
+    embedded = train_tokenizer(["SELECT name FROM singer"], 400, TAGS)
     renderer = RENDERERS["qwen"] if kind == "qwen" else Renderer(embedded)
     ids, conversation = renderer.render_prompt([USER], TOOLS), [USER]
     for reply in REPLIES:
@@ -145,7 +150,7 @@ def test_a_reply_has_the_ids_of_a_message_with_thought_content_and_calls(kind, a
 
 
 def test_the_embedded_template_takes_several_calls_and_a_missing_content():
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 400)
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], 400, TAGS)
     call = {"name": 'a"b', "arguments": {"code": "x"}}
     messages = [
         USER,
@@ -167,7 +172,7 @@ def test_the_embedded_template_takes_several_calls_and_a_missing_content():
         assert '{"name": "a", "arguments": {}}\n</tool_call>' in text
 
 
-def test_a_prompt_that_opens_the_thought_is_gone_on_with():
+def test_a_reply_continues_the_thought_that_the_prompt_has_opened():
     renderer = RENDERERS["opened"]
     assert renderer.text(renderer.render_prompt([USER], [])).endswith("assistant\n<think>\n")
     spoken = renderer.decode(renderer.render_reply("<think>\nHm.\n</think>\n\nYes."))
@@ -196,8 +201,8 @@ def test_the_date_is_fixed_and_everything_else_of_the_template_stays():
             assert fixed == usual.replace(now, TEMPLATE_DATE.strftime("%Y-%m-%d %B %-d %a"))
 
 
-def test_a_template_for_tools_beside_the_default_one_is_used_for_tools():
-    tokenizer = byte_tokenizer(CHATML, TAGS, {"default": LIKE_SMOLLM, "tool_use": LIKE_QWEN})
+def test_a_tokenizer_with_a_template_for_tools_uses_it_for_tools():
+    tokenizer = byte_tokenizer(CHATML, HERMES_TAGS, {"default": LIKE_SMOLLM, "tool_use": LIKE_QWEN})
     renderer = Renderer(tokenizer)
     assert renderer.render_prompt([USER], TOOLS) == tokenizer.apply_chat_template(
         [USER], tools=TOOLS, add_generation_prompt=True, return_dict=False
@@ -205,7 +210,7 @@ def test_a_template_for_tools_beside_the_default_one_is_used_for_tools():
     assert "I help." in renderer.text(renderer.render_prompt([USER], []))
 
 
-def test_a_template_that_looks_at_the_contents_is_named():
+def test_a_template_that_changes_contents_is_reported():
     template = LIKE_SMOLLM.replace("+ m['content']", "+ m['content'].replace('many', 'few')")
     renderer = Renderer(byte_tokenizer(CHATML, [], template))
     assert renderer.template_difference([USER], []) is None
@@ -263,7 +268,7 @@ def test_a_template_that_never_ends_is_refused(monkeypatch):
     assert time.monotonic() - start < 10
 
 
-def test_no_template_runs_once_its_pieces_are_cut(monkeypatch):
+def test_a_template_does_not_run_again_once_it_is_split(monkeypatch):
     renderer = Renderer(byte_tokenizer(*KINDS["llama"][:2], LIKE_LLAMA))
     first = renderer.render_prompt([USER], TOOLS), renderer.render_observation("4")
     monkeypatch.setattr(renderer.tokenizer, "apply_chat_template", None)

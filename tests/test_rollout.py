@@ -7,6 +7,7 @@ import pytest
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Completion, SamplingConfig, StopReason
 from mtsql.model.rendering import Renderer
@@ -36,7 +37,7 @@ def db_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def renderer():
     return Renderer(
-        train_tokenizer([GOLD, "which singers are from the usa ? user assistant"] * 20, 420)
+        train_tokenizer([GOLD, "which singers are from the usa ? user assistant"] * 20, 420, TAGS)
     )
 
 

@@ -14,6 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Completion, Engine, EngineConfig, SamplingConfig, StopReason
 from mtsql.model.attention import register_attention
@@ -45,7 +46,7 @@ def db_path(tmp_path_factory):
 def renderer():
     return Renderer(
         train_tokenizer(
-            [GOLD, RUNAWAY, "which singers are older than 26 ? user assistant"] * 20, 420
+            [GOLD, RUNAWAY, "which singers are older than 26 ? user assistant"] * 20, 420, TAGS
         )
     )
 

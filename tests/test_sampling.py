@@ -1,4 +1,4 @@
-"""Noise that belongs to a key and a position; samples that follow the log-probs recorded with them."""
+"""Noise belongs to a key and a position; samples follow the log-probs recorded with them."""
 
 import numpy as np
 import pytest
@@ -16,48 +16,52 @@ from mtsql.engine.sampling import SamplingConfig, hash_key, sample, uniform
         (dict(max_reply_tokens=0), "must be at least 1"),
     ],
 )
-def test_bad_sampling_is_refused(flags, message):
+def test_settings_that_cannot_work_are_refused_by_name(flags, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**flags)
 
 
-def test_noise_is_uniform_and_keyed():
-    hashed = np.array(
-        [hash_key((1, 2, turn, i)) for turn in range(50) for i in range(20)], dtype=np.uint64
-    )
+def test_noise_is_uniform_and_differs_by_key_and_position():
+    keys = [(1, 2, turn, i) for turn in range(50) for i in range(20)]
+    hashed = np.array([hash_key(key) for key in keys], dtype=np.uint64)
     noise = np.stack([uniform(hashed, np.full(1000, position)) for position in range(20)])
-    assert len(np.unique(noise)) == noise.size and 0 <= noise.min() and noise.max() < 1
+    assert len(np.unique(noise)) == noise.size
+    assert 0 <= noise.min() and noise.max() < 1
     counts, _ = np.histogram(noise, bins=20, range=(0, 1))
-    assert (
-        (counts - 1000) ** 2 / 1000
-    ).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
+    chi_square = ((counts - 1000) ** 2 / 1000).sum()
+    assert chi_square < 43.8  # 19 degrees of freedom, p = 0.001
     assert abs(np.corrcoef(noise[0], noise[1])[0, 1]) < 0.1
-    assert hash_key((1, 2, 3, 4)) != hash_key((2, 1, 3, 4)) and hash_key((-1, 0, 0, 1 << 63)) >= 0
 
 
-def test_samples_follow_the_recorded_distribution():
+def test_the_order_of_a_key_counts_and_any_integer_may_be_a_part():
+    assert hash_key((1, 2, 3, 4)) != hash_key((2, 1, 3, 4))
+    assert hash_key((-1, 0, 0, 1 << 63)) >= 0
+
+
+@pytest.mark.parametrize(
+    "flags, drawn",
+    [
+        (dict(), {0, 1, 2, 4, 5}),
+        (dict(temperature=0.5), {0, 1, 2, 4, 5}),
+        (dict(top_k=2), {0, 4}),
+        (dict(top_p=0.7), {0, 4}),
+        (dict(top_k=3, top_p=0.5), {0}),
+    ],
+)
+def test_samples_follow_the_recorded_distribution(flags, drawn):
     logits = torch.tensor([[2.0, 1.0, 0.0, -torch.inf, 1.5, -1.0]])
     noise = torch.arange(20_000, dtype=torch.float64) / 20_000
-    for flags in (
-        dict(),
-        dict(temperature=0.5),
-        dict(top_k=2),
-        dict(top_p=0.7),
-        dict(top_k=3, top_p=0.5),
-    ):
-        ids, logprobs = sample(logits.expand(len(noise), -1), SamplingConfig(**flags), noise)
-        for token in ids.unique():
-            share = (ids == token).double().mean().item()
-            assert share == pytest.approx(logprobs[ids == token][0].exp().item(), abs=2e-4)
-    assert set(
-        sample(logits.expand(len(noise), -1), SamplingConfig(top_k=2), noise)[0].tolist()
-    ) == {0, 4}
+    ids, logprobs = sample(logits.expand(len(noise), -1), SamplingConfig(**flags), noise)
+    assert set(ids.tolist()) == drawn
+    for token in ids.unique():
+        share = (ids == token).double().mean().item()
+        assert share == pytest.approx(logprobs[ids == token][0].exp().item(), abs=2e-4)
 
 
-def test_noise_next_to_one_picks_a_possible_token():
+def test_noise_next_to_one_draws_a_possible_token():
     logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     logits[:, 900:] = -torch.inf
-    ids, logprobs = sample(
-        logits, SamplingConfig(), torch.full((4,), 1 - 2.0**-53, dtype=torch.float64)
-    )
-    assert (ids < 900).all() and logprobs.isfinite().all()
+    noise = torch.full((4,), 1 - 2.0**-53, dtype=torch.float64)
+    ids, logprobs = sample(logits, SamplingConfig(), noise)
+    assert (ids < 900).all()
+    assert logprobs.isfinite().all()

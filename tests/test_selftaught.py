@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import train_sft
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.model.rendering import Renderer
@@ -133,7 +134,7 @@ def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limit
     write_toy_world(folder, 0, WorldConfig(2, 1, 10, 1, 1))
     corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")
     texts = list(_texts(corpus, DataConfig(toy_folder=str(folder)), limits, style))
-    renderer = Renderer(train_tokenizer(texts, 600))
+    renderer = Renderer(train_tokenizer(texts, 600, TAGS))
 
     def make_env(turn):
         schema, db_path = corpus.databases[turn.db_id].schema, corpus.databases[turn.db_id].path

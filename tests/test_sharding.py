@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, policy_loss
 from mtsql.learner.packing import Sample
@@ -185,7 +186,7 @@ def assert_same_folder(one: Path, other: Path, abs=1e-5):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], SIZE.vocab_size)
+    tokenizer = train_tokenizer(["SELECT name FROM singer"], SIZE.vocab_size, TAGS)
     save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder / "base")
     return str(folder / "base")
 

@@ -15,6 +15,7 @@ import eval as eval_script
 import train_rl
 import train_sft
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, check_engine
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
@@ -46,7 +47,7 @@ TOKEN_BYTES = 2 * 2 * 1 * 8 * 4  # keys and values, layers, heads, head_dim, flo
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300)
+    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
 
 
 @pytest.fixture

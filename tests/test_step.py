@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, denominator, policy_loss, with_gradient
 from mtsql.learner.packing import Sample, pack
@@ -38,7 +39,7 @@ LOSS = LossConfig(kl_coef=0)
 
 def prepared(accelerator, lr=1e-2, offload=False):
     """(policy, wrapped module, optimizer, its config) of a tiny model."""
-    policy = build_embedded(train_tokenizer(["words"] * 9, SIZE.vocab_size), SIZE, seed=1)
+    policy = build_embedded(train_tokenizer(["words"] * 9, SIZE.vocab_size, TAGS), SIZE, seed=1)
     config = OptimConfig(lr=lr, offload=offload)
     module = PolicyModule(policy)
     return policy, *accelerator.prepare(module, make_optimizer(module, config)), config

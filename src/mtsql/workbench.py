@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtsql.agent import prompt_text, prompts
+from mtsql.agent import prompt_text, prompts, protocol
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.exchange import sample_exchange
@@ -173,7 +173,8 @@ def set_up(
                 "name a model folder"
             )
         corpus = corpora.get("train") or load_split(data, "train")
-        tokenizer = train_tokenizer(_texts(corpus, data, env, style), model.embedded.vocab_size)
+        texts = _texts(corpus, data, env, style)
+        tokenizer = train_tokenizer(texts, model.embedded.vocab_size, protocol.TAGS)
         policy = build_embedded(tokenizer, model.embedded, seed)
     bench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
     split = next(iter(corpora))
@@ -205,7 +206,7 @@ def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> It
     for turn in corpus.turns:
         replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
         yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)
-    for module in (rendering, chat_template, tokenizing, prompts, prompt_text):
+    for module in (rendering, chat_template, tokenizing, prompts, prompt_text, protocol):
         yield Path(module.__file__).read_text(encoding="utf-8")
 
 

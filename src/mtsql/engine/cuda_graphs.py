@@ -1,75 +1,91 @@
-"""Decode steps as CUDA graphs: one launch a step instead of some hundreds, lest a GPU wait for Python.
+"""Decode steps as CUDA graphs: one launch a step instead of some hundreds, so that a GPU does not
+wait for Python.
 
-A graph repeats the same kernels on the same addresses. So what changes from step to step lies in one tensor of
-whole numbers, a line for each row, that is filled anew and read by the captured kernels. There is a graph for
-each size of a ladder of batch sizes and table widths; a step takes the next larger one, with its first row
-repeated on the lines that are left (which writes the same key and value to the same place again). Graphs are
-captured when first needed and last as long as the engine, that is for one rollout: weights may lie elsewhere in
-the next.
+A graph repeats the same kernels on the same addresses. So everything that changes from step to step
+is in one tensor of integers, a line for each row, which is filled anew before each replay and read
+by the captured kernels. There is one graph for each size of a ladder of batch sizes and table
+widths. A step takes the next larger one; the lines left over repeat its first row, which writes the
+same key and value to the same place again. Graphs are captured when they are first needed and last
+as long as the engine, that is for one rollout: the next one may have its weights elsewhere.
 
 R rows of a step, N >= R lines, B blocks in a line's table.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtsql.engine.paged_attention import BlockPool, PagedContext
+from mtsql.engine.blocks import BlockPool
+from mtsql.engine.paged_attention import FlashContext
 
 LADDER_STEP = 64  # batch sizes: powers of two up to this, then its multiples
-WARM_UPS = (
-    2  # runs before a capture: lazily made handles and autocast's copies must not fall into it
-)
+WARM_UPS = 2  # runs before a capture, which must not record lazily made handles and autocast copies
+HEADER = 4  # integers of a line before its block table: id, position, block, offset
 
 
-class TableContext(PagedContext):
-    """A decode step whose places all come from one device tensor."""
+class TableContext(FlashContext):
+    """The attention of a decode step that reads all its places from one device tensor."""
 
     def __init__(self, pool: BlockPool, lines: Tensor):
-        """lines (N, 4 + B) int64: id, position, block and offset of the new token, then the row's
-        block table."""
-        _, positions, blocks, offsets = lines[:, :4].unbind(1)
-        self.pool, self.chunks, self.num_rows, self.use_flash = pool, [], len(lines), True
-        self.places = [
-            blocks,
-            torch.arange(pool.num_kv_heads, device=lines.device)[:, None],
-            offsets,
-        ]
-        self.tables = lines[:, 4:].to(torch.int32)
-        self.lengths = (positions + 1).to(torch.int32)
+        """lines (N, HEADER + B) int64: id of the new token, its position, the block and the offset
+        where its key and value go, and the row's block table."""
+        _, positions, blocks, offsets = lines[:, :HEADER].unbind(1)
+        heads = torch.arange(pool.num_kv_heads, device=lines.device)[:, None]
+        tables = lines[:, HEADER:].to(torch.int32)
+        lengths = (positions + 1).to(torch.int32)
+        super().__init__(pool, [blocks, heads, offsets], tables, lengths, chunks=None)
+
+
+class Graph(NamedTuple):
+    """A captured decode step: what it reads, how to run it, where its result is."""
+
+    lines: Tensor  # (N, HEADER + B)
+    replay: Callable[[], object]
+    hidden: Tensor  # (N, width)
 
 
 class DecodeGraphs:
-    """Runs decode-only steps of one engine; see the module's docstring."""
+    """Runs the steps of one engine in which rows only decode; see the module's docstring."""
 
     def __init__(self, decoder: torch.nn.Module, pool: BlockPool):
         self.decoder = decoder
         self.pool = pool
-        self.captured: dict[tuple[int, int], tuple[Tensor, Callable[[], object], Tensor]] = {}
+        self.captured: dict[tuple[int, int], Graph] = {}  # by (N, B)
 
     def run(self, ids: list[int], tables: np.ndarray, lengths: np.ndarray) -> Tensor:
         """Last hidden states (R, width) of rows whose newest ids (R,) are `ids`; `tables` (R,
-        blocks) and `lengths` (R,) as for `PagedContext`. Valid until the next run."""
+        blocks) and `lengths` (R,) as for `step_context`. Valid until the next run."""
         num_rows, width = tables.shape
-        many = num_rows > LADDER_STEP
-        key = -(-num_rows // LADDER_STEP) * LADDER_STEP if many else _power(num_rows), _power(width)
-        last, block_size = lengths - 1, self.pool.block_size
-        lines = np.zeros((key[0], 4 + key[1]), dtype=np.int64)
-        own = lines[:num_rows]
-        own[:, 0], own[:, 1], own[:, 3] = ids, last, last % block_size
-        own[:, 2] = tables[np.arange(num_rows), last // block_size]
-        own[:, 4 : 4 + width] = tables
+        size = (_next_batch_size(num_rows), _next_power(width))
+        new_lines = torch.from_numpy(self._make_lines(size, ids, tables, lengths))
+        if size not in self.captured:
+            lines = new_lines.to(self.pool.data.device)
+            replay, hidden = capture(lambda: self._forward(lines))
+            self.captured[size] = Graph(lines, replay, hidden)
+        graph = self.captured[size]
+        graph.lines.copy_(new_lines, non_blocking=True)
+        graph.replay()
+        return graph.hidden[:num_rows]
+
+    def _make_lines(
+        self, size: tuple[int, int], ids: list[int], tables: np.ndarray, lengths: np.ndarray
+    ) -> np.ndarray:
+        """The lines (N, HEADER + B) of a step, for a graph of this size."""
+        num_rows, width = tables.shape
+        block_size = self.pool.block_size
+        last = lengths - 1
+        lines = np.zeros((size[0], HEADER + size[1]), dtype=np.int64)
+        rows = lines[:num_rows]
+        rows[:, 0] = ids
+        rows[:, 1] = last
+        rows[:, 2] = tables[np.arange(num_rows), last // block_size]
+        rows[:, 3] = last % block_size
+        rows[:, HEADER : HEADER + width] = tables
         lines[num_rows:] = lines[0]
-        new = torch.from_numpy(lines)
-        if key not in self.captured:
-            lines_there = new.to(self.pool.data.device)
-            self.captured[key] = lines_there, *capture(lambda: self._forward(lines_there))
-        lines_there, replay, hidden = self.captured[key]
-        lines_there.copy_(new, non_blocking=True)
-        replay()
-        return hidden[:num_rows]
+        return lines
 
     def _forward(self, lines: Tensor) -> Tensor:
         """lines (N, 4 + B) -> (N, width)."""
@@ -83,8 +99,8 @@ class DecodeGraphs:
 
 
 def capture(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """Record what `run` does on the GPU: a function that does it again, and the tensor its result
-    will be in."""
+    """Record what `run` does on the GPU. Returns a function that does it again, and the tensor that
+    holds its result."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -97,7 +113,14 @@ def capture(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     return graph.replay, result
 
 
-def _power(num: int) -> int:
+def _next_batch_size(num: int) -> int:
+    """The smallest batch size of the ladder that is not below `num`."""
+    if num <= LADDER_STEP:
+        return _next_power(num)
+    return -(-num // LADDER_STEP) * LADDER_STEP
+
+
+def _next_power(num: int) -> int:
     """The smallest power of two that is not below `num`."""
     return 1 << (num - 1).bit_length()
 

@@ -1,7 +1,8 @@
 """What is sampled, and from which noise. R rows, V vocabulary.
 
-The noise of a token is a hash of who it is (seed, update, turn, sample, position), not the state of a
-generator, so a trajectory comes out the same alone, in any batch, after a pre-emption and on any rank.
+The noise of a token is a hash of who it is (seed, update, turn, sample, position), not the state of
+a generator, so a trajectory comes out the same alone, in any batch, after a preemption and on any
+rank.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch import Tensor
 NoiseKey = tuple[int, int, int, int]  # seed, update, turn, sample
 
 CPU_ELEMENTS = 1 << 18
-"""Logits looked at together on a CPU: what is made of them then stays in its cache (twice as
-fast)."""
+"""Logits sampled together on a CPU: their intermediate results then stay in its cache, which is
+twice as fast."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -27,7 +28,7 @@ class SamplingConfig:
     Attributes:
         temperature: 0 takes the most probable token.
         top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
-        top_k: keep so many of the most probable tokens; 0 keeps all.
+        top_k: keep this many of the most probable tokens; 0 keeps all.
         max_reply_tokens: tokens one reply may have, its stop id included.
         max_trajectory_tokens: tokens a trajectory may have after its prompt, observations included.
     """
@@ -61,40 +62,44 @@ def hash_key(key: NoiseKey) -> int:
     """Fold a noise key into 64 bits; every part and its place counts."""
     state = 0
     for part in key:
-        state = int(
-            _mix(np.array([(state ^ (part & _MASK)) + _GOLDEN & _MASK], dtype=np.uint64))[0]
-        )
+        mixed_in = ((state ^ (part & _MASK)) + _GOLDEN) & _MASK
+        state = int(_mix(np.array([mixed_in], dtype=np.uint64))[0])
     return state
 
 
 def uniform(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Noise in [0, 1) for each (hashed key, position of the token after the prompt): (R,) float64.
 
-    The counter-based generator SplitMix64 (Steele, Lea, Flood 2014) with the key as seed and the
-    position as counter.
+    This is the counter-based generator SplitMix64 (Steele, Lea, Flood 2014) with the key as seed
+    and the position as counter.
     """
     counter = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
     return (_mix(keys + counter) >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser on uint64 arrays; products wrap around."""
+    """SplitMix64's finaliser on uint64 arrays; multiplication wraps around."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """logits (R, V), noise (R,) in [0, 1) -> ids (R,) and their log-probs (R,) in float32 or
-    better.
+    """Draw one id for each row, by inverting the cumulated distribution at the row's noise.
 
-    The log-probs are those of the distribution the ids come from: tempered, truncated and
-    renormalised. Greedy ids, whose distribution is a single point, get the untempered model's.
+    logits (R, V), noise (R,) in [0, 1) -> ids (R,) and their log-probs (R,) in float32 or better.
+    The log-probs are those of the distribution that the ids come from: divided by the temperature,
+    truncated and renormalised. For greedy ids, whose distribution is a single point, they are those
+    of the model at temperature 1.
     """
-    at_once = max(1, CPU_ELEMENTS // logits.shape[-1])
-    if logits.device.type == "cpu" and len(logits) > at_once:
-        parts = zip(logits.split(at_once), noise.split(at_once), strict=True)
-        ids, logprobs = zip(*[sample(rows, sampling, u) for rows, u in parts], strict=True)
+    rows_at_once = max(1, CPU_ELEMENTS // logits.shape[-1])
+    if logits.device.type == "cpu" and len(logits) > rows_at_once:
+        ids, logprobs = [], []
+        parts = zip(logits.split(rows_at_once), noise.split(rows_at_once), strict=True)
+        for part, part_noise in parts:
+            part_ids, part_logprobs = sample(part, sampling, part_noise)
+            ids.append(part_ids)
+            logprobs.append(part_logprobs)
         return torch.cat(ids), torch.cat(logprobs)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.temperature == 0:
@@ -106,8 +111,8 @@ def sample(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> tuple[Ten
         logits = _truncate(logits, sampling.top_k, sampling.top_p)
     top = logits.amax(-1, keepdim=True)  # (R, 1)
     mass = (logits - top).exp_().cumsum(-1)  # (R, V), summed in double precision
-    # The first token whose cumulated mass exceeds the target has mass of its own, unless rounding lifts the
-    # target to the whole mass: then no token would.
+    # The drawn token is the first whose cumulated mass exceeds the target, so it has mass of its
+    # own. If rounding lifted the target to the whole mass, no token would exceed it.
     whole = mass[:, -1:]
     below = torch.nextafter(whole, torch.zeros_like(whole))
     target = torch.minimum(noise.to(mass.dtype)[:, None] * whole, below)
@@ -116,8 +121,7 @@ def sample(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> tuple[Ten
 
 
 def _truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set all but the most probable tokens to -inf. Tokens as probable as the last one kept are
-    kept too."""
+    """Set all but the most probable tokens to -inf. Ties with the last one kept are kept too."""
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

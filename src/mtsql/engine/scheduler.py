@@ -1,9 +1,10 @@
-"""Who computes what in a step, and in which blocks of the cache. No model: ids, rows and blocks only.
+"""Who computes what in a step, and in which blocks of the cache. There is no model here, only ids,
+rows and blocks.
 
-Rows are served oldest first. A row *waits* until it finds a seat and blocks, then is *cached* until it is
-closed or put off; a cached row whose reply has been handed out is *idle* and keeps its blocks. When blocks
-run out the youngest cached row is put off: it loses its blocks, waits, and is computed again. The oldest row
-can always go on, so nothing deadlocks.
+Rows are served oldest first. A row *waits* until it finds a seat and blocks, then is *cached* until
+it is closed or preempted. A cached row whose reply has been handed out is *idle*: it keeps its
+blocks and gives up its seat. When blocks run out the youngest cached row is preempted: it loses its
+blocks, waits, and is computed again. The oldest row can always go on, so nothing deadlocks.
 """
 
 import bisect
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from mtsql.engine.paged_attention import BlockPool
+from mtsql.engine.blocks import BlockPool
 
 
 @dataclass(eq=False)
@@ -24,33 +25,37 @@ class Prompt:
     blocks: list[int] = field(default_factory=list)
     cached: int = 0  # tokens with keys and values
     seen: int = 0  # most tokens ever cached
-    hidden: Tensor | None = (
-        None  # (width,) its last hidden state: every sample draws its first token from it
-    )
+    hidden: Tensor | None = None  # (width,) of its last token: all samples draw their first from it
 
     @property
     def is_ready(self) -> bool:
+        """Whether the keys and values of all its tokens are in the cache."""
         return self.cached == len(self.ids)
 
 
 @dataclass(eq=False)
 class Row:
-    """One trajectory."""
+    """One trajectory.
 
-    handle: int  # grows with age: the smallest is the oldest
+    `prompt.ids` = P P P, `ids` = a0 a1 E E b0: the reply a, an observation E, and the first token
+    of the reply b, which begins at `reply_start` = 4.
+    """
+
+    handle: int  # grows with time: the smallest is the oldest
     prompt: Prompt
     key: int  # hashed noise key
     ids: list[int] = field(default_factory=list)  # after the prompt
     reply_start: int = 0  # where in `ids` the current reply begins
     logprobs: list[float] = field(default_factory=list)  # of the current reply
     is_idle: bool = False  # its reply is handed out
-    slot: int | None = None  # line of the block tables while in the cache
+    slot: int | None = None  # its line of the block tables while in the cache
     num_blocks: int = 0
     cached: int = 0  # tokens with keys and values, prompt included
     seen: int = 0  # most tokens ever cached
 
     @property
     def length(self) -> int:
+        """Tokens of the prompt and after it."""
         return len(self.prompt.ids) + len(self.ids)
 
 
@@ -58,10 +63,10 @@ class Row:
 class Plan:
     """What one step computes."""
 
-    decoding: list[Row]  # one token each, the last of their ids
-    chunks: list[
-        tuple[Prompt | Row, int]
-    ]  # so many next tokens of a prompt or of a row's observation
+    decoding: list[Row]
+    """Rows of which one token is computed, the last of their ids."""
+    chunks: list[tuple[Prompt | Row, int]]
+    """Prompts, or rows with an observation, and how many of their next tokens are computed."""
 
 
 class Scheduler:
@@ -72,14 +77,11 @@ class Scheduler:
         self.max_rows = max_rows
         self.max_scheduled_tokens = max_scheduled_tokens
         self.waiting: list[Row] = []  # not in the cache, with something to do; oldest first
-        self.cached: list[Row] = []  # in the cache, idle ones included; oldest first
-        # Idle rows keep their line of the tables without taking a seat from running ones.
+        self.cached: list[Row] = []  # in the cache, idle rows included; oldest first
+        # Idle rows keep their line of the tables although they have no seat.
         num_slots = 2 * max_rows
-        self.slots = list(range(num_slots))
+        self.slots = list(range(num_slots))  # free lines
         self.tables = np.zeros((num_slots, pool.num_blocks), dtype=np.int64)
-
-    def num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.pool.block_size)
 
     def running(self) -> list[Row]:
         """Rows with a seat: the oldest cached ones that have something to do."""
@@ -87,86 +89,93 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """False when all rows are idle, or wait for places that only idle rows hold."""
+        """False if all rows are idle, or wait for places that only idle rows hold."""
         return any(not row.is_idle for row in self.cached) or self._can_admit(0)
 
     # a row's life
 
     def wait(self, row: Row) -> None:
-        """A row has something to do."""
+        """Note that a row has something to do."""
         row.is_idle = False
         if row.slot is None:
             bisect.insort(self.waiting, row, key=_age)
 
     def remove(self, row: Row) -> None:
+        """Forget a row, whatever it is doing."""
         if row.slot is not None:
             self._evict(row)
         elif not row.is_idle:
             self.waiting.remove(row)
 
     def preempt(self, row: Row) -> None:
-        """Take a row's blocks away. An idle one stays idle, and is computed again when it is
-        extended."""
-        if row.slot is not None:
-            self._evict(row)
-            if not row.is_idle:
-                self.wait(row)
+        """Take a row's blocks away; it waits and is computed again. An idle row stays idle until it
+        is extended."""
+        if row.slot is None:
+            return
+        self._evict(row)
+        if not row.is_idle:
+            self.wait(row)
 
     def _can_admit(self, num_running: int) -> bool:
-        """Whether the oldest waiting row finds a seat, a line of the tables, and blocks for all it
-        has."""
+        """Whether the oldest waiting row finds a seat, a line of the tables, and blocks for all of
+        its tokens."""
         if not self.waiting or not self.slots or num_running >= self.max_rows:
             return False
+        if not self.cached:  # a row that is alone always fits
+            return True
         row = self.waiting[0]
-        prompt = len(row.prompt.ids)
-        needed = self.num_blocks(row.length + 1) - prompt // self.pool.block_size
+        num_prompt = len(row.prompt.ids)
+        num_shared = num_prompt // self.pool.block_size  # full blocks of the prompt
+        needed = self.pool.blocks_for(row.length + 1) - num_shared
         if not row.prompt.rows:
-            needed += self.num_blocks(prompt)
-        # A block of growth for each row that is already in, lest the new one be put off at once. Alone it
-        # always fits.
-        return not self.cached or needed + len(self.cached) <= len(self.pool.free)
+            needed += self.pool.blocks_for(num_prompt)
+        # One block stays free for each cached row to grow; otherwise the new row could be preempted
+        # immediately.
+        return needed + len(self.cached) <= len(self.pool.free)
 
     def _admit(self) -> None:
+        """Move waiting rows into the cache, oldest first, as long as they fit."""
         num_running = sum(not row.is_idle for row in self.cached)
         while self._can_admit(num_running):
             row = self.waiting.pop(0)
             prompt = row.prompt
             if not prompt.rows:
-                prompt.blocks = self.pool.take(self.num_blocks(len(prompt.ids)), from_top=True)
+                num_blocks = self.pool.blocks_for(len(prompt.ids))
+                prompt.blocks = self.pool.take(num_blocks, from_top=True)
             self.pool.share(prompt.blocks)
             prompt.rows.append(row)
-            row.slot, row.num_blocks, row.cached = (
-                self.slots.pop(),
-                len(prompt.blocks),
-                len(prompt.ids),
-            )
+            row.slot = self.slots.pop()
+            row.num_blocks = len(prompt.blocks)
+            row.cached = len(prompt.ids)
             self.tables[row.slot, : row.num_blocks] = prompt.blocks
             bisect.insort(self.cached, row, key=_age)
             num_running += 1
 
     def _evict(self, row: Row) -> None:
-        """Take a row out of the cache, and its prompt with it if it was the last of its group
-        there."""
+        """Take a row out of the cache, and its prompt too if no other row of its group is there."""
         self.pool.release(self.tables[row.slot, : row.num_blocks].tolist())
         self.slots.append(row.slot)
-        row.slot, row.num_blocks, row.cached = None, 0, 0
+        row.slot = None
+        row.num_blocks = 0
+        row.cached = 0
         self.cached.remove(row)
         row.prompt.rows.remove(row)
         if not row.prompt.rows:
             self.pool.release(row.prompt.blocks)
-            row.prompt.blocks, row.prompt.cached = [], 0
+            row.prompt.blocks = []
+            row.prompt.cached = 0
 
     # a step
 
     def plan(self) -> Plan:
-        """Admit what fits; each running row gets its next token, chunks get the rest of the
-        budget."""
+        """Admit what fits. Each running row gets its next token; chunks get the scheduled tokens
+        that are left."""
         self._admit()
         self._compact()
         decoding: list[Row] = []
         others: list[Row] = []
         for row in self.running():
-            if row.length != row.cached + 1 or not row.prompt.is_ready:
+            if not row.prompt.is_ready or row.length != row.cached + 1:
                 others.append(row)
             elif row.slot is not None and self._grow(row, row.length):
                 decoding.append(row)
@@ -174,31 +183,39 @@ class Scheduler:
         chunks: dict[Prompt | Row, int] = {}
         for row in others:
             owner = row if row.prompt.is_ready else row.prompt
-            pending = (row.length if owner is row else len(owner.ids)) - owner.cached
-            num = min(pending, budget)
+            length = row.length if owner is row else len(owner.ids)
+            num = min(length - owner.cached, budget)
             if num == 0 or row.slot is None or owner in chunks:
                 continue
             if owner is row and not self._grow(row, row.cached + num):
                 continue
             chunks[owner] = num
             budget -= num
-        # A row may have put off a younger one that had its place in the plan already.
-        decoding = [row for row in decoding if row.slot is not None]
-        return Plan(decoding, [(owner, num) for owner, num in chunks.items() if _is_cached(owner)])
+        # A row that grew may have preempted a younger one that was already in the plan.
+        return Plan(
+            decoding=[row for row in decoding if row.slot is not None],
+            chunks=[(owner, num) for owner, num in chunks.items() if _is_cached(owner)],
+        )
 
     def _compact(self) -> None:
+        """Let the pool move blocks together, and follow the moves in all tables."""
         place = self.pool.compact()
-        if place is not None:
-            self.tables = place[self.tables]
-            for prompt in {id(row.prompt): row.prompt for row in self.cached}.values():
-                prompt.blocks = place[prompt.blocks].tolist()
+        if place is None:
+            return
+        self.tables = place[self.tables]
+        prompts = {id(row.prompt): row.prompt for row in self.cached}
+        for prompt in prompts.values():
+            prompt.blocks = place[prompt.blocks].tolist()
 
     def _grow(self, row: Row, length: int) -> bool:
-        """Give a row blocks for `length` tokens, its own where it writes; False if it was put
-        off."""
+        """Give a row blocks for `length` tokens; False if it was preempted for lack of blocks.
+
+        The last block of a prompt may have room left. It is shared, so a row that writes behind the
+        prompt's tokens gets a copy of that block first.
+        """
         at = row.cached // self.pool.block_size  # the block of the next token
         is_shared = at < row.num_blocks and self.pool.refs[self.tables[row.slot, at]] > 1
-        num_new = self.num_blocks(length) - row.num_blocks
+        num_new = self.pool.blocks_for(length) - row.num_blocks
         if num_new == 0 and not is_shared:
             return True
         while len(self.pool.free) < num_new + is_shared:
@@ -207,7 +224,8 @@ class Scheduler:
             if youngest is row:
                 return False
         if is_shared:
-            shared, (own,) = int(self.tables[row.slot, at]), self.pool.take(1)
+            shared = int(self.tables[row.slot, at])
+            (own,) = self.pool.take(1)
             self.pool.copy(shared, own)
             self.pool.release([shared])
             self.tables[row.slot, at] = own
@@ -222,4 +240,6 @@ def _age(row: Row) -> int:
 
 
 def _is_cached(owner: Prompt | Row) -> bool:
-    return bool(owner.rows) if isinstance(owner, Prompt) else owner.slot is not None
+    if isinstance(owner, Prompt):
+        return bool(owner.rows)
+    return owner.slot is not None

@@ -1,62 +1,54 @@
-"""Losses over trained positions. Each returns a SUM and a dict of sums; the caller divides once (design rule 6).
+"""Losses over trained positions. Each returns a SUM and a dict of sums.
 
-Legend: P trained positions of a batch. `ratio` = exp(log-prob now - log-prob at sampling).
+The caller divides the sum once, by a `denominator` that is summed over all ranks. So any split over
+micro-batches, packs or ranks gives the gradient of the whole.
+
+P trained positions of a batch. `ratio` = exp(log-prob now - log-prob at sampling).
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from mtsql.learner.packing import Batch, Sample
 
-AGGREGATES = ("token", "trajectory", "constant")
-OBJECTIVES = ("clip", "cispo")
-RATIOS = ("token", "sequence")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-MAX_LOG_RATIO = 20.0  # exp of more says nothing and overflows
+KlEstimator = Literal["k1", "k2", "k3"]
+KL_ESTIMATORS = get_args(KlEstimator)
+MAX_LOG_RATIO = 20.0  # log-ratios are clamped to this: exp of larger ones overflows
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The policy loss; the defaults are GRPO's (paper section 4.5)."""
 
-    objective: str = "clip"
+    objective: Literal["clip", "cispo"] = "clip"
     """clip: PPO's pessimistic clipping. cispo: the clipped ratio only weighs the log-prob
     (CISPO)."""
-    ratio: str = "token"
+    ratio: Literal["token", "sequence"] = "token"
     """token: each token's own ratio. sequence: the geometric mean over its trajectory (GSPO)."""
     clip_low: float = 0.2
-    """The ratio is clipped below 1 - clip_low; 1: not clipped below."""
+    """The ratio is clipped below 1 - clip_low; 1: it is not clipped below."""
     clip_high: float = 0.2
-    """... and above 1 + clip_high (DAPO's clip-higher: larger than clip_low)."""
+    """The ratio is clipped above 1 + clip_high. DAPO's clip-higher: larger than clip_low."""
     dual_clip: float | None = 3.0
     """For negative advantages the loss is at most this many times -advantage. null: off."""
     kl_coef: float = 0.001
     """Weight of the KL to the reference policy in the loss; 0 needs no reference."""
-    kl_estimator: str = "k3"
+    kl_estimator: KlEstimator = "k3"
     """k1: log ratio; k2: half its square; k3: exp(d) - d - 1 with d = reference - policy (paper).
-    As a loss, on the first step: k2 has the gradient of the KL itself, k3 that of the KL the other
-    way round, k1 none on average."""
+    In the loss, on the first step: k2 has the gradient of KL(policy || reference), k3 that of
+    KL(reference || policy), and the gradient of k1 is zero on average."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
-    aggregate: str = "token"
-    """Mean over all trained tokens of the update (token), over trajectories of their token means
-    (trajectory), or the sum over tokens divided by trajectories * constant_length (constant:
-    Dr.GRPO)."""
+    aggregate: Literal["token", "trajectory", "constant"] = "token"
+    """token: the mean over all trained tokens of the update. trajectory: the mean over trajectories
+    of their token means. constant: the sum over tokens divided by trajectories * constant_length
+    (Dr.GRPO)."""
     constant_length: int | None = None
-    """Tokens a trajectory counts as, for aggregate=constant only."""
+    """Tokens that each trajectory counts as, for aggregate=constant only."""
 
     def __post_init__(self):
-        for name, allowed in (
-            ("objective", OBJECTIVES),
-            ("ratio", RATIOS),
-            ("kl_estimator", KL_ESTIMATORS),
-            ("aggregate", AGGREGATES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"loss.{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
-                )
         if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
             raise ValueError("loss.clip_low must be above 0 and at most 1, loss.clip_high above 0")
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -74,20 +66,21 @@ class LossConfig:
 
 
 def denominator(samples: list[Sample], config: LossConfig) -> float:
-    """What this rank's `samples` add to the one denominator of an optimizer step; sum it over
-    ranks, then divide by it.
+    """What this rank's `samples` add to the one denominator of an optimizer step. Sum it over
+    ranks, then divide the loss by it.
 
-    It takes every sample of the step, those without an advantage too (`with_gradient` leaves them
-    out to save work, not to change the mean). Samples without a trained token count for nothing.
+    `samples` are all samples of the step, also those without an advantage: `with_gradient` leaves
+    them out to save work, not to change the mean. Samples without a trained token do not count.
     """
     if config.aggregate == "token":
         return float(sum(sample.num_trained for sample in samples))
-    return float(sum(sample.num_trained > 0 for sample in samples) * (config.constant_length or 1))
+    num_trajectories = sum(sample.num_trained > 0 for sample in samples)
+    return float(num_trajectories * (config.constant_length or 1))
 
 
 def with_gradient(samples: list[Sample], config: LossConfig) -> list[Sample]:
-    """The samples that can have a gradient: all if a KL or entropy term learns from them, else
-    those with an advantage."""
+    """The samples that can have a gradient: all of them if a KL or entropy term learns from them,
+    else those with an advantage."""
     needs_all = bool(config.kl_coef or config.entropy_coef)
     return [sample for sample in samples if needs_all or any(sample.advantages)]
 
@@ -103,17 +96,19 @@ def policy_loss(
     """The policy-gradient loss with its KL and entropy terms, as a sum to be divided by
     `denominator` of all samples.
 
-    logprobs, entropy (P,) with gradient. The stats are sums over tokens: shares clipped on either
+    logprobs, entropy (P,) with gradient. The stats are sums over tokens: tokens clipped on either
     side, ratios beyond a factor of two, ratio, entropy, |log-prob now - at sampling|, and KL where
     it is used.
     """
     gap = (logprobs - batch.old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     log_ratio = gap
     if config.ratio == "sequence":
-        # The value is the trajectory's for each of its tokens; the gradient is each token's own, so that advantages
-        # may differ by token. With one advantage a trajectory this is GSPO's gradient.
+        # The value is the trajectory's for each of its tokens; the gradient is each token's own, so
+        # that advantages may differ by token. With one advantage per trajectory this is GSPO's
+        # gradient.
         log_ratio = _trajectory_mean(gap.detach(), batch) + gap - gap.detach()
-    ratio, advantages = log_ratio.exp(), batch.advantages.to(logprobs.dtype)
+    ratio = log_ratio.exp()
+    advantages = batch.advantages.to(logprobs.dtype)
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     if config.objective == "cispo":
         loss = -clipped.detach() * advantages * logprobs
@@ -123,9 +118,11 @@ def policy_loss(
             bounded = torch.minimum(loss, -advantages * config.dual_clip)
             loss = torch.where(advantages < 0, bounded, loss)
     with torch.no_grad():
-        is_low, is_high = ratio < 1 - config.clip_low, ratio > 1 + config.clip_high
-        if config.objective == "clip":  # where the clipped side is the one that counts
-            is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
+        is_low = ratio < 1 - config.clip_low
+        is_high = ratio > 1 + config.clip_high
+        if config.objective == "clip":  # only where the clipped side is the maximum
+            is_low = is_low & (advantages < 0)
+            is_high = is_high & (advantages > 0)
         stats = {
             "clip_low": is_low.sum(),
             "clip_high": is_high.sum(),
@@ -147,21 +144,25 @@ def policy_loss(
     return loss.sum(), stats
 
 
-def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+def kl_estimate(
+    logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: KlEstimator
+) -> torch.Tensor:
     """Per-token estimate of KL(policy || reference) from one sample (Schulman, 2020). All (P,)."""
     d = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
         return -d
-    return d.square() / 2 if estimator == "k2" else d.exp() - d - 1
+    if estimator == "k2":
+        return d.square() / 2
+    return d.exp() - d - 1
 
 
 def _trajectory_length(batch: Batch) -> torch.Tensor:
     """(P,) trained tokens of the trajectory each position belongs to. A trajectory is never split
     over batches."""
-    return torch.bincount(batch.trajectory)[batch.trajectory]
+    return torch.bincount(batch.trajectory_index)[batch.trajectory_index]
 
 
 def _trajectory_mean(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(P,) mean of `values` (P,) over the trajectory each position belongs to."""
-    sums = values.new_zeros(len(batch.spans)).index_add_(0, batch.trajectory, values)
-    return sums[batch.trajectory] / _trajectory_length(batch).to(values.dtype)
+    sums = values.new_zeros(len(batch.spans)).index_add_(0, batch.trajectory_index, values)
+    return sums[batch.trajectory_index] / _trajectory_length(batch).to(values.dtype)

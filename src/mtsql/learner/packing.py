@@ -1,7 +1,9 @@
-"""Samples to learn from, packed into flat micro-batches without padding; a group's prompt is stored once.
+"""Samples to learn from, packed into flat micro-batches without padding. A prompt that samples
+share is stored once.
 
-Legend: T tokens of the flat batch, P trained positions. The shift between a token and the position that predicts it
-happens in `_lay_out` and nowhere else: `sources[p]` is the flat index whose hidden state predicts `targets[p]`.
+T tokens of the flat batch, P trained positions. The shift between a token and the position that
+predicts it happens in `_lay_out` and nowhere else: `sources[p]` is the flat index whose hidden
+state predicts `targets[p]`.
 """
 
 from dataclasses import dataclass, fields
@@ -14,8 +16,17 @@ class Sample:
     """One trajectory for the learner. Everything but `prompt_ids` has one entry per token after the
     prompt.
 
-    `loss_mask` is 1 on tokens the policy sampled, stop id included. `advantages` and `old_logprobs`
-    are empty for SFT. Samples with equal prompt ids share the prompt's computation.
+    A prompt P, a reply a0 a1 (a1 is its stop id), an observation E, and a second reply a2:
+
+        prompt_ids   P P P
+        ids                 a0   a1   E    a2
+        loss_mask           1    1    0    1
+        advantages          0.5  0.5  0.5  0.5
+        old_logprobs       -1.0 -2.0  0.0 -3.0
+
+    `loss_mask` is 1 on tokens the policy sampled, stop id included. What stands at the other tokens
+    is ignored. `advantages` and `old_logprobs` are empty for SFT. Samples with equal prompt ids
+    share the prompt's computation.
     """
 
     prompt_ids: list[int]
@@ -37,7 +48,7 @@ class Sample:
 
     @property
     def num_trained(self) -> int:
-        """Tokens the loss is taken over."""
+        """Number of tokens that the loss is taken over."""
         return sum(self.loss_mask)
 
 
@@ -45,54 +56,66 @@ class Sample:
 class Batch:
     """A flat micro-batch.
 
-    ids, position_ids (T,); sources, targets, trajectory, advantages, old_logprobs, ref_logprobs
-    (P,); spans: one (prompt start, prompt end, start, end) a sample, in flat indices, for the
-    attention. `trajectory` numbers the samples of this batch from 0; `indices[n]` is the place of
-    number n in the list packed. num_distinct: len(ids) without prompts that an earlier batch of the
-    same packing holds too.
+    Two samples, a0 a1 E a2 and b0, share the prompt P P P; the observation E is not trained on:
+
+        flat index          0  1  2  3  4  5  6  7
+        ids                 P  P  P  a0 a1 E  a2 b0
+        position_ids        0  1  2  3  4  5  6  3
+
+        targets             a0 a1 a2 b0
+        sources             2  3  5  2
+        trajectory_index    0  0  0  1
+
+        spans               (0, 3, 3, 7), (0, 3, 7, 8)
     """
 
-    ids: torch.Tensor
-    position_ids: torch.Tensor
-    sources: torch.Tensor
-    targets: torch.Tensor
-    trajectory: torch.Tensor
-    advantages: torch.Tensor
-    old_logprobs: torch.Tensor
-    ref_logprobs: torch.Tensor | None
+    ids: torch.Tensor  # (T,)
+    position_ids: torch.Tensor  # (T,) place in the own trajectory, prompt included
+    sources: torch.Tensor  # (P,) flat index that predicts the target
+    targets: torch.Tensor  # (P,) trained token ids
+    trajectory_index: torch.Tensor  # (P,) number of the target's sample in this batch, from 0
+    advantages: torch.Tensor  # (P,)
+    old_logprobs: torch.Tensor  # (P,)
+    ref_logprobs: torch.Tensor | None  # (P,)
     spans: tuple[tuple[int, int, int, int], ...]
+    """Prompt start, prompt end, start and end of each sample, in flat indices, for attention."""
     indices: tuple[int, ...]
+    """Place of each sample of the batch in the list that was packed."""
     num_distinct: int
+    """Tokens of the batch without the prompts that an earlier batch of the same packing holds."""
 
     @property
     def num_computed(self) -> int:
-        """Tokens the forward computes."""
+        """Number of tokens that the forward pass computes."""
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-        )
+        values = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = value.to(device) if isinstance(value, torch.Tensor) else value
+        return Batch(**values)
 
 
 def pack(samples: list[Sample], max_tokens: int) -> list[Batch]:
-    """Pack samples into micro-batches of at most `max_tokens` tokens, prompts counted once where
-    they are shared.
+    """Pack samples into micro-batches of at most `max_tokens` tokens. A shared prompt counts once.
 
-    Groups stay together where they fit; a group over the budget is split and its prompt computed
-    once in each part. Best fit, longest first, ties in the given order. Samples without a trained
-    token are left out. ValueError naming the sample if one with its prompt is over the budget.
+    Samples of one prompt stay together if they fit. If not, they are split into parts, and each
+    part computes the prompt once. The longest part is placed first, each where it leaves least
+    room; ties keep the given order. Samples without a trained token are left out. ValueError naming
+    the sample if a sample with its prompt is over `max_tokens`.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         if sample.num_trained:
             groups.setdefault(tuple(sample.prompt_ids), []).append(index)
-    parts = [part for group in groups.values() for part in _split(samples, group, max_tokens)]
+    parts: list[list[int]] = []
+    for group in groups.values():
+        parts += _split(samples, group, max_tokens)
     parts.sort(key=lambda part: _cost(samples, part), reverse=True)
-    bins: list[list[list[int]]] = []
-    room: list[int] = []
+    bins: list[list[list[int]]] = []  # the parts of each micro-batch
+    room: list[int] = []  # tokens that are left in each
     for part in parts:
         cost = _cost(samples, part)
         fits = [i for i, free in enumerate(room) if free >= cost]
@@ -108,18 +131,19 @@ def pack(samples: list[Sample], max_tokens: int) -> list[Batch]:
 
 
 def _cost(samples: list[Sample], part: list[int]) -> int:
-    """Tokens computed for samples `part` of one prompt."""
+    """Tokens computed for the samples `part`, which have the same prompt."""
     return len(samples[part[0]].prompt_ids) + sum(len(samples[i].ids) for i in part)
 
 
 def _split(samples: list[Sample], group: list[int], max_tokens: int) -> list[list[int]]:
-    """Cut a group into parts that fit, in order."""
+    """Split the samples of one prompt, in order, into parts of at most `max_tokens` tokens."""
     parts: list[list[int]] = []
     for index in group:
         alone = _cost(samples, [index])
         if alone > max_tokens:
             raise ValueError(
-                f"sample {index} has {alone} tokens, more than max_batch_tokens={max_tokens}: raise it"
+                f"sample {index} has {alone} tokens, more than max_batch_tokens={max_tokens}: "
+                "raise it"
             )
         if parts and _cost(samples, [*parts[-1], index]) <= max_tokens:
             parts[-1].append(index)
@@ -129,38 +153,45 @@ def _split(samples: list[Sample], group: list[int], max_tokens: int) -> list[lis
 
 
 def _lay_out(samples: list[Sample], parts: list[list[int]], seen: set[tuple[int, ...]]) -> Batch:
-    """Flat tensors of one micro-batch. `seen` remembers the prompts of earlier ones, to count
-    distinct tokens."""
-    ids, positions, sources, targets, trajectory, spans = [], [], [], [], [], []
+    """Flat tensors of one micro-batch. `seen` holds the prompts of earlier ones, to count distinct
+    tokens; this one's are added."""
+    ids, positions, spans = [], [], []
+    sources, targets, trajectory_index = [], [], []
     advantages, old_logprobs, ref_logprobs = [], [], []
     indices = tuple(index for part in parts for index in part)
-    num_repeated, has_ref = 0, all(samples[index].ref_logprobs is not None for index in indices)
+    has_ref = all(samples[index].ref_logprobs is not None for index in indices)
+    num_repeated = 0
     for part in parts:
         prompt = samples[part[0]].prompt_ids
-        num_repeated += len(prompt) if tuple(prompt) in seen else 0
+        if tuple(prompt) in seen:
+            num_repeated += len(prompt)
         seen.add(tuple(prompt))
-        prompt_start, prompt_end = len(ids), len(ids) + len(prompt)
+        prompt_start = len(ids)
         ids += prompt
+        prompt_end = len(ids)
         positions += range(len(prompt))
-        for sample in (samples[index] for index in part):
+        for index in part:
+            sample = samples[index]
             start = len(ids)
             ids += sample.ids
             positions += range(len(prompt), len(prompt) + len(sample.ids))
             for i, is_trained in enumerate(sample.loss_mask):
-                if is_trained:
-                    sources.append(start + i - 1 if i else prompt_end - 1)
-                    targets.append(sample.ids[i])
-                    trajectory.append(len(spans))
-                    advantages.append(sample.advantages[i] if sample.advantages else 0.0)
-                    old_logprobs.append(sample.old_logprobs[i] if sample.old_logprobs else 0.0)
-                    ref_logprobs.append(sample.ref_logprobs[i] if has_ref else 0.0)
+                if not is_trained:
+                    continue
+                # The token before predicts this one; before a sample's first stands the prompt.
+                sources.append(start + i - 1 if i else prompt_end - 1)
+                targets.append(sample.ids[i])
+                trajectory_index.append(len(spans))
+                advantages.append(sample.advantages[i] if sample.advantages else 0.0)
+                old_logprobs.append(sample.old_logprobs[i] if sample.old_logprobs else 0.0)
+                ref_logprobs.append(sample.ref_logprobs[i] if has_ref else 0.0)
             spans.append((prompt_start, prompt_end, start, len(ids)))
     return Batch(
         ids=torch.tensor(ids),
         position_ids=torch.tensor(positions),
         sources=torch.tensor(sources),
         targets=torch.tensor(targets),
-        trajectory=torch.tensor(trajectory),
+        trajectory_index=torch.tensor(trajectory_index),
         advantages=torch.tensor(advantages),
         old_logprobs=torch.tensor(old_logprobs),
         ref_logprobs=torch.tensor(ref_logprobs) if has_ref else None,

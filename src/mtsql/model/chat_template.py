@@ -1,9 +1,10 @@
-"""The model's own chat template, cut apart once, so that none runs while episodes are played.
+"""The model's own chat template, split into its parts once, so that it does not run while episodes
+are played.
 
-A template is rendered with a stand-in for each message's content, and the text is cut where the
-stand-ins are. What stands between them is the template's markup: headers, end tokens, tool schemas,
-a default system message. A second rendering, with a content that has spaces, quotes and line
-breaks, shows what the template does to a content: nothing, trim it, or write it as a JSON string.
+A template is rendered with a stand-in for each message's content, and the text is split at the
+stand-ins. The text between them is the template's markup: headers, end tokens, tool schemas, a
+default system message. A second rendering, with a content that has spaces, quotes and line breaks,
+shows what the template does to a content: nothing, trim it, or write it as a JSON string.
 """
 
 import json
@@ -20,15 +21,15 @@ from transformers import PreTrainedTokenizerBase
 T = TypeVar("T")
 
 Part = tuple[str, bool]
-"""A stretch of text, and whether it is ours: markup, in which added tokens are recognised. In data
-none is."""
+"""A stretch of text, and whether it is ours (the template's markup or a prompt's words). Added
+tokens are recognised in text that is ours and never in data."""
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """The date for templates that write today's date (Llama 3.2, SmolLM3): the same in every run,
 resume and evaluation. It is the date that Llama 3.1's template has as its default."""
 DATE_CODES = "aAbBdHIjmMpSUwWyYcxXZ"
 MAX_RENDER_SECS = 20
-"""A template that has not ended by then is taken for one that never does."""
+"""A template that runs longer is refused as one that does not end."""
 TEMPLATE_ERRORS = (
     TemplateError,
     ValueError,
@@ -42,7 +43,7 @@ TEMPLATE_ERRORS = (
 )
 """What a broken template raises; RuntimeError includes endless recursion."""
 RESULT_ROLES = ("tool", "user")
-"""Roles under which a tool result is shown: the first one that the template takes."""
+"""Roles of a message with a tool result; the first one that the template accepts is used."""
 SAMPLE_TOOL = {
     "type": "function",
     "function": {
@@ -51,24 +52,25 @@ SAMPLE_TOOL = {
         "parameters": {"type": "object", "properties": {}},
     },
 }
-"""What is offered when a tool result is rendered: some tokenizers have a template for that."""
+"""A tool to offer while a tool result is rendered: some tokenizers have a template for tools."""
 PROBE = ' \n"é {} é\\\t \n'
-"""A content with all that templates are known to change; the stand-in goes in the middle."""
+"""A content with all characters that templates are known to change; the stand-in goes in the
+middle."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """The place of a message's content in a cut template, and what the template does to it."""
+    """The place of a message's content in a template, and what the template does to the content."""
 
     message: int
     """Index of the message."""
     is_trimmed: bool = False
-    """Whether white space at both ends is taken off."""
+    """Whether white space at both ends of the content is removed."""
     is_json: bool = False
-    """Whether it is written as the inside of a JSON string."""
+    """Whether the content is written as the inside of a JSON string."""
 
     def place(self, parts: list[Part]) -> list[Part]:
-        """The content as the template writes it."""
+        """The content `parts` as the template writes it."""
         if self.is_trimmed:
             parts = _trim(parts)
         if self.is_json:
@@ -76,15 +78,18 @@ class Content:
         return parts
 
 
-Cut = list[Part | Content]
-"""A rendered template as its markup and the places of the contents, in order."""
+Layout = list[Part | Content]
+"""A rendered template: its markup and the places of the contents, in order."""
 
 
-def place_contents(cut: Cut, contents: list[list[Part]]) -> list[Part]:
-    """The parts of a cut template with these contents, one for each message."""
+def place_contents(layout: Layout, contents: list[list[Part]]) -> list[Part]:
+    """The text of a layout with these contents, one for each message."""
     parts: list[Part] = []
-    for piece in cut:
-        parts += piece.place(contents[piece.message]) if isinstance(piece, Content) else [piece]
+    for item in layout:
+        if isinstance(item, Content):
+            parts += item.place(contents[item.message])
+        else:
+            parts.append(item)
     return parts
 
 
@@ -92,44 +97,50 @@ class ChatTemplate:
     """The chat template of one tokenizer.
 
     Every method raises a one-line ValueError that begins with `where` for a template that cannot be
-    cut apart, raises, recurses or does not end.
+    split, raises an error, recurses or does not end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, where: str):
         self._tokenizer = tokenizer
         self._where = where
-        self._prompts: dict[tuple, Cut] = {}
+        self._prompts: dict[tuple[tuple[str, ...], str], Layout] = {}
         self.result_role = RESULT_ROLES[0]
-        """The role under which the template takes tool results."""
+        """The role under which the template accepts tool results."""
 
-    def prompt(self, roles: tuple[str, ...], tools: list[dict]) -> Cut:
-        """The opening messages of these roles with the generation prompt, cut; cached."""
-        key = roles, json.dumps(tools)
+    def prompt(self, roles: tuple[str, ...], tools: list[dict]) -> Layout:
+        """The layout of opening messages of these roles with the generation prompt; cached."""
+        key = (roles, json.dumps(tools))
         if key not in self._prompts:
-            self._prompts[key] = self._cut(roles, tools)
+            self._prompts[key] = self._split(roles, tools)
         return self._prompts[key]
 
-    def between_replies(self) -> Cut:
-        """All that stands between a reply and the next one, the end token of the reply included,
-        with the tool result as the content of message 0."""
-        cut = self._exchange()
-        places = {piece.message: i for i, piece in enumerate(cut) if isinstance(piece, Content)}
-        if places[1] > places[2]:
+    def between_replies(self) -> Layout:
+        """Everything between a reply and the next one, beginning with the reply's end token. The
+        tool result is the content of message 0."""
+        exchange = self._exchange()
+        places = {item.message: i for i, item in enumerate(exchange) if isinstance(item, Content)}
+        reply, result = places[1], places[2]
+        if reply > result:
             raise self._error("a reply stands after its tool result")
-        after = cut[places[1] + 1 :]
-        return [replace(p, message=0) if isinstance(p, Content) else p for p in after]
+        layout: Layout = []
+        for item in exchange[reply + 1 :]:
+            layout.append(replace(item, message=0) if isinstance(item, Content) else item)
+        return layout
 
     @property
     def opened(self) -> str:
-        """What the generation prompt has already written of a reply: some templates open its
-        thought."""
+        """The beginning of a reply that the generation prompt has already written: some templates
+        open its thought."""
         end = self.prompt(("user",), [])[-1][0]
-        return next((tag for tag in ("<think>\n", "<think>") if end.endswith(tag)), "")
+        for tag in ("<think>\n", "<think>"):
+            if end.endswith(tag):
+                return tag
+        return ""
 
     def render(
         self, messages: list[dict], tools: list[dict], tokenize: bool = False
     ) -> str | list[int]:
-        """What `apply_chat_template` gives, generation prompt included, on `TEMPLATE_DATE`."""
+        """What `apply_chat_template` returns on `TEMPLATE_DATE`, generation prompt included."""
 
         def apply() -> str | list[int]:
             template = self._tokenizer.get_chat_template(tools=tools or None)
@@ -150,19 +161,20 @@ class ChatTemplate:
             said = (str(error).splitlines() or [""])[0][:200]
             raise self._error(f"{type(error).__name__}: {said}") from error
 
-    def _exchange(self) -> Cut:
-        """A question, a reply, a tool result and the generation prompt, cut. ValueError, about the
-        first way of showing a result, if the template takes none."""
+    def _exchange(self) -> Layout:
+        """The layout of a question, a reply, a tool result and the generation prompt. ValueError,
+        about the first way of showing a result, if the template accepts none."""
         errors = []
         for role, tools in product(RESULT_ROLES, ([SAMPLE_TOOL], [])):
             self.result_role = role
             try:
-                return self._cut(("user", "assistant", role), tools)
+                return self._split(("user", "assistant", role), tools)
             except ValueError as error:
                 errors.append(error)
         raise errors[0]
 
-    def _cut(self, roles: tuple[str, ...], tools: list[dict]) -> Cut:
+    def _split(self, roles: tuple[str, ...], tools: list[dict]) -> Layout:
+        """Render messages of these roles and split the text at their contents."""
         marks = [f"content{number}standin" for number in range(len(roles))]
         text = self._render_contents(roles, marks, tools)
         for role, mark in zip(roles, marks, strict=True):
@@ -170,19 +182,24 @@ class ChatTemplate:
                 raise self._error(
                     f"it writes the text of a {role} message {text.count(mark)} times"
                 )
-        cut, end = [], 0
+        layout: Layout = []
+        end = 0
         for number in sorted(range(len(roles)), key=lambda i: text.index(marks[i])):
             start = text.index(marks[number])
-            is_reply = roles[number] == "assistant"  # cut at, but never rendered by the template
-            place = Content(number) if is_reply else self._probe(roles, marks, number, tools, text)
-            cut += [(text[end:start], True), place]
+            layout.append((text[end:start], True))
+            if roles[number] == "assistant":  # only its place matters: a policy writes the reply
+                layout.append(Content(number))
+            else:
+                layout.append(self._probe(roles, marks, number, tools, text))
             end = start + len(marks[number])
-        return [*cut, (text[end:], True)]
+        layout.append((text[end:], True))
+        return layout
 
     def _probe(
         self, roles: tuple[str, ...], marks: list[str], number: int, tools: list[dict], text: str
     ) -> Content:
-        """What the template does to the content of message `number`."""
+        """What the template does to the content of message `number`. `text` is the rendering with
+        the stand-ins `marks` as contents."""
         mark = marks[number]
         content = PROBE.format(mark)
         probed = [content if i == number else mark for i, mark in enumerate(marks)]
@@ -197,8 +214,10 @@ class ChatTemplate:
     def _render_contents(
         self, roles: tuple[str, ...], contents: list[str], tools: list[dict]
     ) -> str:
-        pairs = zip(roles, contents, strict=True)
-        return self.render([{"role": role, "content": content} for role, content in pairs], tools)
+        messages = []
+        for role, content in zip(roles, contents, strict=True):
+            messages.append({"role": role, "content": content})
+        return self.render(messages, tools)
 
     def _error(self, why: str) -> ValueError:
         return ValueError(
@@ -208,14 +227,14 @@ class ChatTemplate:
 
 
 def on_fixed_date(template: str) -> str:
-    """The template with `strftime_now` on `TEMPLATE_DATE`, everything else unchanged."""
+    """The template with `strftime_now` fixed to `TEMPLATE_DATE`; everything else is unchanged."""
     if "strftime_now" not in template:
         return template
-    codes = "".join(
-        f" | replace('%{code}', '{TEMPLATE_DATE.strftime('%' + code)}')"
-        for code in [*DATE_CODES, "-d", "-m"]
-    )
-    return f"{{% macro strftime_now(format) %}}{{{{ format{codes} }}}}{{% endmacro %}}\n{template}"
+    filters = ""
+    for code in [*DATE_CODES, "-d", "-m"]:
+        filters += f" | replace('%{code}', '{TEMPLATE_DATE.strftime('%' + code)}')"
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}"
+    return f"{macro}\n{template}"
 
 
 def _trim(parts: list[Part]) -> list[Part]:
@@ -232,8 +251,8 @@ def _trim(parts: list[Part]) -> list[Part]:
 
 
 def _within(secs: float, call: Callable[[], T]) -> T:
-    """What the call returns or raises, or TimeoutError after so many seconds. Its thread cannot be
-    stopped, but does not keep the process alive."""
+    """What the call returns or raises, or TimeoutError after `secs` seconds. Its thread cannot be
+    stopped, but it does not keep the process alive."""
     results: list[T] = []
     errors: list[Exception] = []
 

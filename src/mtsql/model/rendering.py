@@ -1,12 +1,12 @@
 """Messages to ids, piece by piece: the one renderer of SFT, RL and evaluation.
 
 The ids are those of the model's own chat template (`apply_chat_template` with `tools=`), which is
-taken apart once and does not run while episodes are played. A piece is a list of parts: what is
-ours (the template's markup, the words of our prompts), in which tags and control tokens become the
-tokenizer's own ids, and data (questions, schemas, database values), in which no added token is ever
-recognised. All text between two added tokens is encoded at once, as the template's would be. Pieces
-(prompt, reply, observation) never merge: a trajectory only grows and nothing rendered is rendered
-again.
+split once (`chat_template.py`) and does not run while episodes are played. A piece (prompt, reply
+or observation) is a list of parts. In parts that are ours (the template's markup, the words of our
+prompts) tags and control tokens become the tokenizer's own ids. In data (questions, schemas,
+database values) no added token is ever recognised. All text between two added tokens is encoded at
+once, as `apply_chat_template` does. Pieces never merge: a trajectory only grows, and no text is
+rendered twice.
 """
 
 import json
@@ -17,7 +17,7 @@ from os.path import commonprefix
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from mtsql.model.chat_template import ChatTemplate, Part, place_contents
+from mtsql.model.chat_template import ChatTemplate, Layout, Part, place_contents
 from mtsql.model.end_ids import end_ids_of_folder
 
 TAG = re.compile(r"</?[a-z_]+>")
@@ -25,16 +25,16 @@ TAG = re.compile(r"</?[a-z_]+>")
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 """Tokens that end a document in the tokenizers that have them, and therefore a reply."""
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a pair, which is no character: a JSON escape can make one, UTF-8 cannot hold it."""
+"""Half of a surrogate pair, which is not a character: a JSON escape can write one, UTF-8 cannot."""
 
 
 class Renderer:
     """Renders for one tokenizer.
 
-    ValueError, in one line, if it has no chat template or one that cannot be used, and if the
-    model's folder names its end ids in a damaged file.
+    One-line ValueError if the tokenizer has no chat template or one that cannot be used, or if the
+    file of the model's folder that names its end ids is damaged.
 
-    `stop_ids`: ids that end a reply; the first is the one written after a demonstration.
+    `stop_ids`: ids that end a reply; the first one is written after a demonstration.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -46,7 +46,10 @@ class Renderer:
             )
         added = tokenizer.added_tokens_decoder  # id -> AddedToken
         self._added = {token.content: id for id, token in added.items() if token.content}
-        tags = [t.content for t in added.values() if TAG.fullmatch(t.content) and not t.special]
+        tags = []
+        for token in added.values():
+            if TAG.fullmatch(token.content) and not token.special:
+                tags.append(token.content)
         self._tag_ids = {self._added[tag] for tag in tags}
         self._added_pattern = _any_of(self._added)
         self._tag_pattern = _any_of(tags)
@@ -54,48 +57,57 @@ class Renderer:
         self._template = ChatTemplate(tokenizer, self._where)
         self._opened = self._template.opened
         stop, self._observation = self._without_stop(self._template.between_replies())
-        ends = [self._added[t] for t in (*ENDS_OF_TEXT, tokenizer.eos_token) if t in self._added]
-        ends += end_ids_of_folder(tokenizer.name_or_path) if tokenizer.name_or_path else []
-        self.stop_ids = tuple(dict.fromkeys([self._added[stop], *ends]))
+        ends = [self._added[stop]]
+        for token in (*ENDS_OF_TEXT, tokenizer.eos_token):
+            if token in self._added:
+                ends.append(self._added[token])
+        if tokenizer.name_or_path:
+            ends += end_ids_of_folder(tokenizer.name_or_path)
+        self.stop_ids = tuple(dict.fromkeys(ends))  # each id once
 
     def render_prompt(self, messages: list[dict], tools: list[dict]) -> list[int]:
         """Ids of the opening messages (system, user), generation prompt included.
 
-        They are those of the tokenizer's `apply_chat_template` with these tools (OpenAI-style
-        schemas), except where data spells an added token. Replies and tool results have functions
-        of their own.
+        They equal those of the tokenizer's `apply_chat_template` with these tools (OpenAI-style
+        schemas), except where data spells an added token. Replies and tool results are rendered by
+        the methods below.
         """
-        if bad := [m["role"] for m in messages if m["role"] not in ("system", "user")]:
-            raise ValueError(f"a prompt holds system and user messages only, not {bad[0]!r}")
-        cut = self._template.prompt(tuple(m["role"] for m in messages), tools)
-        return self._encode(place_contents(cut, [_parts(m["content"]) for m in messages]))
+        roles = tuple(message["role"] for message in messages)
+        for role in roles:
+            if role not in ("system", "user"):
+                raise ValueError(f"a prompt holds system and user messages only, not {role!r}")
+        layout = self._template.prompt(roles, tools)
+        contents = [_parts(message["content"]) for message in messages]
+        return self._encode(place_contents(layout, contents))
 
     def render_observation(self, text: str) -> list[int]:
-        """Ids between the model's stop id and its next reply: the tool message and the generation
-        prompt."""
+        """Ids between the model's stop id and its next reply: the tool message with `text`, and the
+        generation prompt."""
         return self._encode(place_contents(self._observation, [_parts(text)]))
 
     def render_reply(self, text: str) -> list[int]:
-        """Ids of a demonstrated reply as a policy would sample it: the tokenizer's own protocol
-        tags as ids, control tokens as text, the stop id at the end.
+        """Ids of a demonstrated reply as a policy would sample it: protocol tags of the tokenizer
+        as ids, control tokens as text, the stop id at the end.
 
         Where the generation prompt has already written `<think>`, that tag is left out, and a reply
         without a thought begins by closing it.
         """
         if self._opened:
-            is_thought = text.startswith(self._opened)
-            text = text.removeprefix(self._opened) if is_thought else f"\n</think>\n\n{text}"
+            if text.startswith(self._opened):
+                text = text.removeprefix(self._opened)
+            else:
+                text = f"\n</think>\n\n{text}"
         pieces = self._tag_pattern.split(SURROGATE.sub("\ufffd", text))
-        ids = self._encode([(piece, i % 2 == 1) for i, piece in enumerate(pieces)])
-        return ids + self.close_reply()
+        parts = [(piece, i % 2 == 1) for i, piece in enumerate(pieces)]  # tags are at odd places
+        return self._encode(parts) + self.close_reply()
 
     def close_reply(self) -> list[int]:
-        """The stop id, for a reply that was cut before it."""
+        """The stop id, for a reply that was truncated before it."""
         return [self.stop_ids[0]]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of a sampled reply, without its stop id unless that is a protocol tag. Any other
-        control token in it shows as text."""
+        """Text of a sampled reply, without its stop id unless that is a protocol tag. Other control
+        tokens are shown as text."""
         ids = list(ids)
         if ids and ids[-1] in self.stop_ids and ids[-1] not in self._tag_ids:
             ids.pop()
@@ -108,25 +120,28 @@ class Renderer:
         )
 
     def show_mask(self, ids: list[int], mask: list[int]) -> str:
-        """The text with its trained stretches between double square brackets, for reading."""
+        """The text with its trained stretches in double square brackets, for a reader."""
         starts = [i for i in range(len(ids)) if i == 0 or bool(mask[i]) != bool(mask[i - 1])]
-        stretches = zip(starts, [*starts[1:], len(ids)], strict=True)
-        shown = ((self.text(ids[start:end]), mask[start]) for start, end in stretches)
-        return "".join(f"[[{text}]]" if trained else text for text, trained in shown)
+        shown = ""
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            text = self.text(ids[start:end])
+            shown += f"[[{text}]]" if mask[start] else text
+        return shown
 
     def template_difference(
         self, messages: list[dict], tools: list[dict], steps: Sequence[tuple[str, str]] = ()
     ) -> str | None:
         """Compare a first prompt, and the exchange of these `steps` (reply, tool result) after it,
-        with what the tokenizer's own template gives: None, or a sentence that says where they
+        with what the tokenizer's own template writes. None, or a sentence that says where they
         differ.
 
-        None too if data in them spells an added token, because there the two differ as they should.
+        Also None if data in them spells an added token, because there the two are meant to differ.
         """
         contents = [m["content"] for m in messages] + [result for _, result in steps]
         if any(self._spells_tokens(_parts(content)) for content in contents):
             return None
-        ours, theirs = self.render_prompt(messages, tools), list(messages)
+        ours = self.render_prompt(messages, tools)
+        theirs = list(messages)
         difference = self._difference("a first prompt", ours, theirs, tools)
         for reply, result in steps:
             ours = ours + self.render_reply(reply) + self.render_observation(result)
@@ -151,14 +166,16 @@ class Renderer:
         )
 
     def _spells_tokens(self, parts: list[Part]) -> bool:
-        """Whether the text has an added token that does not lie within what is ours."""
-        num_ours = sum(
-            len(self._added_pattern.findall(t)) for t, is_ours in _runs(parts) if is_ours
-        )
-        return len(self._added_pattern.findall("".join(t for t, _ in parts))) != num_ours
+        """Whether the text has an added token that does not lie within text that is ours."""
+        num_ours = 0
+        for run, is_ours in _runs(parts):
+            if is_ours:
+                num_ours += len(self._added_pattern.findall(run))
+        text = "".join(stretch for stretch, _ in parts)
+        return len(self._added_pattern.findall(text)) != num_ours
 
-    def _without_stop(self, between: list) -> tuple[str, list]:
-        """-> (the token that ends a reply, the rest of what stands between two replies)."""
+    def _without_stop(self, between: Layout) -> tuple[str, Layout]:
+        """Split the layout between two replies into the token that ends a reply, and the rest."""
         (text, _), *rest = between
         found = self._added_pattern.match(text)
         if not found:
@@ -169,17 +186,18 @@ class Renderer:
         return found[0], [(text[found.end() :], True), *rest]
 
     def _encode(self, parts: list[Part]) -> list[int]:
-        """Ids of a piece: an added token in what is ours is itself, all text between two is encoded
-        at once."""
+        """Ids of a piece. An added token in text that is ours has its own id; all text between two
+        of them is encoded at once."""
         ids: list[int] = []
         pending = ""
         for text, is_ours in _runs(parts):
-            for i, run in enumerate(self._added_pattern.split(text) if is_ours else [text]):
-                if i % 2:
-                    ids += [*self._encode_text(pending), self._added[run]]
+            stretches = self._added_pattern.split(text) if is_ours else [text]
+            for i, stretch in enumerate(stretches):
+                if i % 2 == 1:  # an added token
+                    ids += [*self._encode_text(pending), self._added[stretch]]
                     pending = ""
                 else:
-                    pending += run
+                    pending += stretch
         return ids + self._encode_text(pending)
 
     def _encode_text(self, text: str) -> list[int]:
@@ -187,15 +205,15 @@ class Renderer:
 
 
 def _parts(text: str) -> list[Part]:
-    """The parts of a text: its own (`PromptText` of the agent's prompts has them), or data. Lone
-    surrogates become U+FFFD."""
+    """The parts of a text. A `PromptText` of the agent's prompts has them; any other text is data.
+    Lone surrogates become U+FFFD."""
     parts = getattr(text, "parts", ((text, False),))
     return [(SURROGATE.sub("\ufffd", stretch), is_ours) for stretch, is_ours in parts]
 
 
 def _runs(parts: Iterable[Part]) -> list[Part]:
     """The parts with neighbours of one kind joined: a tag may begin in the template's markup and
-    end in our words, but data is never a part of one."""
+    end in our words, but data is never a part of a tag."""
     runs: list[Part] = []
     for text, is_ours in parts:
         if runs and runs[-1][1] == is_ours:
@@ -206,13 +224,14 @@ def _runs(parts: Iterable[Part]) -> list[Part]:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern:
-    """Splits a text at these texts, which then stand at the odd places; longer ones go first."""
+    """A pattern that splits a text at these texts, which then are at the odd places. Longer ones
+    are tried first."""
     choices = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
     return re.compile(f"({choices or '(?!)'})")
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> Tokenizer:
-    """The same tokenizer with no added token: whatever a text spells, it stays text."""
+    """The same tokenizer without added tokens: a text that spells one is encoded as text."""
     if not tokenizer.is_fast:
         raise ValueError(
             f"{where}: this tokenizer has no fast version; convert it to a tokenizer.json"

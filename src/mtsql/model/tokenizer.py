@@ -1,16 +1,21 @@
-"""The embedded model's own tokenizer: byte-level BPE in which a word is the same token wherever it stands.
+"""The embedded model's own tokenizer: byte-level BPE in which a word is the same token wherever it
+stands.
 
-Byte-level BPE usually knows every word twice, with and without the space before it, so `name` in
-`singer(name text)` and in `SELECT name` would share nothing, and a small model would have to learn each pair
-by heart. Here a word always owns the space before it, and a byte that UTF-8 never uses marks, at the end of
-what stands before, that there is no space: `(name` is `(+` and ` name`; `release_year` is ` release`, `_+`
-and ` year`. The mark costs no token, except at the start of a text and after a digit. Digits stand alone,
-apart from any space before them. Lossless for any text; SParC's dev SQL takes 29 tokens on average, as many
-as with GPT-2's rule and the same vocabulary size.
+Byte-level BPE usually has two tokens for a word, with and without the space before it. So `name` in
+`singer(name text)` and in `SELECT name` would share nothing, and a small model would have to learn
+both separately. Here a word always owns the space before it. Where there is no space, the text
+before the word ends with a mark, a byte that UTF-8 never uses (written + here):
+
+    (name           (+   name
+    release_year     release   _+   year
+
+The mark takes no token of its own, except at the start of a text and after a digit. Each digit is a
+token, apart from any space before it. Decoding gives back any text unchanged. SParC's dev SQL takes
+29 tokens on average, as many as with GPT-2's rule and the same vocabulary size.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import (
     AddedToken,
@@ -25,21 +30,10 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-TAGS = tuple(
-    f"<{slash}{name}>"
-    for name in (
-        "think",
-        "tool_call",
-        "tool_response",
-        "exec_verify",
-        "memory_verify",
-        "answer_sql",
-    )
-    for slash in ("", "/")
-)
 ROLES = ("system\n", "user\n", "assistant\n")
 
-# Written in the printable alphabet that byte-level BPE gives the 256 bytes: Ġ is the space, ÿ the byte 0xFF.
+# These are written in the printable alphabet that byte-level BPE gives to the 256 bytes: Ġ is the
+# space, ÿ the byte 0xFF.
 LETTER = "A-Za-z\u00a1-\u00fe\u0122-\u0143"  # ASCII letters and all bytes of longer characters
 WORD_WITHOUT_SPACE = f"(?<![Ġ{LETTER}])(?=[{LETTER}])"
 GLUE = "ÿ"
@@ -50,13 +44,15 @@ PIECES = f"Ġ[{LETTER}]+|[0-9]|(?:{SIGNS}|{CONTROLS}|{SPACES})?ÿ?|Ġ"
 
 CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {{- '<|im_start|>system\n' }}
-{%- if messages[0].role == 'system' %}{{- messages[0].content }}{{- '\n\n' if tools else '' }}{%- endif %}
+{%- if messages[0].role == 'system' %}
+{{- messages[0].content }}{{- '\n\n' if tools else '' }}
+{%- endif %}
 {%- if tools %}
 {{- '# Tools\n\nYou may call one or more functions to assist with the user query.\n\n' }}
 {{- 'You are provided with function signatures within <tools></tools> XML tags:\n<tools>' }}
 {%- for tool in tools %}{{- '\n' + (tool | tojson) }}{%- endfor %}
-{{- '\n</tools>\n\nFor each function call, return a json object with function name and arguments ' }}
-{{- 'within <tool_call></tool_call> XML tags:\n<tool_call>\n' }}
+{{- '\n</tools>\n\nFor each function call, return a json object with function name and ' }}
+{{- 'arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n' }}
 {{- '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' }}
 {%- endif %}
 {{- '<|im_end|>\n' }}
@@ -83,22 +79,30 @@ CHAT_TEMPLATE = r"""{%- if tools or messages[0].role == 'system' %}
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
-"""ChatML with Hermes tools, as in Qwen3, but nothing is taken out of earlier replies. A message's
+"""ChatML with Hermes tools, as in Qwen3, but earlier replies keep their thoughts. A message's
 `reasoning_content`, `content` and `tool_calls` may each be missing."""
 
 
-def require_vocabulary(vocab_size: int) -> None:
-    """ValueError if a tokenizer of so many tokens has no room for all bytes and tags."""
-    smallest = 256 + len(CONTROL) + len(TAGS)
+def require_vocabulary(vocab_size: int, tags: Sequence[str] = ()) -> None:
+    """ValueError if a tokenizer of `vocab_size` tokens has no room for all bytes, the control
+    tokens and `tags`."""
+    smallest = 256 + len(CONTROL) + len(tags)
     if vocab_size < smallest:
         raise ValueError(
-            f"model.embedded.vocab_size is {vocab_size}, but bytes and tags need {smallest}"
+            f"model.embedded.vocab_size is {vocab_size}, but bytes, control tokens and "
+            f"{len(tags)} tags need {smallest}"
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens trained on `texts`; same texts, same tokenizer."""
-    require_vocabulary(vocab_size)
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, tags: Sequence[str]
+) -> PreTrainedTokenizerFast:
+    """Train a tokenizer of at most `vocab_size` tokens on `texts`. The same texts give the same
+    tokenizer.
+
+    Each of the `tags` is one token, whatever stands around it; their ids are the last ones.
+    """
+    require_vocabulary(vocab_size, tags)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.ByteLevel(), normalizers.Replace(Regex(WORD_WITHOUT_SPACE), f"{GLUE}Ġ")]
@@ -108,22 +112,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         [
             decoders.Fuse(),
             decoders.Replace(f"{GLUE}Ġ", ""),
-            decoders.Replace(
-                GLUE, ""
-            ),  # a mark with no word after it, which only a model can write
+            decoders.Replace(GLUE, ""),  # only a model can write a mark with no word after it
             decoders.ByteLevel(),
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(TAGS),
+        vocab_size=vocab_size - len(tags),
         special_tokens=list(CONTROL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    cut = re.compile("|".join(map(re.escape, CONTROL + TAGS)))
-    framed = (piece for text in texts for piece in (*cut.split(text), *ROLES))
-    tokenizer.train_from_iterator(framed, trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    added = re.compile("|".join(map(re.escape, (*CONTROL, *tags))))
+    # A renderer encodes the text between added tokens, so this is what the tokenizer learns from,
+    # with the role names that the chat template writes.
+    pieces = (piece for text in texts for piece in (*added.split(text), *ROLES))
+    tokenizer.train_from_iterator(pieces, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -1,13 +1,21 @@
-"""flash-attn's two functions on the CPU, slowly, with their published signatures, and a recorder of operators that
-plays the part of a CUDA graph."""
+"""flash-attn's two functions on the CPU, slowly, with their published signatures; and a recorder of
+operators that stands in for a CUDA graph."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mtsql.engine import engine, paged_attention
 
-def attend_causally(query, keys, values, scaling):
-    """query (n, H, D), the last n of keys and values (L, K, D) -> (n, H, D), causal, one by one."""
+
+def attend_causally(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Causal attention, token by token and head by head: query (n, H, D), which belongs to the last
+    n of keys and values (L, K, D) -> (n, H, D)."""
     n, length = len(query), len(keys)
     per_kv_head = query.shape[1] // keys.shape[1]
     out = torch.empty_like(query)
@@ -38,8 +46,8 @@ def _with_kvcache(
 def flash_attn_with_kvcache(
     q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None, causal=False
 ):
-    """q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *). One operator, as the real one
-    is."""
+    """q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *). It is one operator, like the
+    real one."""
     assert causal and block_table.dtype == cache_seqlens.dtype == torch.int32
     assert k_cache.stride(-1) == v_cache.stride(-1) == 1
     return _with_kvcache(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale)
@@ -57,7 +65,7 @@ def flash_attn_varlen_func(
     causal=False,
     block_table=None,
 ):
-    """q (T, H, D), k (blocks, S, K, D), last queries meet last keys."""
+    """q (T, H, D), k (blocks, S, K, D). The last queries of a row belong to its last keys."""
     assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == block_table.dtype == torch.int32
     out = torch.empty_like(q)
     ends, lengths = cu_seqlens_q.tolist(), cu_seqlens_k.diff().tolist()
@@ -70,12 +78,13 @@ def flash_attn_varlen_func(
     return out
 
 
-def stand_in(monkeypatch, *modules):
-    """Put the doubles in the place of flash-attn, on the CPU and in any dtype."""
-    for module in modules:
-        monkeypatch.setattr(module, "uses_flash", lambda device, dtype: True)
-    monkeypatch.setattr(modules[0], "flash_attn_with_kvcache", flash_attn_with_kvcache)
-    monkeypatch.setattr(modules[0], "flash_attn_varlen_func", flash_attn_varlen_func)
+def replace_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine run with these functions instead of flash-attn, on the CPU and in any dtype,
+    with blocks of four tokens."""
+    monkeypatch.setattr(paged_attention, "flash_attn_with_kvcache", flash_attn_with_kvcache)
+    monkeypatch.setattr(paged_attention, "flash_attn_varlen_func", flash_attn_varlen_func)
+    monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: True)
+    monkeypatch.setattr(engine, "FLASH_BLOCK", 4)
 
 
 class _Recorder(TorchDispatchMode):
@@ -89,14 +98,16 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
-def record(run):
-    """What `graphs.capture` does, with operators instead of kernels: the replay calls the same ones
-    on the same tensors and sees nothing of what Python would do differently the second time."""
+def record(
+    run: Callable[[], torch.Tensor],
+) -> tuple[Callable[[], None], torch.Tensor]:
+    """Do what `cuda_graphs.capture` does, with operators instead of kernels. The replay calls the
+    same operators on the same tensors; values that Python has read stay as they were."""
     recorder = _Recorder()
     with recorder:
         result = run()
 
-    def replay():
+    def replay() -> None:
         for func, args, kwargs, out in recorder.calls:
             again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):

@@ -1,4 +1,4 @@
-"""Stand-in tokenizers and chat templates with the habits of those of real instruct models."""
+"""Small tokenizers with chat templates that behave like those of real instruct models."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +15,14 @@ TOOLS = [
 ]
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Which singers are from New York?"}
-TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+HERMES_TAGS = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+]
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 HEADERS = ["<|end_of_text|>", "<|bos|>", "<|header|>", "<|/header|>", "<|eot|>"]
 """Control tokens; the last one ends a message."""
@@ -117,11 +124,11 @@ OPENS_THOUGHT = LIKE_QWEN.replace(
 assert OPENS_THOUGHT != LIKE_QWEN
 
 KINDS = {
-    "qwen": (CHATML, TAGS, LIKE_QWEN),
+    "qwen": (CHATML, HERMES_TAGS, LIKE_QWEN),
     "llama": (HEADERS, [], LIKE_LLAMA),
     "smollm": (CHATML, [], LIKE_SMOLLM),
     "gemma": (HEADERS, [], LIKE_GEMMA),
-    "opened": (CHATML, TAGS, OPENS_THOUGHT),
+    "opened": (CHATML, HERMES_TAGS, OPENS_THOUGHT),
 }
 """Control tokens, tags and template of each stand-in."""
 
