@@ -187,7 +187,7 @@ def without(entry, key):
         (
             "a.jsonl",
             "\n".join(json.dumps({**FLAT, "dialogue": d}) for d in "aba"),
-            "line 3: dialogue 'a' goes on after another one",
+            "line 3: dialogue 'a' continues after another one",
         ),
         (
             "a.csv",
