@@ -166,12 +166,10 @@ def test_half_a_character_is_refused_in_every_json_file(tmp_path, entry, place):
         part = part[key]
     if not isinstance(part, str):
         return
-    if entry is TABLES:
-        name, read = "tables.json", load_schemas
-    elif entry is DEMONSTRATION:
-        name, read = "d.jsonl", read_demonstrations
-    else:
-        name, read = "a.json", read_conversations
+    name = "tables.json" if entry is TABLES else "sparc.json"
+    if entry is DEMONSTRATION:
+        name = "demonstrations.jsonl"
+    read, _ = FILES[name]
     value = changed(entry, place, part + "\ud83d")
     text = json.dumps(value) if name.endswith("jsonl") else json.dumps([value])
     (tmp_path / name).write_text(text)

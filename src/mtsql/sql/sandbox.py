@@ -175,11 +175,12 @@ def _source(source: Source) -> tuple[tuple, tuple]:
 def _run(
     request: tuple, sql: str, config: QueryConfig, is_urgent: bool, tick: Callable[[], None]
 ) -> QueryResult:
-    num_told = 0
+    """Let a worker run the query, and call `tick` for each tick of it."""
+    num_ticks = 0  # also known if the worker dies before it answers
 
     def count() -> None:
-        nonlocal num_told
-        num_told += 1
+        nonlocal num_ticks
+        num_ticks += 1
         tick()
 
     start = time.monotonic()
@@ -215,13 +216,16 @@ def _run(
             config.timeout_secs,
             sql,
         )
+    message = answer["message"]
+    # A result is cached with the text of its query: up to 4 bytes a character, and the objects.
+    num_other_bytes = 4 * len(sql) + 4 * len(message) + 1000
     return QueryResult(
         QueryStatus(answer["status"]),
         answer.get("rows", ()),
         answer.get("columns", ()),
-        answer["message"],
-        num_ticks=max(num_told, answer.get("num_ticks", 0)),
-        num_bytes=answer.get("num_bytes", 0) + 4 * len(sql) + 4 * len(answer["message"]) + 1000,
+        message,
+        num_ticks=max(num_ticks, answer.get("num_ticks", 0)),
+        num_bytes=answer.get("num_bytes", 0) + num_other_bytes,
         is_repeatable=ending not in ("deadline", "killed") and not _has_changed(request),
         secs=answer.get("secs", time.monotonic() - start),
     )
@@ -256,13 +260,12 @@ def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
     except WorkerDied as error:
         raise DatabaseFileError(f"{db_path}: cannot be read: {error}") from error
     if isinstance(found, str):
-        raise DatabaseFileError(
-            f"{db_path}: not a readable SQLite database: {_kind(db_path) or found}"
-        )
+        reason = _other_kind(db_path) or found
+        raise DatabaseFileError(f"{db_path}: not a readable SQLite database: {reason}")
     return found
 
 
-def _kind(db_path: Path) -> str:
+def _other_kind(db_path: Path) -> str:
     """What the file is, if it is no database but a kind of file that is often found instead."""
     with open(db_path, "rb") as file:
         start = file.read(KIND_BYTES)
