@@ -208,8 +208,8 @@ class WorkerPool:
         return self._started(worker, memory_bytes, num_stops)
 
     def _idle_worker(self, memory_bytes: int, topic: Hashable) -> WorkerProcess | None:
-        """The most recently used idle worker of this size, if possible one that has served the topic.
-        The lock must be held."""
+        """The most recently used idle worker of this size that has served the topic, or else the
+        most recently used one. The lock must be held."""
         fitting = [worker for worker in self._idle if worker.memory_bytes == memory_bytes]
         for worker in reversed(fitting):
             if topic in worker.served:
