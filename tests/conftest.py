@@ -1,18 +1,35 @@
-"""Fixtures every test file may use. No network, no GPU."""
+"""Fixtures that every test file may use. No network, no GPU."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.databases import SHOP, make_database, snapshot
 from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-settings.register_profile("busy", deadline=None)  # a busy machine is not a failure
+# Hypothesis reports slow examples as failures. On a busy machine every example may be slow.
+settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with official data and verdicts, where the checkout has one beside it."""
+    """The folder with official data and verdicts, if the checkout has one beside it."""
     if not (SHARED / "data").is_dir():
         pytest.skip("the official data folder ../shared is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def shop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a folder, 100% odd?#")
+    return make_database(folder / "shop & co.sqlite", SHOP)
+
+
+@pytest.fixture
+def shop(shop_file: Path) -> Iterator[Path]:
+    """The database `SHOP`. Whatever the test does, its folder must stay the same, byte for byte."""
+    before = snapshot(shop_file.parent)
+    yield shop_file
+    assert snapshot(shop_file.parent) == before

@@ -1,4 +1,5 @@
-"""Values made once, shared while they are made, kept within their bytes; and the meters of those who wait."""
+"""The shared cache: a value is computed once, shared meanwhile and stored within a limit of bytes.
+Meters count its cost."""
 
 import threading
 import time
@@ -10,8 +11,9 @@ from mtsql.sql.cache import SharedCache
 from mtsql.sql.meter import WorkMeter
 
 
-def test_who_asks_at_the_same_time_shares_one_making():
-    kept, made = SharedCache(1000, lambda _: 1), []
+def test_threads_that_ask_at_the_same_time_share_one_computation():
+    cache = SharedCache(1000, lambda _: 1)
+    made = []
 
     def make(_):
         time.sleep(0.2)
@@ -19,39 +21,41 @@ def test_who_asks_at_the_same_time_shares_one_making():
         return object()
 
     with ThreadPoolExecutor(16) as threads:
-        values = [
-            future.result() for future in [threads.submit(kept.get, "key", make) for _ in range(16)]
-        ]
+        futures = [threads.submit(cache.get, "key", make) for _ in range(16)]
+        values = [future.result() for future in futures]
     assert len(made) == 1 and len(set(map(id, values))) == 1
-    assert kept.get("key", make) is values[0] and len(made) == 1
+    assert cache.get("key", make) is values[0] and len(made) == 1
 
 
 def test_other_keys_do_not_wait():
-    kept, gate = SharedCache(1000, lambda _: 1), threading.Event()
+    cache = SharedCache(1000, lambda _: 1)
+    gate = threading.Event()
     with ThreadPoolExecutor(2) as threads:
-        slow = threads.submit(kept.get, "slow", lambda _: gate.wait(10))
-        assert threads.submit(kept.get, "quick", lambda _: 1).result(timeout=5) == 1
+        slow = threads.submit(cache.get, "slow", lambda _: gate.wait(10))
+        assert threads.submit(cache.get, "quick", lambda _: 1).result(timeout=5) == 1
         gate.set()
         assert slow.result() is True
 
 
-def test_the_last_used_are_kept_within_the_bytes():
-    kept = SharedCache(100, len)
+def test_the_least_recently_used_values_are_removed_beyond_the_limit_of_bytes():
+    cache = SharedCache(100, len)
     for key in "abcde":
-        kept.get(key, lambda _: "x" * 20)
-    assert kept.bytes_stored == 100
-    kept.get("a", lambda _: pytest.fail("a was kept"))
-    kept.get("f", lambda _: "x" * 25)  # b and c have to go
-    assert kept.bytes_stored == 85 and kept.get("a", lambda _: "new") == "x" * 20
-    assert kept.get("b", lambda _: "new") == "new"
-    assert kept.get("large", lambda _: "x" * 26) == "x" * 26  # more than a quarter: not kept
-    assert kept.get("large", lambda _: "again") == "again"
-    kept.clear()
-    assert kept.bytes_stored == 0 and kept.get("a", lambda _: "new") == "new"
+        cache.get(key, lambda _: "x" * 20)
+    assert cache.bytes_stored == 100
+    cache.get("a", lambda _: pytest.fail("a is stored"))
+    cache.get("f", lambda _: "x" * 25)  # removes b and c
+    assert cache.bytes_stored == 85 and cache.get("a", lambda _: "new") == "x" * 20
+    assert cache.get("b", lambda _: "new") == "new"
+    assert cache.get("large", lambda _: "x" * 26) == "x" * 26  # more than a quarter: not stored
+    assert cache.get("large", lambda _: "again") == "again"
+    cache.clear()
+    assert cache.bytes_stored == 0 and cache.get("a", lambda _: "new") == "new"
 
 
-def test_a_failure_is_raised_and_not_kept():
-    kept, started, gate = SharedCache(100, lambda _: 1), threading.Event(), threading.Event()
+def test_a_failure_is_raised_and_not_stored():
+    cache = SharedCache(100, lambda _: 1)
+    started = threading.Event()
+    gate = threading.Event()
 
     def fail(tick):
         tick()
@@ -60,23 +64,24 @@ def test_a_failure_is_raised_and_not_kept():
         raise LookupError("a fault")
 
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(kept.get, "key", fail)
+        first = threads.submit(cache.get, "key", fail)
         started.wait(10)
         meter = WorkMeter()
-        second = threads.submit(kept.get, "key", lambda _: "made by the one who waited", meter)
-        while not kept._pending["key"].meters:
+        second = threads.submit(cache.get, "key", lambda _: "made by the second thread", meter)
+        while not cache._pending["key"].meters:
             time.sleep(0.001)
         gate.set()
         with pytest.raises(LookupError):
             first.result()
-        assert second.result() == "made by the one who waited"
+        assert second.result() == "made by the second thread"
     meter.finish()
     assert meter.is_done_within(0)  # the ticks of the failed try belong to no result
 
 
-def test_what_does_not_last_is_shared_and_not_stored():
-    kept = SharedCache(100, lambda _: 1, is_lasting=lambda value: value != "late")
-    gate, made = threading.Event(), []
+def test_a_value_that_must_not_be_stored_is_shared_while_it_is_computed():
+    cache = SharedCache(100, lambda _: 1, is_lasting=lambda value: value != "late")
+    gate = threading.Event()
+    made = []
 
     def make(_):
         gate.wait(10)
@@ -84,21 +89,22 @@ def test_what_does_not_last_is_shared_and_not_stored():
         return "late"
 
     with ThreadPoolExecutor(4) as threads:
-        values = [threads.submit(kept.get, "key", make) for _ in range(4)]
-        while "key" not in kept._pending:
+        values = [threads.submit(cache.get, "key", make) for _ in range(4)]
+        while "key" not in cache._pending:
             time.sleep(0.001)
         time.sleep(0.1)
         gate.set()
         assert [value.result() for value in values] == ["late"] * 4
     assert len(made) == 1
-    kept.get("key", make)
+    cache.get("key", make)
     assert len(made) == 2
 
 
 def test_every_meter_gets_the_same_ticks():
-    """Of who makes a value, of who joins in the middle, and of who finds it kept."""
-    kept = SharedCache(100, lambda _: 1, num_ticks=lambda value: value)
-    joined, meters = threading.Event(), [WorkMeter() for _ in range(3)]
+    """The meters of a thread that computes a value, of one that joins it, and of a cache hit."""
+    cache = SharedCache(100, lambda _: 1, num_ticks=lambda value: value)
+    joined = threading.Event()
+    meters = [WorkMeter() for _ in range(3)]
 
     def make(tick):
         for number in range(7):
@@ -108,19 +114,19 @@ def test_every_meter_gets_the_same_ticks():
         return 7
 
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(kept.get, "key", make, meters[0])
+        first = threads.submit(cache.get, "key", make, meters[0])
         assert not meters[0].is_done_within(3)  # four ticks have passed
-        second = threads.submit(kept.get, "key", make, meters[1])
+        second = threads.submit(cache.get, "key", make, meters[1])
         assert not meters[1].is_done_within(3)
         joined.set()
         assert first.result() == second.result() == 7
-    kept.get("key", make, meters[2])
+    cache.get("key", make, meters[2])
     for meter in meters:
         meter.finish()
         assert not meter.is_done_within(6) and meter.is_done_within(7) and meter.is_done_within(8)
 
 
-def test_a_meter_waits_until_it_knows():
+def test_a_meter_waits_until_the_answer_is_known():
     meter = WorkMeter()
     with ThreadPoolExecutor(1) as threads:
         known = threads.submit(meter.is_done_within, 2)

@@ -1,14 +1,14 @@
-"""The small commands: python -m mtsql.schema, the scorer, the audit. A wrong flag is one line."""
+"""The small commands: python -m mtsql.schema, the scorer, the audit. A wrong flag ends each of them
+with one line."""
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from helpers.databases import make_database
 
 from mtsql.audit import __main__ as audit
 from mtsql.judge import official_scorer as scoring
@@ -18,31 +18,26 @@ from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.schema import Column, load_schemas, schema_from_sqlite
 from mtsql.sql.tables_json import official_type, tables_entry
 
-SCRIPT = """
-    CREATE TABLE "order" (Id INTEGER PRIMARY KEY, "From" VARCHAR(9), born DATE, paid BOOLEAN, x BLOB, "é" );
+ORDERS = """
+    CREATE TABLE "order"
+        (Id INTEGER PRIMARY KEY, "From" VARCHAR(9), born DATE, paid BOOLEAN, x BLOB, "é" );
     CREATE TABLE item (b INT, a INT, price DECIMAL(5, 2), PRIMARY KEY (a, b));
-    CREATE TABLE part (p INT, q INT, o INT REFERENCES "ORDER", FOREIGN KEY (p, q) REFERENCES item (a, b));
+    CREATE TABLE part
+        (p INT, q INT, o INT REFERENCES "ORDER", FOREIGN KEY (p, q) REFERENCES item (a, b));
     CREATE VIEW "two words" AS SELECT price FROM item;
 """
 
 
-def make(path, script=SCRIPT):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(script)
-    return path
-
-
 def with_official_types(schema):
-    tables = [
-        replace(t, columns=tuple(Column(c.name, official_type(c.type)) for c in t.columns))
-        for t in schema.tables
-    ]
+    tables = []
+    for table in schema.tables:
+        columns = [Column(column.name, official_type(column.type)) for column in table.columns]
+        tables.append(replace(table, columns=tuple(columns)))
     return replace(schema, tables=tuple(tables))
 
 
 def test_the_schema_of_a_bare_file(tmp_path, capsys):
-    path = make(tmp_path / "my shop.sqlite3")
+    path = make_database(tmp_path / "my shop.sqlite3", ORDERS)
     write_schema([str(path)])
     text = capsys.readouterr().out
     (tmp_path / "tables.json").write_text(text)
@@ -55,51 +50,22 @@ def test_the_schema_of_a_bare_file(tmp_path, capsys):
             "table_names": ["order", "item", "part", "two words"],
             "column_names_original": [
                 [-1, "*"],
-                [0, "Id"],
-                [0, "From"],
-                [0, "born"],
-                [0, "paid"],
-                [0, "x"],
-                [0, "é"],
-                [1, "b"],
-                [1, "a"],
-                [1, "price"],
-                [2, "p"],
-                [2, "q"],
-                [2, "o"],
+                *([0, name] for name in ("Id", "From", "born", "paid", "x", "é")),
+                *([1, name] for name in ("b", "a", "price")),
+                *([2, name] for name in ("p", "q", "o")),
                 [3, "price"],
             ],
             "column_names": [
                 [-1, "*"],
-                [0, "id"],
-                [0, "from"],
-                [0, "born"],
-                [0, "paid"],
-                [0, "x"],
-                [0, "é"],
-                [1, "b"],
-                [1, "a"],
-                [1, "price"],
-                [2, "p"],
-                [2, "q"],
-                [2, "o"],
+                *([0, name] for name in ("id", "from", "born", "paid", "x", "é")),
+                *([1, name] for name in ("b", "a", "price")),
+                *([2, name] for name in ("p", "q", "o")),
                 [3, "price"],
             ],
             "column_types": [
                 "text",
-                "number",
-                "text",
-                "time",
-                "boolean",
-                "others",
-                "text",
-                "number",
-                "number",
-                "number",
-                "number",
-                "number",
-                "number",
-                "number",
+                *("number", "text", "time", "boolean", "others", "text"),
+                *["number"] * 7,
             ],
             "primary_keys": [1, 8, 7],
             "foreign_keys": [[12, 1], [10, 8], [11, 7]],
@@ -107,12 +73,12 @@ def test_the_schema_of_a_bare_file(tmp_path, capsys):
     ]
 
 
-def test_a_folder_and_what_it_holds_load_as_a_data_set(tmp_path, capsys):
-    make(tmp_path / "db" / "a" / "a.sqlite")
-    make(tmp_path / "db" / "b.db", "CREATE TABLE t (a)")
+def test_the_schemas_of_a_folder_load_as_a_data_set(tmp_path, capsys):
+    make_database(tmp_path / "db" / "a" / "a.sqlite", ORDERS)
+    make_database(tmp_path / "db" / "b.db", "CREATE TABLE t (a)")
     (tmp_path / "db" / "notes").mkdir()
     (tmp_path / "db" / "read.me").write_text("")
-    (tmp_path / "db" / "._b.db").write_text("of another system")
+    (tmp_path / "db" / "._b.db").write_text("a hidden file of another system")
     write_schema([str(tmp_path / "db")])
     (tmp_path / "tables.json").write_text(capsys.readouterr().out)
     assert list(load_schemas(tmp_path / "tables.json")) == ["a", "b"]
@@ -146,30 +112,32 @@ def test_official_types(declared, official):
 
 
 def test_derived_types_are_mostly_those_of_the_official_file(shared):
-    official, equal, total = load_schemas(shared / "data" / "tables.json"), 0, 0
+    official = load_schemas(shared / "data" / "tables.json")
+    num_equal = 0
+    num_total = 0
     for db_id in list(official)[::10]:
         path = shared / "data" / "database" / db_id / f"{db_id}.sqlite"
         if not path.exists():
             continue
         entry = tables_entry(schema_from_sqlite(path))
-        types = {
-            tuple(pair): kind
-            for pair, kind in zip(entry["column_names"], entry["column_types"], strict=True)
-        }
+        names = [tuple(pair) for pair in entry["column_names"]]
+        types = dict(zip(names, entry["column_types"], strict=True))
         for number, table in enumerate(official[db_id].tables):
             for column in table.columns:
                 kind = types.get((number, column.name.lower().replace("_", " ")))
-                equal, total = equal + (kind == column.type), total + (kind is not None)
-    assert total > 300 and equal / total > 0.98
+                num_equal += kind == column.type
+                num_total += kind is not None
+    assert num_total > 300 and num_equal / num_total > 0.98
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    """The working folder: good and wrong files under names that the tests below put into flags."""
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "db" / "one" / "one.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1)")
-    make(tmp_path / "twice" / "one" / "one.sqlite", "CREATE TABLE t (a)")
-    make(tmp_path / "twice" / "one.db", "CREATE TABLE t (a)")
-    make(tmp_path / "bare.sqlite", "PRAGMA user_version = 1")
+    make_database(tmp_path / "db" / "one" / "one.sqlite")
+    make_database(tmp_path / "twice" / "one" / "one.sqlite")
+    make_database(tmp_path / "twice" / "one.db")
+    make_database(tmp_path / "bare.sqlite", "PRAGMA user_version = 1")
     (tmp_path / "none").mkdir()
     (tmp_path / "lfs" / "one").mkdir(parents=True)
     (tmp_path / "lfs" / "one" / "one.sqlite").write_text(
@@ -188,8 +156,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def complaint(capsys, run):
-    """The one line on the error stream, or in the exit code, with which a command ends."""
+def error_of(capsys, run):
+    """The line with which a command ends, on the error stream or as the exit code."""
     with pytest.raises(SystemExit) as stop:
         run()
     text = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
@@ -214,27 +182,25 @@ def complaint(capsys, run):
     ],
 )
 def test_wrong_arguments_of_schema(folder, capsys, arguments, words):
-    assert words in complaint(capsys, lambda: write_schema(arguments.split()))
-    assert capsys.readouterr().out == ""  # nothing is half-written
+    assert words in error_of(capsys, lambda: write_schema(arguments.split()))
+    assert capsys.readouterr().out == ""  # no part of the result is printed
 
 
 @pytest.mark.parametrize("name", ["a\nb.sqlite", "a\\b.sqlite", b"\xff.sqlite"])
 def test_a_file_whose_name_is_no_id(folder, capsys, name):
     path = os.fsdecode(name)
-    make(folder / "odd.sqlite", "CREATE TABLE t (a)").rename(folder / path)
-    assert "is no plain name" in complaint(capsys, lambda: write_schema([str(folder / path)]))
+    make_database(folder / "odd.sqlite").rename(folder / path)
+    assert "is no plain name" in error_of(capsys, lambda: write_schema([str(folder / path)]))
 
 
 SCORE = "--gold gold --pred pred --tables tables --databases db"
 
 
-def test_the_scorer_on_these_files(folder, capsys):
+def test_the_scorer_prints_and_writes_its_summary(folder, capsys):
     scoring.main([*SCORE.split(), "--json", "new/out.json"])
     assert "exact match" in capsys.readouterr().out
-    assert (
-        json.loads((folder / "new" / "out.json").read_text())["summary"]["by_hardness"]["all"]["ex"]
-        == 1
-    )
+    found = json.loads((folder / "new" / "out.json").read_text())
+    assert found["summary"]["by_hardness"]["all"]["ex"] == 1
 
 
 @pytest.mark.parametrize(
@@ -264,7 +230,7 @@ def test_the_scorer_on_these_files(folder, capsys):
     ],
 )
 def test_wrong_flags_of_the_scorer(folder, capsys, flags, words):
-    assert words in complaint(capsys, lambda: scoring.main([*SCORE.split(), *flags.split()]))
+    assert words in error_of(capsys, lambda: scoring.main([*SCORE.split(), *flags.split()]))
 
 
 DATA = "--data.dev good.json --data.databases db --split dev"
@@ -318,14 +284,13 @@ def test_the_audit_needs_no_tables_json(folder, capsys):
     ],
 )
 def test_wrong_flags_of_the_audit(folder, capsys, flags, words):
-    assert words in complaint(capsys, lambda: run_audit(f"{DATA} {flags}"))
+    assert words in error_of(capsys, lambda: run_audit(f"{DATA} {flags}"))
 
 
 @pytest.mark.parametrize("toy_folder", ["file", "file/x"])
 def test_a_toy_folder_that_cannot_be_written(folder, capsys, toy_folder):
-    assert "data.toy_folder" in complaint(
-        capsys, lambda: run_audit(f"--data.toy_folder {toy_folder}")
-    )
+    error = error_of(capsys, lambda: run_audit(f"--data.toy_folder {toy_folder}"))
+    assert "data.toy_folder" in error
 
 
 @pytest.mark.parametrize("module", ["mtsql.schema", "mtsql.judge.official_scorer", "mtsql.audit"])

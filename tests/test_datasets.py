@@ -1,47 +1,30 @@
-"""Splits from named files, and turns that are left out of training by a file."""
+"""Splits from named files, and turns that a file leaves out of training."""
 
 import errno
 import json
 import os
-import sqlite3
-from contextlib import closing
 
 import pytest
+from helpers.databases import make_database, tables_json
 
 from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split, read_leave_out, toy_files
-from mtsql.sql.dialogues import split_by_database
-
-TABLES = [
-    {
-        "db_id": db_id,
-        "table_names_original": ["t"],
-        "column_names_original": [[-1, "*"], [0, "a"]],
-        "column_types": ["text", "number"],
-        "primary_keys": [],
-        "foreign_keys": [],
-    }
-    for db_id in ("one", "two")
-]
+from mtsql.workbench import load_corpora
 
 
 @pytest.fixture
 def config(tmp_path):
-    """config(text) is a configuration whose leave-out file holds the text; three dialogues of two
-    turns to train on."""
-    dialogues = [
-        {
-            "database_id": db_id,
-            "interaction": [{"utterance": f"q{i}", "query": f"SELECT {i}"} for i in range(2)],
-        }
-        for db_id in ("one", "one", "two")
-    ]
+    """config(text) gives a configuration whose leave-out file holds the text. The training split
+    has three dialogues of two turns."""
+    interaction = [{"utterance": f"q{i}", "query": f"SELECT {i}"} for i in range(2)]
+    dialogues = []
+    for db_id in ("one", "one", "two"):
+        dialogues.append({"database_id": db_id, "interaction": interaction})
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(dialogues))
+    (tmp_path / "tables.json").write_text(tables_json("one", "two"))
     for db_id in ("one", "two"):
-        (tmp_path / db_id).mkdir()
-        with closing(sqlite3.connect(tmp_path / db_id / f"{db_id}.sqlite")) as connection:
-            connection.execute("CREATE TABLE t (a)")
-    for name, content in (("train", dialogues), ("dev", dialogues), ("tables", TABLES)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        make_database(tmp_path / db_id / f"{db_id}.sqlite")
 
     def config(text):
         (tmp_path / "out.tsv").write_text(text, encoding="utf-8")
@@ -51,7 +34,7 @@ def config(tmp_path):
     return config
 
 
-def test_left_out_turns_are_gone_but_stay_in_the_history(config):
+def test_turns_that_are_left_out_stay_in_the_history_of_later_turns(config):
     corpus = load_split(config("train:0:0\tgold fails: a\ntrain:2:0\tgold fails: b\n"), "train")
     assert [turn.turn_id for turn in corpus.turns] == [
         "train:0:1",
@@ -62,19 +45,15 @@ def test_left_out_turns_are_gone_but_stay_in_the_history(config):
     assert corpus.turns[0].history == (("q0", "SELECT 0"),)
     assert corpus.left_out == {"train:0:0": "gold fails: a", "train:2:0": "gold fails: b"}
     assert describe_skipped(corpus) == "left out 2 turns (2 gold fails)"
-    rest, _ = split_by_database(corpus, 0.5, 0)
-    assert rest.left_out == corpus.left_out
 
 
-def test_a_dialogue_without_turns_disappears(config):
+def test_a_dialogue_is_left_out_with_its_last_turn(config):
     corpus = load_split(config("train:1:0\tx\ntrain:1:1\ty\n"), "train")
     assert [dialogue.dialogue_id for dialogue in corpus.dialogues] == ["train:0", "train:2"]
     assert describe_skipped(corpus) == "left out 2 turns (1 x, 1 y)"
 
 
-def test_scripts_say_what_is_left_out(config, capsys, monkeypatch):
-    from mtsql.workbench import load_corpora
-
+def test_the_first_rank_prints_what_is_left_out(config, capsys, monkeypatch):
     load_corpora(config("train:1:0\tduplicate: of train:0:0\n"), ("train", "dev"))
     assert capsys.readouterr().out == "train: left out 1 turns (1 duplicate)\n"
     monkeypatch.setenv("RANK", "1")
@@ -82,7 +61,7 @@ def test_scripts_say_what_is_left_out(config, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_training_split_is_concerned(config):
+def test_turns_are_left_out_of_the_training_split_only(config):
     corpus = load_split(config("train:0:0\tx\n"), "dev")
     assert len(corpus.turns) == 6 and describe_skipped(corpus) == ""
 
@@ -122,8 +101,9 @@ def test_leave_out_without_training_data_is_an_error():
         load_split(DataConfig(dev="d", tables="t", databases="b"), "train")
 
 
-def test_two_that_write_the_toy_world_at_once_use_one_and_leave_nothing(tmp_path, monkeypatch):
-    folder, calls = tmp_path / "toy", []
+def test_two_processes_that_write_the_toy_world_at_once_use_one_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "toy"
+    calls = []
 
     def write(place, *_):
         calls.append(place)
@@ -137,7 +117,7 @@ def test_two_that_write_the_toy_world_at_once_use_one_and_leave_nothing(tmp_path
     assert calls == [folder, folder] and [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
-def test_an_interrupted_toy_world_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_toy_world_leaves_no_file(tmp_path, monkeypatch):
     def write(place, *_):
         place.with_name(f"toy.partial-{os.getpid()}").mkdir()
         raise KeyboardInterrupt

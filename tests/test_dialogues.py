@@ -1,39 +1,23 @@
-"""Corpora: the official files' counts, and what broken ones do."""
+"""Corpora: the counts of the official files, and what malformed files do."""
 
 import json
-import sqlite3
 
 import pytest
+from helpers.databases import make_database, tables_json
 
-from mtsql.sql.dialogues import Dialogue, Skip, Turn, load_corpus, split_by_database
-
-TABLES = [
-    {
-        "db_id": db_id,
-        "table_names_original": ["t"],
-        "column_names_original": [[-1, "*"], [0, "a"]],
-        "column_types": ["text", "number"],
-        "primary_keys": [],
-        "foreign_keys": [],
-    }
-    for db_id in ("one", "two", "fileless")
-]
+from mtsql.sql.dialogues import Dialogue, Skip, Turn, load_corpus
 
 
 @pytest.fixture
 def load(tmp_path):
-    """load(entries) writes them beside a small world and loads them."""
+    """load(entries) writes train.json beside two small databases and loads it."""
     for db_id in ("one", "two"):
-        (tmp_path / "database" / db_id).mkdir(parents=True)
-        connection = sqlite3.connect(tmp_path / "database" / db_id / f"{db_id}.sqlite")
-        connection.execute("CREATE TABLE t (a)")
-        connection.close()
-    (tmp_path / "tables.json").write_text(json.dumps(TABLES))
+        make_database(tmp_path / "database" / db_id / f"{db_id}.sqlite")
+    (tmp_path / "tables.json").write_text(tables_json("one", "two", "fileless"))
 
     def load(entries):
-        (tmp_path / "train.json").write_text(
-            entries if isinstance(entries, str) else json.dumps(entries)
-        )
+        text = entries if isinstance(entries, str) else json.dumps(entries)
+        (tmp_path / "train.json").write_text(text)
         return load_corpus(tmp_path / "train.json", tmp_path / "tables.json", tmp_path / "database")
 
     return load
@@ -48,7 +32,7 @@ def dialogue(db_id, *queries):
     }
 
 
-def test_turns_and_their_history(load):
+def test_a_turn_has_the_earlier_turns_as_history(load):
     corpus = load([dialogue("one", "SELECT 0", " SELECT 1 ", "SELECT 2")])
     first, second, third = corpus.turns
     assert first == Turn("train:0:0", 0, "one", "q0", "SELECT 0", ())
@@ -60,12 +44,11 @@ def test_turns_and_their_history(load):
 
 
 def test_spider_entries_are_dialogues_of_one_turn(load):
-    corpus = load(
-        [
-            {"db_id": "two", "question": "q", "query": "SELECT 1"},
-            {"db_id": "one", "question": "r", "query": "x"},
-        ]
-    )
+    entries = [
+        {"db_id": "two", "question": "q", "query": "SELECT 1"},
+        {"db_id": "one", "question": "r", "query": "x"},
+    ]
+    corpus = load(entries)
     assert [turn.turn_id for turn in corpus.turns] == ["train:0:0", "train:1:0"]
     assert corpus.turns[0] == Turn("train:0:0", 0, "two", "q", "SELECT 1", ())
 
@@ -76,7 +59,7 @@ def test_cosql_clarifications_stay_in_the_question(load):
     assert load([entry]).turns[0].question == "List them. | Whom? | The singers."
 
 
-def test_skips_are_counted_and_say_why(load, tmp_path):
+def test_skipped_dialogues_are_listed_with_their_reasons(load, tmp_path):
     corpus = load(
         [
             dialogue("unknown", "SELECT 0", "SELECT 1"),
@@ -88,7 +71,8 @@ def test_skips_are_counted_and_say_why(load, tmp_path):
         ]
     )
     assert [turn.turn_id for turn in corpus.turns] == ["train:3:0", "train:5:0"]
-    file, path = str(tmp_path / "train.json"), tmp_path / "database/fileless/fileless.sqlite"
+    file = str(tmp_path / "train.json")
+    path = tmp_path / "database/fileless/fileless.sqlite"
     assert corpus.skipped == [
         Skip(file, 0, f"database 'unknown' is not in {tmp_path / 'tables.json'}", 2),
         Skip(file, 1, f"no database file {path}", 1),
@@ -142,30 +126,9 @@ def test_missing_files_and_folders_are_named(load, tmp_path, missing):
         load_corpus(tmp_path / "train.json", tmp_path / "tables.json", tmp_path / "database")
 
 
-def test_split_keeps_databases_whole(load):
-    corpus = load(
-        [dialogue("one", "SELECT 0")] * 30 + [dialogue("two", "SELECT 0")] * 2 + [dialogue("one")]
-    )
-    rest, held_out = split_by_database(corpus, 0.1, seed=0)
-    assert set(rest.databases) == {"one"} and len(rest.turns) == 30
-    assert set(held_out.databases) == {"two"} and len(held_out.turns) == 2
-    assert len(rest.skipped) == 1 and held_out.skipped == []
-    # No database is small enough for this fraction: the smallest is held out all the same.
-    assert set(split_by_database(corpus, 0.001, seed=0)[1].databases) == {"two"}
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
-def test_split_refuses_what_it_cannot_do(load, fraction):
-    corpus = load([dialogue("one", "SELECT 0"), dialogue("two", "SELECT 0")])
-    with pytest.raises(ValueError, match="fraction"):
-        split_by_database(corpus, fraction, seed=0)
-    with pytest.raises(ValueError, match="only 1 database"):
-        split_by_database(load([dialogue("one", "SELECT 0")]), 0.5, seed=0)
-
-
-# The published counts less the dialogues on the three databases that are not in the folder
-# (wta_1 in dev; soccer_1 and baseball_1 in train) and, in SParC train, less four without turns and ten cut
-# at a turn whose SQL could not be reconstructed.
+# The published counts minus the dialogues on the three databases that are not in the folder (wta_1
+# in dev; soccer_1 and baseball_1 in train). In SParC train, four dialogues have no turns, and ten
+# are truncated at a turn whose SQL could not be reconstructed.
 @pytest.mark.parametrize(
     "name, num_dialogues, num_turns, num_skips, num_skipped_turns",
     [
@@ -183,13 +146,3 @@ def test_official_counts(shared, name, num_dialogues, num_turns, num_skips, num_
     assert (len(corpus.dialogues), len(corpus.turns)) == (num_dialogues, num_turns)
     assert len(corpus.skipped) == num_skips
     assert sum(skip.num_turns for skip in corpus.skipped) == num_skipped_turns
-    if name.endswith("train"):
-        rest, held_out = split_by_database(corpus, 0.05, seed=0)
-        assert len(rest.dialogues) + len(held_out.dialogues) == num_dialogues
-        assert 0.04 < len(held_out.dialogues) / num_dialogues <= 0.05
-        assert not set(rest.databases) & set(held_out.databases)
-        assert (
-            held_out
-            == split_by_database(corpus, 0.05, seed=0)[1]
-            != split_by_database(corpus, 0.05, seed=1)[1]
-        )

@@ -1,11 +1,11 @@
-"""Text files as editors and other programs write them."""
+"""Reading text files as editors and other programs write them, and writing files."""
 
 import pytest
 
 from mtsql.files import read_json, read_lines, read_text, write_text
 
 
-def test_marks_line_ends_and_blank_ends_make_no_difference(tmp_path):
+def test_a_byte_order_mark_line_ends_and_blank_last_lines_make_no_difference(tmp_path):
     file = tmp_path / "a.txt"
     for content in (b"a\nb", b"\xef\xbb\xbfa\r\nb\r\n\r\n", b"a\rb\n\n"):
         file.write_bytes(content)
@@ -17,7 +17,7 @@ def test_marks_line_ends_and_blank_ends_make_no_difference(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe{", b"{", b"[NaN]", b"[-Infinity]", b"[" * 100_000, b""]
 )
-def test_what_is_not_json_is_an_error_that_names_flag_and_file(tmp_path, content):
+def test_a_file_that_is_not_json_is_an_error_that_names_flag_and_file(tmp_path, content):
     file = tmp_path / "a.json"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"^data\.train .*a\.json: not ") as error:
@@ -31,14 +31,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
             read_text(path)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_the_old_file_stays_if_the_new_one_cannot_be_written(tmp_path, monkeypatch):
     file = tmp_path / "deep" / "a.txt"
     write_text(file, "old")
 
-    def full(*_):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mtsql.files.os.replace", full)
+    monkeypatch.setattr("mtsql.files.os.replace", fail)
     with pytest.raises(ValueError, match=r"a\.txt: cannot be written: No space left"):
         write_text(file, "new")
     assert file.read_text() == "old"

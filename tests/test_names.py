@@ -1,4 +1,4 @@
-"""Names that SQL must quote, and ids that may become a part of a path."""
+"""Names that SQL must quote, and ids of databases, which become a part of a path."""
 
 import ctypes
 import ctypes.util
@@ -23,12 +23,14 @@ KEYWORDS = """
 
 
 def library_keywords() -> list[str]:
-    """The keywords of the SQLite library, where it can be reached; else those of its manual."""
+    """The keywords of the SQLite library if ctypes finds it; else those of its manual."""
     path = ctypes.util.find_library("sqlite3")
     library = ctypes.CDLL(path) if path else None
     if not hasattr(library, "sqlite3_keyword_name"):
         return KEYWORDS
-    words, name, size = [], ctypes.c_char_p(), ctypes.c_int()
+    words = []
+    name = ctypes.c_char_p()
+    size = ctypes.c_int()
     for index in range(library.sqlite3_keyword_count()):
         library.sqlite3_keyword_name(index, ctypes.byref(name), ctypes.byref(size))
         words.append(ctypes.string_at(name, size.value).decode())
@@ -47,7 +49,7 @@ USES = (
 
 
 @pytest.mark.parametrize("name", sorted({*KEYWORDS, *library_keywords()}))
-def test_every_keyword_is_a_name_as_it_is_written(name):
+def test_every_keyword_can_be_a_name_as_quoted_writes_it(name):
     connection = sqlite3.connect(":memory:")
     connection.execute(f'CREATE TABLE t (a INT, "{name}" TEXT)')
     connection.execute("INSERT INTO t VALUES (1, 'v')")
@@ -60,15 +62,10 @@ def test_every_keyword_is_a_name_as_it_is_written(name):
     connection.close()
 
 
-def test_no_more_is_quoted_than_must_be():
+def test_a_name_that_needs_no_quotes_gets_none():
     assert set(KEYWORDS) >= RESERVED
-    assert [quoted(word) for word in ("Key", "year", "desc", "a1", "_x")] == [
-        "Key",
-        "year",
-        "desc",
-        "a1",
-        "_x",
-    ]
+    for name in ("Key", "year", "desc", "a1", "_x"):
+        assert quoted(name) == name
 
 
 @pytest.mark.parametrize(
@@ -105,16 +102,15 @@ BAD_IDS = [
 
 
 @pytest.mark.parametrize("db_id", BAD_IDS)
-def test_an_id_is_a_plain_name(db_id):
-    with pytest.raises(
-        ValueError, match=r"^file, line 3: the database id .* is no plain name"
-    ) as e:
+def test_an_id_that_is_no_plain_name_is_refused(db_id):
+    words = r"^file, line 3: the database id .* is no plain name"
+    with pytest.raises(ValueError, match=words) as error:
         checked_id(db_id, "file, line 3")
-    assert "\n" not in str(e.value) and str(e.value).isascii()
+    assert "\n" not in str(error.value) and str(error.value).isascii()
 
 
 @pytest.mark.parametrize(
     "db_id", ["a", "concert singer", "größe", "it's", 'a"b', "..a", "a.b", "select"]
 )
-def test_odd_ids_that_are_names(db_id):
+def test_an_unusual_id_that_can_be_a_file_name_is_accepted(db_id):
     assert checked_id(db_id, "x") == db_id

@@ -1,12 +1,12 @@
-"""The formats of questions: SParC, Spider, BIRD, one object a line, CSV; and what broken ones do."""
+"""The formats of questions: SParC, Spider, BIRD, one object a line, CSV; and what malformed files
+do."""
 
 import csv
 import io
 import json
-import sqlite3
-from contextlib import closing
 
 import pytest
+from helpers.databases import make_database
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.questions import Question, read_conversations
-from mtsql.sql.schema import Database
 
 BIRD = {
     "question_id": 0,
@@ -30,17 +29,18 @@ BIRD = {
 
 
 def read(folder, name, content):
-    """[[db_id, (text, sql, evidence), ...], ...] of a file."""
+    """Write a file and read it as [[db_id, (text, sql, evidence), ...], ...]."""
     file = folder / name
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         text = content if isinstance(content, str) else json.dumps(content)
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return [
-        [c.db_id, *((q.text, q.sql, q.evidence) for q in c.questions)]
-        for c in read_conversations(file)
-    ]
+    found = []
+    for conversation in read_conversations(file):
+        questions = [(q.text, q.sql, q.evidence) for q in conversation.questions]
+        found.append([conversation.db_id, *questions])
+    return found
 
 
 def test_bird_entries_keep_their_evidence(tmp_path):
@@ -49,7 +49,7 @@ def test_bird_entries_keep_their_evidence(tmp_path):
     assert found[1] == found[2] == ["one", ("How much?", "SELECT a FROM t", "")]
 
 
-def test_the_parsed_query_beside_an_official_query_is_no_sql(tmp_path):
+def test_the_parsed_query_of_official_files_is_not_read_as_sql(tmp_path):
     parsed = {"select": [False, []]}
     turn = {"utterance": "q", "query": "SELECT 1", "sql": parsed}
     spider = {"db_id": "one", "question": "q", "query": "SELECT 1", "sql": parsed}
@@ -59,14 +59,14 @@ def test_the_parsed_query_beside_an_official_query_is_no_sql(tmp_path):
 
 @pytest.mark.parametrize("key", ["query", "SQL", "sql"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.json"])
-def test_flat_entries(tmp_path, key, name):
+def test_single_questions_are_read_whatever_the_key_of_their_sql(tmp_path, key, name):
     entries = [{"db_id": "one", "question": f"q{i}", key: f" SELECT {i} "} for i in range(3)]
     lines = "\n\n".join(map(json.dumps, entries)) + "\n\n"
     found = read(tmp_path, name, lines if name != "a.json" else entries)
     assert found == [["one", (f"q{i}", f"SELECT {i}", "")] for i in range(3)]
 
 
-def test_official_entries_may_stand_one_a_line(tmp_path):
+def test_a_file_of_lines_may_hold_sparc_entries(tmp_path):
     entry = {"database_id": "one", "interaction": [{"utterance": "q", "query": "SELECT 1"}] * 2}
     assert read(tmp_path, "a.jsonl", json.dumps(entry)) == [["one", *[("q", "SELECT 1", "")] * 2]]
 
@@ -83,7 +83,7 @@ HEADS = [
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff", "sep="])
-def test_csv_of_many_programs(tmp_path, head, sign, end, mark):
+def test_csv_as_many_programs_write_it_is_read(tmp_path, head, sign, end, mark):
     names = head.lower().replace(" ", "").split(",")
     row = {"id": "7", "db_id": "one", "question": 'a "b"; c,\td', "sql": "SELECT 1,\n 2"}
     row |= {"database_id": row["db_id"], "utterance": row["question"], "query": row["sql"]}
@@ -98,15 +98,14 @@ def test_csv_of_many_programs(tmp_path, head, sign, end, mark):
 
 def test_rows_of_one_dialogue_are_a_conversation(tmp_path):
     head = "dialogue,db_id,question,sql,evidence\n"
-    rows = "1,one,a,SELECT 1,e\n1,one,b,SELECT 2,\n2,one,c,SELECT 3,\n,one,d,SELECT 4,\n,one,e,SELECT 5,\n"
+    rows = "1,one,a,SELECT 1,e\n1,one,b,SELECT 2,\n2,one,c,SELECT 3,\n"
+    rows += ",one,d,SELECT 4,\n,one,e,SELECT 5,\n"
     found = read(tmp_path, "a.csv", head + rows)
     assert [[q[0] for q in turns] for _, *turns in found] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert found[0][1] == ("a", "SELECT 1", "e")
-    entries = [{**BIRD, "dialogue_id": i} for i in (0.0, 0.0, 1.0)]
-    assert [len(c) - 1 for c in read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, entries)))] == [
-        2,
-        1,
-    ]
+    lines = [json.dumps({**BIRD, "dialogue_id": i}) for i in (0.0, 0.0, 1.0)]
+    first, second = read(tmp_path, "a.jsonl", "\n".join(lines))
+    assert len(first[1:]) == 2 and len(second[1:]) == 1
 
 
 TURN = {"utterance": "q", "query": "SELECT 1"}
@@ -117,7 +116,7 @@ FLAT = {"db_id": "one", "question": "q", "query": "SELECT 1"}
     "row",
     ["one,q,SELECT 1", "one,q,SELECT 1,", "one,q,SELECT 1,,,,", " one ,q,SELECT 1, ,"],
 )
-def test_empty_cells_that_spreadsheets_add_or_leave_away(tmp_path, row):
+def test_empty_cells_that_spreadsheets_add_or_omit_make_no_difference(tmp_path, row):
     head = "db_id,question,sql,evidence,dialogue\n"
     (tmp_path / "a.csv").write_text(f"{head}{row}\n")
     [found] = read_conversations(tmp_path / "a.csv")
@@ -131,7 +130,7 @@ def without(entry, key):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        # what an entry lacks, with the keys that it has
+        # A missing key: the error lists the keys that the entry has.
         (
             "a.json",
             [without(BIRD, "SQL")],
@@ -151,10 +150,10 @@ def without(entry, key):
         (
             "a.json",
             [FLAT, {"database_id": "one", "interaction": [TURN, {"utterance": "q"}]}],
-            "entry 1: interaction[1]: has the keys 'utterance', expected the SQL as query, SQL, sql",
+            "entry 1: interaction[1]: has the keys 'utterance', expected the SQL as query, SQL, ",
         ),
         ("a.jsonl", json.dumps(FLAT) + "\n{}", "a.jsonl, line 2: has no keys"),
-        # kinds
+        # Values of a wrong type, or several keys with different values.
         ("a.json", [{**FLAT, "evidence": 7}], "entry 0: evidence: expected a string, found 7"),
         ("a.json", [{**FLAT, "query": ["x"]}], "entry 0: query: expected a string, found ['x']"),
         ("a.json", [{**FLAT, "sql": "SELECT 2"}], "entry 0: query and sql hold different SQL"),
@@ -165,7 +164,7 @@ def without(entry, key):
             "entry 0: db_id and database_id hold different values",
         ),
         ("a.json", [{**FLAT, "utterance": "r"}], "entry 0: question and utterance hold different"),
-        # JSON
+        # Faults of JSON.
         ("a.json", json.dumps(FLAT) + "\n" + json.dumps(FLAT), "Then name it .jsonl"),
         ("a.jsonl", json.dumps(FLAT) + "\n{", "a.jsonl, line 2: not JSON"),
         ("a.jsonl", "[1]", "a.jsonl, line 1: expected an object"),
@@ -183,18 +182,18 @@ def without(entry, key):
         ("a.jsonl", '{"a":' * 100_000, "line 1: not JSON that can be read: nested too deeply"),
         ("a.json", b"\xff\xfe[\x00", "not UTF-8"),
         ("a.csv", b"\xff\xfed\x00", "not UTF-8"),
-        # conversations
+        # Conversations that are not consecutive or use two databases.
         (
             "a.jsonl",
             "\n".join(json.dumps({**FLAT, "dialogue": d}) for d in "aba"),
-            "line 3: dialogue 'a' goes on after another one",
+            "line 3: dialogue 'a' continues after another one",
         ),
         (
             "a.csv",
             "db_id,question,sql,dialogue\na,q,x,1\nb,q,x,1\n",
             "line 3: dialogue '1' is on two databases, 'a' and 'b'",
         ),
-        # CSV
+        # Faults of CSV.
         ("a.csv", "", "the file is empty"),
         ("a.csv", "\n" + "x" * 200_000, "line 2: no column db_id"),
         (
@@ -214,7 +213,8 @@ def without(entry, key):
         (
             "a.jsonl",
             "[\n{}\n]",
-            "a.jsonl, line 1: expected an object, found a list: if the file is one JSON list, name it .json",
+            "a.jsonl, line 1: expected an object, found a list: if the file is one JSON list, "
+            "name it .json",
         ),
         (
             "a.csv",
@@ -236,25 +236,22 @@ def test_faults_are_named_in_one_line(tmp_path, name, content, words):
 
 
 def paths_of(value, place=()):
-    """Each place of a text in a JSON value."""
+    """The place of each text in a JSON value: the keys and indices that lead to it."""
     if isinstance(value, str):
         yield place
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, item in inner:
-        yield from paths_of(item, (*place, key))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from paths_of(item, (*place, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from paths_of(item, (*place, index))
 
 
 SPARC = {"database_id": "one", "interaction": [TURN, TURN]}
 
 
 @pytest.mark.parametrize("place", sorted(paths_of([SPARC, BIRD]), key=str))
-def test_half_a_character_is_refused_wherever_it_stands(tmp_path, place):
+def test_half_a_character_is_refused_in_every_text(tmp_path, place):
     entries = json.loads(json.dumps([SPARC, BIRD]))
     part = entries
     for key in place[:-1]:
@@ -267,12 +264,11 @@ def test_half_a_character_is_refused_wherever_it_stands(tmp_path, place):
         assert len(read(tmp_path, "a.json", json.dumps(entries))) == 2
 
 
-@given(
-    st.lists(
-        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), min_size=1)] * 2), min_size=1
-    )
-)
-def test_any_text_comes_through_csv(tmp_path_factory, rows):
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1))
+def test_any_text_can_be_read_from_csv(tmp_path_factory, rows):
     file = io.StringIO(newline="")
     csv.writer(file).writerows([["db_id", "question", "sql"], *[["one", *row] for row in rows]])
     found = read(tmp_path_factory.mktemp("csv"), "a.csv", file.getvalue().encode())
@@ -281,10 +277,8 @@ def test_any_text_comes_through_csv(tmp_path_factory, rows):
 
 
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl", "train.csv"])
-def test_empty_sql_is_skipped_and_said_in_every_format(tmp_path, name):
-    (tmp_path / "database").mkdir()
-    with closing(sqlite3.connect(tmp_path / "database" / "one.sqlite")) as connection:
-        connection.execute("CREATE TABLE t (a)")
+def test_a_question_without_sql_is_skipped_and_listed_in_every_format(tmp_path, name):
+    make_database(tmp_path / "database" / "one.sqlite")
     rows = [("q0", "SELECT 1"), ("q1", ""), ("q2", " ")]
     entries = [{"db_id": "one", "question": q, "SQL": sql or None} for q, sql in rows]
     lines = "\n".join(map(json.dumps, entries))
@@ -310,27 +304,23 @@ GOLDS = [
 
 
 @pytest.mark.parametrize("gold", GOLDS)
-def test_golds_outside_of_the_official_grammar_are_scored(tmp_path, gold):
-    """The gold is its own best answer: it is paid, evaluated and counted, whatever the parser
-    reads."""
-    (tmp_path / "database").mkdir()
-    with closing(sqlite3.connect(tmp_path / "database" / "one.sqlite")) as connection:
-        connection.executescript(
-            "CREATE TABLE t (a INT, b TEXT); INSERT INTO t VALUES (1, '2001'), (2, '2')"
-        )
+def test_gold_sql_outside_of_the_official_grammar_is_scored(tmp_path, gold):
+    """The gold SQL as the answer gets a reward and a score, even if the official parser cannot read
+    it."""
+    script = "CREATE TABLE t (a INT, b TEXT); INSERT INTO t VALUES (1, '2001'), (2, '2')"
+    make_database(tmp_path / "database" / "one.sqlite", script)
     (tmp_path / "dev.json").write_text(json.dumps([{**BIRD, "SQL": gold}]))
     corpus = load_corpus(tmp_path / "dev.json", None, tmp_path / "database")
-    turn, schema, path = (
-        corpus.turns[0],
-        corpus.databases["one"].schema,
-        corpus.databases["one"].path,
-    )
-    env = SqlEnv(turn, Database(schema, path), EnvConfig(), PromptStyle.FULL)
+    turn = corpus.turns[0]
+    database = corpus.databases["one"]
+    env = SqlEnv(turn, database, EnvConfig(), PromptStyle.FULL)
     env.reset()
     env.step(f"<answer_sql>{gold}</answer_sql>")
     score = score_turn(Trajectory(turn, 0, [], env))
     assert score.ex and score.hardness in ("unparsed", "easy", "medium", "hard", "extra")
     assert summarize([score])["all"]["ex"] == 100.0
-    ex, em = answer_scores(gold, turn, schema, path, RewardConfig(), EnvConfig().query)
+    ex, em = answer_scores(
+        gold, turn, database.schema, database.path, RewardConfig(), EnvConfig().query
+    )
     assert ex in (0.0, 1.0) and em in (0.0, 1.0)
     assert turn.evidence == "much means a > 1"

@@ -1,9 +1,9 @@
 """Schemas from tables.json, from a .sqlite file, and as text."""
 
 import json
-import sqlite3
 
 import pytest
+from helpers.databases import make_database
 
 from mtsql.sql.schema import Column, Schema, Table, load_schemas, schema_from_sqlite, schema_text
 
@@ -39,19 +39,15 @@ SCHEMA = Schema(
 )
 
 
+WRONG_TABLE_INDEX = [[-1, "*"], [7, "a"], [0, "b"], [0, "c"], [1, "d"]]
+
+
 def write(path, value):
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
     return path
 
 
-def make_db(path, script):
-    connection = sqlite3.connect(path)
-    connection.executescript(script)
-    connection.close()
-    return path
-
-
-def test_tables_json(tmp_path):
+def test_a_tables_json_is_read_as_a_schema(tmp_path):
     assert load_schemas(write(tmp_path / "tables.json", [ENTRY])) == {"shows": SCHEMA}
 
 
@@ -76,10 +72,7 @@ def test_composite_primary_keys_may_be_lists(tmp_path):
         ([ENTRY | {"table_names_original": [1]}], ["shows", "table_names_original"]),
         ([ENTRY | {"column_types": ["text"]}], ["shows", "column_types"]),
         (
-            [
-                ENTRY
-                | {"column_names_original": [[-1, "*"], [7, "a"], [0, "b"], [0, "c"], [1, "d"]]}
-            ],
+            [ENTRY | {"column_names_original": WRONG_TABLE_INDEX}],
             ["shows", "column_names_original[1]", "7"],
         ),
         ([ENTRY | {"primary_keys": [99]}], ["shows", "primary_keys", "99"]),
@@ -101,19 +94,20 @@ def test_missing_tables_json_is_named(tmp_path):
         load_schemas(tmp_path / "nowhere.json")
 
 
-def test_schema_from_sqlite(tmp_path):
-    path = make_db(
-        tmp_path / "shows.sqlite",
-        """
-        CREATE TABLE Stadium (Stadium_ID INTEGER PRIMARY KEY AUTOINCREMENT, Name VARCHAR(20), anything);
-        CREATE TABLE part (b INT, a INT, twice AS (a + a), PRIMARY KEY (a, b));
-        CREATE TABLE concert (
-            stadium INT REFERENCES stadium, name TEXT REFERENCES STADIUM(name), x INT REFERENCES gone(x),
-            p INT, q INT, FOREIGN KEY (p, q) REFERENCES part);
-        CREATE VIEW names AS SELECT name FROM Stadium;
-        CREATE VIEW broken AS SELECT name FROM gone;
-        """,
-    )
+SHOWS = """
+    CREATE TABLE Stadium
+        (Stadium_ID INTEGER PRIMARY KEY AUTOINCREMENT, Name VARCHAR(20), anything);
+    CREATE TABLE part (b INT, a INT, twice AS (a + a), PRIMARY KEY (a, b));
+    CREATE TABLE concert (
+        stadium INT REFERENCES stadium, name TEXT REFERENCES STADIUM(name),
+        x INT REFERENCES gone(x), p INT, q INT, FOREIGN KEY (p, q) REFERENCES part);
+    CREATE VIEW names AS SELECT name FROM Stadium;
+    CREATE VIEW broken AS SELECT name FROM gone;
+"""
+
+
+def test_a_database_file_is_read_as_a_schema(tmp_path):
+    path = make_database(tmp_path / "shows.sqlite", SHOWS)
     before = path.read_bytes()
     schema = schema_from_sqlite(path)
     assert schema_text(schema).splitlines() == [
@@ -122,16 +116,15 @@ def test_schema_from_sqlite(tmp_path):
         "concert(stadium int, name text, x int, p int, q int)",
         "names(Name varchar(20))",
         "PK: Stadium.Stadium_ID, part.a, part.b",
-        "FK: "
-        + "concert.stadium = Stadium.Stadium_ID, concert.name = Stadium.Name, "
-        + "concert.p = part.a, concert.q = part.b",
+        "FK: concert.stadium = Stadium.Stadium_ID, concert.name = Stadium.Name, "
+        "concert.p = part.a, concert.q = part.b",
     ]
     assert schema.db_id == "shows"
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["shows.sqlite"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database at all" * 100])
-def test_schema_from_a_bad_file_is_a_named_error(tmp_path, content):
+def test_the_error_names_a_file_that_is_no_database(tmp_path, content):
     path = tmp_path / "bad.sqlite"
     if content is not None:
         path.write_bytes(content)
@@ -150,10 +143,12 @@ def test_schema_text_quotes_what_sql_must_quote():
 
 
 def test_official_schemas_agree_with_the_official_files(shared):
-    """Tables and columns in the same order; only SQLite's own table, listed for two, differs."""
+    """Tables and columns have the same order. Only SQLite's own table, which tables.json lists for
+    two databases, differs."""
     schemas = load_schemas(shared / "data" / "tables.json")
     assert len(schemas) == 166
-    differing, num_files = [], 0
+    differing = []
+    num_files = 0
     for db_id, schema in schemas.items():
         path = shared / "data" / "database" / db_id / f"{db_id}.sqlite"
         if path.exists():
@@ -161,11 +156,15 @@ def test_official_schemas_agree_with_the_official_files(shared):
             if _names(schema) != _names(schema_from_sqlite(path)):
                 differing.append(db_id)
     assert num_files == 163 and differing == ["world_1", "store_1"]
-    columns = [
-        column for schema in schemas.values() for table in schema.tables for column in table.columns
-    ]
-    assert {column.type for column in columns} == {"text", "number", "time", "boolean", "others"}
+    types = set()
+    for schema in schemas.values():
+        for table in schema.tables:
+            types |= {column.type for column in table.columns}
+    assert types == {"text", "number", "time", "boolean", "others"}
 
 
 def _names(schema):
-    return [(t.name.lower(), [c.name.lower() for c in t.columns]) for t in schema.tables]
+    names = []
+    for table in schema.tables:
+        names.append((table.name.lower(), [column.name.lower() for column in table.columns]))
+    return names

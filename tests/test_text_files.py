@@ -1,11 +1,10 @@
-"""Every text file that a user brings, as editors and other programs write it, and with faults."""
+"""Every text file of a user, as editors and other programs write it, and with faults."""
 
 import json
 import re
-import sqlite3
-from contextlib import closing
 
 import pytest
+from helpers.databases import make_database
 
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.report import Case, Report, leave_out_lines
@@ -64,7 +63,7 @@ WRITTEN = {
 }
 
 
-def without_places(value):
+def repr_without_places(value):
     return re.sub(r"where='[^']*'", "", repr(value))
 
 
@@ -76,37 +75,31 @@ def test_how_a_file_is_written_makes_no_difference(tmp_path, name, how):
     file.write_bytes(text.encode())
     plain = read(file)
     file.write_bytes(WRITTEN[how](text).encode())
-    assert len(plain) == 2 and without_places(read(file)) == without_places(plain)
+    assert len(plain) == 2 and repr_without_places(read(file)) == repr_without_places(plain)
     assert r"\u2028" in repr(plain)
+
+
+def with_ids_replaced(text, new):
+    """The bytes of a text with something else in the place of a database or turn id."""
+    return text.replace('"one"', new).replace('"train:0:0"', new).encode()
 
 
 FAULTS = {
     "UTF-16": (lambda text: text.encode("utf-16"), "not UTF-8"),
-    "Latin 1": (
-        lambda text: (text + "\xe9").encode("utf-8").replace(b"\xc3\xa9", b"\xe9"),
-        "not UTF-8",
-    ),
-    "NaN": (
-        lambda text: text.replace('"one"', "NaN").replace('"train:0:0"', "NaN").encode(),
-        "NaN",
-    ),
-    "deep": (
-        lambda text: (
-            text.replace('"one"', "[" * 100_000).replace('"train:0:0"', "[" * 100_000).encode()
-        ),
-        "nested too deeply",
-    ),
-    "cut": (lambda text: text[:-3].encode(), "not JSON"),
+    "Latin 1": (lambda text: text.encode() + b"\xe9", "not UTF-8"),
+    "NaN": (lambda text: with_ids_replaced(text, "NaN"), "NaN"),
+    "deep": (lambda text: with_ids_replaced(text, "[" * 100_000), "nested too deeply"),
+    "truncated": (lambda text: text[:-3].encode(), "not JSON"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_any_file_are_one_line_that_names_it(tmp_path, name, fault):
+def test_the_error_of_a_faulty_file_is_one_line_that_names_it(tmp_path, name, fault):
     read, text = FILES[name]
     change, words = FAULTS[fault]
     if "json" not in name and fault not in ("UTF-16", "Latin 1"):
-        return  # these are no JSON
+        return  # a fault of JSON in a file that is no JSON
     file = tmp_path / name
     file.write_bytes(change(text))
     with pytest.raises(ValueError, match=words) as error:
@@ -124,20 +117,19 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, kind):
 
 
 def places(value, place=()):
-    """Each place of a value inside a JSON value."""
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, item in inner:
+    """The place of each value inside a JSON value: the keys and indices that lead to it."""
+    inner = {}
+    if isinstance(value, dict):
+        inner = value
+    elif isinstance(value, list):
+        inner = dict(enumerate(value))
+    for key, item in inner.items():
         yield (*place, key)
         yield from places(item, (*place, key))
 
 
 def changed(value, place, new):
+    """A copy of a JSON value with another value at a place."""
     value = json.loads(json.dumps(value))
     part = value
     for key in place[:-1]:
@@ -151,7 +143,7 @@ def changed(value, place, new):
 )
 @pytest.mark.parametrize("new", [None, {}, 1.5, True, "", -2, 99])
 def test_a_wrong_value_of_tables_json_is_named_by_its_own_key(tmp_path, place, new):
-    """Whatever is put anywhere, the file loads, or the error names the key where it was put."""
+    """The file loads, or the error names the key where the value was put."""
     file = tmp_path / "tables.json"
     file.write_text(json.dumps([changed(TABLES, place, new)]))
     try:
@@ -174,11 +166,10 @@ def test_half_a_character_is_refused_in_every_json_file(tmp_path, entry, place):
         part = part[key]
     if not isinstance(part, str):
         return
-    name, read = {
-        "db_id": ("tables.json", load_schemas),
-        "turn_id": ("d.jsonl", read_demonstrations),
-        "database_id": ("a.json", read_conversations),
-    }[next(iter(entry)) if entry is not FLAT else "database_id"]
+    name = "tables.json" if entry is TABLES else "sparc.json"
+    if entry is DEMONSTRATION:
+        name = "demonstrations.jsonl"
+    read, _ = FILES[name]
     value = changed(entry, place, part + "\ud83d")
     text = json.dumps(value) if name.endswith("jsonl") else json.dumps([value])
     (tmp_path / name).write_text(text)
@@ -232,24 +223,25 @@ def test_a_demonstration_is_read_as_replies(tmp_path):
     assert read_demonstrations(tmp_path / "d.jsonl") == {"train:0:0": [call, answer]}
 
 
-def test_an_empty_leave_out_file_leaves_out_nothing_and_the_audit_writes_what_is_read(tmp_path):
+def test_an_empty_leave_out_file_leaves_out_nothing(tmp_path):
     file = tmp_path / "out.tsv"
     for text in ("", "\n", "\ufeff\r\n"):
         file.write_text(text, encoding="utf-8")
         assert read_leave_out(file) == {}
+
+
+def test_a_leave_out_file_of_the_audit_can_be_read(tmp_path):
+    file = tmp_path / "out.tsv"
     report = Report()
-    report.cases["gold fails"] = [
-        Case("train:0:0", "one", "no such\n\tcolumn: \u2028x\r", "SELECT")
-    ]
-    file.write_text(
-        "".join(f"{line}\n" for line in leave_out_lines(report, ("gold fails",))), encoding="utf-8"
-    )
+    case = Case("train:0:0", "one", "no such\n\tcolumn: \u2028x\r", "SELECT")
+    report.cases["gold fails"] = [case]
+    lines = leave_out_lines(report, ("gold fails",))
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     assert read_leave_out(file) == {"train:0:0": "gold fails: no such column: x"}
 
 
 def test_splits_need_no_tables_json(tmp_path):
-    with closing(sqlite3.connect(tmp_path / "one.db")) as connection:
-        connection.execute('CREATE TABLE "order" (a INT PRIMARY KEY)')
+    make_database(tmp_path / "one.db", 'CREATE TABLE "order" (a INT PRIMARY KEY)')
     (tmp_path / "dev.csv").write_text("db_id;question;sql\none;q;SELECT 1\n")
     names = {"dev": str(tmp_path / "dev.csv"), "databases": str(tmp_path)}
     corpus = load_split(DataConfig(**names), "dev")
@@ -273,7 +265,7 @@ def test_splits_need_no_tables_json(tmp_path):
         ),
     ],
 )
-def test_half_a_data_set_is_named(named, words):
+def test_the_error_names_the_keys_that_an_incomplete_data_set_lacks(named, words):
     with pytest.raises(ValueError) as error:
         DataConfig(**named)
     assert str(error.value).startswith(words)

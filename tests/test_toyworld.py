@@ -1,11 +1,14 @@
+"""The embedded world: the same seed writes the same files, and they are sound training data."""
+
 import json
+from pathlib import Path
 
 import pytest
 
 from mtsql.judge.exact_match import hardness
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import run_query
-from mtsql.toyworld.world import WorldConfig, write_toy_world
+from mtsql.toyworld.world import SOURCES, WorldConfig, write_toy_world
 
 SIZE = WorldConfig(
     num_train_databases=5,
@@ -14,6 +17,7 @@ SIZE = WorldConfig(
     seen_dialogues=6,
     dev_dialogues=20,
 )
+FILES = ("tables.json", "train.json", "dev_seen.json", "dev.json", "demonstrations.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +33,21 @@ def corpus(world, split):
 
 def test_the_same_seed_writes_the_same_files(world, tmp_path):
     write_toy_world(tmp_path / "again", 3, SIZE)
-    for name in ("tables.json", "train.json", "dev_seen.json", "dev.json", "demonstrations.jsonl"):
+    for name in FILES:
         assert (world / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    write_toy_world(world, 3, SIZE)  # already there: nothing happens
+
+
+def test_a_written_world_is_left_alone_and_another_one_is_refused(world):
+    times = [(world / name).stat().st_mtime_ns for name in FILES]
+    write_toy_world(world, 3, SIZE)
     with pytest.raises(ValueError, match="another world"):
         write_toy_world(world, 4, SIZE)
+    assert [(world / name).stat().st_mtime_ns for name in FILES] == times
+
+
+def test_the_stamp_of_a_world_covers_every_file_of_its_code():
+    folder = Path(SOURCES[0]).parent
+    assert set(SOURCES) == {str(path) for path in folder.glob("*.py") if path.stem != "__init__"}
 
 
 @pytest.mark.parametrize("split", ("train", "dev_seen", "dev"))
@@ -50,22 +64,28 @@ def test_every_gold_query_parses_runs_and_returns_something(world, split):
 
 
 def test_held_out_databases_and_dialogues_are_not_in_training(world):
-    told = {
-        s: {(d.db_id, *(t.question for t in d.turns)) for d in corpus(world, s).dialogues}
-        for s in ("train", "dev_seen", "dev")
-    }
+    told = {}
+    databases = {}
+    for split in ("train", "dev_seen", "dev"):
+        dialogues = corpus(world, split).dialogues
+        databases[split] = {dialogue.db_id for dialogue in dialogues}
+        told[split] = set()
+        for dialogue in dialogues:
+            questions = tuple(turn.question for turn in dialogue.turns)
+            told[split].add((dialogue.db_id, questions))
     assert not told["train"] & told["dev_seen"]
-    databases = {split: {entry[0] for entry in entries} for split, entries in told.items()}
-    assert databases["dev_seen"] <= databases["train"] and not databases["dev"] & databases["train"]
+    assert databases["dev_seen"] <= databases["train"]
+    assert not databases["dev"] & databases["train"]
 
 
-def test_demonstrations_are_what_an_agent_would_have_seen(world):
+def test_the_verdicts_of_demonstrations_agree_with_the_databases(world):
     data = corpus(world, "train")
     turns = {turn.turn_id: turn for turn in data.turns}
     shapes = set()
     for line in (world / "demonstrations.jsonl").read_text().splitlines():
         record = json.loads(line)
-        turn, steps = turns.pop(record["turn_id"]), record["steps"]
+        turn = turns.pop(record["turn_id"])
+        steps = record["steps"]
         shapes.add(tuple(step["action"] for step in steps))
         assert len(steps) <= 4 and steps[-1]["action"] == "answer" and steps[-1]["sql"] == turn.sql
         for step, after in zip(steps, steps[1:], strict=False):

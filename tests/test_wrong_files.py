@@ -1,4 +1,4 @@
-"""Files that are something else than their name says: the message says what, and what to do."""
+"""Files whose content is not what their name says: the error names the kind and says what to do."""
 
 import gzip
 import io
@@ -6,7 +6,7 @@ import json
 import zipfile
 
 import pytest
-from test_database_files import load, make
+from helpers.databases import load_one_question, make_database
 
 from mtsql.files import in_one_line, read_json
 from mtsql.rl.selftaught import read_demonstrations
@@ -16,7 +16,7 @@ from mtsql.sql.schema import load_schemas
 TEXT = json.dumps([{"db_id": "one", "question": "q", "query": "SELECT 1"}])
 
 
-def archive():
+def zip_archive():
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("train.json", TEXT)
@@ -30,7 +30,7 @@ WRONG = {
     ),
     "HTML": (b"\n<!DOCTYPE html>\n<html><head><title>Quota exceeded</title>", "it is a web page"),
     "gzip": (gzip.compress(TEXT.encode()), "compressed with gzip: unpack it"),
-    "ZIP": (archive(), "it is a ZIP archive or an Excel file"),
+    "ZIP": (zip_archive(), "it is a ZIP archive or an Excel file"),
     "Parquet": (b"PAR1\x15\x04\x15\x10", "it is a Parquet file"),
     "zeros": (bytes(5000), "it begins with zero bytes"),
 }
@@ -49,10 +49,10 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("kind", WRONG | TEXTS)
-def test_a_text_file_of_another_kind_is_called_what_it_is(tmp_path, name, kind):
+def test_the_error_names_the_kind_of_a_wrong_text_file(tmp_path, name, kind):
     content, words = (WRONG | TEXTS)[kind]
     if name.endswith(".jsonl") and kind == "empty":
-        return  # no demonstrations
+        return  # an empty file of lines is a valid file without demonstrations
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
         READERS[name](tmp_path / name)
@@ -61,26 +61,26 @@ def test_a_text_file_of_another_kind_is_called_what_it_is(tmp_path, name, kind):
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_database_file_of_another_kind_is_called_what_it_is(tmp_path, kind):
+def test_the_error_names_the_kind_of_a_wrong_database_file(tmp_path, kind):
     content, words = WRONG[kind]
     (tmp_path / "database").mkdir()
     (tmp_path / "database" / "one.sqlite").write_bytes(content)
     with pytest.raises(ValueError, match=words):
-        load(tmp_path)
+        load_one_question(tmp_path)
 
 
-def test_a_damaged_database_is_called_damaged(tmp_path):
-    path = make(tmp_path / "database" / "one.sqlite")
+def test_the_error_says_that_a_database_is_damaged(tmp_path):
+    path = make_database(tmp_path / "database" / "one.sqlite")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="one.sqlite: not a readable SQLite database: .*malformed"):
-        load(tmp_path)
+        load_one_question(tmp_path)
 
 
-def test_json_with_a_fault_is_still_named_by_its_place(tmp_path):
+def test_the_error_names_the_place_of_a_fault_in_json(tmp_path):
     (tmp_path / "a.json").write_text(TEXT[:-1] + ",]")
     with pytest.raises(ValueError, match=r"a.json: not JSON: .* line 1 column \d+"):
         read_json(tmp_path / "a.json")
 
 
-def test_a_message_is_one_line_whatever_is_in_it():
+def test_a_message_with_line_breaks_becomes_one_line():
     assert in_one_line("no column a\nb\u2028c\rd in  x") == "no column a b c d in  x"

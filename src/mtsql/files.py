@@ -1,7 +1,9 @@
-"""Files as people have them: read with an error that names the file, written whole or not at all.
+"""Reading and writing text files. Errors name the file, and a file is written completely or not at
+all.
 
-A byte order mark is skipped, and a line ends with LF, CRLF or CR and with nothing else: the line
-separators of Unicode may stand inside a JSON string. All readers of text files use these functions.
+A byte order mark is skipped. A line ends with LF, CRLF or CR and with nothing else, because the
+line separators of Unicode may stand inside a JSON string. All readers of text files use these
+functions.
 """
 
 import json
@@ -13,20 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_HALF = re.compile("[\ud800-\udfff]")
-_HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class WriteError(ValueError):
-    """A file could not be written, for a reason outside the program: the disk is full, the folder
-    is gone, or writing there is not allowed. The text names the file."""
+    """A file could not be written for a reason outside the program: the disk is full, the folder
+    was removed, or writing there is not allowed. The text names the file."""
 
 
 def read_text(path: Path | str, what: str = "") -> str:
-    """The text of a UTF-8 file, its line ends as LF.
+    """The text of a UTF-8 file, with LF at its line ends.
 
-    ValueError that begins with `what` (a flag, such as "data.train") and the file if it cannot be
-    read or is not UTF-8.
+    ValueError if the file cannot be read or is not UTF-8. It begins with `what` (a flag, such as
+    "data.train") and the file.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -34,46 +36,50 @@ def read_text(path: Path | str, what: str = "") -> str:
     except OSError as error:
         raise ValueError(f"{named(path, what)}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        kind = kind_of(error.object)
-        line = error.object.count(b"\n", 0, error.start) + 1
-        place = f"line {line} has the byte 0x{error.object[error.start]:02x}: save it as UTF-8"
-        raise ValueError(f"{named(path, what)}: not UTF-8: {kind or place}") from error
+        content = error.object
+        line = content.count(b"\n", 0, error.start) + 1
+        place = f"line {line} has the byte 0x{content[error.start]:02x}: save it as UTF-8"
+        reason = kind_of(content) or place
+        raise ValueError(f"{named(path, what)}: not UTF-8: {reason}") from error
 
 
 def read_lines(path: Path | str, what: str = "") -> list[str]:
     """The lines of a text file, without their ends and without blank lines at the end of the file.
-    ValueError as `read_text`."""
+    ValueError like `read_text`."""
     text = read_text(path, what).rstrip()
     return text.split("\n") if text else []
 
 
 def read_json(path: Path | str, what: str = "", is_strict: bool = False) -> Any:
-    """The value of a JSON file. ValueError as `read_text`, and for what is not JSON: NaN and
-    infinities, and values that are nested too deeply to be read. is_strict: see `parse_json`."""
+    """The value of a JSON file. ValueError like `read_text` and `parse_json`, which explains
+    is_strict."""
     return parse_json(read_text(path, what), named(path, what), is_strict)
 
 
 def parse_json(text: str, where: str, is_strict: bool = False) -> Any:
-    r"""The value of a JSON text. ValueError that begins with `where` if it is not JSON.
+    r"""The value of a JSON text. ValueError that begins with `where` if it is not JSON. NaN,
+    infinities, and values that are nested too deeply to be read are no JSON here.
 
-    is_strict: refuse two more things and name the entry and the key at fault: an object that has a
-    key twice, since the first value would be lost, and half a character (a lone surrogate such as
-    `\ud83d`), since no file and no tokenizer takes it.
+    is_strict: refuse two more faults and name the entry and the key. An object that has a key twice
+    would lose the first value. Half a character (a lone surrogate such as `\ud83d`) can be written
+    to no file and read by no tokenizer.
     """
-    doubled: list[tuple[dict, str]] = []
+    repeated: list[tuple[dict, str]] = []  # (object, the key that it has twice)
 
     def build(pairs: list[tuple[str, Any]]) -> dict:
         found = dict(pairs)
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
-            doubled.append((found, next(key for key in found if keys.count(key) > 1)))
+            twice = [key for key in found if keys.count(key) > 1]
+            repeated.append((found, twice[0]))
         return found
 
     value = _loads(text, where, build if is_strict else None)
-    if doubled:
-        place = _place_of(value, lambda part: part is doubled[0][0])
-        raise ValueError(f"{where}{place}: the key {doubled[0][1]!a:.80} appears twice")
-    if is_strict and _HALF_ESCAPE.search(text):
+    if repeated:
+        at_fault, key = repeated[0]
+        place = _place_of(value, lambda part: part is at_fault)
+        raise ValueError(f"{where}{place}: the key {key!a:.80} appears twice")
+    if is_strict and _SURROGATE_ESCAPE.search(text):
         place = _place_of(value, _has_half_character)
         if place is not None:
             raise ValueError(f"{where}{place}: half a character (a lone surrogate such as \\ud83d)")
@@ -81,8 +87,9 @@ def parse_json(text: str, where: str, is_strict: bool = False) -> Any:
 
 
 def _has_half_character(value: Any) -> bool:
-    texts = value if isinstance(value, dict) else [value]  # a key of an object, or a text
-    return any(isinstance(text, str) and _HALF.search(text) for text in texts)
+    """Whether a text, or a key of an object, has half a character in it."""
+    texts = value if isinstance(value, dict) else [value]
+    return any(isinstance(text, str) and _SURROGATE.search(text) for text in texts)
 
 
 def _place_of(value: Any, is_it: Callable[[Any], bool]) -> str | None:
@@ -93,13 +100,13 @@ def _place_of(value: Any, is_it: Callable[[Any], bool]) -> str | None:
         part, place = stack.pop()
         if is_it(part):
             return place
+        inner = []
         if isinstance(part, dict):
             inner = [(item, f"{place}: {ascii(key)[1:-1]}") for key, item in part.items()]
+        elif isinstance(part, list) and part is value:
+            inner = [(item, f": entry {index}") for index, item in enumerate(part)]
         elif isinstance(part, list):
-            is_top = part is value
-            inner = [(x, f": entry {i}" if is_top else f"{place}[{i}]") for i, x in enumerate(part)]
-        else:
-            continue
+            inner = [(item, f"{place}[{index}]") for index, item in enumerate(part)]
         stack += reversed(inner)
     return None
 
@@ -115,7 +122,7 @@ def _loads(text: str, where: str, build: Callable[[list], dict] | None) -> Any:
 
 
 KIND_BYTES = 64
-"""So many bytes of a file show what it is."""
+"""How many bytes of a file are needed to recognise its kind."""
 _KINDS = (
     (rb"version https://git-lfs", "it is a Git LFS pointer to the file: run git lfs pull"),
     (rb"\s*<(!doctype html|html|\?xml)", "it is a web page: download the file itself"),
@@ -130,15 +137,17 @@ _KINDS = (
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is that is not what it should be, by its first bytes, and what to do about it;
-    empty if it is none of the things that people often have in its place."""
-    start = start[:KIND_BYTES]
-    return next((words for pattern, words in _KINDS if re.match(pattern, start, re.I)), "")
+    """What a file of the wrong kind is, by its first bytes, and what the user can do; empty if the
+    kind is not in `_KINDS`."""
+    for pattern, words in _KINDS:
+        if re.match(pattern, start[:KIND_BYTES], re.IGNORECASE):
+            return words
+    return ""
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a UTF-8 file beside its place, then rename it into place, so that a file of that name
-    is always whole. WriteError that names the file if it cannot be written."""
+    """Write a UTF-8 file under another name, then rename it, so that a file of that name is always
+    complete. WriteError that names the file if it cannot be written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -151,31 +160,31 @@ def write_text(path: Path | str, text: str) -> None:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """For what prints to the standard output. WriteError if it cannot be written: the disk that it
-    goes to is full, or the program that reads it (`| head`) has ended."""
+    """A block that prints to the standard output. WriteError if that cannot be written: the disk is
+    full, or the program that reads it (`| head`) has ended."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # Python writes what is left of it at the end of the process, which would fail once more.
+        # At its end, Python writes what is left in the buffer. Without this, it would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reason = f"the standard output: cannot be written: {error.strerror}"
         raise WriteError(reason) from error
 
 
 def print_line(text: str) -> None:
-    """Print a text at once. WriteError as `printing`."""
+    """Print a text at once. WriteError like `printing`."""
     with printing():
         print(text, flush=True)
 
 
 def in_one_line(text: str) -> str:
-    """A message in one line: names in it, of columns for example, may have line breaks."""
+    """A message in one line, since names in it, for example of columns, may have line breaks."""
     return " ".join(text.splitlines())
 
 
 def named(path: Path | str, what: str) -> str:
-    """How an error names a file: after the flag that names it, if there is one."""
+    """The name of a file in an error: after the flag that named it, if there is one."""
     return f"{what} {path}" if what else str(path)
 
 

@@ -4,12 +4,12 @@
     python -m mtsql.schema database > tables.json       # a folder of databases
 
 Each FILE is a SQLite database, and the name of the file without its ending is its id. A FOLDER
-stands for all its databases: <id>/<id>.sqlite and <id>.sqlite, with .sqlite3 and .db as well. The
-result goes to the standard output, after all files have been read.
+stands for all its databases: <id>/<id>.sqlite and <id>.sqlite, also with .sqlite3, .db or .db3. The
+result is printed to the standard output after all files have been read.
 
 Tables and views are listed in the order of their creation. The official format has five types of
 columns (text, number, time, boolean, others), so the declared types are lost. A key over several
-columns is written as several entries. Everything else is read back as it is in the file.
+columns is written as several entries. Everything else can be read back as it is in the file.
 """
 
 import json
@@ -28,7 +28,7 @@ from mtsql.sql.tables_json import tables_entry
 def entries_of(paths: Sequence[Path]) -> list[dict]:
     """The entries of tables.json for files and folders, in their order.
 
-    ValueError that names the file that cannot be read, has no tables, or has the id of another one.
+    ValueError names a file that cannot be read, has no tables, or has the id of another file.
     """
     files: dict[str, Path] = {}
     for path in paths:

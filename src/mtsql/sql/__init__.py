@@ -1,2 +1,1 @@
-"""Databases, dialogues, SQL text and the metrics that judge it. Imports neither torch nor
-transformers."""
+"""Databases, dialogues and the sandbox that runs SQL. Imports neither torch nor transformers."""

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 from mtsql.sql.meter import WorkMeter
@@ -30,10 +31,10 @@ class SharedCache(Generic[V]):
     max_bytes: of all values together. A value of more than a quarter of it is returned but not
     stored.
     num_bytes: a function that gives the size of a value.
-    num_ticks: a function that gives what a value cost to compute; the meter of a cache hit counts
-    it.
-    is_lasting: a function that says whether a value may be stored. If not, only those threads share
-    it that ask while it is computed.
+    num_ticks: a function that gives what a value cost to compute. A cache hit adds this cost to the
+    meter of the thread that asked.
+    is_lasting: a function that says whether a value may be stored. If not, only the threads that
+    ask while it is computed share it.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class SharedCache(Generic[V]):
         num_ticks: Callable[[V], int] = lambda _: 0,
         is_lasting: Callable[[V], bool] = lambda _: True,
     ) -> None:
-        self.max_bytes, self._num_bytes = max_bytes, num_bytes
-        self._num_ticks, self._is_lasting = num_ticks, is_lasting
+        self.max_bytes = max_bytes
+        self.bytes_stored = 0
+        self._num_bytes = num_bytes
+        self._num_ticks = num_ticks
+        self._is_lasting = is_lasting
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._pending: dict[Hashable, _Pending[V]] = {}
-        self.bytes_stored = 0
         _ALL.add(self)
 
     def get(
@@ -70,14 +73,14 @@ class SharedCache(Generic[V]):
             mine: _Pending[V] = _Pending()
             try:
                 with self._lock:
-                    if key in self._values:  # made just now
+                    if key in self._values:  # another thread has stored it meanwhile
                         continue
                     pending = self._pending.setdefault(key, mine)
                     if meter is not None:
                         meter.add(pending.num_ticks)
                         pending.meters.append(meter)
                 if pending is mine:
-                    mine.value = make(lambda: self._tick(mine))
+                    mine.value = make(partial(self._tick, mine))
                     mine.is_made = True
             finally:
                 self._end(key, mine)
@@ -97,7 +100,9 @@ class SharedCache(Generic[V]):
         """Start empty in a forked child: the threads that compute values exist in the parent
         only."""
         self._lock = threading.Lock()
-        self._values, self._pending, self.bytes_stored = OrderedDict(), {}, 0
+        self._values = OrderedDict()
+        self._pending = {}
+        self.bytes_stored = 0
 
     def _tick(self, pending: _Pending[V]) -> None:
         with self._lock:
@@ -107,7 +112,8 @@ class SharedCache(Generic[V]):
             meter.add()
 
     def _end(self, key: Hashable, mine: _Pending[V]) -> None:
-        """If this thread was computing the value, it no longer is, whether it succeeded or not."""
+        """If this thread was computing the value, store it or forget the try, and wake the threads
+        that wait for it."""
         with self._lock:
             if self._pending.get(key) is not mine:
                 return
@@ -115,7 +121,8 @@ class SharedCache(Generic[V]):
             try:
                 if mine.is_made:
                     self._store(key, mine.value)
-                else:  # its ticks belong to no result
+                else:
+                    # The ticks of a failed try belong to no result, so no meter keeps them.
                     for meter in mine.meters:
                         meter.add(-mine.num_ticks)
             finally:
@@ -128,7 +135,8 @@ class SharedCache(Generic[V]):
         self._values[key] = value
         self.bytes_stored += size
         while self.bytes_stored > self.max_bytes:
-            self.bytes_stored -= self._num_bytes(self._values.popitem(last=False)[1])
+            _, oldest = self._values.popitem(last=False)
+            self.bytes_stored -= self._num_bytes(oldest)
 
 
 _ALL: weakref.WeakSet[SharedCache] = weakref.WeakSet()

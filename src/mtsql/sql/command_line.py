@@ -1,4 +1,4 @@
-"""Flags of the small commands: a wrong one ends the command in one line."""
+"""Flags of the small commands. A wrong flag ends the command with one line."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import NoReturn
@@ -7,8 +7,8 @@ from mtsql.files import in_one_line
 
 
 class OneLineParser(ArgumentParser):
-    """A parser whose complaint is one line, `error: ...`, with exit code 1, as those of the
-    scripts are. Flags are not abbreviated."""
+    """A parser whose errors are one line, `error: ...`, with exit code 1, like those of the
+    scripts. Flags cannot be abbreviated."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)

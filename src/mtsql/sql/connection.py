@@ -1,9 +1,9 @@
 """A SQLite connection that allows reading only, and the clock that ends its queries. Runs in a SQL
 worker.
 
-What bounds a query here: an authorizer, SQLite's limits on sizes, counted rows, a budget of
-virtual-machine steps, which gives the same verdict on every machine, and a deadline that is looked
-at every so many steps.
+A query is bounded by an authorizer, by SQLite's limits on sizes, by counting its rows, by a budget
+of virtual-machine steps, which gives the same verdict on every machine, and by a deadline that is
+checked at each tick of the clock.
 """
 
 import sqlite3
@@ -13,8 +13,15 @@ from collections.abc import Callable
 from functools import cache
 
 TICK_VM_STEPS = 1_000_000
-"""At most so many steps of SQLite's virtual machine pass between two ticks: 5 to 30 ms."""
-OK, ERROR, TIMEOUT, TOO_LARGE, DENIED = "ok", "error", "timeout", "too_large", "denied"
+"""Steps of SQLite's virtual machine between two ticks, or fewer if the budget is smaller. A million
+steps take 5 to 30 ms."""
+
+# The values of `query.QueryStatus`.
+OK = "ok"
+ERROR = "error"
+TIMEOUT = "timeout"
+TOO_LARGE = "too_large"
+DENIED = "denied"
 STATUS_OF_CODE = {
     sqlite3.SQLITE_READONLY: DENIED,
     sqlite3.SQLITE_AUTH: DENIED,
@@ -23,15 +30,28 @@ STATUS_OF_CODE = {
     sqlite3.SQLITE_NOMEM: TOO_LARGE,
     sqlite3.SQLITE_FULL: TOO_LARGE,
 }
-UNREADABLE = (sqlite3.Error, UnicodeError)  # names of columns must be UTF-8 for Python's module
-_ALLOWED = frozenset(
-    (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
-)
+UNREADABLE = (sqlite3.Error, UnicodeError)
+"""What Python's sqlite3 raises for a file or a query that it cannot read. UnicodeError: the name of
+a column is not UTF-8."""
+_ALWAYS_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE))
+"""Besides these, `authorize` allows some reads and function calls, and nothing else."""
 _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer"))
+_KNOWN_MODULES = frozenset(
+    (
+        "sqlite_stmt",
+        "dbstat",
+        "sqlite_dbpage",
+        "json_each",
+        "json_tree",
+        "bytecode",
+        "tables_used",
+    )
+)
+"""Virtual table modules that are denied whether or not `PRAGMA module_list` shows them."""
 
 
 class Refusal(Exception):
-    """The query is ended by us, not by SQLite."""
+    """This module has ended the query, not SQLite."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
@@ -39,13 +59,17 @@ class Refusal(Exception):
 
 
 def row_bytes(row: tuple) -> int:
-    """About what a row takes as Python objects. It depends on the values only: `sys.getsizeof` of a
-    short text grows once SQLite has seen it."""
+    """About the memory that a row takes as Python objects.
+
+    It depends on the values only. `sys.getsizeof` would not do: it gives more for a short text once
+    SQLite has seen it.
+    """
     num_bytes = 56 + 40 * len(row)
     for cell in row:
         if isinstance(cell, (str, bytes)):
             is_narrow = isinstance(cell, bytes) or cell.isascii()
-            num_bytes += 24 + (len(cell) if is_narrow else 4 * len(cell))
+            bytes_per_char = 1 if is_narrow else 4
+            num_bytes += 24 + bytes_per_char * len(cell)
     return num_bytes
 
 
@@ -54,44 +78,54 @@ class SeededRandom:
     be repeated (splitmix64)."""
 
     def __init__(self) -> None:
-        self.state, self.max_bytes = 0, 0
+        self.state = 0
+        self.max_bytes = 0
 
     def start(self, sql: str) -> None:
+        """Begin the sequence of numbers of a query."""
         self.state = zlib.crc32(sql.encode())
 
     def number(self) -> int:
-        """A signed 64-bit number, as random() returns."""
+        """A signed 64-bit number, like those that random() returns."""
         self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
         mixed = (self.state ^ (self.state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
         return (mixed ^ (mixed >> 31)) - 2**63
 
     def blob(self, size: object) -> bytes:
-        """As randomblob(size): at least one byte. SQLite refuses one that is over its limit."""
-        size = int(size) if isinstance(size, (int, float)) or str(size).isdecimal() else 1
-        size = min(max(1, size), self.max_bytes + 1)
-        piece = b"".join(
-            (self.number() + 2**63).to_bytes(8, "little") for _ in range(min(512, -(-size // 8)))
-        )
-        return (piece * -(-size // len(piece)))[:size]
+        """The value of randomblob(size), at least one byte long. A blob of more than 4,096 bytes
+        repeats its first 4,096. SQLite refuses a blob that is longer than its limit."""
+        is_number = isinstance(size, (int, float)) or str(size).isdecimal()
+        num_bytes = int(size) if is_number else 1
+        num_bytes = min(max(1, num_bytes), self.max_bytes + 1)
+        num_words = min(512, -(-num_bytes // 8))
+        words = [(self.number() + 2**63).to_bytes(8, "little") for _ in range(num_words)]
+        piece = b"".join(words)
+        num_pieces = -(-num_bytes // len(piece))
+        return (piece * num_pieces)[:num_bytes]
 
 
 class SandboxConnection:
     """A connection to a file, or to tables held in memory, that refuses everything but reading."""
 
     def __init__(self, connection: sqlite3.Connection, clock: "Clock") -> None:
-        self.connection, self.clock = connection, clock
+        self.connection = connection
+        self.clock = clock
         self.config: dict | None = None
-        self.is_denied, self.sql = False, ""
+        self.is_denied = False
+        self.sql = ""
         self.random = SeededRandom()
+        self.plain_tables: set[str] = set()
+        self.virtual_tables: set[str] = set()
         # The schema is loaded here, before limits on values apply to it.
         rows = connection.execute("SELECT name, type, rootpage FROM sqlite_master").fetchall()
-        rows = [
-            (str(name).lower(), kind, root) for name, kind, root in rows
-        ]  # a file may hold any type
-        plain = {name for name, kind, root in rows if kind == "view" or (kind == "table" and root)}
-        virtual = {name for name, kind, root in rows if kind == "table" and not root}
-        self.modules, self.virtual_tables, self.plain_tables = _modules() - plain, virtual, plain
+        for name, kind, root_page in rows:
+            name = str(name).lower()  # a damaged file may hold a value of any type
+            if kind == "view" or (kind == "table" and root_page):
+                self.plain_tables.add(name)
+            if kind == "table" and not root_page:
+                self.virtual_tables.add(name)
+        self.modules = _modules() - self.plain_tables
         connection.create_function("random", 0, self.random.number)
         connection.create_function("randomblob", 1, self.random.blob)
         connection.set_authorizer(self.authorize)
@@ -100,52 +134,63 @@ class SandboxConnection:
         """Apply the limits of a query; `config` is a QueryConfig as a dictionary."""
         if config == self.config:
             return
-        for category, value in (
-            (sqlite3.SQLITE_LIMIT_LENGTH, config["max_value_bytes"]),
-            (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, config["max_expr_depth"]),
-            (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, config["max_compound_selects"]),
-            (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
-        ):
+        limits = {
+            sqlite3.SQLITE_LIMIT_LENGTH: config["max_value_bytes"],
+            sqlite3.SQLITE_LIMIT_EXPR_DEPTH: config["max_expr_depth"],
+            sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: config["max_compound_selects"],
+            sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+        }
+        for category, value in limits.items():
             self.connection.setlimit(category, value)
         self.random.max_bytes = config["max_value_bytes"]
-        self.connection.set_progress_handler(self.clock.tick, tick_steps(config["max_vm_steps"])[1])
+        _, steps_between_ticks = tick_steps(config["max_vm_steps"])
+        self.connection.set_progress_handler(self.clock.tick, steps_between_ticks)
         self.config = config
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         """SQLite calls this while it compiles a statement, for each table read and for each
-        function."""
+        function.
+
+        first: the table that is read. second: its column, or the function that is called.
+        """
         if action == sqlite3.SQLITE_READ:
-            name = first.lower()
-            is_module = name in self.modules or (
-                name.startswith("pragma_") and name not in self.plain_tables
-            )
-            is_allowed = name not in self.virtual_tables and (
-                not is_module or (second == "" and self._is_cte(name))
-            )
+            is_allowed = self._may_read(first.lower(), second)
+        elif action == sqlite3.SQLITE_FUNCTION:
+            is_allowed = second.lower() not in _DENIED_FUNCTIONS
         else:
-            is_allowed = action in _ALLOWED and not (
-                action == sqlite3.SQLITE_FUNCTION and second.lower() in _DENIED_FUNCTIONS
-            )
+            is_allowed = action in _ALWAYS_ALLOWED
         if is_allowed:
             return sqlite3.SQLITE_OK
-        # SQLite's own error code does not always say so: a denied table function is a plain error.
+        # SQLite's own error code does not always show a denial: a denied table function is a plain
+        # error.
         self.is_denied = True
         return sqlite3.SQLITE_DENY
 
+    def _may_read(self, name: str, column: str) -> bool:
+        if name in self.virtual_tables:
+            return False
+        is_pragma = name.startswith("pragma_") and name not in self.plain_tables
+        if name not in self.modules and not is_pragma:
+            return True
+        return column == "" and self._is_cte(name)
+
     def _is_cte(self, name: str) -> bool:
-        """Whether the query defines a CTE of this name, and never writes it after a dot. If a FROM
-        uses no column of a CTE, SQLite asks for it as for a table without columns."""
-        import re  # takes some of the worker's start, and is hardly ever needed
+        """Whether the query defines a CTE of this name, and never writes the name after a dot.
+
+        If a FROM uses no column of a CTE, SQLite asks for the CTE as for a table without columns.
+        """
+        import re  # rarely needed, and importing it would delay the start of each worker
 
         own = rf"[\"`\[]?{re.escape(name)}[\"`\]]?"
-        defines = rf"(?:\bwith|\brecursive|,)\s*{own}\s*(?:\([^()]*\)\s*)?as\b"
-        return bool(re.search(defines, self.sql, re.I)) and not re.search(
-            rf"\.\s*{own}", self.sql, re.I
-        )
+        definition = rf"(?:\bwith|\brecursive|,)\s*{own}\s*(?:\([^()]*\)\s*)?as\b"
+        is_defined = bool(re.search(definition, self.sql, re.I))
+        is_after_dot = bool(re.search(rf"\.\s*{own}", self.sql, re.I))
+        return is_defined and not is_after_dot
 
     def run(self, sql: str, config: dict) -> tuple[list[tuple], tuple[str, ...], int]:
-        """-> (rows, columns, `row_bytes` of all of them)."""
-        self.is_denied, self.sql = False, sql
+        """-> (rows, columns, `row_bytes` of the rows and of the columns' names)."""
+        self.is_denied = False
+        self.sql = sql
         self.random.start(sql)
         cursor = self.connection.execute(sql)
         try:
@@ -153,12 +198,9 @@ class SandboxConnection:
                 raise sqlite3.ProgrammingError("the text holds no query")
             columns = tuple(entry[0] for entry in cursor.description)
             num_bytes = row_bytes(columns)
-            max_rows, max_cells, max_bytes = (
-                config["max_rows"],
-                config["max_cells"],
-                config["max_bytes"],
-            )
-            max_rows = min(max_rows, max_cells // len(columns))
+            max_bytes = config["max_bytes"]
+            max_cells = config["max_cells"]
+            max_rows = min(config["max_rows"], max_cells // len(columns))
             if num_bytes > max_bytes:
                 raise Refusal(TOO_LARGE, f"more than {max_bytes} bytes of column names")
             rows: list[tuple] = []
@@ -185,12 +227,15 @@ class Clock:
         self.start(1, 0.0)
 
     def start(self, max_ticks: int, timeout_secs: float) -> None:
-        self.num_ticks, self.max_ticks, self.is_late = 0, max_ticks, False
+        """Begin to count for a query."""
+        self.num_ticks = 0
+        self.max_ticks = max_ticks
+        self.is_late = False
         self.started = time.monotonic()
         self.deadline = self.started + timeout_secs
 
     def tick(self) -> bool:
-        """Called by SQLite every so many steps; True ends the query."""
+        """SQLite calls this after each interval of steps; the result True ends the query."""
         self.num_ticks += 1
         self.tell()
         self.is_late = time.monotonic() > self.deadline
@@ -205,12 +250,13 @@ def tick_steps(max_vm_steps: int) -> tuple[int, int]:
 
 
 def decode(raw: bytes) -> str:
+    """Text of a file, without the bytes that are not UTF-8."""
     return raw.decode("utf-8", "ignore")
 
 
 def open_file(uri: str) -> sqlite3.Connection:
-    """Open a file read-only, without a lock, and without leaving other files beside it. No
-    authorizer is set yet."""
+    """Open a file read-only, without a lock, and without leaving other files beside it. The caller
+    sets the authorizer."""
     uri += "?mode=ro&immutable=1"
     return _prepared(sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0))
 
@@ -218,8 +264,8 @@ def open_file(uri: str) -> sqlite3.Connection:
 def open_memory(steps: list[tuple[str, list[tuple] | None]]) -> sqlite3.Connection:
     """Build a database in memory from statements, each with the rows it inserts or None.
 
-    A statement or a row that SQLite rejects is left out: a module that is not loaded, a value that
-    a STRICT table or a constraint does not allow.
+    A statement or a row that SQLite rejects is left out. It may need a module that is not loaded,
+    or hold a value that a STRICT table or a constraint does not allow.
     """
     connection = _prepared(sqlite3.connect(":memory:", isolation_level=None, cached_statements=0))
     for sql, rows in steps:
@@ -243,6 +289,7 @@ def _insert(connection: sqlite3.Connection, sql: str, rows: list[tuple]) -> None
         connection.execute("ROLLBACK")
         if is_out_of_memory(error):
             raise
+        # At least one row is rejected, so they are inserted one by one.
         connection.execute("BEGIN")
         for row in rows:
             try:
@@ -260,10 +307,10 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_NOMEM
-    )
+    """Whether Python or SQLite had no memory left."""
+    # The low byte of SQLite's code is the kind of the error.
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, MemoryError) or kind == sqlite3.SQLITE_NOMEM
 
 
 @cache
@@ -273,15 +320,4 @@ def _modules() -> frozenset[str]:
     connection = sqlite3.connect(":memory:")
     names = {name.lower() for (name,) in connection.execute("PRAGMA module_list")}
     connection.close()
-    return frozenset(
-        names
-        | {
-            "sqlite_stmt",
-            "dbstat",
-            "sqlite_dbpage",
-            "json_each",
-            "json_tree",
-            "bytecode",
-            "tables_used",
-        }
-    )
+    return frozenset(names | _KNOWN_MODULES)

@@ -1,7 +1,7 @@
-"""Where the file of a database is, by its id.
+"""Find the file of a database by its id.
 
 A folder of databases has `<id>/<id>.sqlite`, or `<id>.sqlite` in the folder itself. Other endings
-are .sqlite3, .db and .db3, in any case. The id is compared exactly, upper and lower case included.
+are .sqlite3, .db and .db3, in upper or lower case. The id is compared with its case.
 """
 
 import os
@@ -16,17 +16,18 @@ SUFFIXES = (".sqlite", ".sqlite3", ".db", ".db3")
 class DatabaseFolder:
     """A folder of databases. It is listed once. ValueError that names it if it cannot be listed.
 
-    path: the folder.
+    names: everything in the folder. flat: id -> database files of the folder itself.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.path = Path(folder)
         if not self.path.is_dir():
-            is_file = self.path.is_file()
-            fault = "a file, name the folder it is in" if is_file else "no such folder of databases"
+            fault = "no such folder of databases"
+            if self.path.is_file():
+                fault = "a file, name the folder it is in"
             raise ValueError(f"{self.path}: {fault}")
         self.names = _names_in(self.path)
-        self.flat: dict[str, list[Path]] = {}  # id -> files of the folder itself
+        self.flat: dict[str, list[Path]] = {}
         for name in self.names:
             if is_database_name(name):
                 self.flat.setdefault(Path(name).stem, []).append(self.path / name)
@@ -38,28 +39,32 @@ class DatabaseFolder:
         folder = self.path / db_id
         found = [path for path in self.flat.get(db_id, []) if path.is_file()]
         if db_id in self.names and folder.is_dir():
-            names = [name for name in _names_in(folder) if is_database_name(name)]
-            paths = [folder / name for name in names if Path(name).stem == db_id]
-            found += [path for path in paths if path.is_file()]
-        found = list({path.resolve(): path for path in found}.values())  # a link is no second file
+            for name in _names_in(folder):
+                path = folder / name
+                if is_database_name(name) and path.stem == db_id and path.is_file():
+                    found.append(path)
+        # A link to a file is no second file.
+        found = list({path.resolve(): path for path in found}.values())
         if len(found) > 1:
             paths = ", ".join(map(str, sorted(found)))
             raise ValueError(f"database {db_id!r} has {len(found)} files, keep one: {paths}")
         return found[0] if found else None
 
     def missing(self, db_id: str) -> str:
-        """Why there is no file, for a message: the path that is expected first."""
-        return f"no database file {self.path / db_id / f'{db_id}.sqlite'}{self._near(db_id)}"
+        """A message that there is no file: the most common path, and what was found instead."""
+        expected = self.path / db_id / f"{db_id}.sqlite"
+        return f"no database file {expected}{self._similar(db_id)}"
 
-    def _near(self, db_id: str) -> str:
-        """What the folder has instead, for a message; empty if it has nothing like it."""
-        expected = {db_id, *(f"{db_id}{suffix}" for suffix in SUFFIXES)}
-        same = {fold(name) for name in expected}
-        inside = _names_in(self.path / db_id) if (self.path / db_id).is_dir() else []
+    def _similar(self, db_id: str) -> str:
+        """The part of a message that names a similar file or folder; empty if there is none."""
+        expected = {db_id} | {f"{db_id}{suffix}" for suffix in SUFFIXES}
+        folded = {fold(name) for name in expected}
+        folder = self.path / db_id
+        inside = _names_in(folder) if folder.is_dir() else []
         for name in (*self.names, *inside):
-            if name not in expected and fold(name) in same:
+            if name not in expected and fold(name) in folded:
                 return f" (there is {name}, in another case)"
-        databases = [name for name in inside if is_database_name(name) and name[:1] != "."]
+        databases = [name for name in inside if is_database_name(name) and not _is_hidden(name)]
         if databases and databases[0] not in expected:
             return f" (there is {databases[0]}: give it the name of its folder)"
         for name in self.names:
@@ -68,11 +73,16 @@ class DatabaseFolder:
         return ""
 
     def all(self) -> dict[str, Path]:
-        """Every database of the folder by its id, sorted. ValueError as `find`."""
-        ids = {name for name in self.names if (self.path / name).is_dir()} | self.flat.keys()
-        ids = {db_id for db_id in ids if not db_id.startswith(".")}  # hidden: of other programs
-        found = {db_id: self.find(db_id) for db_id in sorted(ids)}
-        return {db_id: path for db_id, path in found.items() if path is not None}
+        """id -> file of every database of the folder, sorted by id. ValueError like `find`."""
+        folders = {name for name in self.names if (self.path / name).is_dir()}
+        found = {}
+        for db_id in sorted(folders | self.flat.keys()):
+            if _is_hidden(db_id):
+                continue
+            path = self.find(db_id)
+            if path is not None:
+                found[db_id] = path
+        return found
 
 
 def is_database_name(name: str) -> bool:
@@ -81,11 +91,16 @@ def is_database_name(name: str) -> bool:
 
 
 def unread_changes(path: Path) -> str:
-    """What to say of changes beside the file that no reader of it sees; empty if there are none."""
+    """The part of a message about changes in a `-wal` file, which is not read; empty without it."""
     wal = Path(f"{path}-wal")
     if not wal.is_file() or wal.stat().st_size == 0:
         return ""
     return f" ({wal.name} holds changes that are not read: open and close the file with sqlite3)"
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether another program keeps this file for itself, such as `._one.sqlite` of macOS."""
+    return name.startswith(".")
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a script trains and evaluates on: files that the user brings, or the embedded toy world."""
+"""The data of a script: files that the user names, or the embedded toy world."""
 
 import errno
 import os
@@ -23,26 +23,25 @@ class DataConfig:
     dev: str | None = None
     """Held-out dialogues on databases that training never sees."""
     dev_seen: str | None = None
-    """Held-out dialogues on training databases, where there are any (optional)."""
+    """Held-out dialogues on training databases (optional)."""
     tables: str | None = None
     """The official tables.json. Without it, schemas are read from the database files."""
     databases: str | None = None
-    """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db)."""
+    """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db, .db3)."""
     leave_out: str | None = None
-    """Turns that training leaves out: `turn id<TAB>reason` a line, as `python -m mtsql.audit`
-    writes them."""
+    """File of the turns that training leaves out, with one `turn id<TAB>reason` a line.
+    `python -m mtsql.audit` writes such a file."""
     toy_folder: str = "data/toyworld"
-    """Where the embedded world is kept."""
+    """Folder of the embedded world."""
     toy_seed: int = 0
     """Seed of the embedded world."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = ("train", "dev", "dev_seen", "tables", "databases")
         named = [name for name in names if getattr(self, name)]
         missing = [f"data.{name}" for name in ("dev", "databases") if not getattr(self, name)]
         if named and missing:
             raise ValueError(f"data.{named[0]} is set: {' and '.join(missing)} must be set too")
-
         if self.leave_out and named and not self.train:
             raise ValueError(
                 "data.leave_out is set, but data.train is not: it only concerns the training split"
@@ -61,8 +60,9 @@ def toy_files(config: DataConfig) -> DataConfig:
     try:
         _write_toy_world(folder, config.toy_seed)
     except OSError as error:
-        words = f"data.toy_folder {folder}: cannot be written: {error.strerror}"
-        raise ValueError(words) from error
+        raise ValueError(
+            f"data.toy_folder {folder}: cannot be written: {error.strerror}"
+        ) from error
     return DataConfig(
         train=str(folder / "train.json"),
         dev=str(folder / "dev.json"),
@@ -75,13 +75,15 @@ def toy_files(config: DataConfig) -> DataConfig:
 
 
 def _write_toy_world(folder: Path, seed: int) -> None:
-    """`write_toy_world`, which leaves nothing behind when it fails or is interrupted. If another
-    process made the folder meanwhile, it is that folder that counts."""
+    """Write the toy world, and leave nothing behind if that fails or is interrupted. If another
+    process has written the folder meanwhile, its folder is used."""
     try:
         write_toy_world(folder, seed, WorldConfig())
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not folder.is_dir():
+        is_taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.is_dir()
+        if not is_taken:
             raise
+        # This call checks that the other process has written the same world.
         write_toy_world(folder, seed, WorldConfig())
     finally:
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
@@ -89,44 +91,39 @@ def _write_toy_world(folder: Path, seed: int) -> None:
 
 
 def load_split(config: DataConfig, name: str) -> Corpus:
-    """The corpus of split `name` ("train", "dev" or "dev_seen"). ValueError naming the key if it
-    has no file."""
+    """The corpus of split `name` ("train", "dev" or "dev_seen"). ValueError that names the key if
+    the split has no file."""
     files = toy_files(config) if config.is_toy else config
     file = getattr(files, name)
     if file is None:
         raise ValueError(f"data.{name} is not set, but this run needs it")
     corpus = load_corpus(file, files.tables, files.databases)
-    return (
-        without_turns(corpus, Path(config.leave_out))
-        if name == "train" and config.leave_out
-        else corpus
-    )
+    if name == "train" and config.leave_out:
+        return without_turns(corpus, Path(config.leave_out))
+    return corpus
 
 
 def read_leave_out(file: Path) -> dict[str, str]:
-    """Turn id -> reason; nothing if the file is empty. ValueError naming file and line where one is
-    malformed or names a turn again."""
-    lines = read_lines(file, "data.leave_out")
+    """Turn id -> reason. ValueError that names file and line if a line is malformed or names a turn
+    again."""
     reasons: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        turn_id, tab, reason = line.partition("\t")
-        if not tab or not turn_id.strip() or not reason.strip():
-            raise ValueError(
-                f"data.leave_out {file}, line {number}: expected turn id<TAB>reason, "
-                f"found {line!r:.80}"
-            )
-        if turn_id.strip() in reasons:
-            raise ValueError(
-                f"data.leave_out {file}, line {number}: turn {turn_id.strip()} was named before"
-            )
-        reasons[turn_id.strip()] = reason.strip()
+    for number, line in enumerate(read_lines(file, "data.leave_out"), 1):
+        where = f"data.leave_out {file}, line {number}"
+        turn_id, _, reason = line.partition("\t")
+        turn_id = turn_id.strip()
+        reason = reason.strip()
+        if not turn_id or not reason:
+            raise ValueError(f"{where}: expected turn id<TAB>reason, found {line!r:.80}")
+        if turn_id in reasons:
+            raise ValueError(f"{where}: turn {turn_id} was named before")
+        reasons[turn_id] = reason
     return reasons
 
 
 def without_turns(corpus: Corpus, file: Path) -> Corpus:
-    """The corpus without the turns the file names; later turns keep them in their history.
+    """The corpus without the turns that the file names; later turns keep them in their history.
 
-    ValueError for a turn the corpus does not have, and where no turn is left.
+    ValueError if the corpus does not have one of the turns, or if no turn is left.
     """
     reasons = read_leave_out(file)
     unknown = sorted(reasons.keys() - {turn.turn_id for turn in corpus.turns})
@@ -138,14 +135,15 @@ def without_turns(corpus: Corpus, file: Path) -> Corpus:
     dialogues = []
     for dialogue in corpus.dialogues:
         turns = tuple(turn for turn in dialogue.turns if turn.turn_id not in reasons)
-        dialogues += [replace(dialogue, turns=turns)] if turns else []
+        if turns:
+            dialogues.append(replace(dialogue, turns=turns))
     if not dialogues:
         raise ValueError(f"data.leave_out {file}: no turn is left")
     return replace(corpus, dialogues=dialogues, left_out=reasons)
 
 
 def describe_skipped(corpus: Corpus) -> str:
-    """One line that counts what is not trained on, by reason; empty if nothing is missing."""
+    """One line that counts the turns that are not used, by reason; empty if all are used."""
     parts = []
     if corpus.skipped:
         num_turns = sum(skip.num_turns for skip in corpus.skipped)

@@ -1,11 +1,10 @@
 """Dialogues and their turns, each with the schema and the file of its database."""
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtsql.sql.database_files import DatabaseFolder, unread_changes
-from mtsql.sql.questions import Question, read_conversations
+from mtsql.sql.questions import Conversation, Question, read_conversations
 from mtsql.sql.schema import Database, Schema, first_difference, load_schemas, schema_from_sqlite
 
 
@@ -13,9 +12,9 @@ from mtsql.sql.schema import Database, Schema, first_difference, load_schemas, s
 class Turn:
     """One user question. Indices count from 0 in the file, whatever was skipped before.
 
-    turn_id: "train:12:3", the file's stem, the dialogue and the turn.
+    turn_id: "train:12:3" is turn 3 of dialogue 12 in train.json.
     history: (question, gold SQL) of all earlier turns of the dialogue, the oldest first.
-    evidence: what the data says besides the question (BIRD), shown with it; often empty.
+    evidence: an explanation that BIRD gives with a question, shown with it; often empty.
     """
 
     turn_id: str
@@ -29,6 +28,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
+    """One interaction of a file. dialogue_id: "train:12" is dialogue 12 in train.json."""
+
     dialogue_id: str
     db_id: str
     turns: tuple[Turn, ...]
@@ -36,7 +37,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Skip:
-    """What was left out of a file: `num_turns` turns of the dialogue `index`, and why."""
+    """Turns of a file that no run can use: `num_turns` turns of the dialogue `index`, and why."""
 
     file: str
     index: int
@@ -46,10 +47,10 @@ class Skip:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues, and each database they use by its id.
+    """Dialogues, and the databases that they use by their ids.
 
-    skipped: what the file holds and no run can use. left_out: turn id -> reason, what the user took
-    out.
+    skipped: what the file holds and no run can use. left_out: turn id -> reason, for the turns that
+    the user left out.
     """
 
     dialogues: list[Dialogue]
@@ -59,6 +60,7 @@ class Corpus:
 
     @property
     def turns(self) -> list[Turn]:
+        """The turns of all dialogues, in their order."""
         return [turn for dialogue in self.dialogues for turn in dialogue.turns]
 
 
@@ -67,19 +69,20 @@ def load_corpus(
 ) -> Corpus:
     """Read the dialogues of a file, in any of the formats of questions.py, with their databases.
 
-    Turn questions only, not an interaction's `final` goal. A single question is a dialogue of one
-    turn. CoSQL joins the user's and the system's clarifications to the question by ` | `; that text
-    stays. tables_file: the official tables.json; None: schemas are read from the database files.
+    The turns of an interaction are read, not its `final` goal. A single question is a dialogue of
+    one turn. CoSQL joins the user's and the system's clarifications to the question by ` | `; that
+    text stays. tables_file: the official tables.json; None: schemas are read from the database
+    files.
 
-    Left out, and listed in `skipped`: a dialogue whose database is not in the tables file, has no
-    file (database_files.py says where it is looked for) or one that SQLite cannot read; a dialogue
-    without turns; a turn without SQL together with all later turns of its dialogue. Those are cut
-    because their history would have a gap: their questions lean on a turn ("which of these ...")
-    whose SQL nobody knows.
+    These are left out and listed in `skipped`: a dialogue whose database is not in the tables file,
+    has no file (database_files.py says where it is looked for) or has one that SQLite cannot read;
+    a dialogue without turns; a turn without SQL together with all later turns of its dialogue. The
+    later turns are left out because their questions refer to a turn ("which of these ...") whose
+    SQL is not known.
 
-    Raises ValueError naming the file or folder that is missing or malformed (with the entry and the
-    key), the first thing in which a database in use differs from the tables file, and the file that
-    has no usable turn.
+    ValueError names the file or folder that is missing or malformed (with the entry and the key),
+    the first difference between a database in use and the tables file, or the file that has no
+    usable turn.
     """
     dialogues_file = Path(dialogues_file)
     schemas = None if tables_file is None else load_schemas(tables_file)
@@ -88,21 +91,14 @@ def load_corpus(
     dialogues: list[Dialogue] = []
     skipped: list[Skip] = []
     for index, conversation in enumerate(conversations):
-        db_id, questions = conversation.db_id, conversation.questions
-        num_usable = next((i for i, q in enumerate(questions) if not q.sql), len(questions))
-        reason = databases.open(db_id)
+        usable, reason = _usable_questions(conversation, databases)
         if reason:
-            num_usable = 0
-        elif not questions:
-            reason = "no turns"
-        else:
-            reason = f"turn {num_usable} has no SQL: it and all later turns are left out"
-        if num_usable < len(questions) or not questions:
-            skipped.append(Skip(str(dialogues_file), index, reason, len(questions) - num_usable))
-        if num_usable:
+            num_skipped = len(conversation.questions) - len(usable)
+            skipped.append(Skip(str(dialogues_file), index, reason, num_skipped))
+        if usable:
             dialogue_id = f"{dialogues_file.stem}:{index}"
-            turns = _build_turns(dialogue_id, db_id, questions[:num_usable])
-            dialogues.append(Dialogue(dialogue_id, db_id, turns))
+            turns = _build_turns(dialogue_id, conversation.db_id, usable)
+            dialogues.append(Dialogue(dialogue_id, conversation.db_id, turns))
     if not dialogues:
         why = f"; the first of {len(skipped)} skipped: {skipped[0].reason}" if skipped else ""
         raise ValueError(f"{dialogues_file}: no usable turn{why}")
@@ -123,14 +119,16 @@ class Databases:
         schemas: dict[str, Schema] | None,
         tables_file: Path | str | None,
     ) -> None:
-        self.folder, self.schemas, self.tables_file = folder, schemas, tables_file
+        self.folder = folder
+        self.schemas = schemas
+        self.tables_file = tables_file
         self.known: dict[str, Database] = {}
         self.unusable: dict[str, str] = {}
 
     def open(self, db_id: str) -> str:
-        """Find a database and its schema; -> why it cannot be used, or an empty text.
+        """Find a database and its schema. -> why it cannot be used, or an empty text.
 
-        ValueError if it has several files, or if the tables file does not describe its file.
+        ValueError if it has several files, or if its file differs from the tables file.
         """
         if db_id not in self.known and db_id not in self.unusable:
             found = self._look_up(db_id)
@@ -169,52 +167,36 @@ class Databases:
         return Database(schema, path)
 
 
+def _usable_questions(
+    conversation: Conversation, databases: Databases
+) -> tuple[tuple[Question, ...], str]:
+    """-> (the questions before the first one without SQL, why the others are left out or "")."""
+    reason = databases.open(conversation.db_id)
+    if reason:
+        return (), reason
+    questions = conversation.questions
+    if not questions:
+        return (), "no turns"
+    for index, question in enumerate(questions):
+        if not question.sql:
+            reason = f"turn {index} has no SQL: it and all later turns are left out"
+            return questions[:index], reason
+    return questions, ""
+
+
 def _build_turns(dialogue_id: str, db_id: str, questions: tuple[Question, ...]) -> tuple[Turn, ...]:
-    pairs = [(question.text, question.sql) for question in questions]
-    return tuple(
-        Turn(
-            f"{dialogue_id}:{index}",
-            index,
-            db_id,
-            question.text,
-            question.sql,
-            tuple(pairs[:index]),
-            question.evidence,
+    turns = []
+    history: tuple[tuple[str, str], ...] = ()
+    for index, question in enumerate(questions):
+        turn = Turn(
+            turn_id=f"{dialogue_id}:{index}",
+            index=index,
+            db_id=db_id,
+            question=question.text,
+            sql=question.sql,
+            history=history,
+            evidence=question.evidence,
         )
-        for index, question in enumerate(questions)
-    )
-
-
-def split_by_database(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpus, Corpus]:
-    """Hold out whole databases -> (rest, held out), to select models on databases never trained on.
-
-    The held-out part has at most `fraction` of the dialogues, unless no database is that small; at
-    least one database stays on either side. `skipped` stays with the rest. The paper selects on its
-    test file instead; about 5 % of the training dialogues is our choice.
-    """
-    db_ids = sorted(corpus.databases)
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction: expected a number between 0 and 1, found {fraction}")
-    if len(db_ids) < 2:
-        raise ValueError(f"only {len(db_ids)} database in the corpus: nothing to hold out")
-    sizes = {
-        db_id: sum(dialogue.db_id == db_id for dialogue in corpus.dialogues) for db_id in db_ids
-    }
-    random.Random(seed).shuffle(db_ids)
-    held_out: set[str] = set()
-    num_free = fraction * len(corpus.dialogues)
-    for db_id in db_ids:
-        if sizes[db_id] <= num_free:
-            held_out.add(db_id)
-            num_free -= sizes[db_id]
-    held_out = held_out or {min(db_ids, key=lambda db_id: sizes[db_id])}
-    return _select(corpus, set(db_ids) - held_out, corpus.skipped), _select(corpus, held_out, [])
-
-
-def _select(corpus: Corpus, db_ids: set[str], skipped: list[Skip]) -> Corpus:
-    return Corpus(
-        [dialogue for dialogue in corpus.dialogues if dialogue.db_id in db_ids],
-        {db_id: database for db_id, database in corpus.databases.items() if db_id in db_ids},
-        skipped,
-        corpus.left_out,
-    )
+        turns.append(turn)
+        history += ((question.text, question.sql),)
+    return tuple(turns)

@@ -1,4 +1,4 @@
-"""What a piece of work costs in steps of SQLite's virtual machine, known while it still runs."""
+"""A count of what a piece of work costs in steps of SQLite's virtual machine, while it runs."""
 
 import threading
 
@@ -7,7 +7,7 @@ class WorkMeter:
     """Counts what the queries of one piece of work cost, in ticks of `connection.TICK_VM_STEPS`.
 
     A cached result adds the same count as its first run, so the total does not depend on earlier
-    queries. A thread that waits can go on as soon as the count exceeds the number it asked for.
+    queries. A waiting thread continues as soon as the count exceeds the number that it asked for.
     """
 
     def __init__(self) -> None:
@@ -16,19 +16,19 @@ class WorkMeter:
         self._is_done = False
 
     def add(self, num_ticks: int = 1) -> None:
-        """A query of the work has taken so many more ticks."""
+        """Count `num_ticks` more ticks of a query."""
         with self._condition:
             self._num_ticks += num_ticks
             self._condition.notify_all()
 
     def finish(self) -> None:
-        """The work is done: no tick follows."""
+        """Say that the work is done and no tick follows."""
         with self._condition:
             self._is_done = True
             self._condition.notify_all()
 
     def is_done_within(self, num_ticks: int) -> bool:
-        """Whether the work takes at most so many ticks in all. Waits until that is known."""
+        """Whether the work takes at most `num_ticks` ticks in all. Waits until that is known."""
         with self._condition:
             self._condition.wait_for(lambda: self._is_done or self._num_ticks > num_ticks)
             return self._num_ticks <= num_ticks

@@ -1,5 +1,5 @@
-"""Names: how SQL writes the name of a table or column, how SQLite compares two, and what may be the
-id of a database."""
+"""Names: how SQL writes the name of a table or column, how SQLite compares two names, and which
+names may be the id of a database."""
 
 import re
 from string import ascii_lowercase, ascii_uppercase
@@ -11,8 +11,8 @@ RESERVED = frozenset(
     NOTHING NOTNULL NULL ON OR ORDER PRIMARY RAISE REFERENCES RETURNING SELECT SET TABLE THEN TO
     TRANSACTION UNION UNIQUE UPDATE USING VALUES WHEN WHERE""".split()
 )
-"""The keywords of SQLite that are no name unless they are quoted. Of its 147 keywords the others
-can stand bare (tests/test_names.py tries each)."""
+"""The keywords of SQLite that can be a name only if they are quoted. The others of its 147 keywords
+need no quotes (tests/test_names.py tries each)."""
 
 _LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -20,22 +20,22 @@ _NO_ID = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def quoted(name: str) -> str:
-    """A name as SQL may write it: in double quotes unless it is plain and no reserved word."""
+    """A name as SQL writes it: in double quotes, unless it is plain and not a reserved word."""
     if _PLAIN_NAME.fullmatch(name) and name.upper() not in RESERVED:
         return name
     return '"' + name.replace('"', '""') + '"'
 
 
 def fold(name: str) -> str:
-    """A name as SQLite compares names: without the case of ASCII letters, and of no others."""
+    """A name as SQLite compares names: with ASCII letters, and no others, in lower case."""
     return name.translate(_LOWER)
 
 
 def checked_id(db_id: str, where: str) -> str:
-    """The database id, if it can be the name of a file; it becomes a part of paths.
+    """The database id, if it can be the name of a file, because it becomes a part of paths.
 
-    ValueError that begins with `where` if it is empty, `.` or `..`, or has a path separator, a
-    control character or half a character in it.
+    ValueError that begins with `where` if the id is empty, `.` or `..`, or contains a path
+    separator, a control character or half a character (a lone surrogate).
     """
     if not db_id.strip() or db_id in (".", "..") or _NO_ID.search(db_id):
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Questions with their SQL, in the formats that data sets have.
+"""Questions with their SQL, read from the formats of the public data sets and from CSV.
 
 - SParC and CoSQL: a JSON list of `{"database_id", "interaction": [{"utterance", "query"}, ...]}`.
 - Spider: a JSON list of `{"db_id", "question", "query"}`. BIRD: the same with `SQL` and `evidence`.
 - `.jsonl`: one such object a line.
-- `.csv` (or `.tsv`): a header with `db_id,question,sql`, and `evidence` and `dialogue` if there are
-  any.
+- `.csv` (or `.tsv`): a header with `db_id,question,sql` and, optionally, `evidence` and
+  `dialogue`.
 
 Consecutive objects or rows with the same `dialogue` (or `dialogue_id`) are one conversation.
 """
@@ -19,17 +19,19 @@ from pathlib import Path
 from mtsql.files import parse_json, read_json, read_lines, read_text
 from mtsql.sql.names import checked_id
 
-DB_KEYS, QUESTION_KEYS = ("db_id", "database_id"), ("question", "utterance")
+DB_KEYS = ("db_id", "database_id")
+QUESTION_KEYS = ("question", "utterance")
 SQL_KEYS = ("query", "SQL", "sql")
 DIALOGUE_KEYS = ("dialogue", "dialogue_id")
 EXPECTED = "expected db_id, question and the SQL as query, SQL or sql"
 DELIMITERS = (",", ";", "\t")
-"""Of .csv files. Spreadsheet programs write semicolons in countries with decimal commas."""
+"""The delimiters of .csv files that are tried. Spreadsheet programs write semicolons in countries
+with decimal commas."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question. sql: empty if the file has none for it. evidence: often empty."""
+    """One question. sql: empty if the file has none for the question. evidence: often empty."""
 
     text: str
     sql: str
@@ -38,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions on one database, in their order. where: the file and place, for messages."""
+    """Questions on one database, in their order. where: the file and its entry, for messages."""
 
     db_id: str
     questions: tuple[Question, ...]
@@ -46,41 +48,49 @@ class Conversation:
 
 
 def read_conversations(file: Path) -> list[Conversation]:
-    """All conversations of a file, as its ending and its entries tell the format.
+    """All conversations of a file. The ending of its name and its entries decide the format.
 
-    ValueError, in a line that names the file, the entry or line, and the key, for what is wrong.
+    ValueError, in one line, that names the file, the entry or line, and the key at fault.
     """
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        found = _joined(_read_rows(file))
+        entries = _read_rows(file)
     elif suffix in (".jsonl", ".ndjson"):
-        lines = enumerate(_lines_of_objects(file), 1)
-        places = ((f"{file}, line {number}", line) for number, line in lines if line.strip())
-        found = _joined((where, parse_json(line, where, is_strict=True)) for where, line in places)
+        entries = _read_json_lines(file)
     else:
-        try:
-            entries = enumerate(read_json_list(file))
-        except ValueError as error:
-            if "not JSON: Extra data" in str(error):
-                raise ValueError(f"{error}; one object a line? Then name it .jsonl") from error
-            raise
-        found = _joined((f"{file}: entry {index}", entry) for index, entry in entries)
-    return list(found)
+        entries = _read_json_entries(file)
+    return list(_joined(entries))
 
 
-def _lines_of_objects(file: Path) -> list[str]:
+def _read_json_entries(file: Path) -> Iterator[tuple[str, object]]:
+    """-> (place, entry) of each entry of a JSON list."""
+    try:
+        entries = read_json_list(file)
+    except ValueError as error:
+        if "not JSON: Extra data" in str(error):
+            raise ValueError(f"{error}; one object a line? Then name it .jsonl") from error
+        raise
+    for index, entry in enumerate(entries):
+        yield f"{file}: entry {index}", entry
+
+
+def _read_json_lines(file: Path) -> Iterator[tuple[str, object]]:
+    """-> (place, value) of each line that is not blank."""
     lines = read_lines(file)
     if lines and lines[0].lstrip().startswith("["):
         raise ValueError(
             f"{file}, line 1: expected an object, found a list: if the file is one JSON list, "
             "name it .json"
         )
-    return lines
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield where, parse_json(line, where, is_strict=True)
 
 
 def read_json_list(path: Path) -> list:
-    """The list that a JSON file holds. ValueError that names the file if it cannot be read or holds
-    anything else."""
+    """The list that a JSON file holds. ValueError that names the file if it cannot be read or does
+    not hold a list."""
     entries = read_json(path, is_strict=True)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected a list, found {type(entries).__name__}")
@@ -88,34 +98,36 @@ def read_json_list(path: Path) -> list:
 
 
 def _joined(entries: Iterator[tuple[str, object]]) -> Iterator[Conversation]:
-    """Conversations from objects; those with the same dialogue, one after the other, are joined."""
-    ended: set[str] = set()
-    last, open_one = None, None
+    """Conversations from (place, entry). Consecutive entries of the same dialogue are joined."""
+    ended: set[str] = set()  # dialogues that may not appear again
+    last: str | None = None  # the dialogue of `current`
+    current: Conversation | None = None  # not yielded yet, because the next entry may extend it
     for where, entry in entries:
         conversation, dialogue = _read_entry(entry, where)
         if dialogue is not None and dialogue == last:
-            if conversation.db_id != open_one.db_id:
-                ids = f"{open_one.db_id!r} and {conversation.db_id!r}"
+            if conversation.db_id != current.db_id:
+                ids = f"{current.db_id!r} and {conversation.db_id!r}"
                 raise ValueError(f"{where}: dialogue {dialogue!r} is on two databases, {ids}")
-            questions = open_one.questions + conversation.questions
-            open_one = Conversation(open_one.db_id, questions, open_one.where)
+            questions = current.questions + conversation.questions
+            current = Conversation(current.db_id, questions, current.where)
             continue
         if dialogue in ended:
             raise ValueError(
-                f"{where}: dialogue {dialogue!r} goes on after another one: "
+                f"{where}: dialogue {dialogue!r} continues after another one: "
                 "write the questions of a conversation one after the other"
             )
-        if open_one is not None:
-            yield open_one
+        if current is not None:
+            yield current
         if last is not None:
             ended.add(last)
-        last, open_one = dialogue, conversation
-    if open_one is not None:
-        yield open_one
+        last = dialogue
+        current = conversation
+    if current is not None:
+        yield current
 
 
 def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
-    """-> (conversation, the dialogue that it belongs to or None)."""
+    """-> (conversation, the name of the dialogue that it is a part of or None)."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object with `interaction` or `question`")
     if "interaction" not in entry and not any(key in entry for key in QUESTION_KEYS):
@@ -127,13 +139,8 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
     key = _key_of(entry, DB_KEYS, default, where)
     db_id = checked_id(_text(entry, key, where), f"{where}: {key}")
     if "interaction" not in entry:
-        dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue", where))
-        if not isinstance(dialogue, (str, int, float, type(None))):  # pandas writes 1.0 beside null
-            raise ValueError(
-                f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}"
-            )
-        name = None if dialogue is None or dialogue == "" else str(dialogue)
-        return Conversation(db_id, (_question(entry, where),), where), name
+        dialogue = _dialogue_name(entry, where)
+        return Conversation(db_id, (_question(entry, where),), where), dialogue
     turns = entry["interaction"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"{where}: interaction: expected a list of objects")
@@ -141,6 +148,16 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
         _question(turn, f"{where}: interaction[{index}]") for index, turn in enumerate(turns)
     )
     return Conversation(db_id, questions, where), None
+
+
+def _dialogue_name(entry: dict, where: str) -> str | None:
+    dialogue = entry.get(_key_of(entry, DIALOGUE_KEYS, "dialogue", where))
+    if dialogue is None or dialogue == "":
+        return None
+    # A column of numbers that has gaps is written by pandas as 1.0, 2.0 and null.
+    if not isinstance(dialogue, (str, int, float)):
+        raise ValueError(f"{where}: dialogue: expected a text or number, found {dialogue!r:.80}")
+    return str(dialogue)
 
 
 def _question(entry: dict, where: str) -> Question:
@@ -153,7 +170,7 @@ def _question(entry: dict, where: str) -> Question:
 
 def _sql(entry: dict, where: str) -> str:
     """The SQL of an entry; empty if its value is null or blank."""
-    # Spider and SParC have the parsed query as `sql`, beside `query`.
+    # Spider and SParC files hold the parsed query as an object `sql`, beside the text `query`.
     keys = [key for key in SQL_KEYS if key in entry and not isinstance(entry[key], dict)]
     if not keys:
         raise ValueError(f"{where}: {_has(entry)}, expected the SQL as {', '.join(SQL_KEYS)}")
@@ -168,7 +185,8 @@ def _sql(entry: dict, where: str) -> str:
 
 
 def _key_of(entry: dict, keys: tuple[str, ...], default: str, where: str) -> str:
-    """The one of the keys that the entry has. ValueError if it has several with other values."""
+    """The first of the keys that the entry has, or the default. ValueError if it has several keys
+    with different values."""
     found = [key for key in keys if key in entry]
     if any(entry[key] != entry[found[0]] for key in found):
         raise ValueError(f"{where}: {' and '.join(found)} hold different values: keep one of them")
@@ -184,7 +202,10 @@ def _text(entry: dict, key: str, where: str) -> str:
 
 
 def _has(entry: dict) -> str:
-    return f"has the keys {', '.join(map(ascii, entry))}"[:200] if entry else "has no keys"
+    """The part of an error that lists the keys of an entry."""
+    if not entry:
+        return "has no keys"
+    return f"has the keys {', '.join(map(ascii, entry))}"[:200]
 
 
 # CSV.
@@ -202,69 +223,90 @@ _OPTIONAL = ("evidence", "dialogue")
 
 def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """-> (place, {key: cell}) of each row, with the columns that are known."""
-    text, first_line = read_text(file), 1
-    if re.match(r"(?i)sep=.\n", text):  # a line that only tells Excel the delimiter
-        text, first_line = text.partition("\n")[2], 2
-    if not text.strip():
-        raise ValueError(f"{file}: no usable turn: the file is empty")
-    blank = re.match(r"\n*", text)[0]
-    text, first_line = text[len(blank) :], first_line + len(blank)
-    headers = {sign: _header(text, sign) for sign in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda sign: sum(map(bool, _places(headers[sign]).values())))
-    header = headers[delimiter]
-    columns: dict[str, int] = {}
-    for key, places in _places(header).items():
-        if len(places) > 1 or not (places or key in _OPTIONAL):
-            wrong = f"{len(places)} columns for {key}" if places else f"no column {key}"
-            names = ", ".join(map(ascii, header))
-            raise ValueError(
-                f"{file}, line {first_line}: {wrong}: the header has the columns {names:.200}, "
-                "expected db_id, question, sql and, if wanted, evidence and dialogue"
-            )
-        if places:
-            columns[key] = places[0]
+    text, first_line = _text_from_header(file)
+    delimiter = max(DELIMITERS, key=lambda sign: _num_known(_header(text, sign)))
+    header = _header(text, delimiter)
+    columns = _checked_columns(header, f"{file}, line {first_line}")
+    last_needed = max(columns[key] for key in ("db_id", "question", "sql"))
     rows = _rows(text, delimiter, file, first_line)
     next(rows)  # the header
     for number, cells in rows:
         if not any(cell.strip() for cell in cells):
             continue
         where = f"{file}, line {number}"
-        num_cells = len(cells)
-        cells = _fitted(
-            cells, len(header), max(columns[key] for key in ("db_id", "question", "sql"))
-        )
-        if cells is None:
+        fitted = _fitted(cells, len(header), last_needed)
+        if fitted is None:
             raise ValueError(
-                f"{where}: {num_cells} cells, but the header has {len(header)}: a cell with the "
+                f"{where}: {len(cells)} cells, but the header has {len(header)}: a cell with the "
                 "delimiter, a quote or a line break in it needs double quotes around it"
             )
-        row = {key: cells[place] for key, place in columns.items()}
-        names = {key: row[key].strip() for key in ("db_id", "dialogue") if key in row}
-        yield where, row | names
+        row = {key: fitted[place] for key, place in columns.items()}
+        for key in ("db_id", "dialogue"):
+            if key in row:
+                row[key] = row[key].strip()
+        yield where, row
+
+
+def _text_from_header(file: Path) -> tuple[str, int]:
+    """-> (the text of a file from its header on, the number of the header's line)."""
+    text = read_text(file)
+    first_line = 1
+    if re.match(r"(?i)sep=.\n", text):  # a line that only tells Excel the delimiter
+        text = text.partition("\n")[2]
+        first_line += 1
+    if not text.strip():
+        raise ValueError(f"{file}: no usable turn: the file is empty")
+    num_blank_lines = len(text) - len(text.lstrip("\n"))
+    return text[num_blank_lines:], first_line + num_blank_lines
+
+
+def _checked_columns(header: list[str], where: str) -> dict[str, int]:
+    """Key -> the place of its column. ValueError if one is missing or there twice."""
+    columns = {}
+    for key, places in _places(header).items():
+        if len(places) == 1:
+            columns[key] = places[0]
+        elif places or key not in _OPTIONAL:
+            wrong = f"{len(places)} columns for {key}" if places else f"no column {key}"
+            names = ", ".join(map(ascii, header))
+            raise ValueError(
+                f"{where}: {wrong}: the header has the columns {names:.200}, "
+                "expected db_id, question, sql and, if wanted, evidence and dialogue"
+            )
+    return columns
 
 
 def _fitted(cells: list[str], width: int, last_needed: int) -> list[str] | None:
-    """A row as wide as the header. Excel leaves empty cells at the end of rows away, and adds some.
-    None if the cells cannot be told from parts of a broken row."""
+    """A row as wide as the header. Excel omits empty cells at the end of a row, or adds some.
+
+    None if the row may be broken: a cell beyond the header has a text, or a needed cell is missing.
+    """
     if any(cell.strip() for cell in cells[width:]) or len(cells) <= last_needed:
         return None
     return (cells + [""] * (width - len(cells)))[:width]
 
 
 def _header(text: str, delimiter: str) -> list[str]:
+    """The first row of a text; empty if it is no row with this delimiter."""
     try:
         return next(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error:  # a cell that is too long to be a name
         return []
 
 
+def _num_known(header: list[str]) -> int:
+    """How many keys have a column in a header."""
+    return sum(bool(places) for places in _places(header).values())
+
+
 def _places(header: list[str]) -> dict[str, list[int]]:
     """Key -> the places of its columns in a header."""
-    names = [name.strip().lower() for name in header]
-    return {
-        key: [place for place, name in enumerate(names) if name in known]
-        for key, known in _COLUMNS.items()
-    }
+    places: dict[str, list[int]] = {key: [] for key in _COLUMNS}
+    for place, name in enumerate(header):
+        for key, known in _COLUMNS.items():
+            if name.strip().lower() in known:
+                places[key].append(place)
+    return places
 
 
 def _rows(

@@ -51,118 +51,29 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from mtsql.files import KIND_BYTES, kind_of
 from mtsql.sql.cache import SharedCache
 from mtsql.sql.meter import WorkMeter
+from mtsql.sql.query import QueryConfig, QueryResult, QueryStatus
 from mtsql.sql.runnable import runnable
 from mtsql.sql.worker_pool import the_pool
 from mtsql.sql.worker_process import DeadlinePassed, WorkerDied
 
 MAX_CACHED_BYTES = 256 * 2**20
-"""All cached results together take at most so many bytes, counted as Python objects."""
+"""Limit of all cached results together, counted as Python objects."""
 MAX_HASHED_BYTES = 256 * 2**20
-"""A larger database file is known by its path, size and times instead of by its content."""
+"""A larger database file is identified by its path, size and times instead of its content."""
 READ_SECS = 20.0
-"""Reading a schema, or the tables of a database, may take so many seconds."""
+"""Time limit for reading the schema or the tables of a database."""
+_DEFAULT = QueryConfig()
 _LOGGER = logging.getLogger(__name__)
-
-
-class QueryStatus(Enum):
-    OK = "ok"
-    ERROR = "error"
-    TIMEOUT = "timeout"
-    TOO_LARGE = "too_large"
-    DENIED = "denied"
-
-
-@dataclass(frozen=True)
-class QueryConfig:
-    """What one query may use. ValueError, naming the field, for a limit that is not positive."""
-
-    max_vm_steps: int = 50_000_000
-    """Steps of SQLite's virtual machine. 50 million take 0.5 to 1.5 s; the verdict is the same
-    on every machine."""
-    timeout_secs: float = 30.0
-    """Wall-clock seconds: a safety net for work that takes time but few steps. Each use is
-    logged and counted."""
-    max_rows: int = 100_000
-    """Rows of the result."""
-    max_cells: int = 2_000_000
-    """Cells of the result."""
-    max_bytes: int = 64_000_000
-    """Bytes of the result. A cell counts as a Python object does: a short text about 60."""
-    max_value_bytes: int = 40_000
-    """Bytes of any text, blob or table row that a query reads whole or computes."""
-    max_sql_bytes: int = 20_000
-    """Bytes of the query itself, in UTF-8."""
-    max_expr_depth: int = 200
-    """Nesting of expressions."""
-    max_compound_selects: int = 100
-    """SELECTs that UNION, INTERSECT or EXCEPT connect."""
-    max_memory_bytes: int = 2**30
-    """Memory of a worker beyond what it needs at rest. SQLite may use half of it; the result
-    needs the rest."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            is_number = isinstance(value, (int, float) if name == "timeout_secs" else int)
-            if not is_number or not value > 0:
-                kind = "number" if name == "timeout_secs" else "whole number"
-                raise ValueError(f"env.query.{name}: expected a positive {kind}, found {value!r}")
-        for name, most in (
-            ("timeout_secs", 10**6),
-            ("max_value_bytes", 10**9),
-            ("max_expr_depth", 10**6),
-            ("max_compound_selects", 10**6),
-            ("max_vm_steps", 10**15),
-            ("max_memory_bytes", 2**50),
-        ):
-            if getattr(self, name) > most:
-                found = getattr(self, name)
-                raise ValueError(f"env.query.{name}: expected at most {most}, found {found!r}")
-        if self.max_memory_bytes < 32 * 2**20:
-            raise ValueError(
-                f"env.query.max_memory_bytes: a worker needs at least 33554432, "
-                f"found {self.max_memory_bytes}"
-            )
-
-
-@dataclass(frozen=True)
-class QueryResult:
-    """Rows in SQLite's order, duplicates kept. Where the status is not OK: no rows, and a message.
-
-    num_ticks: what the query cost, in ticks of a million virtual-machine steps (fewer steps if the
-    budget is smaller).
-    is_repeatable: whether another run gives the same. Not if the clock ended the query, something
-    killed its process, or the file changed meanwhile. Such a result is not stored.
-    secs: seconds in the worker. A cached result keeps those of its only run.
-    """
-
-    status: QueryStatus
-    rows: tuple[tuple, ...] = ()
-    columns: tuple[str, ...] = ()
-    message: str = ""
-    num_ticks: int = 0
-    num_bytes: int = 0
-    is_repeatable: bool = True
-    secs: float = field(default=0.0, compare=False)
-
-    @property
-    def is_ok(self) -> bool:
-        return self.status is QueryStatus.OK
-
-    @property
-    def is_empty(self) -> bool:
-        """The query ran, but it returned no rows or only NULL."""
-        return self.is_ok and all(cell is None for row in self.rows for cell in row)
 
 
 @dataclass(frozen=True)
 class MemoryCopy:
-    """A small database that a worker builds in its memory. There is no file that could get lost.
+    """A small database that a worker builds in its memory from the request. It needs no file.
 
     packed: a marshalled list of (statement, rows), as `tables.written` makes it. digest: of
     `packed`. is_reversed: the rows of each table are stored in the opposite order.
@@ -177,7 +88,7 @@ class MemoryCopy:
 class Mirror:
     """The database of a file with the rows of each table stored in the opposite order.
 
-    A worker builds it in its memory. If it does not fit there, each query on it is TOO_LARGE.
+    A worker builds it in its memory. If it does not fit, each query on it is TOO_LARGE.
     """
 
     db_path: Path
@@ -188,14 +99,14 @@ Source = Path | MemoryCopy | Mirror
 
 
 class DatabaseFileError(Exception):
-    """The file is missing, empty, not a file or not readable; the text names it."""
+    """The database is missing, empty, not a file or not readable. The text names it."""
 
 
 def run_query(
-    source: Source, sql: str, config: QueryConfig = QueryConfig(), meter: WorkMeter | None = None
+    source: Source, sql: str, config: QueryConfig = _DEFAULT, meter: WorkMeter | None = None
 ) -> QueryResult:
-    """Run one query as `runnable` writes it, or return its cached result. Nothing that the SQL or
-    the file does raises an exception: the status says what happened.
+    """Run one query as `runnable` writes it, or return its cached result. No SQL and no file raises
+    an exception: the status says what happened.
 
     `meter` counts the query's ticks while it runs, or all of them at once if its result was cached.
     """
@@ -208,16 +119,18 @@ def run_query(
         sql = runnable(sql)
         content, request = _source(source)
         is_urgent = meter is not None  # a row of a rollout waits for it
-        return _RESULTS.get(
-            (content, sql, config), lambda tick: _run(request, sql, config, is_urgent, tick), meter
-        )
-    except (UnicodeError, DatabaseFileError) as error:  # a lone surrogate in the text, an odd file
+
+        def run(tick: Callable[[], None]) -> QueryResult:
+            return _run(request, sql, config, is_urgent, tick)
+
+        return _RESULTS.get((content, sql, config), run, meter)
+    except (UnicodeError, DatabaseFileError) as error:  # UnicodeError: a lone surrogate in the SQL
         return QueryResult(QueryStatus.ERROR, message=str(error))
 
 
 def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple], bool]]:
     """(name, columns, foreign keys, whether it is virtual) of each table and view, as SQLite's
-    pragmas have them (`tables.read_schema`).
+    pragmas give them (`tables.read_schema`).
 
     Raises DatabaseFileError.
     """
@@ -236,13 +149,12 @@ def read_tables(
 
 
 def clear_result_cache() -> None:
-    """Forget all results, so that a test or a benchmark runs every query again."""
+    """Remove all cached results, so that a test or a benchmark runs every query again."""
     _RESULTS.clear()
 
 
 def sandbox_counts() -> dict[str, int]:
-    """Since the start of this process: how many queries ended at their deadline, and how many
-    workers died."""
+    """How many queries ended at their deadline and how many workers died in this process."""
     return {"deadline": _COUNTS["deadline"], "died": the_pool().counts["died"]}
 
 
@@ -251,24 +163,28 @@ def _source(source: Source) -> tuple[tuple, tuple]:
     if isinstance(source, MemoryCopy):
         kind = "reversed copy" if source.is_reversed else "copy"
         return (kind, source.digest), (kind, source.digest, source.packed)
-    kind, path = (
-        ("reversed file", source.db_path) if isinstance(source, Mirror) else ("file", source)
-    )
-    path, version = file_version(path)
+    if isinstance(source, Mirror):
+        kind = "reversed file"
+        path, version = file_version(source.db_path)
+    else:
+        kind = "file"
+        path, version = file_version(source)
     return (kind, content_hash(path, version)), (kind, (path, version), Path(path).as_uri())
 
 
 def _run(
     request: tuple, sql: str, config: QueryConfig, is_urgent: bool, tick: Callable[[], None]
 ) -> QueryResult:
-    num_told = 0
+    """Let a worker run the query, and call `tick` for each tick of it."""
+    num_ticks = 0  # also known if the worker dies before it answers
 
     def count() -> None:
-        nonlocal num_told
-        num_told += 1
+        nonlocal num_ticks
+        num_ticks += 1
         tick()
 
     start = time.monotonic()
+    # A worker that dies or is killed sends no answer, so this process writes one.
     try:
         answer = the_pool().call(
             "query",
@@ -300,20 +216,24 @@ def _run(
             config.timeout_secs,
             sql,
         )
+    message = answer["message"]
+    # A result is cached with the text of its query: up to 4 bytes a character, and the objects.
+    num_other_bytes = 4 * len(sql) + 4 * len(message) + 1000
     return QueryResult(
         QueryStatus(answer["status"]),
         answer.get("rows", ()),
         answer.get("columns", ()),
-        answer["message"],
-        num_ticks=max(num_told, answer.get("num_ticks", 0)),
-        num_bytes=answer.get("num_bytes", 0) + 4 * len(sql) + 4 * len(answer["message"]) + 1000,
+        message,
+        num_ticks=max(num_ticks, answer.get("num_ticks", 0)),
+        num_bytes=answer.get("num_bytes", 0) + num_other_bytes,
         is_repeatable=ending not in ("deadline", "killed") and not _has_changed(request),
         secs=answer.get("secs", time.monotonic() - start),
     )
 
 
 def _has_changed(request: tuple) -> bool:
-    """Whether the file is another one than the request names: whose rows came back is not known."""
+    """Whether the file has changed since the request was made. If so, the rows may be those of
+    either version."""
     if request[0].endswith("copy"):
         return False
     path, version = request[1]
@@ -331,7 +251,7 @@ def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
             Path(path).as_uri(),
             *arguments,
             timeout_secs=READ_SECS,
-            memory_bytes=QueryConfig().max_memory_bytes,
+            memory_bytes=_DEFAULT.max_memory_bytes,
         )
     except DeadlinePassed as error:
         raise DatabaseFileError(
@@ -340,22 +260,23 @@ def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
     except WorkerDied as error:
         raise DatabaseFileError(f"{db_path}: cannot be read: {error}") from error
     if isinstance(found, str):
-        raise DatabaseFileError(
-            f"{db_path}: not a readable SQLite database: {_kind(db_path) or found}"
-        )
+        reason = _other_kind(db_path) or found
+        raise DatabaseFileError(f"{db_path}: not a readable SQLite database: {reason}")
     return found
 
 
-def _kind(db_path: Path) -> str:
-    """What the file is, if it is no database at all but a thing that people often have instead."""
+def _other_kind(db_path: Path) -> str:
+    """What the file is, if it is no database but a kind of file that is often found instead."""
     with open(db_path, "rb") as file:
         start = file.read(KIND_BYTES)
     return "" if start.startswith(b"SQLite format 3\0") else kind_of(start)
 
 
 def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
-    """-> (absolute path, numbers that change when the file is replaced or written to). Raises
-    DatabaseFileError."""
+    """-> (absolute path, numbers that change when the file is replaced or written to).
+
+    Raises DatabaseFileError.
+    """
     try:
         path = os.path.abspath(os.fsdecode(db_path))
         info = os.stat(path)
@@ -380,7 +301,7 @@ def content_hash(path: str, version: tuple[int, ...]) -> bytes:
 
 def _hash_file(path: str) -> bytes:
     try:
-        # Not blocking: meanwhile a pipe may stand there.
+        # O_NONBLOCK: the file may have been replaced by a pipe, which would wait for a writer.
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(opened, "rb") as file:
             if not stat.S_ISREG(os.fstat(opened).st_mode):

@@ -1,8 +1,9 @@
-"""Tables, columns and keys of a database, from tables.json or a database file; their text for the
-prompt."""
+"""Tables, columns and keys of a database, read from tables.json or from a database file, and their
+text for the prompt."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtsql.sql.names import checked_id, fold, quoted
 from mtsql.sql.questions import read_json_list
@@ -14,12 +15,16 @@ ColumnRef = tuple[str, str]
 
 @dataclass(frozen=True)
 class Column:
+    """A column. type: as tables.json or the CREATE statement has it; it may be empty."""
+
     name: str
     type: str
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table or view, with the names of the columns of its primary key."""
+
     name: str
     columns: tuple[Column, ...]
     primary_key: tuple[str, ...] = ()
@@ -27,8 +32,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Schema:
-    """Names keep the case and the order of their source: indices in tables.json count columns in
-    this order.
+    """The tables and foreign keys of a database, in the case and the order of their source. Indices
+    in tables.json count columns in this order.
 
     A foreign key is a pair (referring column, referred column). A key over several columns is
     several pairs, as in tables.json.
@@ -39,13 +44,14 @@ class Schema:
     foreign_keys: tuple[tuple[ColumnRef, ColumnRef], ...] = ()
 
     def __hash__(self) -> int:
-        # Caches key parses by schema: hashing every column each time would cost more.
+        # Caches of parsed queries have the schema in their keys. Hashing every column for each
+        # look-up would take longer.
         return hash(self.db_id)
 
 
 @dataclass(frozen=True)
 class Database:
-    """A database in use: its schema, as the model is shown it, and its SQLite file."""
+    """A database in use: its schema, as the prompt shows it, and its SQLite file."""
 
     schema: Schema
     path: Path
@@ -55,7 +61,7 @@ def load_schemas(tables_json: Path) -> dict[str, Schema]:
     """Read a Spider-style tables.json into {database id: Schema}.
 
     Primary keys may be column indices (Spider 2018-2020) or lists of them (composite keys in later
-    variants). Raises ValueError naming the file and, where one is at fault, the entry and its key.
+    variants). ValueError names the file and, if one is at fault, the entry and its key.
     """
     entries = read_json_list(tables_json)
     schemas: dict[str, Schema] = {}
@@ -71,7 +77,7 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object, found {type(entry).__name__}")
 
-    def field(key: str, kind: type) -> object:
+    def field(key: str, kind: type) -> Any:
         if not isinstance(entry.get(key), kind):
             found = type(entry[key]).__name__ if key in entry else "nothing"
             raise ValueError(f"{where}: {key}: expected {kind.__name__}, found {found}")
@@ -101,8 +107,10 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
                 f"found {pair!r:.80}"
             )
         table_index, name = pair
-        refs.append(None if table_index == -1 else (table_names[table_index], name))
-        if table_index != -1:
+        if table_index == -1:
+            refs.append(None)
+        else:
+            refs.append((table_names[table_index], name))
             columns[table_index].append(Column(name, kind))
 
     def ref(index: object, key: str) -> ColumnRef:
@@ -136,49 +144,52 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
 def schema_from_sqlite(
     db_path: Path, db_id: str | None = None, has_virtual: bool = False
 ) -> Schema:
-    """Read the schema of any SQLite file, without writing to it. db_id: by default the file's
-    stem.
+    """Read the schema of any SQLite file, without writing to it.
 
-    Tables and views in order of creation, without SQLite's own (`sqlite_...`). Virtual tables (FTS,
-    R-tree), which no query may read, and the tables in which they keep their content come with
-    `has_virtual` only. Types are the
-    declared ones, lower-cased. A foreign key that names no column refers to the other table's
-    primary key; one to a table that is not there is left out, and so is a view that SQLite cannot
-    resolve, since no query can read it. Raises ValueError naming the file if it is missing or no
-    database.
+    db_id: by default the stem of the file's name. has_virtual: include virtual tables (FTS,
+    R-tree), which no query may read, and the tables that hold their content.
+
+    Tables and views come in the order of their creation, without SQLite's own (`sqlite_...`). Types
+    are the declared ones in lower case. A foreign key that names no column refers to the other
+    table's primary key. Left out are a foreign key to a table that does not exist and a view that
+    SQLite cannot resolve, since no query can read it. ValueError names the file if it is missing or
+    not a database.
     """
     try:
         found = read_schema(db_path)
     except DatabaseFileError as error:
         raise ValueError(str(error)) from error
+    if not has_virtual:
+        found = [entry for entry in found if not entry[3]]
     tables: dict[str, Table] = {}  # by folded name
-    found = [table for table in found if has_virtual or not table[3]]
     for name, rows, _, _ in found:
-        columns = tuple(Column(column, " ".join(kind.lower().split())) for column, kind, _ in rows)
+        columns = [Column(column, " ".join(kind.lower().split())) for column, kind, _ in rows]
         key = sorted((position, column) for column, _, position in rows if position)
-        tables[fold(name)] = Table(name, columns, tuple(column for _, column in key))
-    links = [
-        link
-        for name, _, keys, _ in found
-        for link in _foreign_keys(tables[fold(name)], keys, tables)
-    ]
+        tables[fold(name)] = Table(name, tuple(columns), tuple(column for _, column in key))
+    links: list[tuple[ColumnRef, ColumnRef]] = []
+    for name, _, keys, _ in found:
+        links += _foreign_keys(tables[fold(name)], keys, tables)
     return Schema(db_id or Path(db_path).stem, tuple(tables.values()), tuple(links))
 
 
 def first_difference(schema: Schema, own: Schema) -> str:
     """The first table or column of `schema` that `own`, read from the file, does not have, such as
-    "column singer.Nme"; empty if it has all. Names are compared as SQLite compares them. SQLite's
-    own tables (`sqlite_...`) do not count: official files list some, and `own` has none."""
-    columns = {
-        fold(table.name): {fold(column.name) for column in table.columns} for table in own.tables
-    }
+    "column singer.Nme"; empty if it has all of them.
+
+    Names are compared as SQLite compares them. SQLite's own tables (`sqlite_...`) are ignored:
+    official files list some, and `own` has none.
+    """
+    columns: dict[str, set[str]] = {}
+    for table in own.tables:
+        columns[fold(table.name)] = {fold(column.name) for column in table.columns}
     for table in schema.tables:
-        if fold(table.name).startswith("sqlite_"):
+        name = fold(table.name)
+        if name.startswith("sqlite_"):
             continue
-        if fold(table.name) not in columns:
+        if name not in columns:
             return f"table {quoted(table.name)}"
         for column in table.columns:
-            if fold(column.name) not in columns[fold(table.name)]:
+            if fold(column.name) not in columns[name]:
                 return f"column {_ref_text(table.name, column.name)}"
     return ""
 
@@ -186,21 +197,23 @@ def first_difference(schema: Schema, own: Schema) -> str:
 def _foreign_keys(
     table: Table, rows: list[tuple], tables: dict[str, Table]
 ) -> list[tuple[ColumnRef, ColumnRef]]:
+    """The foreign keys of a table, from the rows that `read_schema` gives."""
     found = []
     for other_name, column, other_column, position in rows:
         other = tables.get(fold(other_name))
         if other is None:
             continue
-        if other_column is None:
-            other_column = other.primary_key[position] if position < len(other.primary_key) else ""
-        refs = _own_case(table, column), _own_case(other, other_column)
-        if None not in refs:
-            found.append(refs)
+        if other_column is None and position < len(other.primary_key):
+            other_column = other.primary_key[position]
+        referring = _own_case(table, column)
+        referred = _own_case(other, other_column or "")
+        if referring is not None and referred is not None:
+            found.append((referring, referred))
     return found
 
 
 def _own_case(table: Table, column: str) -> ColumnRef | None:
-    """The column as its table spells it; declarations of keys may spell it in another case."""
+    """The column as its table spells it, because a foreign key may spell it in another case."""
     for own in table.columns:
         if fold(own.name) == fold(column):
             return table.name, own.name
@@ -208,7 +221,7 @@ def _own_case(table: Table, column: str) -> ColumnRef | None:
 
 
 def schema_text(schema: Schema) -> str:
-    """The schema as the model reads it; a name that SQL must quote is quoted.
+    """The schema as the model reads it. A name that SQL must quote is quoted.
 
     stadium(Stadium_ID number, Name text)
     concert(concert_ID number, Stadium_ID text)
@@ -216,14 +229,11 @@ def schema_text(schema: Schema) -> str:
     FK: concert.Stadium_ID = stadium.Stadium_ID
     """
     lines = []
+    keys = []
     for table in schema.tables:
-        columns = ", ".join(
-            f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns
-        )
-        lines.append(f"{quoted(table.name)}({columns})")
-    keys = [
-        _ref_text(table.name, column) for table in schema.tables for column in table.primary_key
-    ]
+        columns = [f"{quoted(column.name)} {column.type}".rstrip() for column in table.columns]
+        lines.append(f"{quoted(table.name)}({', '.join(columns)})")
+        keys += [_ref_text(table.name, column) for column in table.primary_key]
     if keys:
         lines.append("PK: " + ", ".join(keys))
     links = [f"{_ref_text(*ref)} = {_ref_text(*other)}" for ref, other in schema.foreign_keys]

@@ -1,5 +1,5 @@
 """Read a database's schema and rows, and write them as the statements of a copy. Runs in a SQL
-worker; no model's SQL is involved."""
+worker and never executes SQL of a model."""
 
 import re
 import sqlite3
@@ -20,6 +20,7 @@ _OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE sql NOT NULL ORDER B
 
 
 def quoted(name: str) -> str:
+    """A name in double quotes, also where SQL needs none."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -32,39 +33,27 @@ def read_tables(
     """-> (name, CREATE statement, columns, rows) of every ordinary table, and the CREATE statements
     of indexes and views.
 
-    Columns are those that are stored: SQLite computes generated ones again.
-    max_rows: of each table. max_value_bytes: longer values are cut, but for what may be JSON.
-    max_bytes: of all rows as Python objects. Each table gets an equal share; its further rows are
+    Only stored columns are read: SQLite computes the generated ones again.
+    max_rows: of each table. max_value_bytes: longer values are cut, except texts that may be JSON.
+    max_bytes: of all rows as Python objects. Each table gets an equal share; the rows beyond it are
     left out. Virtual tables, and tables that SQLite cannot read (a damaged page, a name that is not
     UTF-8), are left out.
     """
-    plain = {
-        row[1]
-        for row in connection.execute("PRAGMA table_list")
-        if row[0] == "main" and row[2] != "virtual"
-    }
-    creates, others = [], []
+    kinds = _table_kinds(connection)
+    creates = []
+    others = []
     for kind, name, sql in _objects(connection):
-        if kind == "table" and name in plain and not name.lower().startswith("sqlite_"):
+        is_plain = name in kinds and kinds[name] != "virtual"
+        if kind == "table" and is_plain and not name.lower().startswith("sqlite_"):
             creates.append((name, sql))
         elif kind in ("index", "view"):
             others.append(sql)
     tables = []
     for name, create in creates:
         try:
-            found = connection.execute(_STORED_COLUMNS, (name,)).fetchall()
-            columns = [column for column, hidden in found if not hidden]
-            # A quoted name that is no column would be a text, so columns are named only if need be.
-            picked = "*" if len(columns) == len(found) else ", ".join(map(quoted, columns))
-            rows, num_bytes = [], 0
-            for row in connection.execute(
-                f"SELECT {picked} FROM {quoted(name)} LIMIT ?", (max_rows,)
-            ):
-                row = tuple(_cut(cell, max_value_bytes) for cell in row)
-                num_bytes += row_bytes(row)
-                if num_bytes > max_bytes // len(creates):
-                    break
-                rows.append(row)
+            columns, rows = _read_rows(
+                connection, name, max_rows, max_value_bytes, max_bytes // len(creates)
+            )
         except UNREADABLE as error:
             if is_out_of_memory(error):
                 raise
@@ -74,14 +63,45 @@ def read_tables(
     return tables, others
 
 
+def _table_kinds(connection: sqlite3.Connection) -> dict[str, str]:
+    """Name -> table, view, virtual or shadow (a table that holds the content of a virtual one)."""
+    kinds = {}
+    for schema, name, kind, *_ in connection.execute("PRAGMA table_list"):
+        if schema == "main":
+            kinds[name] = kind
+    return kinds
+
+
+def _read_rows(
+    connection: sqlite3.Connection, name: str, max_rows: int, max_value_bytes: int, max_bytes: int
+) -> tuple[list[str], list[tuple]]:
+    """-> (stored columns, rows) of a table, within bounds."""
+    found = connection.execute(_STORED_COLUMNS, (name,)).fetchall()
+    columns = [column for column, hidden in found if not hidden]
+    # SQLite reads a quoted name that is not a column as a text, so columns are named only if some
+    # are left out.
+    picked = "*" if len(columns) == len(found) else ", ".join(map(quoted, columns))
+    query = f"SELECT {picked} FROM {quoted(name)} LIMIT ?"
+    rows = []
+    num_bytes = 0
+    for row in connection.execute(query, (max_rows,)):
+        row = tuple(_cut(cell, max_value_bytes) for cell in row)
+        num_bytes += row_bytes(row)
+        if num_bytes > max_bytes:
+            break
+        rows.append(row)
+    return columns, rows
+
+
 def _cut(cell: object, max_bytes: int) -> object:
-    if isinstance(cell, bytes):
+    may_be_json = isinstance(cell, str) and cell.startswith(("{", "["))
+    if isinstance(cell, (str, bytes)) and not may_be_json:
         return cell[:max_bytes]
-    return cell[:max_bytes] if isinstance(cell, str) and cell[:1] not in ("{", "[") else cell
+    return cell
 
 
 def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """-> (type, name, CREATE statement) of all whose name and statement are UTF-8."""
+    """-> (type, name, CREATE statement) of all objects whose name and statement are UTF-8."""
     connection.text_factory = bytes
     try:
         rows = connection.execute(_OBJECTS).fetchall()
@@ -105,17 +125,22 @@ _ROW_ORDER = re.compile(
 
 
 def _without_row_order(create: str, columns: list[str]) -> str:
-    """The same table, but SQLite stores its rows in the order of their insertion.
+    """A CREATE statement of the same table whose rows SQLite stores in the order of insertion.
 
     INTEGER PRIMARY KEY and WITHOUT ROWID store rows by their key. INT is INTEGER without that. A
     table with a column named integer stays as it is.
     """
-    if "integer" in map(str.lower, columns):
+    if any(column.lower() == "integer" for column in columns):
         return create
-    return _ROW_ORDER.sub(
-        lambda m: "INT" if m["kind"] else "" if m["rule"] else m[0],
-        create,
-    )
+    return _ROW_ORDER.sub(_without_key_order, create)
+
+
+def _without_key_order(match: re.Match[str]) -> str:
+    if match["kind"]:
+        return "INT"
+    if match["rule"]:
+        return ""
+    return match[0]  # quoted text or a comment
 
 
 def written(
@@ -127,29 +152,31 @@ def written(
 
     is_reversed: the rows of each table are stored in the opposite order.
     """
-    # Unique indexes reject rows, so they come first. Others are built faster over whole tables.
-    is_unique = {sql: sql.split(None, 2)[1].upper() == "UNIQUE" for sql in others if sql.strip()}
+    # Unique indexes reject rows, so they come before the rows. Other indexes are built faster after
+    # them.
+    others = [sql for sql in others if sql.strip()]
+    unique = [sql for sql in others if sql.split(None, 2)[1].upper() == "UNIQUE"]
     steps: list[tuple[str, list[tuple] | None]] = []
     for _, create, columns, _ in tables:
         steps.append((_without_row_order(create, columns) if is_reversed else create, None))
-    steps += [(sql, None) for sql in others if is_unique.get(sql)]
+    steps += [(sql, None) for sql in unique]
     for name, _, columns, rows in tables:
-        names, marks = ", ".join(map(quoted, columns)), ", ".join("?" * len(columns))
+        names = ", ".join(map(quoted, columns))
+        marks = ", ".join("?" * len(columns))
         insert = f"INSERT OR IGNORE INTO {quoted(name)} ({names}) VALUES ({marks})"
         steps.append((insert, rows[::-1] if is_reversed else rows))
-    return steps + [(sql, None) for sql in others if not is_unique.get(sql, True)]
+    steps += [(sql, None) for sql in others if sql not in unique]
+    return steps
 
 
 def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], list[tuple], bool]]:
     """-> (name, (column, declared type, place in the primary key), foreign keys, whether it is a
     virtual table or holds the content of one) of every table and view that SQLite can resolve."""
-    virtual = {
-        row[1]
-        for row in connection.execute("PRAGMA table_list")
-        if row[0] == "main" and row[2] in ("virtual", "shadow")
-    }
+    kinds = _table_kinds(connection)
     tables = []
-    for name in [name for name, _ in connection.execute(_TABLE_NAMES) if isinstance(name, str)]:
+    for name, _ in connection.execute(_TABLE_NAMES).fetchall():
+        if not isinstance(name, str):  # a damaged schema holds any type
+            continue
         try:
             columns = connection.execute(_COLUMNS, (name,)).fetchall()
             keys = connection.execute(_FOREIGN_KEYS, (name,)).fetchall()
@@ -158,5 +185,5 @@ def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], 
                 raise
             continue
         if columns:
-            tables.append((name, columns, keys, name in virtual))
+            tables.append((name, columns, keys, kinds.get(name) in ("virtual", "shadow")))
     return tables

@@ -1,12 +1,10 @@
-"""A pool of SQL worker processes, each of which may be killed at any time. This is the parent's
-side.
+"""A pool of SQL worker processes, each of which may be killed at any time: the parent's side.
 
 A worker is started when a request comes and no worker is idle, up to the size of the pool. It
 serves one request at a time. A worker that does not answer by the request's deadline is killed. A
-worker that died is replaced. Neither disturbs other requests. Nothing here knows SQL.
+worker that died is replaced. Neither disturbs other requests. This module does not depend on SQL.
 """
 
-import marshal
 import os
 import threading
 import time
@@ -15,13 +13,14 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from mtsql.sql.worker import MARSHAL_VERSION, MAX_CONNECTIONS
+from mtsql.sql.worker import MAX_CONNECTIONS, packed_message
 from mtsql.sql.worker_process import DeadlinePassed, WorkerDied, WorkerProcess
 
 LOCK_SECS = 2.0
-"""At the end of the process nothing waits longer for the pool's lock."""
+"""Longest wait for the pool's lock at the end of the process."""
 NUM_TRIES = 3
-"""Workers for a request if something outside kills them, and tries to start one."""
+"""How many workers are tried for one request if something outside kills them, and how often the
+start of a worker is tried."""
 
 
 class QueriesStopped(Exception):
@@ -30,8 +29,7 @@ class QueriesStopped(Exception):
 
 
 class WorkerPool:
-    """At most `size` workers. Requests beyond that wait; their deadlines start when a worker takes
-    them.
+    """At most `size` workers. Further requests wait; their time starts when a worker takes them.
 
     counts: how often a worker was killed at a deadline ("killed"), died by itself ("died") or ran
     out of memory ("memory").
@@ -67,7 +65,7 @@ class WorkerPool:
         topic: an idle worker that has served this topic before is preferred.
         is_urgent: this request is served before waiting requests that are not urgent.
         tick: is called for each tick of the worker.
-        is_out_of_memory: says of a result that the worker ran out of memory.
+        is_out_of_memory: whether a result shows that the worker ran out of memory.
 
         A worker that dies, or runs out of memory, is replaced. If it had served other requests
         before, or was killed from outside, this request is tried again on a new worker, in the time
@@ -75,9 +73,10 @@ class WorkerPool:
         those ticks that the first did not. Raises DeadlinePassed, WorkerDied, QueriesStopped, and
         RuntimeError with the worker's traceback for a bug.
         """
-        body = marshal.dumps((timeout_secs, name, *arguments), MARSHAL_VERSION)
-        message = len(body).to_bytes(8, "little") + body
-        num_told, num_stops, secs_left = 0, self._num_stops, timeout_secs
+        message = packed_message((timeout_secs, name, *arguments))
+        num_stops = self._num_stops
+        num_told = 0  # ticks that were reported to the caller, by all tries together
+        secs_left = timeout_secs
         for number in range(NUM_TRIES):
             num_ticks = 0
 
@@ -88,10 +87,14 @@ class WorkerPool:
                     num_told = num_ticks
                     tick()
 
-            worker, was_fresh, is_sound, start = None, True, False, time.monotonic()
+            worker = None
+            was_fresh = True
+            is_sound = False
+            start = time.monotonic()
             try:
                 worker = self._take(memory_bytes, topic, is_urgent, number > 0, num_stops)
-                was_fresh, worker.is_fresh = worker.is_fresh, False
+                was_fresh = worker.is_fresh
+                worker.is_fresh = False
                 start = time.monotonic()
                 reply = worker.ask(message, secs_left, count)
                 if isinstance(reply, str):
@@ -118,6 +121,7 @@ class WorkerPool:
                 return reply[0]
             if was_fresh:
                 raise WorkerDied("no memory for the result")
+            # Memory that earlier requests took may be the cause, so a fresh worker tries again.
         raise AssertionError("the last try returns or raises")
 
     def stop(self) -> None:
@@ -125,10 +129,10 @@ class WorkerPool:
         `resume`."""
         self._num_stops += 1
         self._is_stopped = True
-        is_locked = self._lock.acquire(
-            timeout=LOCK_SECS
-        )  # at the end of a process nothing may hang
-        idle, self._idle = self._idle, []
+        # Without the lock, too, the workers end: the end of the process must not hang.
+        is_locked = self._lock.acquire(timeout=LOCK_SECS)
+        idle = self._idle
+        self._idle = []
         busy = self._all.difference(idle)
         self._all.difference_update(idle)
         if is_locked:
@@ -156,8 +160,8 @@ class WorkerPool:
             worker.kill()
 
     def abandon(self) -> None:
-        """In a forked child: close this process's copies of the pipes. The workers go on serving
-        the parent."""
+        """In a forked child: close this process's copies of the pipes. The workers still serve the
+        parent."""
         for worker in self._all:
             worker.close_pipes()
             worker.process.returncode = 0  # not a child of this process: Popen must not wait for it
@@ -170,6 +174,11 @@ class WorkerPool:
         must_be_fresh: bool,
         num_stops: int,
     ) -> WorkerProcess:
+        """A worker for one request: an idle one, or a new one as soon as the pool has room.
+
+        num_stops: how often the pool had been stopped when the request was made. If it was stopped
+        since then, the request ends.
+        """
         replaced = None
         with self._lock:
             self._num_urgent += is_urgent
@@ -178,14 +187,13 @@ class WorkerPool:
                     if self._is_stopped or self._num_stops > num_stops:
                         raise QueriesStopped
                     if is_urgent or not self._num_urgent:
-                        fit = [w for w in self._idle if w.memory_bytes == memory_bytes]
-                        if fit and not must_be_fresh:
-                            worker = next((w for w in reversed(fit) if topic in w.served), fit[-1])
+                        worker = None if must_be_fresh else self._idle_worker(memory_bytes, topic)
+                        if worker is not None:
                             self._idle.remove(worker)
                             return worker
                         if len(self._all) < self.size:
                             break
-                        if self._idle:
+                        if self._idle:  # none of them fits, so the new worker takes a place
                             replaced = self._idle.pop(0)
                             self._all.discard(replaced)
                             break
@@ -197,6 +205,19 @@ class WorkerPool:
             worker = self._new_worker(memory_bytes)
         if replaced is not None:
             replaced.kill()
+        return self._started(worker, memory_bytes, num_stops)
+
+    def _idle_worker(self, memory_bytes: int, topic: Hashable) -> WorkerProcess | None:
+        """The most recently used idle worker of this size that has served the topic, or else the
+        most recently used one. The lock must be held."""
+        fitting = [worker for worker in self._idle if worker.memory_bytes == memory_bytes]
+        for worker in reversed(fitting):
+            if topic in worker.served:
+                return worker
+        return fitting[-1] if fitting else None
+
+    def _started(self, worker: WorkerProcess, memory_bytes: int, num_stops: int) -> WorkerProcess:
+        """The worker when it is ready, or another one if something outside kills it before."""
         for number in range(NUM_TRIES):
             is_ready = False
             try:
@@ -216,12 +237,13 @@ class WorkerPool:
         raise AssertionError("the last try returns or raises")
 
     def _new_worker(self, memory_bytes: int) -> WorkerProcess:
-        """Known to `stop`, and to a forked child, from its birth. The lock must be held."""
+        """A worker that `stop` and a forked child find from its start. The lock must be held."""
         worker = WorkerProcess(memory_bytes)
         self._all.add(worker)
         return worker
 
     def _give(self, worker: WorkerProcess, is_sound: bool, topic: Hashable) -> None:
+        """Take a worker back after a request, or end it if it must not serve another one."""
         is_sound = is_sound and len(self._all) <= self.size and not self._is_stopped
         if not is_sound and worker.process.returncode is None:
             worker.kill()
@@ -234,7 +256,7 @@ class WorkerPool:
                 self._idle.append(worker)
             else:
                 self._all.discard(worker)
-            # One waiting thread is enough, unless it would have to let an urgent one pass.
+            # Waking one waiting thread is enough, unless that thread has to let an urgent one pass.
             if self._num_urgent:
                 self._condition.notify_all()
             else:
@@ -246,15 +268,18 @@ class WorkerPool:
 
 
 def default_size() -> int:
-    """As many workers as this process has processors, or its share of them where ranks share the
-    machine."""
-    num_processors = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, num_processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """As many workers as this process has processors, or its share of them if several ranks use
+    this machine."""
+    if hasattr(os, "sched_getaffinity"):
+        num_processors = len(os.sched_getaffinity(0))
+    else:
+        num_processors = os.cpu_count() or 1
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, num_processors // num_ranks)
 
 
-_POOLS: list[WorkerPool] = []  # the process's own; empty until the first query
+_POOLS: list[WorkerPool] = []
+"""The pool of this process; empty until the first query."""
 _POOL_LOCK = threading.Lock()
 
 
@@ -268,7 +293,7 @@ def the_pool() -> WorkerPool:
 
 
 def set_num_workers(size: int) -> None:
-    """How many workers this process may have at a time; 0: as many as it has processors.
+    """Set how many workers this process may have at a time; 0: as many as it has processors.
     ValueError if negative."""
     if size < 0:
         raise ValueError(f"the number of SQL workers must not be negative, found {size}")
@@ -276,16 +301,17 @@ def set_num_workers(size: int) -> None:
 
 
 def stop_queries() -> None:
-    """End all queries for good, also those that wait: for the end of the process."""
+    """End all queries, also those that wait, because the process ends."""
     if _POOLS:
         _POOLS[0].stop()
 
 
 @contextmanager
 def query_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads for work that runs queries. If the block raises, Ctrl-C included, running queries are
-    stopped and further work is cancelled, so that nobody waits for it."""
-    threads, is_complete = ThreadPoolExecutor(num_threads, name), False
+    """Threads for work that runs queries. If the block raises, also at Ctrl-C, running queries are
+    stopped and further work is cancelled, so that nothing waits for it."""
+    threads = ThreadPoolExecutor(num_threads, name)
+    is_complete = False
     try:
         yield threads
         is_complete = True
@@ -306,7 +332,7 @@ def _forget() -> None:
     _POOLS.clear()
 
 
-# Before the process waits for its threads, which may wait for a query. Public handlers run
-# afterwards; concurrent.futures uses this one for the same purpose.
+# Queries must end before the process waits for its threads, which may wait for a query. Handlers of
+# the public atexit run after that wait; concurrent.futures uses this private one for its threads.
 threading._register_atexit(stop_queries)
 os.register_at_fork(after_in_child=_forget)

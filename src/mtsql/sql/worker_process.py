@@ -12,13 +12,13 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 
 GRACE_SECS = 0.1
-"""The parent waits so long after the deadline before it kills a worker, because the worker may
-still end the query itself at its next tick."""
+"""Seconds from the deadline until the parent kills a worker. Meanwhile the worker may still end the
+query itself at its next tick."""
 START_SECS = 120.0
-"""A new worker must be ready after so many seconds. It takes 0.03 s on an idle machine."""
+"""Seconds that a new worker may take until it is ready. It takes 0.03 s on an idle machine."""
 MAX_POLL_MS = 1_000_000
 PIPE_BYTES = 4096
-"""A pipe that is ready takes so many bytes without waiting (PIPE_BUF)."""
+"""Bytes that a pipe takes without waiting once it is ready (PIPE_BUF)."""
 _SOURCES = str(Path(__file__).resolve().parents[2])
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker import main; main()"
 
@@ -26,8 +26,8 @@ _START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker im
 class WorkerDied(Exception):
     """The worker ended in the middle of a request. The text says how.
 
-    is_killed: by a signal that nothing in a worker sends (the system's out-of-memory killer, a
-    person), so it says nothing about the request.
+    is_killed: whether it ended by a signal that nothing in a worker sends. The sender may be the
+    system's out-of-memory killer or a person, so the signal says nothing about the request.
     """
 
     def __init__(self, how: str, is_killed: bool = False) -> None:
@@ -41,17 +41,21 @@ class DeadlinePassed(Exception):
 
 class WorkerProcess:
     """One worker process and its two pipes. Only the thread that took it from the pool may use
-    it."""
+    it.
+
+    served: the topics of its latest requests, the latest last.
+    """
 
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
         self.is_fresh = True
-        self.served: OrderedDict[Hashable, None] = OrderedDict()  # topics, the latest last
+        self.served: OrderedDict[Hashable, None] = OrderedDict()
         self._buffer = bytearray()
         # -I -S: nothing from the environment, the working folder or site-packages is imported.
         command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
-        # A session of its own: Ctrl-C in a terminal reaches the parent only.
-        # No stderr: a program that reads the parent's to its end would wait for the worker, too.
+        # start_new_session: Ctrl-C in a terminal reaches the parent only.
+        # No stderr: a program that reads the parent's stderr to its end would also wait for the
+        # worker.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -62,13 +66,14 @@ class WorkerProcess:
             cwd=os.sep,
         )
         os.set_blocking(self.process.stdin.fileno(), False)
-        self._readable, self._writable = select.poll(), select.poll()
+        self._readable = select.poll()
         self._readable.register(self.process.stdout, select.POLLIN)
+        self._writable = select.poll()
         self._writable.register(self.process.stdin, select.POLLOUT)
 
     def wait_until_ready(self) -> None:
-        """RuntimeError if the process does not start, WorkerDied if something kills it
-        meanwhile."""
+        """Wait for the first message. RuntimeError if the process does not start, WorkerDied if
+        something kills it meanwhile."""
         try:
             self._receive(time.monotonic() + START_SECS, lambda: None)
         except (WorkerDied, DeadlinePassed) as error:
@@ -79,20 +84,21 @@ class WorkerProcess:
             raise RuntimeError(f"a SQL worker could not be started ({command}): {why}") from error
 
     def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
-        """Send a packed request and wait for its answer; `tick` is called for each tick. The
-        clock starts here."""
+        """Send a packed request and wait for its answer. `tick` is called for each tick. The time
+        limit starts here."""
         deadline = time.monotonic() + max(0.0, timeout_secs) + GRACE_SECS
         try:
             rest = memoryview(message)
             while rest:
                 self._wait(self._writable, deadline)
-                rest = rest[os.write(self.process.stdin.fileno(), rest[:PIPE_BYTES]) :]
+                num_written = os.write(self.process.stdin.fileno(), rest[:PIPE_BYTES])
+                rest = rest[num_written:]
         except OSError:  # it died while it was idle
             raise self._died() from None
         return self._receive(deadline, tick)
 
     def kill(self) -> None:
-        """End it for good, whatever it does."""
+        """End the process at once, whatever it is doing."""
         self.process.kill()
         self.process.wait()
         self.close_pipes()
@@ -103,7 +109,10 @@ class WorkerProcess:
         self.process.stdout.close()
 
     def _receive(self, deadline: float, tick: Callable[[], None]) -> object:
-        buffer, output = self._buffer, self.process.stdout.fileno()
+        """Read ticks until a value is complete. One message is read at a time, so nothing follows
+        the value in the buffer."""
+        buffer = self._buffer
+        output = self.process.stdout.fileno()
         while True:
             if len(buffer) >= 8:
                 size = int.from_bytes(buffer[:8], "little")
@@ -122,8 +131,12 @@ class WorkerProcess:
             buffer += piece
 
     def _wait(self, pipe: select.poll, deadline: float) -> None:
-        """Until the pipe is ready. A worker that is stopped reads nothing, too."""
-        while not pipe.poll(max(0, min(1000 * (deadline - time.monotonic()) + 1, MAX_POLL_MS))):
+        """Wait until the pipe is ready. Writing needs a deadline, too: a worker that has been
+        stopped by a signal does not read."""
+        while True:
+            ms_left = 1000 * (deadline - time.monotonic()) + 1
+            if pipe.poll(max(0, min(ms_left, MAX_POLL_MS))):
+                return
             if time.monotonic() > deadline:
                 self.kill()
                 raise DeadlinePassed

@@ -1,7 +1,9 @@
-"""The words of the embedded world: which things its databases are about, which columns they have, which values."""
+"""The words of the embedded world: the things that its databases are about, their columns, and the
+values of these columns."""
 
-# (thing, what it belongs to): one database each. Plurals are regular. A held-out pair never occurs in training, but
-# each of its words does, in another database: a model that starts from nothing can only know words it has met.
+# (thing, what it belongs to): one database each. Plurals are regular. A held-out pair never occurs
+# in training, but each of its words does, in another database: a model that starts from nothing can
+# only know words that it has seen.
 TRAIN_DOMAINS = (
     ("singer", "band"),
     ("song", "album"),
