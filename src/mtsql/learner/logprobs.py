@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Batch, Sample, pack
-from mtsql.model.attention import PackedContext
-from mtsql.model.layers import last_hidden
+from mtsql.model.copies import without_adapters
 from mtsql.model.sizes import max_positions
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
@@ -168,39 +168,35 @@ def token_logprobs(
     model: nn.Module, batch: Batch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling
-    temperature.
+    temperature. `model` is a `CausalLM`, or peft's wrapper of one.
 
-    ValueError for a model whose logits are not those of a plain linear head, and for a sample
-    longer than its positions.
+    ValueError for an adapted head, and for a sample longer than the model's positions.
     """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not nn.Linear:
+    causal_lm = without_adapters(model)
+    head = causal_lm.lm_head
+    if not isinstance(head, nn.Linear):
         raise ValueError(
-            f"the output head is a {type(head).__name__}, not a plain linear layer: leave it unadapted"
+            f"the output head is a {type(head).__name__}, not a plain linear layer: leave it "
+            "unadapted"
         )
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
-            raise ValueError(
-                f"this model's logits are changed by {name}, which mtsql does not compute"
-            )
-    longest = max((end - start + stop - at for start, end, at, stop in batch.spans), default=0)
-    positions = max_positions(causal_lm.config)
+    _require_positions(batch, max_positions(causal_lm.config))
+    context = PackedContext(batch.spans, batch.ids.device)
+    hidden = causal_lm.model(batch.ids, batch.position_ids, context, batch.sources)  # (P, W)
+    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
+
+
+def _require_positions(batch: Batch, positions: int | None) -> None:
+    lengths = [
+        (prompt_end - prompt_start) + (end - start)
+        for prompt_start, prompt_end, start, end in batch.spans
+    ]
+    longest = max(lengths, default=0)
     if positions is not None and longest > positions:
         raise ValueError(
             f"a sample of {longest} tokens, its prompt included, is longer than the model's "
             f"{positions} positions (max_position_embeddings): lower max_prompt_tokens or "
             "sampling.max_trajectory_tokens"
         )
-    hidden = last_hidden(
-        causal_lm.get_decoder(),
-        batch.sources,
-        input_ids=batch.ids[None],
-        position_ids=batch.position_ids[None],
-        use_cache=False,
-        attention_context=PackedContext(batch.spans, batch.ids.device),
-    )
-    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
 
 
 @torch.no_grad()
