@@ -26,17 +26,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from common import HEAD_DIM, make_model, matmul_speeds, run_contestant, trl_version
 from jsonargparse import auto_cli
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
-from mtsql.model.attention import ATTENTION_NAME
+from mtsql.model.decoder import CausalLM
 from mtsql.run.launch import keep_freed_memory
 
 
@@ -109,8 +108,8 @@ class FreeDecoder(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, input_ids, **_):
-        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, self.width))
+    def forward(self, ids, positions, context, wanted):
+        return torch.zeros(len(wanted), self.width)
 
 
 def generate_loop(model: nn.Module, work: Workload) -> None:
@@ -210,7 +209,7 @@ def main(
     torch.set_num_threads(threads)
     if keep_memory:
         keep_freed_memory()
-    attention = "sdpa" if only_generate else ATTENTION_NAME
+    attention = "sdpa" if only_generate else "ours"
     model = make_model(None, num_layers, width, vocab, attention).eval()
     config = model.config
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -326,9 +325,7 @@ def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict:
     config = LlamaConfig(
         **{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="mtsql"
     )
-    engine = ForcedLengths(
-        LlamaForCausalLM(config).eval(), (), sampling, EngineConfig(256, 64, 256 << 20)
-    )
+    engine = ForcedLengths(CausalLM(config).eval(), (), sampling, EngineConfig(256, 64, 256 << 20))
     engine.decoder = FreeDecoder(config.hidden_size)
     engine.head = nn.Linear(config.hidden_size, 8, bias=False)
     work = Workload([[1] * 100] * 32, np.full((256, 1), 64), [[] for _ in range(256)])

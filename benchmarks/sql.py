@@ -30,7 +30,6 @@ from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
-from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
@@ -124,7 +123,7 @@ def rollouts(
     renderer = Renderer(
         train_tokenizer([turn.sql + " " + turn.question for turn in turns] * 5, 600)
     )
-    model = make_model(None, num_layers, width, vocab, ATTENTION_NAME).eval()
+    model = make_model(None, num_layers, width, vocab, "ours").eval()
     limits = EnvConfig(max_replies=NUM_CALLS + 1, query=QueryConfig(max_vm_steps=max_vm_steps))
     rows, counts = num_turns * num_samples, {"runaway": 0, "sql": 0}
 

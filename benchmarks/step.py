@@ -48,7 +48,6 @@ from mtsql.engine.engine import EngineConfig, SamplingConfig, StopReason
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.losses import LossConfig, denominator, policy_loss
 from mtsql.learner.step import OptimConfig, make_optimizer, optimizer_step
-from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.policy import generation_weights
 from mtsql.rl.advantages import batch_advantages
 from mtsql.rl.rollout import rollout
@@ -113,7 +112,7 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
     accelerator = Accelerator(cpu=True, mixed_precision=DTYPES[args.dtype])
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    policy = make_model(args.model, args.num_layers, args.width, args.vocab, ATTENTION_NAME)
+    policy = make_model(args.model, args.num_layers, args.width, args.vocab, "ours")
     module = PolicyModule(policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, OPTIM))
     rows = args.num_prompts * args.num_samples

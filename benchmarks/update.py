@@ -49,7 +49,6 @@ from common import (
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.losses import LossConfig, denominator, policy_loss
 from mtsql.learner.packing import Sample, pack
-from mtsql.model.attention import ATTENTION_NAME
 from mtsql.run.launch import keep_freed_memory
 
 LOSS = LossConfig(kl_coef=0.0)
@@ -162,7 +161,7 @@ def multiplications(model, samples: list[Sample], max_tokens: int) -> float:
 def learn_here(args: argparse.Namespace, vocab: int) -> dict:
     """The update of `ours` or `padded`, in this process."""
     learn = {"ours": ours, "padded": padded}[args.who]
-    attention = ATTENTION_NAME if args.who == "ours" else "sdpa"
+    attention = "ours" if args.who == "ours" else "sdpa"
     model = make_model(args.model, args.layers, args.width, vocab, attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     samples = make_samples(args.groups, args.group_size, args.prompt, vocab)

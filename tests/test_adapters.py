@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import (
+from helpers.adapter_folders import (
     SAMPLE,
-    adapter,  # noqa: F401
-    base,  # noqa: F401
     by_peft,
     change,
     learner_logprobs,
     peft_logprobs,
-    plain,  # noqa: F401
     rollout_logprobs,
+    save_base,
 )
 from transformers import AutoModelForCausalLM
 
@@ -52,6 +50,23 @@ COMPUTED = {
     "fan_in_fan_out": {"fan_in_fan_out": True},
     "without a task": {"task_type": None},
 }
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+
+
+@pytest.fixture(scope="module")
+def plain(base) -> Path:
+    by_peft(base).save_pretrained(base.parent / "plain")
+    return base.parent / "plain"
+
+
+@pytest.fixture
+def adapter(plain, tmp_path) -> Path:
+    """A plain adapter of `base`, to be changed."""
+    return Path(shutil.copytree(plain, tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("kind", COMPUTED)

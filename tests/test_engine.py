@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.models import with_exact_norms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.engine import (
+    Engine,
+    EngineConfig,
+    SamplingConfig,
+    StopReason,
+    check_attention,
+)
 from mtsql.engine.sampling import hash_key, uniform
-from mtsql.model.attention import register_attention
+from mtsql.model.decoder import from_transformers
 
-register_attention()
 VOCAB = 61
 TINY = dict(
     vocab_size=VOCAB,
@@ -37,17 +43,17 @@ FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 @functools.cache
 def tiny(family: str = "qwen3", dtype=torch.float32, attention: str = "mtsql"):
-    """A random model, the same for each attention. Larger weights than usual: no near-uniform
-    logits."""
+    """A random model, ours or with attention "sdpa" that of transformers, the same weights in both.
+    Larger weights than usual: no near-uniform logits."""
     name, extra = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**TINY | extra, attn_implementation=attention)
+    config = getattr(transformers, f"{name}Config")(**TINY | extra)
     torch.manual_seed(5)
     model = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.25)
-    return model
+    return from_transformers(model) if attention == "mtsql" else with_exact_norms(model)
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -64,7 +70,7 @@ def engine(model=None, stop_ids=(), blocks=200, rows=64, size=4, batch=64, **sam
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     block_bytes = 2 * config.num_hidden_layers * size * config.num_key_value_heads * head_dim
-    block_bytes *= model.dtype.itemsize
+    block_bytes *= model.lm_head.weight.dtype.itemsize
     limits = EngineConfig(rows, size, blocks * block_bytes, batch)
     return Engine(
         model, stop_ids, SamplingConfig(**dict(max_trajectory_tokens=100) | sampling), limits
@@ -367,22 +373,13 @@ def test_misuse_is_named():
 
 
 def test_unsupported_models_are_refused_by_name():
-    with pytest.raises(ValueError, match="attention 'sdpa'"):
-        engine(tiny(attention="sdpa"))
     sliding = transformers.Qwen2Config(
-        **TINY,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-        attn_implementation="mtsql",
+        **TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1
     )
     with pytest.raises(ValueError, match="layers with sliding_attention are not supported"):
-        engine(transformers.Qwen2ForCausalLM(sliding).eval())
-    mistral = transformers.MistralForCausalLM(
-        transformers.MistralConfig(**TINY, attn_implementation="mtsql")
-    )
+        check_attention(sliding)
     with pytest.raises(ValueError, match="model type 'mistral' is not supported"):
-        engine(mistral.eval())
+        check_attention(transformers.MistralConfig(**TINY))
 
 
 def test_bad_limits_are_refused():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import SAMPLE, by_peft, peft_logprobs
+from helpers.adapter_folders import SAMPLE, by_peft, peft_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, Qwen2Config, StableLmConfig
 
@@ -105,16 +105,18 @@ def test_ordinary_folders_give_the_log_probs_of_transformers(kind, tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (StableLmConfig(**SIZES), "StableLmForCausalLM bypasses"),
+        (StableLmConfig(**SIZES), "model type 'stablelm' is not supported: take one of llama"),
         (
-            GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=64),
-            "GPTJForCausalLM cannot be computed here: RuntimeError: The size of tensor",
+            GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2),
+            "model type 'gptj' is not supported",
         ),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
+        (Qwen2Config(**SIZES, attention_dropout=0.5), "attention_dropout is 0.5: it must be 0"),
     ],
 )
-def test_a_model_that_cannot_be_computed_is_named(config, words, tmp_path):
+def test_a_model_that_is_not_supported_is_refused_by_name(config, words, tmp_path):
     folder = save(config, tmp_path / "model")
-    with pytest.raises(ValueError, match=f"^model.path {folder}: {words}") as error:
+    with pytest.raises(ValueError, match=f"^model.path {folder}/config.json: {words}") as error:
         load_policy(ModelConfig(path=str(folder)))
     assert "\n" not in str(error.value)
 

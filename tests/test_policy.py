@@ -1,20 +1,13 @@
 """Loading, adapters, weights for generation, saving: equal logits, equal bits, errors that name a folder."""
 
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config
 
-from mtsql.model.attention import PackedContext
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -33,13 +26,14 @@ SIZE = EmbeddedConfig(
     num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48
 )
 LORA = AdapterConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
-IDS = torch.arange(9)[None]  # (1, T)
+IDS = torch.arange(9)  # (T,)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    """(1, T, V) of one sequence whose first three tokens are the prompt."""
-    context = PackedContext(((0, 3, 3, IDS.shape[1]),), torch.device("cpu"))
-    return model(input_ids=IDS, position_ids=IDS, use_cache=False, attention_context=context).logits
+    """(T, V) of one sequence whose first three tokens are the prompt."""
+    positions = torch.arange(len(IDS))
+    context = PackedContext(((0, 3, 3, len(IDS)),), torch.device("cpu"))
+    return model(IDS, positions, context)
 
 
 def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -79,25 +73,23 @@ def test_embedded_is_drawn_from_its_seed_alone(tokenizer):
     assert torch.equal(before, torch.get_rng_state())
     assert same_bits(bits(first), bits(build_embedded(tokenizer, SIZE, seed=1)))
     assert not same_bits(bits(first), bits(build_embedded(tokenizer, SIZE, seed=2)))
-    assert first.get_input_embeddings().weight is first.get_output_embeddings().weight
+    assert first.lm_head.weight is first.model.embed_tokens.weight
     assert first.config.vocab_size == len(tokenizer)
     default = build_embedded(tokenizer, EmbeddedConfig(), seed=0)
     layer = 2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512 + 2 * 192 + 2 * 32  # q o, k v, MLP, norms
     assert sum(p.numel() for p in default.parameters()) == 4 * layer + 192 + len(tokenizer) * 192
 
 
-def test_our_attention_equals_sdpa(folder):
+def test_a_saved_folder_gives_the_same_logits_in_transformers(folder):
     ours = load_policy(ModelConfig(path=folder))
-    theirs = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.allclose(logits(ours), theirs(IDS).logits, atol=1e-5)
+        assert torch.allclose(logits(ours), theirs(IDS[None]).logits[0], atol=1e-5)
 
 
 def test_saved_policy_reloads_bit_for_bit(folder, tokenizer, tmp_path):
     model = load_policy(ModelConfig(path=folder))
-    assert model.dtype is torch.float32 and all(p.requires_grad for p in model.parameters())
+    assert all(p.dtype is torch.float32 and p.requires_grad for p in model.parameters())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter)
@@ -248,34 +240,16 @@ def test_incomplete_folders_are_named(folder, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path)))
 
 
-def test_windows_and_foreign_attention_are_refused(tmp_path, monkeypatch):
-    shape = MistralConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        sliding_window=4,
-    )
-    window = MistralForCausalLM(shape)
-    window.save_pretrained(tmp_path / "window")
-    with pytest.raises(
-        ValueError, match=f"model.path {tmp_path}/window/config.json: sliding-window"
-    ):
-        load_policy(ModelConfig(path=str(tmp_path / "window")))
-
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=1, n_positions=16))
-    gpt2.save_pretrained(tmp_path / "gpt2")
-    model = load_policy(ModelConfig(path=str(tmp_path / "gpt2")))
-    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
-
-    attention = sys.modules[GPT2LMHeadModel.__module__].GPT2Attention
-    monkeypatch.setattr(
-        attention, "forward", lambda self, hidden_states, *_, **__: (hidden_states, None)
-    )
-    with pytest.raises(ValueError, match="GPT2LMHeadModel bypasses"):
-        load_policy(ModelConfig(path=str(tmp_path / "gpt2")))
+def test_windows_and_foreign_architectures_are_refused(tmp_path):
+    window = Qwen2Config(use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    window.save_pretrained(tmp_path)
+    where = f"model.path {tmp_path}/config.json"
+    with pytest.raises(ValueError, match=f"{where}: sliding-window"):
+        load_policy(ModelConfig(path=str(tmp_path)))
+    gpt2 = GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+    GPT2LMHeadModel(gpt2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{where}: model type 'gpt2' is not supported"):
+        load_policy(ModelConfig(path=str(tmp_path)))
 
 
 def test_impossible_adapters_are_refused(folder):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, policy_loss
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import (
     OptimConfig,
@@ -21,7 +22,6 @@ from mtsql.learner.step import (
     seed_update,
     with_reference,
 )
-from mtsql.model.attention import PackedContext
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -122,17 +122,15 @@ def play(
             lr=1e-2,
         )
         result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
-    ids = torch.arange(9)[None]
+    ids = torch.arange(9)
     with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():
         for _ in range(
             100 if last else 1
         ):  # the others are long done: no rank may need another while it decodes
             context = PackedContext(((0, 3, 3, 9),), torch.device("cpu"))
-            logits = weights(
-                input_ids=ids, position_ids=ids, use_cache=False, attention_context=context
-            ).logits
+            logits = weights(ids, ids, context)
         sampled = score(PolicyModule(weights), samples_of(0), 99, accelerator.device)
-    result["logits"] = logits[0, :, :8].tolist()
+    result["logits"] = logits[:, :8].tolist()
     save_policy(policy, tokenizer, Path(save) / "model", accelerator.is_main_process)
     averages = optimizer_tensors(module, optimizer)
     if accelerator.is_main_process:

@@ -65,7 +65,8 @@ class Short:
 
     def __init__(self, tokenizer, longer: int):
         self.length = len(tokenizer) - longer
-        self.eos_token_id, self.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.eos_token_id = tokenizer.eos_token_id
+        self.pad_token_id = tokenizer.pad_token_id
 
     def __len__(self):
         return self.length
@@ -73,10 +74,12 @@ class Short:
 
 @pytest.mark.parametrize("longer", [20, 1, 0, -1, -20])
 def test_a_tokenizer_longer_than_the_embedding(longer, tokenizer, tmp_path):
-    build_embedded(Short(tokenizer, longer), SIZE, seed=1).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    path, rows = str(tmp_path), len(tokenizer) - longer
-    shape, loaded = policy_shape(ModelConfig(path=path)), load_tokenizer(path)
+    policy = build_embedded(Short(tokenizer, longer), SIZE, seed=1)
+    save_policy(policy, tokenizer, tmp_path / "model")
+    path = str(tmp_path / "model")
+    rows = len(tokenizer) - longer
+    shape = policy_shape(ModelConfig(path=path))
+    loaded = load_tokenizer(path)
     if longer <= 0:
         return require_embeddings(shape, loaded, path)
     words = f"model.path {path}: the tokenizer gives .* but the model has only {rows} embeddings"
@@ -107,8 +110,8 @@ def test_positions_of_a_model(rope, stated, positions, folder):
 
 
 def test_more_tokens_than_positions(folder):
-    shape = policy_shape(ModelConfig(path=folder))
-    for shape, key in ((shape, "max_position_embeddings"), (SIZE, "model.embedded.max_positions")):
+    loaded = policy_shape(ModelConfig(path=folder))
+    for shape, key in ((loaded, "max_position_embeddings"), (SIZE, "model.embedded.max_positions")):
         require_positions(shape, 64)
         with pytest.raises(ValueError) as error:
             require_positions(shape, 65)

@@ -15,7 +15,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""`model_type` -> the name under `architectures` in config.json, by which other tools find theirs."""
+"""`model_type` -> `architectures` in config.json, by which other tools find their own class."""
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary scalings whose frequencies do not depend on the length of a sequence. With the others a
 token's log-prob would depend on the sequences beside it in the batch."""
