@@ -322,9 +322,7 @@ def single_row(engine: ForcedLengths, model: nn.Module) -> dict:
 def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict:
     """256 rows decode 64 tokens each with a decoder, a head and a cache of one layer: they cost
     next to nothing."""
-    config = LlamaConfig(
-        **{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="mtsql"
-    )
+    config = LlamaConfig(**config.to_dict() | {"num_hidden_layers": 1})
     engine = ForcedLengths(CausalLM(config).eval(), (), sampling, EngineConfig(256, 64, 256 << 20))
     engine.decoder = FreeDecoder(config.hidden_size)
     engine.head = nn.Linear(config.hidden_size, 8, bias=False)

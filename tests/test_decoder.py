@@ -117,9 +117,8 @@ def hidden_of_ours(model: CausalLM, wanted: torch.Tensor) -> torch.Tensor:
 
 def hidden_of_theirs(model: PreTrainedModel, wanted: torch.Tensor) -> torch.Tensor:
     """The same by transformers."""
-    return model.model(input_ids=torch.arange(5)[None], use_cache=False).last_hidden_state[
-        0, wanted
-    ]
+    out = model.model(input_ids=torch.arange(5)[None], use_cache=False)
+    return out.last_hidden_state[0, wanted]
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])

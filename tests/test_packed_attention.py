@@ -1,5 +1,8 @@
 """Attention over a flat batch: its three paths against each other."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,29 +29,41 @@ def flash_attn_varlen_double(
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 and dropout_p == 0.0
     assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
     out = []
+    queries_per_key = q.shape[1] // k.shape[1]
     for i in range(len(cu_seqlens_q) - 1):
-        rows, cols = (slice(*cu[i : i + 2].tolist()) for cu in (cu_seqlens_q, cu_seqlens_k))
-        queries, keys, values = q[rows], k[cols], v[cols]  # (L, heads, D)
-        keys, values = (
-            x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values)
-        )
+        rows = slice(*cu_seqlens_q[i : i + 2].tolist())
+        columns = slice(*cu_seqlens_k[i : i + 2].tolist())
+        queries = q[rows]  # (L, heads, D)
+        keys = k[columns].repeat_interleave(queries_per_key, dim=1)
+        values = v[columns].repeat_interleave(queries_per_key, dim=1)
         scores = torch.einsum("qhd,khd->hqk", queries, keys) * softmax_scale
         if causal:
             n, m = scores.shape[1:]
-            scores = scores.masked_fill(~torch.ones(n, m, dtype=torch.bool).tril(m - n), -torch.inf)
+            is_seen = torch.ones(n, m, dtype=torch.bool).tril(m - n)
+            scores = scores.masked_fill(~is_seen, -torch.inf)
         out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
     return torch.cat(out)
 
 
-def spans_of(groups):
-    """Spans of a flat batch laid out as `pack` does: [(prompt length, [sample lengths])]."""
-    spans, at = [], 0
-    for prompt, samples in groups:
-        start, at = at, at + prompt
-        for n in samples:
-            spans.append((start, start + prompt, at, at + n))
-            at += n
+def spans_of(
+    groups: list[tuple[int, list[int]]],
+) -> tuple[tuple[tuple[int, int, int, int], ...], int]:
+    """Spans of groups (prompt length, sample lengths), laid out as `pack` does; and their number of
+    tokens."""
+    spans = []
+    at = 0
+    for prompt_length, sample_lengths in groups:
+        prompt = (at, at + prompt_length)
+        at += prompt_length
+        for length in sample_lengths:
+            spans.append((*prompt, at, at + length))
+            at += length
     return tuple(spans), at
+
+
+def test_spans_of_two_groups():
+    # P P P a b b Q c
+    assert spans_of([(3, [1, 2]), (1, [1])]) == (((0, 3, 3, 4), (0, 3, 4, 6), (6, 7, 7, 8)), 8)
 
 
 lengths = st.integers(1, 9)
@@ -70,21 +85,30 @@ def test_the_three_paths_agree_in_values_and_gradients(
         patch.setattr(packed_attention, "CAUSAL_TOKENS", causal_tokens)
         patch.setattr(packed_attention, "PIECE_TOKENS", piece_tokens)
         patch.setattr(torch, "get_num_threads", lambda: num_threads)
-        context = PackedContext(spans, torch.device("cpu"))
         patch.setattr(packed_attention, "flash_attn_varlen_func", flash_attn_varlen_double)
-        results = []
-        for path in (context.attend_rows, context.attend_varlen, lambda *x: context.attend(0, *x)):
-            torch.manual_seed(num_tokens)
-            query, key, value = (
-                torch.randn(1, h, num_tokens, 8, dtype=torch.float64, requires_grad=True)
-                for h in (heads[0], heads[1], heads[1])
-            )
-            out = path(query, key, value, 0.3)
-            out.backward(torch.randn(out.shape, dtype=torch.float64))
-            results.append((out, query.grad, key.grad, value.grad))
-    for other in results[1:]:
-        for got, expected in zip(other, results[0], strict=True):
+        context = PackedContext(spans, torch.device("cpu"))
+        by_parts = partial(context.attend, 0)
+        plain, *others = (
+            values_and_gradients(path, num_tokens, heads)
+            for path in (context.attend_rows, context.attend_varlen, by_parts)
+        )
+    for other in others:
+        for got, expected in zip(other, plain, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def values_and_gradients(
+    path: Callable[..., torch.Tensor], num_tokens: int, heads: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    """Attention of the same random tensors at each call, and the gradients of the three."""
+    torch.manual_seed(num_tokens)
+    query, key, value = (
+        torch.randn(1, num_heads, num_tokens, 8, dtype=torch.float64, requires_grad=True)
+        for num_heads in (heads[0], heads[1], heads[1])
+    )
+    out = path(query, key, value, 0.3)
+    out.backward(torch.randn(out.shape, dtype=torch.float64))
+    return out, query.grad, key.grad, value.grad
 
 
 def test_the_joined_parts_have_the_numerical_gradient():

@@ -82,7 +82,7 @@ class AdapterConfig:
     """Names of the linear layers that get an adapter. Not set: all of attention and MLP, or what
     the adapter's folder says."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"model.lora.rank is {self.rank}: set 0 (off) or more")
         if self.alpha is not None and self.alpha <= 0:
@@ -101,12 +101,14 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder whose configuration was read: the file, its content, and the folder of the
-    base model."""
+    """An adapter folder that was checked."""
 
     file: Path
+    """Its adapter_config.json."""
     saved: dict[str, Any]
+    """The content of that file."""
     base: str
+    """The folder of the base model."""
 
 
 def read_adapter(folder: Path) -> Adapter | None:
@@ -115,17 +117,21 @@ def read_adapter(folder: Path) -> Adapter | None:
     file = folder / ADAPTER
     if not file.is_file():
         return None
-    saved, where = read_object(file), f"model.path {file}"
-    kind, task = saved.get("peft_type"), saved.get("task_type")
+    saved = read_object(file)
+    where = f"model.path {file}"
+    kind = saved.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{where}: peft_type is {kind!r}, only LORA is supported: {MERGE}")
+    task = saved.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise ValueError(f"{where}: task_type is {task!r}, only CAUSAL_LM is supported")
     rank = saved.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"{where}: r is {rank!r}, but a rank is a whole number above 0")
     init = saved.get("init_lora_weights", True)
-    if not any(init is value or (isinstance(init, str) and init == value) for value in KEEPS_BASE):
+    # Texts are compared, the others by identity: 1 == True, but 1 is none of these values.
+    keeps_base = init in KEEPS_BASE if isinstance(init, str) else any(init is v for v in KEEPS_BASE)
+    if not keeps_base:
         raise ValueError(
             f"{where}: init_lora_weights is {init!r}, which changes the base model's own weights: "
             "save it as a plain LoRA (path_initial_model_for_weight_conversion of peft)"
@@ -165,8 +171,9 @@ def _base_path(named: Any, file: Path) -> str:
 
 def require_same(settings: AdapterConfig, adapter: Adapter) -> None:
     """ValueError for a key of `model.lora` that contradicts the adapter's folder."""
-    saved, folder = adapter.saved, adapter.file.parent
-    targets = saved.get("target_modules")
+    saved = adapter.saved
+    folder = adapter.file.parent
+    targets = saved.get("target_modules")  # a list of names, or a regular expression
     targets = sorted(targets) if isinstance(targets, list) else targets
     asked = None if settings.targets is None else sorted(settings.targets)
     if isinstance(targets, str) and asked == [targets]:
@@ -289,7 +296,7 @@ def _load(model: "PeftModel", file: Path) -> None:
         if name in trained:
             require_finite(name, value, f"model.path {file}")
             weight.copy_(value)
-        elif not torch.equal(weight, value.to(weight)):  # peft may write embeddings, too
+        elif not torch.equal(weight, value.to(weight)):  # peft may also write the embeddings
             raise ValueError(
                 f"model.path {file}: {name} differs from the base model's, but only low-rank "
                 f"adapters are supported: {MERGE}"

@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen3Config,
 )
-from transformers.utils import logging
 
 from mtsql.model import folders
 from mtsql.model.adapters import (
@@ -207,10 +206,10 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
     files, because it knows shards, GGUF and the names of older checkpoints."""
     settings = folders.read_model_config(path)
     folder, gguf = folders.locate(path)
-    kind = (
-        {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    )
-    if not gguf:
+    if gguf:
+        kind = {"quantization_config": GgufConfig(dequantize=True)}
+    else:
+        kind = {"use_safetensors": True}
         folders.require_shapes(settings, folders.weight_files(folder))
     with folders.reading(f"model.path {path}"):
         theirs, found = AutoModelForCausalLM.from_pretrained(
@@ -277,7 +276,6 @@ def save_policy(
     old = folder.with_name(f".{folder.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    logging.disable_progress_bar()
     if is_adapted(model):
         # With save_embedding_layers peft would look for the base model's vocabulary on the network.
         model.save_pretrained(partial, state_dict=state, save_embedding_layers=False)
