@@ -87,7 +87,7 @@ def test_rollout_learner_and_peft_agree(kind, base, tmp_path):
 
 @pytest.mark.parametrize("kind", ["plain", "DoRA", "embedding"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_of_adapters_is_gone_on_with(kind, base, tmp_path):
+def test_training_continues_from_a_checkpoint_of_adapters(kind, base, tmp_path):
     by_peft(base, **COMPUTED[kind]).save_pretrained(tmp_path / "theirs")
     policy = load_policy(ModelConfig(path=str(tmp_path / "theirs")))
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -125,15 +125,15 @@ def test_a_sharded_dora_generates_what_it_learns(base, tmp_path):
         destroy_process_group()
 
 
-def test_dropout_is_off_and_said(base, tmp_path, capsys):
+def test_dropout_is_off_and_a_line_says_so(base, tmp_path, capsys):
     by_peft(base, lora_dropout=0.1).save_pretrained(tmp_path / "theirs")
     policy = load_policy(ModelConfig(path=str(tmp_path / "theirs")))
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "adapter_config.json: lora_dropout is 0.1: trained without" in said[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "adapter_config.json: lora_dropout is 0.1: trained without" in line
     assert not any(isinstance(m, torch.nn.Dropout) and m.p for m in policy.modules())
     save_policy(policy, load_tokenizer(str(base)), tmp_path / "ours")
     load_policy(ModelConfig(path=str(tmp_path / "ours")))
-    assert not capsys.readouterr().err  # the saved one has none
+    assert not capsys.readouterr().err  # the saved adapter has no dropout
 
 
 @pytest.mark.parametrize("is_beside", [False, True])

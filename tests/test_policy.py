@@ -1,7 +1,7 @@
-"""Loading, adapters, weights for generation, saving: equal logits, equal bits, errors that name a folder."""
+"""Loading, adapters, weights for generation and saving: equal logits, equal bits, errors that name
+a folder."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def same_bits(a: dict, b: dict) -> bool:
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -56,9 +56,10 @@ def folder(tokenizer, tmp_path_factory) -> str:
     return str(path)
 
 
-def adapted(folder: str, config: ModelConfig = ModelConfig()) -> torch.nn.Module:
+def adapted(folder: str, gradient_checkpointing: bool = False) -> torch.nn.Module:
     """A policy whose adapters already do something."""
-    model = load_policy(replace(config, path=folder, lora=LORA))
+    config = ModelConfig(path=folder, lora=LORA, gradient_checkpointing=gradient_checkpointing)
+    model = load_policy(config)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -66,7 +67,7 @@ def adapted(folder: str, config: ModelConfig = ModelConfig()) -> torch.nn.Module
     return model
 
 
-def test_embedded_is_drawn_from_its_seed_alone(tokenizer):
+def test_the_embedded_model_is_drawn_from_its_seed_alone(tokenizer):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = build_embedded(tokenizer, SIZE, seed=1)
@@ -76,7 +77,9 @@ def test_embedded_is_drawn_from_its_seed_alone(tokenizer):
     assert first.lm_head.weight is first.model.embed_tokens.weight
     assert first.config.vocab_size == len(tokenizer)
     default = build_embedded(tokenizer, EmbeddedConfig(), seed=0)
-    layer = 2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512 + 2 * 192 + 2 * 32  # q o, k v, MLP, norms
+    attention = 2 * 192 * 192 + 2 * 192 * 96  # q and o, k and v
+    norms = 2 * 192 + 2 * 32
+    layer = attention + 3 * 192 * 512 + norms
     assert sum(p.numel() for p in default.parameters()) == 4 * layer + 192 + len(tokenizer) * 192
 
 
@@ -138,8 +141,9 @@ def test_plain_policy_generates_with_its_own_weights(folder):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters_are_merged_for_generation_and_training_weights_untouched(folder, checkpointing):
-    model = adapted(folder, ModelConfig(gradient_checkpointing=checkpointing)).train()
-    before, expected = bits(model), logits(model)
+    model = adapted(folder, gradient_checkpointing=checkpointing).train()
+    before = bits(model)
+    expected = logits(model)
     base = logits(load_policy(ModelConfig(path=folder)))
     with generation_weights(model) as weights:
         assert not any("lora" in name for name, _ in weights.named_parameters())
@@ -151,11 +155,12 @@ def test_adapters_are_merged_for_generation_and_training_weights_untouched(folde
 
 
 def test_generation_in_bfloat16_rounds_as_training_does(folder):
-    """Rule 5: sampling and scoring see the same numbers, adapters aside (merged before they are
-    rounded)."""
+    """Sampling and scoring see the same numbers. Adapters that do something are the exception,
+    because they are merged before they are rounded."""
     model = load_policy(ModelConfig(path=folder))
     with torch.autocast("cpu", torch.bfloat16):
-        scored, frozen = logits(model), logits(make_reference(model))
+        scored = logits(model)
+        frozen = logits(make_reference(model))
     with generation_weights(model, torch.bfloat16) as weights:
         assert logits(weights).dtype is torch.bfloat16
         assert torch.equal(logits(weights), scored) and torch.equal(frozen, scored)
@@ -172,7 +177,8 @@ def test_generation_in_bfloat16_rounds_as_training_does(folder):
 
 def test_reference_policy_stays_where_it_was(folder):
     model = load_policy(ModelConfig(path=folder))
-    expected, frozen = logits(model), make_reference(model)
+    expected = logits(model)
+    frozen = make_reference(model)
     with torch.no_grad():
         model.lm_head.weight += 1
     with reference(model, frozen) as policy:
@@ -189,15 +195,16 @@ def test_reference_policy_stays_where_it_was(folder):
 
 
 def test_sharded_policy_is_gathered(folder, tokenizer, tmp_path):
-    """FSDP2 on one CPU process: what generates, refers and is saved equals the policy before
-    sharding."""
+    """FSDP2 on one CPU process: the weights for generation and the saved folder equal the policy
+    before sharding."""
     from torch.distributed import HashStore, destroy_process_group, init_process_group
     from torch.distributed.fsdp import fully_shard
 
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         for model in (load_policy(ModelConfig(path=folder)), adapted(folder)):
-            before, expected = bits(model), logits(model)
+            before = bits(model)
+            expected = logits(model)
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
             for layer in base.model.layers:
                 fully_shard(layer)
