@@ -85,6 +85,14 @@ def test_rollout_learner_and_peft_agree(kind, base, tmp_path):
         assert learner_logprobs(frozen) == pytest.approx(expected, abs=1e-5)
 
 
+def test_all_linear_means_every_layer_but_the_head(base, tmp_path):
+    theirs = by_peft(base, target_modules="all-linear")
+    theirs.save_pretrained(tmp_path)
+    change(tmp_path, target_modules="all-linear")  # peft itself saves the names
+    policy = load_policy(ModelConfig(path=str(tmp_path)))
+    assert learner_logprobs(policy) == pytest.approx(peft_logprobs(theirs), abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["plain", "DoRA", "embedding"])
 @pytest.mark.filterwarnings("ignore")
 def test_training_continues_from_a_checkpoint_of_adapters(kind, base, tmp_path):
