@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import train_sft
 from accelerate import Accelerator
 
-import train_sft
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import EngineConfig, SamplingConfig

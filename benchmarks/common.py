@@ -4,36 +4,40 @@ import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
-from mtsql.model.attention import ATTENTION_NAME, register_attention
-from mtsql.model.layers import use_our_layers
+from mtsql.model.decoder import CausalLM, from_transformers
 
 HEAD_DIM = 64
 DTYPES = {"float32": "no", "bfloat16": "bf16"}
 """Types of the computation (weights stay float32), and Accelerate's names for them."""
 
 
-def make_model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
+def make_model(
+    path: str | None, num_layers: int, width: int, vocab: int, kind: Literal["ours", "sdpa"]
+) -> CausalLM | PreTrainedModel:
     """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30
-    layers of width 576 and a vocabulary of 49,152 are SmolLM2-135M); fp32. With our attention it
-    computes its layers our way."""
-    register_attention()
-    model = _model(path, num_layers, width, vocab, attention)
-    if attention == ATTENTION_NAME:
-        use_our_layers(model)
-    return model
+    layers of width 576 and a vocabulary of 49,152 are SmolLM2-135M); fp32. It is our decoder, or
+    transformers' with SDPA, with the same weights."""
+    model = _model(path, num_layers, width, vocab)
+    return from_transformers(model) if kind == "ours" else model
 
 
-def _model(path: str | None, num_layers: int, width: int, vocab: int, attention: str):
+def _model(path: str | None, num_layers: int, width: int, vocab: int) -> PreTrainedModel:
     if path:
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=attention
+            path, dtype=torch.float32, attn_implementation="sdpa"
         )
     if width < HEAD_DIM or width % HEAD_DIM:
         raise ValueError(
@@ -54,7 +58,7 @@ def _model(path: str | None, num_layers: int, width: int, vocab: int, attention:
         eos_token_id=None,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)
+    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
 
 def vocab_of(path: str | None, vocab: int) -> int:

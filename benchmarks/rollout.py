@@ -30,7 +30,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -44,12 +43,12 @@ from flags import (
     run_contestant,
     trl_version,
 )
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import LlamaConfig
 from workload import ForcedLengths, Workload, WorkloadFlags, make_workload
 
 from mtsql.engine.engine import EngineConfig, SamplingConfig
-from mtsql.model.attention import ATTENTION_NAME
+from mtsql.model.decoder import CausalLM
 from mtsql.run.launch import keep_freed_memory
 
 
@@ -89,8 +88,8 @@ class FreeDecoder(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, self.width))
+    def forward(self, ids: Tensor, positions: Tensor, context: object, wanted: Tensor) -> Tensor:
+        return torch.zeros(len(wanted), self.width)
 
 
 def generate_loop(model: nn.Module, work: Workload) -> None:
@@ -205,7 +204,7 @@ def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict[str, float
     """The speed at which 256 rows decode 64 tokens each with a decoder, a head and a cache of one
     layer, all of which cost next to nothing."""
     values = config.to_dict() | {"num_hidden_layers": 1}
-    model = LlamaForCausalLM(LlamaConfig(**values, attn_implementation="mtsql")).eval()
+    model = CausalLM(LlamaConfig(**values)).eval()
     engine = ForcedLengths(model, (), sampling, EngineConfig(256, 64, 256 << 20))
     engine.decoder = FreeDecoder(config.hidden_size)
     engine.head = nn.Linear(config.hidden_size, 8, bias=False)
@@ -282,7 +281,7 @@ def main(flags: Flags) -> None:
     torch.set_num_threads(flags.threads)
     if flags.keep_memory:
         keep_freed_memory()
-    attention = "sdpa" if flags.only_generate else ATTENTION_NAME
+    attention = "sdpa" if flags.only_generate else "ours"
     model = make_model(None, flags.num_layers, flags.width, flags.vocab, attention).eval()
     with torch.inference_mode():
         if flags.only_generate:

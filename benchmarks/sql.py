@@ -31,10 +31,10 @@ from flags import ModelFlags, print_json, run_benchmark
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
 from mtsql.engine.scheduler import Row
-from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
@@ -146,10 +146,8 @@ class Player:
         self.num_samples = flags.num_samples
         self.num_rows = flags.num_turns * flags.num_samples
         texts = [turn.sql + " " + turn.question for turn in self.turns] * 5
-        self.renderer = Renderer(train_tokenizer(texts, 600))
-        self.model = make_model(
-            None, flags.num_layers, flags.width, flags.vocab, ATTENTION_NAME
-        ).eval()
+        self.renderer = Renderer(train_tokenizer(texts, 600, TAGS))
+        self.model = make_model(None, flags.num_layers, flags.width, flags.vocab, "ours").eval()
         query = QueryConfig(max_vm_steps=flags.max_vm_steps)
         self.env_config = EnvConfig(max_replies=NUM_CALLS + 1, query=query)
         self.num_queries = 0

@@ -7,9 +7,9 @@
     python benchmarks/step.py --who trl                        # one contestant, in this process
 
 The workload is that of workload.py. Ours runs what train_rl.py runs: `generation_weights`, an
-Engine, `rollout` with its threads and delayed observations, `batch_advantages`, `policy_loss` and
-`optimizer_step`. Only the environment and the renderer are stand-ins, and a subclass of the engine
-ends replies where the workload says. TRL runs `trainer.train()`; trl_peer.py says how, and with
+Engine, `rollout` with its threads and delayed observations, `batch_advantages` and
+`Learner.optimizer_step`. Only the environment and the renderer are stand-ins, and a subclass of the
+engine ends replies where the workload says. TRL runs `trainer.train()`; trl_peer.py says how, and with
 which settings. `trl` has its defaults; `trl_tuned` has no gradient checkpointing and projects
 completions only. It learns from `trl_batch` rows at a time and generates for all rows at once.
 Rewards are the sample's number, so no group has zero variance. Ours learns from 4,096 tokens at a
@@ -43,14 +43,13 @@ from flags import (
     settings,
     trl_version,
 )
+from mtsql.learner.optimizer import OptimConfig
 from workload import StopsAsPolicy, Workload, WorkloadFlags, make_workload
 
 from mtsql.agent.env import Outcome
 from mtsql.engine.engine import EngineConfig, SamplingConfig
-from mtsql.learner.logprobs import PolicyModule
-from mtsql.learner.losses import LossConfig, denominator, policy_loss
-from mtsql.learner.step import OptimConfig, make_optimizer, optimizer_step
-from mtsql.model.attention import ATTENTION_NAME
+from mtsql.learner.losses import LossConfig
+from mtsql.learner.step import Learner
 from mtsql.model.policy import generation_weights
 from mtsql.rl.advantages import batch_advantages
 from mtsql.rl.rollout import rollout
@@ -156,9 +155,10 @@ def run_ours(flags: Flags, works: list[Workload]) -> list[dict]:
     accelerator = Accelerator(cpu=True, mixed_precision=DTYPES[flags.dtype])
     torch.set_num_threads(flags.threads)
     keep_freed_memory()
-    policy = make_model(flags.model, flags.num_layers, flags.width, flags.vocab, ATTENTION_NAME)
-    module = PolicyModule(policy)
-    module, optimizer = accelerator.prepare(module, make_optimizer(module, OPTIM))
+    policy = make_model(flags.model, flags.num_layers, flags.width, flags.vocab, "ours")
+    learner = Learner(
+        policy, accelerator, OPTIM, max_batch_tokens=flags.max_batch_tokens, loss=LOSS
+    )
     updates = []
     for update, work in enumerate(works):
         watch = start(update)
@@ -170,17 +170,7 @@ def run_ours(flags: Flags, works: list[Workload]) -> list[dict]:
         samples = []
         for trajectory, advantage in zip(trajectories, advantages, strict=True):
             samples.append(trajectory.to_sample([advantage] * len(trajectory.ids)))
-        stats = optimizer_step(
-            accelerator,
-            module,
-            optimizer,
-            samples,
-            lambda module, batch: policy_loss(*module(batch), batch, LOSS),
-            denominator(samples, LOSS),
-            max_tokens=flags.max_batch_tokens,
-            config=OPTIM,
-            lr=OPTIM.lr,
-        )
+        stats = learner.optimizer_step(samples, OPTIM.lr)
         measured = figures(watch, rollout_secs)
         measured["rollout_tokens"] = num_computed
         measured["learn_tokens"] = int(stats["num_computed"])

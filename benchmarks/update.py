@@ -61,7 +61,6 @@ from learners import make_samples, rewards_of
 from torch import nn
 
 from mtsql.learner.packing import Sample, pack
-from mtsql.model.attention import ATTENTION_NAME
 from mtsql.run.launch import keep_freed_memory
 
 LEARNERS: dict[str, Callable[[nn.Module, list[Sample], int, str], float]] = {
@@ -113,7 +112,7 @@ def largest_tensors(largest: LargestTensor) -> dict[str, int]:
 def learn_here(flags: Flags, vocab: int) -> dict:
     """Measure the update of `ours` or `padded`, in this process."""
     learn = LEARNERS[flags.who]
-    attention = ATTENTION_NAME if flags.who == "ours" else "sdpa"
+    attention = "ours" if flags.who == "ours" else "sdpa"
     model = make_model(flags.model, flags.num_layers, flags.width, vocab, attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     samples = flags.samples(vocab)

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.databases import SHOP, make_database, snapshot
 from hypothesis import settings
+
+from helpers.databases import SHOP, make_database, snapshot
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Hypothesis reports slow examples as failures. On a busy machine every example may be slow.

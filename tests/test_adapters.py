@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import (
+from transformers import AutoModelForCausalLM
+
+from helpers.adapter_folders import (
     SAMPLE,
-    adapter,  # noqa: F401
-    base,  # noqa: F401
     by_peft,
     change,
     learner_logprobs,
     peft_logprobs,
-    plain,  # noqa: F401
     rollout_logprobs,
+    save_base,
 )
-from transformers import AutoModelForCausalLM
-
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.packing import pack
 from mtsql.model.adapters import DEFAULT_TARGETS
@@ -54,6 +52,23 @@ COMPUTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+
+
+@pytest.fixture(scope="module")
+def plain(base) -> Path:
+    by_peft(base).save_pretrained(base.parent / "plain")
+    return base.parent / "plain"
+
+
+@pytest.fixture
+def adapter(plain, tmp_path) -> Path:
+    """A plain adapter of `base`, to be changed."""
+    return Path(shutil.copytree(plain, tmp_path / "adapter"))
+
+
 @pytest.mark.parametrize("kind", COMPUTED)
 @pytest.mark.filterwarnings("ignore")
 def test_rollout_learner_and_peft_agree(kind, base, tmp_path):
@@ -70,9 +85,17 @@ def test_rollout_learner_and_peft_agree(kind, base, tmp_path):
         assert learner_logprobs(frozen) == pytest.approx(expected, abs=1e-5)
 
 
+def test_all_linear_means_every_layer_but_the_head(base, tmp_path):
+    theirs = by_peft(base, target_modules="all-linear")
+    theirs.save_pretrained(tmp_path)
+    change(tmp_path, target_modules="all-linear")  # peft itself saves the names
+    policy = load_policy(ModelConfig(path=str(tmp_path)))
+    assert learner_logprobs(policy) == pytest.approx(peft_logprobs(theirs), abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["plain", "DoRA", "embedding"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_of_adapters_is_gone_on_with(kind, base, tmp_path):
+def test_training_continues_from_a_checkpoint_of_adapters(kind, base, tmp_path):
     by_peft(base, **COMPUTED[kind]).save_pretrained(tmp_path / "theirs")
     policy = load_policy(ModelConfig(path=str(tmp_path / "theirs")))
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -110,15 +133,15 @@ def test_a_sharded_dora_generates_what_it_learns(base, tmp_path):
         destroy_process_group()
 
 
-def test_dropout_is_off_and_said(base, tmp_path, capsys):
+def test_dropout_is_off_and_a_line_says_so(base, tmp_path, capsys):
     by_peft(base, lora_dropout=0.1).save_pretrained(tmp_path / "theirs")
     policy = load_policy(ModelConfig(path=str(tmp_path / "theirs")))
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "adapter_config.json: lora_dropout is 0.1: trained without" in said[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "adapter_config.json: lora_dropout is 0.1: trained without" in line
     assert not any(isinstance(m, torch.nn.Dropout) and m.p for m in policy.modules())
     save_policy(policy, load_tokenizer(str(base)), tmp_path / "ours")
     load_policy(ModelConfig(path=str(tmp_path / "ours")))
-    assert not capsys.readouterr().err  # the saved one has none
+    assert not capsys.readouterr().err  # the saved adapter has no dropout
 
 
 @pytest.mark.parametrize("is_beside", [False, True])

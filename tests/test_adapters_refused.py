@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import adapter, base, by_peft, change, plain, refusal  # noqa: F401
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from helpers.adapter_folders import by_peft, change, refusal, save_base
 from mtsql.model.policy import ModelConfig, load_policy, policy_shape
 
 OTHER_TYPES = [
@@ -65,6 +66,23 @@ REFUSED = [
     {"ensure_weight_tying": True},
     {"an_option_of_tomorrow": 0.5},
 ]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+
+
+@pytest.fixture(scope="module")
+def plain(base) -> Path:
+    by_peft(base).save_pretrained(base.parent / "plain")
+    return base.parent / "plain"
+
+
+@pytest.fixture
+def adapter(plain, tmp_path) -> Path:
+    """A plain adapter of `base`, to be changed."""
+    return Path(shutil.copytree(plain, tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("keys", REFUSED, ids=str)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import eval as eval_script
 import train_rl
 import train_sft
+
 from mtsql.agent.protocol import TAGS
 from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
 from mtsql.model.tokenizer import train_tokenizer

@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from helpers.databases import make_database
 
+from helpers.databases import make_database
 from mtsql.audit import __main__ as audit
 from mtsql.judge import official_scorer as scoring
 from mtsql.run.config import parse_config

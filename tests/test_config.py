@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-import pytest
-import yaml
-
 import eval as eval_script
+import pytest
 import train_rl
 import train_sft
+import yaml
+
 from mtsql.audit.config import Config as AuditConfig
 from mtsql.rl.advantages import PRESETS
 from mtsql.run.config import as_yaml, flat, parse_config, to_dict

@@ -6,8 +6,8 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from helpers.databases import load_one_question, make_database, tables_json
 
+from helpers.databases import load_one_question, make_database, tables_json
 from mtsql.judge.official_scorer import database_files, read_gold
 from mtsql.sql.database_files import DatabaseFolder
 from mtsql.sql.dialogues import load_corpus

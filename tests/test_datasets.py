@@ -5,8 +5,8 @@ import json
 import os
 
 import pytest
-from helpers.databases import make_database, tables_json
 
+from helpers.databases import make_database, tables_json
 from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split, read_leave_out, toy_files
 from mtsql.workbench import load_corpora

@@ -6,8 +6,8 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from helpers.episodes import BOTH, EXEC, MEMORY, answer, call
 
+from helpers.episodes import BOTH, EXEC, MEMORY, answer, call
 from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from helpers.databases import make_database, tables_json
 
+from helpers.databases import make_database, tables_json
 from mtsql.sql.dialogues import Dialogue, Skip, Turn, load_corpus
 
 

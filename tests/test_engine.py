@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from helpers.engine import (
     FAMILY,
     TINY,
@@ -17,11 +20,8 @@ from helpers.engine import (
     replies,
     tiny,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from mtsql.engine.config import EngineConfig
-from mtsql.engine.engine import StopReason
+from mtsql.engine.engine import StopReason, check_attention
 from mtsql.engine.sampling import SamplingConfig, hash_key, uniform
 
 
@@ -31,7 +31,7 @@ def test_greedy_dialogues_equal_generate(family):
     observations = [prompts(5, 1), prompts(9, 2, 13), [], prompts(4), prompts(7, 7)]
     engine = make_engine(tiny(family), temperature=0, max_reply_tokens=9)
     played = play(engine, groups, observations)
-    check_dialogues(tiny(family, attention="sdpa"), groups, observations, played, 0, 1e-4)
+    check_dialogues(tiny(family, kind="sdpa"), groups, observations, played, 0, 1e-4)
 
 
 @FAMILY
@@ -263,22 +263,13 @@ def test_misuse_is_refused_in_words():
 
 
 def test_unsupported_models_are_refused_by_name():
-    with pytest.raises(ValueError, match="attention 'sdpa'"):
-        make_engine(tiny(attention="sdpa"))
     sliding = transformers.Qwen2Config(
-        **TINY,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-        attn_implementation="mtsql",
+        **TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1
     )
     with pytest.raises(ValueError, match="layers with sliding_attention are not supported"):
-        make_engine(transformers.Qwen2ForCausalLM(sliding).eval())
-    mistral = transformers.MistralForCausalLM(
-        transformers.MistralConfig(**TINY, attn_implementation="mtsql")
-    )
+        check_attention(sliding)
     with pytest.raises(ValueError, match="model type 'mistral' is not supported"):
-        make_engine(mistral.eval())
+        check_attention(transformers.MistralConfig(**TINY))
 
 
 def test_limits_that_cannot_work_are_refused():

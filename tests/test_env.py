@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from helpers.episodes import (
     BOTH,
     EXEC,
@@ -15,7 +16,6 @@ from helpers.episodes import (
     play,
     singers,
 )
-
 from mtsql.agent.env import EnvConfig, Outcome
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import ParseError, Reply, ToolCall, format_reply

@@ -1,8 +1,8 @@
 """Scores of played episodes and their summaries: the official tables, abilities and outcomes."""
 
 import pytest
-from helpers.episodes import GOLD, HISTORY, answer, call, make_env, play, singers
 
+from helpers.episodes import GOLD, HISTORY, answer, call, make_env, play, singers
 from mtsql.agent.reply import Verdict
 from mtsql.rl.evaluate import TurnScore, predictions_text, score_turn, summarize
 

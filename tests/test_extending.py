@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+
 from helpers.episodes import GOLD, answer, call, make_env, play, singers
 
 ROOT = Path(__file__).resolve().parents[1]

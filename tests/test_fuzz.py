@@ -7,10 +7,10 @@ import string
 from contextlib import closing
 
 import pytest
-from helpers.databases import make_database, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.databases import make_database, snapshot
 from mtsql.judge.exact_match import clause_f1, exact_match, execution_match, hardness
 from mtsql.judge.guard import Evidence, evidence
 from mtsql.judge.sql_parser import parse_sql

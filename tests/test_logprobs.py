@@ -1,55 +1,58 @@
-"""Log-probs without logits: against the textbook, by gradcheck, and in what they allocate."""
+"""Log-probs without full logits: against the textbook, by gradcheck, and what they allocate."""
 
 import pytest
 import torch
-from test_attention import tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.models import exact_transformers_model, tiny_model
 from mtsql.learner.logprobs import MIN_CHUNK, PolicyModule, head_logprobs, score, token_logprobs
 from mtsql.learner.packing import Sample, pack
-from mtsql.model.attention import ATTENTION_NAME
 
 
-def head(num_positions=7, width=5, vocab=11, dtype=torch.float64, seed=0):
-    draw = torch.Generator().manual_seed(seed)
+def head(
+    num_positions: int = 7, width: int = 5, vocab: int = 11, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random hidden states (P, W), weight (V, W), bias (V,) and targets (P,)."""
+    draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(num_positions, width, generator=draw, dtype=dtype)
-    weight, bias = (
-        torch.randn(*s, generator=draw, dtype=dtype) for s in ((vocab, width), (vocab,))
-    )
+    weight = torch.randn(vocab, width, generator=draw, dtype=dtype)
+    bias = torch.randn(vocab, generator=draw, dtype=dtype)
     targets = torch.randint(vocab, (num_positions,), generator=draw)
     return hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), targets
 
 
-def textbook(hidden, weight, bias, targets, temperature):
+def textbook(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropy from full logits."""
     logp = ((hidden @ weight.t() + bias) / temperature).log_softmax(-1)
     return logp[torch.arange(len(targets)), targets], -(logp.exp() * logp).sum(-1)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_equals_the_textbook_in_chunks_with_leftovers(chunk):
+def test_values_and_gradients_are_those_of_full_logits_for_any_chunk(chunk):
     hidden, weight, bias, targets = head()
     got = head_logprobs(hidden, weight, bias, targets, 0.7, chunk)
     expected = textbook(hidden, weight, bias, targets, 0.7)
     pull = torch.randn(2, len(targets), dtype=torch.float64)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    for part in ((0,), (1,), (0, 1)):  # the log-prob alone, the entropy alone, both
-        grads = [
-            torch.autograd.grad(
-                [x[i] for i in part],
-                (hidden, weight, bias),
-                [pull[i] for i in part],
-                retain_graph=True,
-            )
-            for x in (got, expected)
-        ]
-        for a, b in zip(*grads, strict=True):
+    inputs = (hidden, weight, bias)
+    for part in (slice(0, 1), slice(1, 2), slice(0, 2)):  # log-prob alone, entropy alone, both
+        pulls = list(pull[part])
+        mine = torch.autograd.grad(got[part], inputs, pulls, retain_graph=True)
+        wanted = torch.autograd.grad(expected[part], inputs, pulls, retain_graph=True)
+        for a, b in zip(mine, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_gradcheck(has_bias):
+def test_gradients_are_the_numerical_ones(has_bias):
     hidden, weight, bias, targets = head()
     inputs = (hidden, weight, bias) if has_bias else (hidden, weight)
     assert torch.autograd.gradcheck(
@@ -59,7 +62,7 @@ def test_gradcheck(has_bias):
     )
 
 
-def test_frozen_head_gets_no_gradient_and_half_precision_is_summed_in_fp32():
+def test_a_frozen_head_gets_no_gradient_and_bfloat16_logits_are_summed_in_fp32():
     hidden, weight, bias, targets = head(dtype=torch.bfloat16)
     weight.requires_grad_(False)
     logprobs, entropy = head_logprobs(hidden, weight, None, targets)
@@ -68,7 +71,7 @@ def test_frozen_head_gets_no_gradient_and_half_precision_is_summed_in_fp32():
     assert weight.grad is None and hidden.grad.dtype == torch.bfloat16
 
 
-def test_autocast_forward_and_backward_agree():
+def test_autocast_computes_as_if_its_inputs_were_rounded():
     hidden, weight, _, targets = head(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         logprobs, _ = head_logprobs(hidden, weight, None, targets)
@@ -81,7 +84,7 @@ def test_autocast_forward_and_backward_agree():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements any operator returned."""
+    """Remembers the number of elements of the largest tensor that any operator returned."""
 
     numel = 0
 
@@ -100,9 +103,8 @@ def test_no_tensor_grows_with_positions_times_vocabulary(num_positions):
     with LargestTensor() as largest:
         logprobs, entropy = head_logprobs(hidden, weight, None, targets)
         (logprobs.sum() + entropy.sum()).backward()
-    assert (
-        largest.numel == MIN_CHUNK * vocab < num_positions * vocab
-    )  # one chunk of logits, however many positions
+    # one chunk of logits, however many positions
+    assert largest.numel == MIN_CHUNK * vocab < num_positions * vocab
 
 
 SAMPLES = [
@@ -115,23 +117,21 @@ SAMPLES = [
 
 @pytest.mark.parametrize("max_tokens", [100, 7])
 def test_score_returns_each_sample_its_own(max_tokens):
-    """In the order given, 0 where the mask is 0, whatever the packing; at the module's
+    """In the order given, 0 where the mask is 0, for any packing and at the module's
     temperature."""
-    model = tiny_model("qwen3")
-    scores = score(PolicyModule(model, temperature=0.5), SAMPLES, max_tokens, torch.device("cpu"))
-    assert (
-        [len(s) for s in scores] == [3, 2, 4, 1] and scores[1] == [0.0, 0.0] and scores[2][0] == 0.0
-    )
+    module = PolicyModule(tiny_model("qwen3"), temperature=0.5)
+    theirs = exact_transformers_model("qwen3")
+    scores = score(module, SAMPLES, max_tokens, torch.device("cpu"))
+    assert [len(s) for s in scores] == [3, 2, 4, 1]
+    assert scores[1] == [0.0, 0.0]
+    assert scores[2][0] == 0.0
     for sample, mine in zip(SAMPLES, scores, strict=True):
         ids = torch.tensor([sample.prompt_ids + sample.ids])
-        model.set_attn_implementation("sdpa")
-        logp = (model(input_ids=ids, use_cache=False).logits[0] / 0.5).log_softmax(-1)
-        model.set_attn_implementation(ATTENTION_NAME)
+        logp = (theirs(input_ids=ids, use_cache=False).logits[0] / 0.5).log_softmax(-1)
         for i, is_trained in enumerate(sample.loss_mask):
             if is_trained:
-                assert mine[i] == pytest.approx(
-                    logp[len(sample.prompt_ids) + i - 1, sample.ids[i]].item(), abs=1e-12
-                )
+                expected = logp[len(sample.prompt_ids) + i - 1, sample.ids[i]].item()
+                assert mine[i] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_tied_head_sends_its_gradient_to_the_embedding():
@@ -139,24 +139,19 @@ def test_a_tied_head_sends_its_gradient_to_the_embedding():
     [batch] = pack(SAMPLES[:1], 10)
     token_logprobs(model, batch)[0].sum().backward()
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert (
-        model.model.embed_tokens.weight.grad.abs().sum(1) > 0
-    ).all()  # the softmax reaches every row
+    by_token = model.model.embed_tokens.weight.grad.abs().sum(1)
+    assert (by_token > 0).all()  # the softmax reaches every row
 
 
-def test_unusual_heads_are_refused_by_name():
+def test_an_adapted_head_is_refused_by_name():
     [batch] = pack(SAMPLES[:1], 10)
     model = tiny_model("qwen3")
     model.lm_head = nn.Identity()
     with pytest.raises(ValueError, match="output head is a Identity"):
         token_logprobs(model, batch)
-    model = tiny_model("qwen3")
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        token_logprobs(model, batch)
 
 
-def test_a_whole_model_under_autocast_stays_close():
+def test_a_model_under_bfloat16_autocast_stays_close_to_float32():
     model = tiny_model("llama").float()
     [batch] = pack(SAMPLES, 100)
     exact, _ = token_logprobs(model, batch)
@@ -165,6 +160,6 @@ def test_a_whole_model_under_autocast_stays_close():
     assert rounded.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
     rounded.sum().backward()
-    assert all(
-        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
-    )
+    for weight in model.parameters():
+        assert weight.grad.dtype == torch.float32
+        assert weight.grad.isfinite().all()

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_attention import tiny_model
 
+from helpers.models import tiny_model
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.losses import (
     LossConfig,

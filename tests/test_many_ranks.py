@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from test_resume import (
     FLAGS,
     ROOT,

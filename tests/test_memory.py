@@ -1,8 +1,8 @@
 """The dialogue memory: what it recalls of earlier turns, and the clauses of a query."""
 
 import pytest
-from helpers.episodes import GOLD, singers
 
+from helpers.episodes import GOLD, singers
 from mtsql.agent.memory import MemoryEntry, clauses_of, recall
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig

@@ -74,7 +74,7 @@ CONTENTS = {
 
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
-def test_damaged_json_of_the_model(name, content, folder):
+def test_damaged_json_of_the_model_is_named(name, content, folder):
     (folder / name).write_bytes(CONTENTS[content])
     if name == INDEX:
         (folder / WEIGHTS).unlink()
@@ -86,13 +86,13 @@ def test_damaged_json_of_the_model(name, content, folder):
     "name",
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"],
 )
-def test_damaged_json_of_the_tokenizer(name, content, folder):
+def test_damaged_json_of_the_tokenizer_is_named(name, content, folder):
     (folder / name).write_bytes(CONTENTS[content])
     assert str(folder / name) in refusal(folder, load_tokenizer)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
-def test_what_is_no_file_is_not_waited_for(name, folder):
+def test_a_pipe_is_refused_and_not_read(name, folder):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     load = load_tokenizer if name.startswith("tok") else None
@@ -102,7 +102,7 @@ def test_what_is_no_file_is_not_waited_for(name, folder):
 @pytest.mark.parametrize(
     "content", [{}, {"model": 3}, {"model": {"type": "BPE"}, "added_tokens": []}]
 )
-def test_json_that_is_no_tokenizer(content, folder):
+def test_json_that_is_no_tokenizer_is_refused(content, folder):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert str(folder / "tokenizer.json") in refusal(folder, load_tokenizer)
 
@@ -110,12 +110,12 @@ def test_json_that_is_no_tokenizer(content, folder):
 @pytest.mark.parametrize(
     "keys", [{"tokenizer_class": 3}, {"added_tokens_decoder": [1]}, {"eos_token": [3]}]
 )
-def test_settings_that_are_no_tokenizers(keys, folder):
+def test_settings_that_are_no_tokenizers_are_refused(keys, folder):
     change(folder, "tokenizer_config.json", **keys)
     assert str(folder / "tokenizer_config.json") in refusal(folder, load_tokenizer)
 
 
-def test_a_template_that_is_no_text(folder):
+def test_a_template_that_is_no_text_is_refused(folder):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
     assert str(folder / "chat_template.jinja") in refusal(folder, load_tokenizer)
 
@@ -158,14 +158,14 @@ ILL_VALUES = [
 
 
 @pytest.mark.parametrize("keys", ILL_VALUES, ids=str)
-def test_configurations_that_do_not_fit(keys, folder, capfd):
+def test_configurations_that_do_not_fit_the_weights_are_refused(keys, folder, capfd):
     change(folder, **keys)
     refusal(folder)
-    assert capfd.readouterr() == ("", "")  # no table of transformers' beside the line
+    assert capfd.readouterr() == ("", "")  # no table of transformers beside the line
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope", "proportional"])
-def test_rotary_tables_that_depend_on_the_length(kind, folder):
+def test_rotary_tables_that_depend_on_the_length_are_refused(kind, folder):
     change(folder, rope_parameters={"rope_type": kind, "rope_theta": 1e4, "factor": 2.0})
     text = refusal(folder)
     assert str(folder / "config.json") in text and (kind == "longrope" or repr(kind) in text)
@@ -188,7 +188,7 @@ SCALINGS = {
 
 @pytest.mark.parametrize("architecture", [LlamaConfig, Qwen2Config, Qwen3Config])
 @pytest.mark.parametrize("kind", SCALINGS)
-def test_other_rotary_scalings_are_computed_exactly(kind, architecture, tmp_path):
+def test_rotary_scalings_give_the_log_probs_of_transformers(kind, architecture, tmp_path):
     rope = {"rope_type": kind, "rope_theta": 1e4, **SCALINGS[kind]}
     shape = architecture(
         vocab_size=300,
@@ -216,7 +216,7 @@ def test_other_rotary_scalings_are_computed_exactly(kind, architecture, tmp_path
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x00" * 100, None, 100])
 @pytest.mark.parametrize("is_sharded", [False, True])
-def test_damaged_weights(content, is_sharded, folder):
+def test_damaged_weights_are_named(content, is_sharded, folder):
     file = folder / WEIGHTS
     if is_sharded:
         file = shard(folder)
@@ -242,12 +242,9 @@ def shard(folder: Path) -> Path:
 
 def test_shards_are_read(good, folder):
     shard(folder)
-    ours, theirs = (
-        load_policy(ModelConfig(path=str(folder))),
-        load_policy(ModelConfig(path=str(good))),
-    )
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], value)
+    sharded = load_policy(ModelConfig(path=str(folder))).state_dict()
+    for name, value in load_policy(ModelConfig(path=str(good))).state_dict().items():
+        assert torch.equal(sharded[name], value)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +285,7 @@ def test_an_index_names_only_safetensors_files_of_its_folder(name, folder):
         {"metadata": 3, "weight_map": {}},
     ],
 )
-def test_an_index_without_a_map(content, folder):
+def test_an_index_without_a_map_is_refused(content, folder):
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps(content))
     assert str(folder / INDEX) in refusal(folder)
@@ -304,10 +301,9 @@ def test_links_stay_in_the_folder_or_in_a_cache(name, folder, tmp_path):
 
 
 def test_a_hub_cache_is_read(folder, tmp_path):
-    blobs, snapshot = (
-        tmp_path / "models--org--name" / "blobs",
-        tmp_path / "models--org--name" / "snapshots" / "a1",
-    )
+    cache = tmp_path / "models--org--name"
+    blobs = cache / "blobs"
+    snapshot = cache / "snapshots" / "a1"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, file in enumerate(sorted(folder.iterdir())):
@@ -338,7 +334,7 @@ HARM = {
 
 
 @pytest.mark.parametrize("kind", HARM)
-def test_weights_that_do_not_fit(kind, folder, capfd):
+def test_weights_that_do_not_fit_are_named(kind, folder, capfd):
     harm, words = HARM[kind]
     save_file(harm(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
     assert words in refusal(folder)
@@ -351,7 +347,7 @@ def test_only_safetensors_are_read(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"no weights", b"GGUF\x03\x00\x00\x00"])
-def test_damaged_gguf(content, tmp_path):
+def test_a_damaged_gguf_file_is_named(content, tmp_path):
     (tmp_path / "model.gguf").write_bytes(content)
     for load in (None, load_tokenizer):
         refusal(tmp_path / "model.gguf", load)
@@ -359,7 +355,7 @@ def test_damaged_gguf(content, tmp_path):
 
 @pytest.mark.parametrize("kind", ["evil", "qwen3"])
 def test_code_in_a_folder_is_not_run_and_nothing_is_asked(kind, folder, monkeypatch):
-    """For an unknown type and for a known one, whoever would answer."""
+    """For an unknown type and for a known one, even if a user would answer yes."""
     asked = []
     monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
     change(

@@ -1,14 +1,14 @@
-"""Ordinary folders of other makers load, and models that cannot be computed end in one line."""
+"""Ordinary folders of other tools load, and models that are not supported end in one line."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import SAMPLE, by_peft, peft_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, Qwen2Config, StableLmConfig
 
+from helpers.adapter_folders import SAMPLE, by_peft, peft_logprobs
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.model.policy import ModelConfig, load_policy, load_tokenizer
 
@@ -67,6 +67,14 @@ def with_other_files(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
 
 
+def with_a_buffer_of_older_versions(folder: Path) -> None:
+    change_weights(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
+
+
+def with_code(folder: Path) -> None:
+    change_config(folder, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+
+
 TIED = Qwen2Config(**SIZES, tie_word_embeddings=True)
 ORDINARY = {
     "biases": (Qwen2Config(**SIZES), {}, None),
@@ -74,19 +82,9 @@ ORDINARY = {
     "shards": (Qwen2Config(**SIZES), {"max_shard_size": "5KB"}, None),
     "an older config.json": (Qwen2Config(**SIZES), {}, as_qwen25_was_saved),
     "a head although tied": (TIED, {}, with_a_head_although_tied),
-    "a buffer of older versions": (
-        LlamaConfig(**SIZES),
-        {},
-        lambda f: change_weights(
-            f, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
-        ),
-    ),
+    "a buffer of older versions": (LlamaConfig(**SIZES), {}, with_a_buffer_of_older_versions),
     "other files beside": (Qwen2Config(**SIZES), {}, with_other_files),
-    "code for a known model": (
-        Qwen2Config(**SIZES),
-        {},
-        lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "modeling_x.X"}),
-    ),
+    "code for a known model": (Qwen2Config(**SIZES), {}, with_code),
 }
 
 
@@ -105,28 +103,34 @@ def test_ordinary_folders_give_the_log_probs_of_transformers(kind, tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (StableLmConfig(**SIZES), "StableLmForCausalLM bypasses"),
+        (StableLmConfig(**SIZES), "model type 'stablelm' is not supported: take one of llama"),
         (
-            GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=64),
-            "GPTJForCausalLM cannot be computed here: RuntimeError: The size of tensor",
+            GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2),
+            "model type 'gptj' is not supported",
         ),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
+        (Qwen2Config(**SIZES, attention_dropout=0.5), "attention_dropout is 0.5: it must be 0"),
     ],
 )
-def test_a_model_that_cannot_be_computed_is_named(config, words, tmp_path):
+def test_a_model_that_is_not_supported_is_refused_by_name(config, words, tmp_path):
     folder = save(config, tmp_path / "model")
-    with pytest.raises(ValueError, match=f"^model.path {folder}: {words}") as error:
+    with pytest.raises(ValueError, match=f"^model.path {folder}/config.json: {words}") as error:
         load_policy(ModelConfig(path=str(folder)))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(name, tmp_path):
+def test_a_pointer_of_git_lfs_is_named_as_such(name, tmp_path):
     folder = save(Qwen2Config(**SIZES), tmp_path / "model")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (folder / name).write_text(pointer)
-    load = (
-        load_tokenizer if name == "tokenizer.json" else lambda p: load_policy(ModelConfig(path=p))
-    )
+
+    def load(path: str) -> None:
+        if name == "tokenizer.json":
+            load_tokenizer(path)
+        else:
+            load_policy(ModelConfig(path=path))
+
     with pytest.raises(ValueError, match=f"^model.path {folder / name}: only a pointer .*git lfs"):
         load(str(folder))
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers.flash_double import attend_causally, replace_flash_attn
 
+from helpers.flash_double import attend_causally, replace_flash_attn
 from mtsql.engine.block_visits import BlockVisits
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.paged_attention import Chunk, step_context

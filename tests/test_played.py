@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 import eval as eval_script
+import pytest
 import train_rl
 import train_sft
+
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS

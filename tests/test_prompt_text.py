@@ -5,10 +5,10 @@ import json
 import pickle
 
 import pytest
-from helpers.episodes import BOTH, EXEC, MEMORY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.episodes import BOTH, EXEC, MEMORY
 from mtsql.agent import prompts
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompt_text import PromptText, fill, join, ours

@@ -4,8 +4,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from helpers.episodes import BOTH, EXEC, MEMORY
 
+from helpers.episodes import BOTH, EXEC, MEMORY
 from mtsql.agent import prompts
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompts import (

@@ -6,10 +6,10 @@ import io
 import json
 
 import pytest
-from helpers.databases import make_database
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.databases import make_database
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.rl.evaluate import score_turn, summarize

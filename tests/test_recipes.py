@@ -6,9 +6,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
-
 import train_rl
 import train_sft
+
 from mtsql.rl.advantages import PRESETS
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from helpers.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from helpers.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer, chars
 from mtsql.agent.protocol import TAGS
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, train_tokenizer

@@ -4,10 +4,10 @@ import sqlite3
 from collections import Counter
 
 import pytest
-from helpers.chat_models import KINDS, TOOLS, stand_in
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.chat_models import KINDS, TOOLS, stand_in
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompt_text import PromptText, fill, ours
 from mtsql.agent.prompts import PromptStyle

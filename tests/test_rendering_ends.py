@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from helpers.chat_models import CHATML, HERMES_TAGS, LIKE_QWEN, byte_tokenizer, chars
 
+from helpers.chat_models import CHATML, HERMES_TAGS, LIKE_QWEN, byte_tokenizer, chars
 from mtsql.agent.protocol import TAGS
 from mtsql.model.end_ids import end_ids_of_folder
 from mtsql.model.policy import load_tokenizer

@@ -6,6 +6,9 @@ import time
 from datetime import datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from helpers.chat_models import (
     CHATML,
     HERMES_TAGS,
@@ -19,9 +22,6 @@ from helpers.chat_models import (
     byte_tokenizer,
     stand_in,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from mtsql import workbench
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.exchange import sample_exchange

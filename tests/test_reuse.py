@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import train_sft
+
 from mtsql import workbench
 from mtsql.agent import env as env_module
 from mtsql.agent import prompts

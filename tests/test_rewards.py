@@ -5,9 +5,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+
 from helpers import episodes
 from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, answer, call, make_env, singers
-
 from mtsql.agent.env import ReplyRecord
 from mtsql.agent.reply import Answer, ParseError, Reply, ToolCall, Verdict, format_reply
 from mtsql.rl import rewards

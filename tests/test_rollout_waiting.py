@@ -17,7 +17,7 @@ from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Completion, Engine, EngineConfig, SamplingConfig, StopReason
-from mtsql.model.attention import register_attention
+from mtsql.model.decoder import from_transformers
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rewards import RewardConfig, reward_components
@@ -245,7 +245,6 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
     """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as
     long, environments that dawdle, one SQL worker instead of several, and a busy loop beside each.
     """
-    register_attention()
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(renderer.tokenizer),
@@ -255,9 +254,8 @@ def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, m
         head_dim=12,
         num_attention_heads=4,
         num_key_value_heads=2,
-        attn_implementation="mtsql",
     )
-    model = Qwen3ForCausalLM(config).eval()
+    model = from_transformers(Qwen3ForCausalLM(config)).eval()
 
     class Short(Engine):
         def _stop_reason(self, row):

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers.databases import make_database, snapshot
 
+from helpers.databases import make_database, snapshot
 from mtsql.sql.sandbox import QueryConfig, QueryResult, QueryStatus, clear_result_cache, run_query
 
 DENIED = QueryStatus.DENIED

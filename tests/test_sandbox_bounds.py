@@ -10,8 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers.databases import COUNTER, ENDLESS, SLOW_TRIM
 
+from helpers.databases import COUNTER, ENDLESS, SLOW_TRIM
 from mtsql.sql.sandbox import (
     QueryConfig,
     QueryStatus,

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+
 from helpers.databases import ENDLESS, make_database
 from helpers.processes import have_ended
-
 from mtsql.judge.altered_copies import altered
 from mtsql.judge.content import Content, TableRows, content_of, memory_copy
 from mtsql.judge.guard import trial_of

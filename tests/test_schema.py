@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from helpers.databases import make_database
 
+from helpers.databases import make_database
 from mtsql.sql.schema import Column, Schema, Table, load_schemas, schema_from_sqlite, schema_text
 
 ENTRY = {

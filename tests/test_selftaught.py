@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_sft
 from safetensors.torch import load_file
 
-import train_sft
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS

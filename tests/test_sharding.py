@@ -1,5 +1,5 @@
-"""Two processes with whole copies (DDP) or shards (FSDP2) of a policy do what one process does, and each goes on from
-what another has saved."""
+"""Two processes with full copies (DDP) or shards (FSDP2) of a policy compute what one process does,
+and each continues from what the other has saved."""
 
 import json
 import random
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, policy_loss
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import (
     OptimConfig,
@@ -22,7 +23,6 @@ from mtsql.learner.step import (
     seed_update,
     with_reference,
 )
-from mtsql.model.attention import PackedContext
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -58,14 +58,15 @@ main(*sys.argv[1:])
 
 
 def samples_of(update: int) -> list[Sample]:
-    rng, samples = random.Random(update), []
+    """Five random samples of one prompt."""
+    rng = random.Random(update)
+    samples = []
     for _ in range(5):
         ids = [rng.randrange(280) for _ in range(rng.randint(2, 9))]
-        samples.append(
-            Sample(
-                [5, 6, 7], ids, [1] * len(ids), [rng.uniform(-1, 1)] * len(ids), [-5.7] * len(ids)
-            )
-        )
+        mask = [1] * len(ids)
+        advantages = [rng.uniform(-1, 1)] * len(ids)
+        old_logprobs = [-5.7] * len(ids)
+        samples.append(Sample([5, 6, 7], ids, mask, advantages, old_logprobs))
     return samples
 
 
@@ -80,9 +81,9 @@ def play(
     recompute=False,
     offload=False,
 ):
-    """Updates by a loss with a KL term, of which the last rank has most samples and the most to
-    generate; then the policy and Adam's averages are saved, and what the updates and the weights
-    for generation were is returned."""
+    """Updates by a loss with a KL term. The last rank has most samples and most to generate. Saves
+    the policy and Adam's averages; returns the metrics of the updates and the logits of the weights
+    for generation."""
     config = ModelConfig(
         path=base,
         lora=AdapterConfig(rank=4 if lora else 0),
@@ -90,12 +91,11 @@ def play(
         gradient_checkpointing=recompute,
     )
     optim = OptimConfig(lr=1e-2, offload=offload)
-    rank, last = (
-        accelerator.process_index,
-        accelerator.process_index == accelerator.num_processes - 1,
-    )
+    rank = accelerator.process_index
+    num_ranks = accelerator.num_processes
     seed_update(0, 0, 0)
-    policy, tokenizer = load_policy(config), load_tokenizer(base)
+    policy = load_policy(config)
+    tokenizer = load_tokenizer(base)
     module = PolicyModule(policy)
     module, optimizer = accelerator.prepare(module, make_optimizer(module, optim))
     result = {"sharded": is_sharded(policy), "steps": []}
@@ -105,11 +105,7 @@ def play(
         load_optimizer(module, optimizer, load_file(Path(load) / "optimizer.safetensors"), offload)
     for update in updates:
         samples = samples_of(update)
-        mine = (
-            samples[:1]
-            if accelerator.num_processes > 1 and rank == 0
-            else samples[accelerator.num_processes - 1 :]
-        )
+        mine = samples[:1] if num_ranks > 1 and rank == 0 else samples[num_ranks - 1 :]
         mine = with_reference(accelerator, policy, frozen, mine, temperature=1.0, max_tokens=14)
         stats = optimizer_step(
             accelerator,
@@ -123,31 +119,31 @@ def play(
             lr=1e-2,
         )
         result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
-    ids = torch.arange(9)[None]
+    ids = torch.arange(9)
     with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():
-        for _ in range(
-            100 if last else 1
-        ):  # the others are long done: no rank may need another while it decodes
+        # The last rank decodes long after the others are done: no rank may need another for it.
+        for _ in range(100 if rank == num_ranks - 1 else 1):
             context = PackedContext(((0, 3, 3, 9),), torch.device("cpu"))
-            logits = weights(
-                input_ids=ids, position_ids=ids, use_cache=False, attention_context=context
-            ).logits
+            logits = weights(ids, ids, context)
         sampled = score(PolicyModule(weights), samples_of(0), 99, accelerator.device)
-    result["logits"] = logits[0, :, :8].tolist()
+    result["logits"] = logits[:, :8].tolist()
     save_policy(policy, tokenizer, Path(save) / "model", accelerator.is_main_process)
     averages = optimizer_tensors(module, optimizer)
     if accelerator.is_main_process:
         save_file(averages, Path(save) / "optimizer.safetensors")
     scored = score(module, samples_of(0), 99, accelerator.device)
-    result["gap"] = max(
-        abs(a - b) for s, t in zip(scored, sampled, strict=True) for a, b in zip(s, t, strict=True)
-    )
+    gaps = [
+        abs(a - b)
+        for by_learner, by_sampler in zip(scored, sampled, strict=True)
+        for a, b in zip(by_learner, by_sampler, strict=True)
+    ]
+    result["gap"] = max(gaps)
     accelerator.free_memory()
     return result
 
 
 def main(plans: str, folder: str, precision: str) -> None:
-    """One rank: every plan in turn."""
+    """One rank: it plays every plan, one after the other."""
     start_missing_ranks()
     accelerator = make_accelerator(precision)
     results = [play(accelerator, **plan) for plan in json.loads(plans)]
@@ -156,7 +152,7 @@ def main(plans: str, folder: str, precision: str) -> None:
 
 
 def play_two(flags, plans, folder, precision="no"):
-    """The same on two processes, started as a user starts them; returns the results of both
+    """The plans on two processes, started as a user starts them; returns the results of both
     ranks."""
     from test_two_processes import launch
 
@@ -168,19 +164,16 @@ def play_two(flags, plans, folder, precision="no"):
 
 
 def assert_same_folder(one: Path, other: Path, abs=1e-5):
-    for name in (
-        *(p.name for p in (one / "model").glob("*.safetensors")),
-        "../optimizer.safetensors",
-    ):
-        a, b = load_file(one / "model" / name), load_file(other / "model" / name)
+    names = sorted(path.name for path in (one / "model").iterdir())
+    assert names == sorted(path.name for path in (other / "model").iterdir())
+    weights = [f"model/{name}" for name in names if name.endswith(".safetensors")]
+    for name in (*weights, "optimizer.safetensors"):
+        a = load_file(one / name)
+        b = load_file(other / name)
         assert a.keys() == b.keys()
         for key in a:
-            assert a[key].dtype == b[key].dtype and torch.allclose(
-                a[key], b[key], atol=abs, rtol=1e-4
-            ), key
-    assert sorted(p.name for p in (one / "model").iterdir()) == sorted(
-        p.name for p in (other / "model").iterdir()
-    )
+            assert a[key].dtype == b[key].dtype, key
+            assert torch.allclose(a[key], b[key], atol=abs, rtol=1e-4), key
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +186,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(base, tmp_path_factory):
-    """What one process does: (folder, result) without and with adapters, and of the update after
-    both."""
+    """What one process computes: (folder, result) without and with adapters, and of the update
+    that follows each."""
     from accelerate import Accelerator
 
     accelerator, found = Accelerator(cpu=True), {}
@@ -226,7 +219,7 @@ def test_a_peft_folder_of_ours_is_read_by_peft(base, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(
+def test_two_processes_compute_what_one_does_and_each_continues_from_the_other(
     kind, base, alone, tmp_path
 ):
     flags = FSDP if kind == "fsdp2" else ["--num_processes", "2"]
@@ -265,7 +258,7 @@ def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(
             )
             assert result["gap"] < 1e-4
         assert_same_folder(folder, tmp_path / name)
-    # one process goes on from what two have saved
+    # one process continues from what two have saved
     from accelerate import Accelerator
 
     for name, lora in (("full", False), ("lora", True)):
@@ -317,7 +310,7 @@ def test_bfloat16_scores_what_it_samples_and_stays_near_float32(kind, base, alon
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed"),
     ],
 )
-def test_what_sharding_cannot_do_is_said(env, words, monkeypatch):
+def test_settings_that_sharding_cannot_use_are_refused_by_name(env, words, monkeypatch):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words):

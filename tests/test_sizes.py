@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import eval as eval_script
 import train_rl
 import train_sft
+
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, check_engine
@@ -66,7 +67,8 @@ class Short:
 
     def __init__(self, tokenizer, longer: int):
         self.length = len(tokenizer) - longer
-        self.eos_token_id, self.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.eos_token_id = tokenizer.eos_token_id
+        self.pad_token_id = tokenizer.pad_token_id
 
     def __len__(self):
         return self.length
@@ -74,10 +76,12 @@ class Short:
 
 @pytest.mark.parametrize("longer", [20, 1, 0, -1, -20])
 def test_a_tokenizer_longer_than_the_embedding(longer, tokenizer, tmp_path):
-    build_embedded(Short(tokenizer, longer), SIZE, seed=1).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    path, rows = str(tmp_path), len(tokenizer) - longer
-    shape, loaded = policy_shape(ModelConfig(path=path)), load_tokenizer(path)
+    policy = build_embedded(Short(tokenizer, longer), SIZE, seed=1)
+    save_policy(policy, tokenizer, tmp_path / "model")
+    path = str(tmp_path / "model")
+    rows = len(tokenizer) - longer
+    shape = policy_shape(ModelConfig(path=path))
+    loaded = load_tokenizer(path)
     if longer <= 0:
         return require_embeddings(shape, loaded, path)
     words = f"model.path {path}: the tokenizer gives .* but the model has only {rows} embeddings"
@@ -108,8 +112,8 @@ def test_positions_of_a_model(rope, stated, positions, folder):
 
 
 def test_more_tokens_than_positions(folder):
-    shape = policy_shape(ModelConfig(path=folder))
-    for shape, key in ((shape, "max_position_embeddings"), (SIZE, "model.embedded.max_positions")):
+    loaded = policy_shape(ModelConfig(path=folder))
+    for shape, key in ((loaded, "max_position_embeddings"), (SIZE, "model.embedded.max_positions")):
         require_positions(shape, 64)
         with pytest.raises(ValueError) as error:
             require_positions(shape, 65)

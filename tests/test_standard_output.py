@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from helpers.databases import make_database, tables_json
 
 COMMANDS = {

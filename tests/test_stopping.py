@@ -8,6 +8,8 @@ import time
 
 import psutil
 import pytest
+
+from mtsql.run.checkpoint import newest_checkpoint, read_checkpoint
 from test_resume import (
     FLAGS,
     ROOT,
@@ -17,8 +19,6 @@ from test_resume import (
     start,
     wait_until,
 )
-
-from mtsql.run.checkpoint import newest_checkpoint, read_checkpoint
 
 ONE = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
 TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]

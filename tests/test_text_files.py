@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from helpers.databases import make_database
 
+from helpers.databases import make_database
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.report import Case, Report, leave_out_lines
 from mtsql.judge.official_scorer import read_gold, read_predictions

@@ -1,9 +1,9 @@
 """The embedded model's tokenizer: tags are tokens, and a word is one token wherever it stands."""
 
 import pytest
-from helpers.chat_models import TOOLS, USER
 from transformers import PreTrainedTokenizerFast
 
+from helpers.chat_models import TOOLS, USER
 from mtsql.agent.protocol import TAGS
 from mtsql.model.policy import load_tokenizer
 from mtsql.model.rendering import Renderer

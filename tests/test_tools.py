@@ -1,8 +1,8 @@
 """The tools as the model sees them, and what the paper's two tools run and show."""
 
 import pytest
-from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, call, make_env, singers
 
+from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, call, make_env, singers
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import format_reply

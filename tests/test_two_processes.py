@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from test_collect import refilled
 from test_step import one_update, several_steps
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file
-from test_resume import FLAGS, finish, start, stop_when
-
 import train_rl
 import train_sft
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
 from mtsql import warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
@@ -22,6 +21,7 @@ from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED
 from mtsql.sql.datasets import DataConfig
+from test_resume import FLAGS, finish, start, stop_when
 
 LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
 

@@ -9,9 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from helpers.databases import COUNTER, ENDLESS, SLOW_TRIM, make_database
 from helpers.processes import have_ended, is_alive
-
 from mtsql.sql.sandbox import (
     QueryConfig,
     QueryStatus,

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 
+from helpers.models import with_exact_norms
 from mtsql.engine.config import EngineConfig, block_bytes
 from mtsql.engine.engine import Completion, Engine
 from mtsql.engine.sampling import NoiseKey, SamplingConfig
-from mtsql.model.attention import register_attention
+from mtsql.model.decoder import from_transformers
 
-register_attention()
 VOCAB = 61
 TINY = dict(
     vocab_size=VOCAB,
@@ -38,18 +38,18 @@ Played = dict[int, list[Completion]]
 
 
 @functools.cache
-def tiny(family: str = "qwen3", dtype=torch.float32, attention: str = "mtsql"):
-    """A random model, the same for each attention. Larger weights than usual: no near-uniform
-    logits."""
+def tiny(family: str = "qwen3", dtype: torch.dtype = torch.float32, kind: str = "ours"):
+    """A random model: our decoder, or with kind "sdpa" that of transformers with the same weights.
+    Larger weights than usual: no near-uniform logits."""
     name, extra = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**TINY | extra, attn_implementation=attention)
+    config = getattr(transformers, f"{name}Config")(**TINY | extra)
     torch.manual_seed(5)
     model = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.25)
-    return model
+    return from_transformers(model) if kind == "ours" else with_exact_norms(model)
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:

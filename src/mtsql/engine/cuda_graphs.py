@@ -89,13 +89,7 @@ class DecodeGraphs:
 
     def _forward(self, lines: Tensor) -> Tensor:
         """lines (N, 4 + B) -> (N, width)."""
-        output = self.decoder(
-            input_ids=lines[None, :, 0],
-            position_ids=lines[None, :, 1],
-            use_cache=False,
-            attention_context=TableContext(self.pool, lines),
-        )
-        return output.last_hidden_state[0]
+        return self.decoder(lines[:, 0], lines[:, 1], TableContext(self.pool, lines))
 
 
 def capture(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
@@ -123,10 +117,3 @@ def _next_batch_size(num: int) -> int:
 def _next_power(num: int) -> int:
     """The smallest power of two that is not below `num`."""
     return 1 << (num - 1).bit_length()
-
-
-def can_capture(config) -> bool:
-    """Whether the decoder's kernels do not depend on the values of positions: rotary embeddings
-    that rescale themselves with the length do."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return rope.get("rope_type", "default") not in ("dynamic", "longrope")

@@ -27,12 +27,11 @@ from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
-from mtsql.engine.cuda_graphs import DecodeGraphs, can_capture
+from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
 from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
-from mtsql.model.attention import ATTENTION_NAME
-from mtsql.model.layers import last_hidden
+from mtsql.model.decoder import CausalLM
 from mtsql.model.sizes import BUDGETS
 
 SUPPORTED = ("llama", "qwen2", "qwen3")  # config.model_type; each is tested against model.generate
@@ -62,12 +61,12 @@ class Engine:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: CausalLM,
         stop_ids: tuple[int, ...],
         sampling: SamplingConfig,
         limits: EngineConfig | None = None,
     ):
-        """`model`: a Hugging Face causal LM loaded with attn_implementation="mtsql", in eval mode.
+        """`model` must be in eval mode.
 
         Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of
         the autocast. Raises ValueError for a model whose attention we do not compute, and for a
@@ -75,15 +74,10 @@ class Engine:
         """
         limits = limits or EngineConfig()
         config = model.config
-        if config._attn_implementation != ATTENTION_NAME:
-            raise ValueError(
-                f"the model uses attention {config._attn_implementation!r}: "
-                f"call register_attention() and load it with attn_implementation={ATTENTION_NAME!r}"
-            )
         check_attention(config)
         self.model = model
-        self.decoder = model.base_model
-        self.head = model.get_output_embeddings()
+        self.decoder = model.model
+        self.head = model.lm_head
         self.stop_ids = frozenset(stop_ids)
         self.sampling = sampling
         self.device = self.head.weight.device
@@ -100,11 +94,11 @@ class Engine:
         num_layers, num_kv_heads, head_dim = cache_shape(config)
         shape = (num_layers, num_blocks, limits.block_size, num_kv_heads, head_dim)
         self.num_heads = config.num_attention_heads
-        self.num_embeddings = model.get_input_embeddings().weight.shape[0]
+        self.num_embeddings = self.decoder.embed_tokens.weight.shape[0]
         with cache_memory(limits):
             self.pool = BlockPool(*shape, dtype, self.device, use_flash)
             self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_scheduled_tokens)
-        by_graphs = limits.cuda_graphs and use_flash and can_capture(config)
+        by_graphs = limits.cuda_graphs and use_flash
         self.graphs = DecodeGraphs(self.decoder, self.pool) if by_graphs else None
         self.tokens_computed = 0
         """Tokens run through the model."""
@@ -259,17 +253,12 @@ class Engine:
         if self.graphs is not None and not chunks:
             hidden = self.graphs.run(ids, tables[slots, :width], lengths)
         else:
-            hidden = last_hidden(
-                self.decoder,
-                torch.tensor(
-                    [*range(len(slots)), *(chunk.stop - 1 for chunk in chunks)], device=self.device
-                ),
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.from_numpy(np.concatenate(positions))[None].to(self.device),
-                use_cache=False,
-                attention_context=step_context(
-                    self.pool, self.num_heads, tables[slots, :width], lengths, chunks
-                ),
+            wanted = [*range(len(slots)), *(chunk.stop - 1 for chunk in chunks)]
+            hidden = self.decoder(
+                torch.tensor(ids, device=self.device),
+                torch.from_numpy(np.concatenate(positions)).to(self.device),
+                step_context(self.pool, self.num_heads, tables[slots, :width], lengths, chunks),
+                torch.tensor(wanted, device=self.device),
             )
         for row in plan.decoding:
             self._count(row, 1)

@@ -1,4 +1,5 @@
-"""Log-prob and entropy at trained positions only, a chunk at a time, recomputed in backward: logits never pile up.
+"""Log-prob and entropy at the trained positions only. Logits exist for one chunk of positions at a
+time and are computed again in backward.
 
 Legend: P trained positions, W hidden width, V vocabulary.
 """
@@ -7,18 +8,17 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Batch, Sample, pack
-from mtsql.model.attention import PackedContext
-from mtsql.model.layers import last_hidden
+from mtsql.model.copies import without_adapters
 from mtsql.model.sizes import max_positions
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits that exist at a time, however many positions there are; a little more where that were too
-few rows."""
+"""Number of logits that exist at a time, unless MIN_CHUNK asks for more."""
 MIN_CHUNK = 128
-"""Rows below which a matrix product gets slow."""
+"""Rows below which a matmul gets slow."""
 PIECE_LOGITS = {"cpu": 2**19, "cuda": 2**26}
-"""Logits that are worked on at a time between the products: on a CPU as many as its cache holds."""
+"""Number of logits that the softmax works on at a time: on a CPU as many as its cache holds."""
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -27,126 +27,146 @@ class _HeadLogprobs(torch.autograd.Function):
     them again."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
-        logprobs, entropy = [], []
-        for rows, goals in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = _scaled_logits(rows, weight, bias, temperature)
-            num = _piece(logits)
-            for z, goal in zip(logits.split(num), goals.split(num), strict=True):
-                logp = z.log_softmax(-1)
-                logprobs.append(logp.gather(1, goal[:, None])[:, 0])
+    def forward(
+        ctx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs = []
+        entropy = []
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = _scaled_logits(hidden[part], weight, bias, temperature)  # (chunk, V)
+            for rows in _pieces(logits):
+                logp = logits[rows].log_softmax(-1)
+                logprobs.append(logp.gather(1, targets[part][rows, None])[:, 0])
                 entropy.append(_entropy(logp.exp(), logp))
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature = temperature
+        ctx.chunk = chunk
         ctx.set_materialize_grads(False)
         return torch.cat(logprobs), torch.cat(entropy)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprobs, grad_entropy):
+    def backward(
+        ctx, grad_logprobs: torch.Tensor | None, grad_entropy: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         wide = torch.promote_types(weight.dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        grad_bias = (
-            torch.zeros_like(bias, dtype=wide)
-            if bias is not None and ctx.needs_input_grad[2]
-            else None
-        )
+        of_hidden = torch.empty_like(hidden) if needs_hidden else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        of_bias = torch.zeros_like(bias, dtype=wide) if needs_bias else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             logits = _scaled_logits(hidden[part], weight, bias, ctx.temperature)  # (chunk, V)
-            num = _piece(logits)
-            pulls = [
-                None if g is None else g[part].split(num) for g in (grad_logprobs, grad_entropy)
-            ]
-            for i, (z, goal) in enumerate(
-                zip(logits.split(num), targets[part].split(num), strict=True)
-            ):
+            for rows in _pieces(logits):
                 _replace_by_gradient(
-                    z, goal, *(None if pull is None else pull[i][:, None] for pull in pulls)
+                    logits[rows],
+                    targets[part][rows],
+                    None if grad_logprobs is None else grad_logprobs[part][rows, None],
+                    None if grad_entropy is None else grad_entropy[part][rows, None],
                 )
             if ctx.temperature != 1:
                 logits.div_(ctx.temperature)
             grad = logits.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad @ weight
-            if grad_weight is not None and grad_weight.dtype == grad.dtype:
-                grad_weight.addmm_(grad.t(), hidden[part])  # in place: no second tensor of V x W
-            elif grad_weight is not None:
-                grad_weight += grad.t() @ hidden[part]
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-        )
+            if of_hidden is not None:
+                of_hidden[part] = grad @ weight
+            if of_weight is not None and of_weight.dtype == grad.dtype:
+                of_weight.addmm_(grad.t(), hidden[part])  # in place: no second tensor of V x W
+            elif of_weight is not None:
+                of_weight += grad.t() @ hidden[part]
+            if of_bias is not None:
+                of_bias += grad.sum(0)
+        if of_weight is not None:
+            of_weight = of_weight.to(weight.dtype)
+        if of_bias is not None:
+            of_bias = of_bias.to(bias.dtype)
+        return of_hidden, of_weight, of_bias, None, None, None
 
 
-def _scaled_logits(hidden, weight, bias, temperature):
-    """(rows, V) in fp32 or wider, whatever the product was computed in."""
+def _scaled_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    """(rows, V) in fp32 or wider, whatever type the matmul was computed in."""
     logits = nn.functional.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _piece(logits):
-    """Rows worked on at a time."""
-    return max(1, PIECE_LOGITS.get(logits.device.type, PIECE_LOGITS["cpu"]) // logits.shape[1])
+def _pieces(logits: torch.Tensor) -> list[slice]:
+    """Slices of the rows of logits (rows, V), each of at most PIECE_LOGITS logits."""
+    limit = PIECE_LOGITS.get(logits.device.type, PIECE_LOGITS["cpu"])
+    num = max(1, limit // logits.shape[1])
+    return [slice(start, start + num) for start in range(0, len(logits), num)]
 
 
-def _replace_by_gradient(z, goal, grad_logprobs, grad_entropy):
-    """Write the loss's gradient over the scaled logits z (rows, V). goal (rows,); the others (rows,
-    1) or None.
+def _replace_by_gradient(
+    z: torch.Tensor,
+    targets: torch.Tensor,
+    grad_logprobs: torch.Tensor | None,
+    grad_entropy: torch.Tensor | None,
+) -> None:
+    """Overwrite the scaled logits z (rows, V) by the loss's gradient with respect to them. targets
+    (rows,); the two others (rows, 1).
 
-    d logp[goal] / dz = onehot - p,  d entropy / dz = -p (logp + entropy)."""
+    d logp[target] / dz = onehot - p,  d entropy / dz = -p (logp + entropy)."""
     if grad_entropy is None:
         z.copy_(z.softmax(-1)).mul_(-grad_logprobs)
     else:
         logp = z.log_softmax(-1)
         torch.exp(logp, out=z)
         pull = logp.add_(_entropy(z, logp)[:, None]).mul_(grad_entropy)
-        z.mul_((pull if grad_logprobs is None else pull.add_(grad_logprobs)).neg_())
+        if grad_logprobs is not None:
+            pull = pull.add_(grad_logprobs)
+        z.mul_(pull.neg_())
     if grad_logprobs is not None:
-        z.scatter_add_(1, goal[:, None], grad_logprobs)
+        z.scatter_add_(1, targets[:, None], grad_logprobs)
 
 
-def _entropy(probs, logp):
+def _entropy(probs: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return -torch.linalg.vecdot(probs, logp)
 
 
-def head_logprobs(hidden, weight, bias, targets, temperature=1.0, chunk=None):
+def head_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-prob of `targets` (P,) and entropy at each row of `hidden` (P, W), under a head of
-    `weight` (V, W) and `bias` (V,) or None; both (P,), in fp32 or wider, differentiable in hidden,
-    weight and bias.
+    `weight` (V, W) and `bias` (V,) or None. Both are (P,), in fp32 or wider, and differentiable in
+    hidden, weight and bias.
 
-    `chunk` rows of logits exist at a time (default: by CHUNK_LOGITS). Under autocast the product is
-    taken in its type.
+    `chunk` rows of logits exist at a time (default: by CHUNK_LOGITS). Under autocast the matmul is
+    computed in its type.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    hidden, weight, bias = (
-        hidden.to(dtype),
-        weight.to(dtype),
-        None if bias is None else bias.to(dtype),
-    )
-    chunk = chunk or max(MIN_CHUNK, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // len(weight))
-    with torch.autocast(
-        device, enabled=False
-    ):  # backward recomputes outside autocast: both have to agree
+    hidden = hidden.to(dtype)
+    weight = weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if chunk is None:
+        limit = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"])
+        chunk = max(MIN_CHUNK, limit // len(weight))
+    # Backward recomputes the logits outside autocast, so forward must compute them without it too.
+    with torch.autocast(device, enabled=False):
         return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
 
 
 class PolicyModule(nn.Module):
-    """The policy as the learner calls it: a batch in, log-probs and entropy at its trained
-    positions out.
+    """The policy as the learner calls it: it takes a batch and returns log-probs and entropy at its
+    trained positions.
 
-    The whole computation lies inside `forward`, so wrappers (DDP, FSDP) see every use of a
-    parameter. `temperature` is the one sampling used: what is scored is what was sampled.
+    The whole computation is inside `forward`, so wrappers (DDP, FSDP) see every use of a parameter.
+    `temperature` is that of sampling: the learner scores what was sampled.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0):
@@ -156,8 +176,8 @@ class PolicyModule(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The layer classes Accelerate shards one by one; it asks the module it is given."""
-        return list(getattr(self.model, "_no_split_modules", None) or [])
+        """The classes that FSDP2 shards one by one. Accelerate asks the module that it is given."""
+        return self.model._no_split_modules
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probs (P,), entropy (P,)) of `batch`."""
@@ -168,39 +188,35 @@ def token_logprobs(
     model: nn.Module, batch: Batch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling
-    temperature.
+    temperature. `model` is a `CausalLM`, or peft's wrapper of one.
 
-    ValueError for a model whose logits are not those of a plain linear head, and for a sample
-    longer than its positions.
+    ValueError for an adapted head, and for a sample longer than the model's positions.
     """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not nn.Linear:
+    causal_lm = without_adapters(model)
+    head = causal_lm.lm_head
+    if not isinstance(head, nn.Linear):
         raise ValueError(
-            f"the output head is a {type(head).__name__}, not a plain linear layer: leave it unadapted"
+            f"the output head is a {type(head).__name__}, not a plain linear layer: leave it "
+            "unadapted"
         )
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
-            raise ValueError(
-                f"this model's logits are changed by {name}, which mtsql does not compute"
-            )
-    longest = max((end - start + stop - at for start, end, at, stop in batch.spans), default=0)
-    positions = max_positions(causal_lm.config)
+    _require_positions(batch, max_positions(causal_lm.config))
+    context = PackedContext(batch.spans, batch.ids.device)
+    hidden = causal_lm.model(batch.ids, batch.position_ids, context, batch.sources)  # (P, W)
+    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
+
+
+def _require_positions(batch: Batch, positions: int | None) -> None:
+    lengths = [
+        (prompt_end - prompt_start) + (end - start)
+        for prompt_start, prompt_end, start, end in batch.spans
+    ]
+    longest = max(lengths, default=0)
     if positions is not None and longest > positions:
         raise ValueError(
             f"a sample of {longest} tokens, its prompt included, is longer than the model's "
             f"{positions} positions (max_position_embeddings): lower max_prompt_tokens or "
             "sampling.max_trajectory_tokens"
         )
-    hidden = last_hidden(
-        causal_lm.get_decoder(),
-        batch.sources,
-        input_ids=batch.ids[None],
-        position_ids=batch.position_ids[None],
-        use_cache=False,
-        attention_context=PackedContext(batch.spans, batch.ids.device),
-    )
-    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
 
 
 @torch.no_grad()
@@ -210,14 +226,15 @@ def score(
     """Log-probs of each sample under `module` (a PolicyModule), one per token of its ids, 0 where
     the mask is 0.
 
-    This is where `ref_logprobs` come from (adapters off, or a frozen copy), and `old_logprobs` for
-    several passes.
+    The learner computes `ref_logprobs` with it (adapters off, or a frozen copy), and `old_logprobs`
+    if an update has several passes.
     """
     scores = [[0.0] * len(sample.ids) for sample in samples]
     for batch in pack(samples, max_tokens):
-        logprobs = iter(module(batch.to(device))[0].tolist())
+        logprobs, _ = module(batch.to(device))
+        remaining = iter(logprobs.tolist())  # those of all samples of the batch, one after another
         for index in batch.indices:
-            for i, is_trained in enumerate(samples[index].loss_mask):
+            for position, is_trained in enumerate(samples[index].loss_mask):
                 if is_trained:
-                    scores[index][i] = next(logprobs)
+                    scores[index][position] = next(remaining)
     return scores

@@ -1,7 +1,8 @@
 """Low-rank adapters by peft: fresh ones, and folders that peft and tools on top of it write.
 
-A rollout runs on the merged weights and the learner on the adapters beside the frozen ones, so only
-adapters are taken for which both compute the same function. Every other option is refused by name.
+A rollout computes with merged weights, the learner with the frozen weights and the adapters beside
+them. So only adapters are accepted for which both compute the same function; every other option is
+refused by name.
 """
 
 import os
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
+from mtsql.model.decoder import CausalLM
 from mtsql.model.folders import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -24,7 +25,7 @@ from mtsql.model.folders import (
 )
 
 if TYPE_CHECKING:
-    from peft import LoraConfig  # slow to import, and only adapters need it
+    from peft import LoraConfig, PeftModel  # slow to import, and only adapters need it
 
 DEFAULT_ALPHA = 32
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,7 +44,7 @@ COMPUTED = (
     "fan_in_fan_out",
     "init_lora_weights",
 )
-"""Keys of adapter_config.json that may have any value which peft takes."""
+"""Keys of adapter_config.json that may have any value that peft accepts."""
 WITHOUT_EFFECT = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -62,9 +63,11 @@ WITHOUT_EFFECT = (
     "runtime_config",
     "task_type",
 )
-"""Keys that are checked by themselves, or do not change what a loaded adapter computes."""
+"""Keys that are checked separately, or do not change what a loaded adapter computes."""
 KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of init_lora_weights that leave the base model's own weights as they were."""
+"""Values of init_lora_weights that do not change the base model's own weights."""
+ALL_LINEAR = "all-linear"
+"""Value of target_modules: every linear layer but the output head."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,15 @@ class AdapterConfig:
     """Names of the linear layers that get an adapter. Not set: all of attention and MLP, or what
     the adapter's folder says."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"model.lora.rank is {self.rank}: set 0 (off) or more")
         if self.alpha is not None and self.alpha <= 0:
             raise ValueError(f"model.lora.alpha is {self.alpha}: it must be above 0")
 
     def require_effect(self) -> None:
-        """ValueError for a key that does nothing since no adapters are trained. The values that are
-        the defaults pass: the configurations of older runs spell them."""
+        """ValueError for a key that has no effect because no adapters are trained. Default values
+        pass, because the configurations of older runs contain them."""
         if self.rank:
             return
         defaults = {"alpha": DEFAULT_ALPHA, "targets": DEFAULT_TARGETS}
@@ -98,32 +101,37 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder whose configuration was read: the file, its content, and the folder of the
-    base model."""
+    """An adapter folder that was checked."""
 
     file: Path
+    """Its adapter_config.json."""
     saved: dict[str, Any]
+    """The content of that file."""
     base: str
+    """The folder of the base model."""
 
 
 def read_adapter(folder: Path) -> Adapter | None:
-    """What adapter_config.json says, or None if the folder has none. ValueError that names the file
-    and the key for an adapter that mtsql does not compute, and for a base model that is not
-    there."""
+    """The content of adapter_config.json, or None if the folder has none. ValueError that names the
+    file and the key for an adapter that mtsql does not compute, and for a missing base model."""
     file = folder / ADAPTER
     if not file.is_file():
         return None
-    saved, where = read_object(file), f"model.path {file}"
-    kind, task = saved.get("peft_type"), saved.get("task_type")
+    saved = read_object(file)
+    where = f"model.path {file}"
+    kind = saved.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{where}: peft_type is {kind!r}, only LORA is supported: {MERGE}")
+    task = saved.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise ValueError(f"{where}: task_type is {task!r}, only CAUSAL_LM is supported")
     rank = saved.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"{where}: r is {rank!r}, but a rank is a whole number above 0")
     init = saved.get("init_lora_weights", True)
-    if not any(init is value or (isinstance(init, str) and init == value) for value in KEEPS_BASE):
+    # Texts are compared, the others by identity: 1 == True, but 1 is none of these values.
+    keeps_base = init in KEEPS_BASE if isinstance(init, str) else any(init is v for v in KEEPS_BASE)
+    if not keeps_base:
         raise ValueError(
             f"{where}: init_lora_weights is {init!r}, which changes the base model's own weights: "
             "save it as a plain LoRA (path_initial_model_for_weight_conversion of peft)"
@@ -140,8 +148,8 @@ def read_adapter(folder: Path) -> Adapter | None:
 
 
 def _base_path(named: Any, file: Path) -> str:
-    """Where the base model is: as it is named, from here, from the adapter's folder or from the
-    folder above it."""
+    """The absolute path of the base model. Its name may be relative to the working directory, to
+    the adapter's folder or to the folder above that."""
     key = f"base_model_name_or_path in {file}"
     if not isinstance(named, str) or not named:
         raise ValueError(f"{key} is {named!r}: name the folder of the adapter's base model there")
@@ -162,9 +170,10 @@ def _base_path(named: Any, file: Path) -> str:
 
 
 def require_same(settings: AdapterConfig, adapter: Adapter) -> None:
-    """ValueError for a key of `model.lora` that says something else than the adapter's folder."""
-    saved, folder = adapter.saved, adapter.file.parent
-    targets = saved.get("target_modules")
+    """ValueError for a key of `model.lora` that contradicts the adapter's folder."""
+    saved = adapter.saved
+    folder = adapter.file.parent
+    targets = saved.get("target_modules")  # a list of names, or a regular expression
     targets = sorted(targets) if isinstance(targets, list) else targets
     asked = None if settings.targets is None else sorted(settings.targets)
     if isinstance(targets, str) and asked == [targets]:
@@ -182,8 +191,9 @@ def require_same(settings: AdapterConfig, adapter: Adapter) -> None:
             )
 
 
-def attach_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """The base model with the adapter's weights, which are trained on; dropout is set to 0."""
+def attach_adapter(base: CausalLM, adapter: Adapter) -> "PeftModel":
+    """The base model with the adapter's weights, which training continues from. Dropout is set to
+    0."""
     from peft import LoraConfig
 
     where = f"model.path {adapter.file}"
@@ -200,6 +210,8 @@ def attach_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         stored = ", ".join(map(str, sorted(ranks)))
         raise ValueError(f"{where}: r is {adapter.saved['r']}, but the weights have rank {stored}")
     keys = {key: adapter.saved[key] for key in COMPUTED if key in adapter.saved}
+    if keys.get("target_modules") == ALL_LINEAR:
+        keys["target_modules"] = _linear_layers(base)
     with reading(where):
         settings = LoraConfig(**keys, task_type="CAUSAL_LM")
     model = _with_adapters(base, settings, adapter.base, where)
@@ -207,13 +219,17 @@ def attach_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     return model
 
 
-def add_adapters(model: PreTrainedModel, lora: AdapterConfig, path: str) -> PreTrainedModel:
+def add_adapters(model: CausalLM, lora: AdapterConfig, path: str) -> "PeftModel":
     """The model of folder `path` with fresh adapters, which add nothing yet."""
     from peft import LoraConfig
 
     targets = list(lora.targets or DEFAULT_TARGETS)
-    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    if missing := [target for target in targets if target not in linear]:
+    modules = model.named_modules()
+    linear = {
+        name.split(".")[-1] for name, module in modules if isinstance(module, torch.nn.Linear)
+    }
+    missing = [target for target in targets if target not in linear]
+    if missing:
         known = ", ".join(sorted(linear))
         raise ValueError(f"model.lora.targets: {path} has no layer {missing[0]!r}, only {known}")
     alpha = DEFAULT_ALPHA if lora.alpha is None else lora.alpha
@@ -223,24 +239,32 @@ def add_adapters(model: PreTrainedModel, lora: AdapterConfig, path: str) -> PreT
     return _with_adapters(model, settings, os.path.abspath(path), "model.lora.targets")
 
 
-def _with_adapters(
-    model: PreTrainedModel, settings: "LoraConfig", base: str, where: str
-) -> PreTrainedModel:
-    from peft import get_peft_model
+def _linear_layers(model: CausalLM) -> list[str]:
+    """Full names of the linear layers, without the output head."""
+    modules = model.model.named_modules(prefix="model")
+    return [name for name, module in modules if isinstance(module, torch.nn.Linear)]
 
+
+def _with_adapters(model: CausalLM, settings: "LoraConfig", base: str, where: str) -> "PeftModel":
+    """The model with its layers wrapped by peft. `PeftModel` itself is used, because its subclass
+    for causal models needs transformers' `generate`."""
+    from peft import PeftModel
+
+    settings.base_model_name_or_path = base
     with reading(where):
-        model = get_peft_model(model, settings)
-    model.peft_config["default"].base_model_name_or_path = base
-    if type(model.get_base_model().get_output_embeddings()) is not torch.nn.Linear:
+        adapted = PeftModel(model, settings)
+    if not isinstance(model.lm_head, torch.nn.Linear):
         raise ValueError(f"{where}: the output head cannot have an adapter: leave it out")
-    for name, layer in model.named_modules():
-        if hasattr(layer, "get_delta_weight"):
-            inner = type(layer.get_base_layer())
-            is_plain = inner is torch.nn.Linear
-            if not is_plain and (inner is not torch.nn.Embedding or settings.use_dora):
-                kind = "DoRA" if settings.use_dora else "an adapter"
-                raise ValueError(f"{where}: {name}, a {inner.__name__}, cannot have {kind}")
-    return model
+    for name, layer in adapted.named_modules():
+        if not hasattr(layer, "get_delta_weight"):
+            continue
+        inner = layer.get_base_layer()
+        is_linear = isinstance(inner, torch.nn.Linear)
+        is_embedding = isinstance(inner, torch.nn.Embedding)
+        if not is_linear and (not is_embedding or settings.use_dora):
+            kind = "DoRA" if settings.use_dora else "an adapter"
+            raise ValueError(f"{where}: {name}, a {type(inner).__name__}, cannot have {kind}")
+    return adapted
 
 
 def saved_name(name: str) -> str:
@@ -252,7 +276,7 @@ def saved_name(name: str) -> str:
 
 
 @torch.no_grad()
-def _load(model: PreTrainedModel, file: Path) -> None:
+def _load(model: "PeftModel", file: Path) -> None:
     """Set the adapters from a file of peft, which has to hold all of them and nothing else."""
     tensors = read_tensors(file)
     named = model.named_parameters(remove_duplicate=False)
@@ -272,7 +296,7 @@ def _load(model: PreTrainedModel, file: Path) -> None:
         if name in trained:
             require_finite(name, value, f"model.path {file}")
             weight.copy_(value)
-        elif not torch.equal(weight, value.to(weight)):  # peft may write embeddings, too
+        elif not torch.equal(weight, value.to(weight)):  # peft may also write the embeddings
             raise ValueError(
                 f"model.path {file}: {name} differs from the base model's, but only low-rank "
                 f"adapters are supported: {MERGE}"

@@ -1,7 +1,7 @@
 """Model folders are data: none of their code is run, nothing is unpickled or read outside them.
 
-People download these folders, so each file that the libraries read is looked at first, and whatever
-is wrong ends in one line that names the file.
+People download these folders. So each file is checked before a library reads it, and every fault
+ends in one line that names the file.
 """
 
 import codecs
@@ -16,11 +16,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from mtsql.files import read_json, read_text
-from mtsql.model.attention import ATTENTION_NAME, register_attention
+from mtsql.model.architectures import check_architecture
+from mtsql.model.decoder import CausalLM
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,12 +36,8 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("config.json", "generation_config.json")
 LFS_POINTER = b"version https://git-lfs"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""Rotary scalings whose tables do not depend on the sequences that are computed. Others have
-another table for a long sequence, so that a token's log-prob would depend on what is computed
-beside it."""
 OWN_WORDS = (OSError, ImportError, ValueError, StrictDataclassError)
-"""Errors whose message is made for users; of the others the kind is told too."""
+"""Errors whose message is written for users. Of the others the type is shown as well."""
 REFUSALS = (
     *OWN_WORDS,
     ArithmeticError,
@@ -54,13 +51,13 @@ REFUSALS = (
     struct.error,
     SafetensorError,
 )
-"""What the libraries raise for a file that they cannot read; tokenizers also raises `Exception`
-itself."""
+"""Errors that the libraries raise for a file they cannot read. The tokenizers library also raises
+`Exception` itself."""
 
 
 class reading:
-    """Inside the `with`, a library reads a file: what it raises becomes a ValueError of one line
-    that begins with `where`, and its own warnings and progress bars are off."""
+    """A context in which a library reads a file: its errors become a ValueError of one line that
+    begins with `where`, and its own warnings and progress bars are off."""
 
     def __init__(self, where: str):
         self.where = where
@@ -76,14 +73,21 @@ class reading:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         logging.set_verbosity(self.verbosity)
         self.warnings.__exit__(kind, error, trace)
-        # a panic of a library in Rust is no Exception at all
-        if kind is not None and (
-            issubclass(kind, REFUSALS) or kind is Exception or kind.__name__ == "PanicException"
-        ):
-            lines = str(error).strip().splitlines() or ["no reason is given"]
-            said = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+        if kind is not None and _is_refusal(kind):
             prefix = "" if issubclass(kind, OWN_WORDS) else f"{kind.__name__}: "
-            raise ValueError(f"{self.where}: {prefix}{said}") from error
+            raise ValueError(f"{self.where}: {prefix}{_first_line(error)}") from error
+
+
+def _is_refusal(kind: type) -> bool:
+    """A panic of a library in Rust is not an `Exception`, and its type cannot be imported."""
+    return issubclass(kind, REFUSALS) or kind is Exception or kind.__name__ == "PanicException"
+
+
+def _first_line(error: BaseException | None) -> str:
+    """The first line of an error's message, with the second if the first ends in a colon."""
+    lines = str(error).strip().splitlines() or ["no reason is given"]
+    num = 2 if lines[0].endswith(":") else 1
+    return " ".join(line.strip() for line in lines[:num])
 
 
 def locate(path: str | None, what: str = "model.path") -> tuple[Path, dict[str, str]]:
@@ -106,7 +110,7 @@ def locate(path: str | None, what: str = "model.path") -> tuple[Path, dict[str, 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. ValueError that names the file otherwise."""
     require_inside(file)
-    if file.exists() and not file.is_file():  # a pipe would be waited for
+    if file.exists() and not file.is_file():  # reading a pipe would wait forever
         raise ValueError(f"model.path {file}: not a file")
     value = read_json(file, "model.path")
     with open(file, "rb") as raw:
@@ -122,16 +126,16 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_objects(folder: Path, names: tuple[str, ...]) -> None:
-    """ValueError that names the first of these JSON files that is there and cannot be read."""
+    """ValueError that names the first of these JSON files that exists and cannot be read."""
     for name in names:
         if (file := folder / name).exists() or file.is_symlink():
             read_object(file)
 
 
 def require_inside(file: Path) -> None:
-    """ValueError if a file is a link that leaves its folder, or what a git clone leaves of a file
-    in Git LFS. The links of a Hugging Face cache, from a snapshot to the blobs of the same model,
-    are followed."""
+    """ValueError if a file is a link that leaves its folder, or the pointer that a git clone writes
+    in place of a file in Git LFS. The links of a Hugging Face cache, from a snapshot to the blobs
+    of the same model, are followed."""
     target, folder = file.resolve(), file.parent.resolve()
     is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
     if not is_blob and not target.is_relative_to(folder):
@@ -150,7 +154,7 @@ def read_model_config(path: str) -> PreTrainedConfig:
     """The configuration of a model folder (no adapter) or a GGUF file, without its weights.
 
     ValueError that names the file and the key for one that is damaged, quantised, needs code of its
-    own, or has attention or rotary tables that mtsql does not compute.
+    own, or describes a model that our decoder does not compute.
     """
     folder, gguf = locate(path)
     where = f"model.path {path if gguf else folder / 'config.json'}"
@@ -160,8 +164,7 @@ def read_model_config(path: str) -> PreTrainedConfig:
         settings = AutoConfig.from_pretrained(
             folder, **gguf, trust_remote_code=False, local_files_only=True
         )
-        _require_full_attention(settings)
-        _require_static_rope(settings)
+        check_architecture(settings)
     return settings
 
 
@@ -179,10 +182,9 @@ def _check_config_file(folder: Path, path: str) -> None:
     if not isinstance(kind, str):
         raise ValueError(f"model.path {file}: model_type is missing or no text")
     if kind not in CONFIG_MAPPING:
-        raise ValueError(
-            f"model.path {file}: model_type {kind!r} is unknown to transformers"
-            + (", and code that a folder brings is not run" if "auto_map" in config else "")
-        )
+        has_code = "auto_map" in config
+        hint = ", and code that a folder brings is not run" if has_code else ""
+        raise ValueError(f"model.path {file}: model_type {kind!r} is unknown to transformers{hint}")
     if config.get("quantization_config"):
         raise ValueError(
             f"model.path {file}: quantization_config is set: quantised weights cannot be trained, "
@@ -193,26 +195,6 @@ def _check_config_file(folder: Path, path: str) -> None:
             f"model.path {file}: transformers_weights is not supported: remove this key and name "
             f"the weights {WEIGHTS}"
         )
-
-
-def _require_full_attention(settings: PreTrainedConfig) -> None:
-    kinds = getattr(settings, "layer_types", None)
-    window = getattr(settings, "sliding_window", None) if kinds is None else None
-    if window or any(kind != "full_attention" for kind in kinds or []):
-        raise ValueError("sliding-window or linear attention is not supported, only full")
-    if getattr(settings, "attn_logit_softcapping", None):
-        raise ValueError("soft-capped attention is not supported")
-
-
-def _require_static_rope(settings: PreTrainedConfig) -> None:
-    rope = getattr(settings, "rope_parameters", None) or {}
-    tables = rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]
-    for table in tables:
-        if (kind := table.get("rope_type", "default")) not in STATIC_ROPE:
-            raise ValueError(
-                f"rope_type {kind!r} is not supported, only {', '.join(STATIC_ROPE)}: with others "
-                "a token's log-prob depends on the length of the sequences beside it"
-            )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -249,7 +231,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in these safetensors files, of which only the heads are read."""
+    """Name -> shape of the tensors in these safetensors files. Only the files' headers are read."""
     shapes = {}
     for file in files:
         with reading(f"model.path {file}"), safe_open(file, "pt") as tensors:
@@ -267,19 +249,17 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 def require_shapes(settings: PreTrainedConfig, files: list[Path]) -> None:
     """ValueError that names the file and the tensor if the weights have other shapes than the
-    configuration says. No memory is taken for the model."""
-    where, stored = f"model.path {files[0].parent}", stored_shapes(files)
+    configuration says. The model is made without memory."""
+    where = f"model.path {files[0].parent}"
+    stored = stored_shapes(files)
     layers = getattr(settings, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > len(stored):
         raise ValueError(
             f"{where}/config.json: num_hidden_layers is {layers}, but the weights hold only "
             f"{len(stored)} tensors"
         )
-    register_attention()
     with reading(f"{where}/config.json"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            settings, attn_implementation=ATTENTION_NAME, trust_remote_code=False
-        )
+        model = CausalLM(settings)
     for name, weight in model.named_parameters():
         if stored.get(name, tuple(weight.shape)) != tuple(weight.shape):
             raise ValueError(
@@ -289,8 +269,8 @@ def require_shapes(settings: PreTrainedConfig, files: list[Path]) -> None:
 
 
 def require_all_weights(found: dict[str, Any], folder: Path) -> None:
-    """ValueError that names a weight which the folder lacks, or has although the model of its
-    config.json does not. `found`: what transformers reports of the loading."""
+    """ValueError that names a weight that is missing in the folder, or that is there although the
+    model of its config.json has no such weight. `found` is transformers' report of the loading."""
     for name in sorted(found["missing_keys"]):
         raise ValueError(f"model.path {folder}: the weight {name} is missing")
     for name in sorted(found["unexpected_keys"]):
@@ -301,8 +281,8 @@ def require_all_weights(found: dict[str, Any], folder: Path) -> None:
 
 
 def require_finite(name: str, weight: torch.Tensor, where: str) -> None:
-    """ValueError that begins with `where` if a weight holds NaN or an infinity, as after a training
-    that diverged: no token could be sampled."""
+    """ValueError that begins with `where` if a weight holds NaN or an infinity, as after training
+    has diverged: no token could be sampled."""
     least, most = weight.aminmax()
     if not (least.isfinite() and most.isfinite()):
         raise ValueError(
@@ -312,8 +292,8 @@ def require_finite(name: str, weight: torch.Tensor, where: str) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """ValueError that names a file of the tokenizer that cannot be read, or the model's
-    configuration, which the tokenizer is looked up by."""
+    """ValueError that names a file of the tokenizer that cannot be read, or config.json, which
+    transformers reads to find the tokenizer's class."""
     check_objects(folder, (*TOKENIZER_FILES, "config.json"))
     for name in ("chat_template.jinja", "merges.txt", "vocab.txt"):
         if (file := folder / name).exists() or file.is_symlink():
@@ -322,8 +302,8 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def blame_tokenizer(folder: Path) -> None:
-    """After a tokenizer could not be loaded: ValueError that names tokenizer.json or config.json,
-    if one of these is the reason."""
+    """ValueError that names tokenizer.json or config.json, if one of these is the reason why a
+    tokenizer could not be loaded."""
     if (file := folder / "tokenizer.json").is_file():
         with reading(f"model.path {file}"):
             Tokenizer.from_file(str(file))

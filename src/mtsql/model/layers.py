@@ -1,193 +1,175 @@
-"""What a decoder layer computes around its attention, with gradients written by hand: transformers' functions, in
-fewer passes over memory, with fewer tensors kept for backward and at no more positions than somebody asks for. And its
-matrix products of few rows, where a CPU's library is slow in them.
+"""Norm, rotation and gated MLP of a decoder layer, with gradients written by hand.
 
-Between its matrix products a layer normalises, rotates and gates. Autograd follows each of these through five or six
-operators and keeps what lies between; the gradient needs none of it. `use_our_layers` puts the functions below in place
-of transformers', for training and generation alike. Without that call everything runs as before, only slower.
+Autograd would follow each of these functions through five or six operators and keep what lies
+between. The gradients below need less memory and fewer passes over it. The functions take
+transformers' roundings: statistics in fp32, results in the type of the input.
 
-Legend: T tokens, W hidden width, D head width.
+Legend: T tokens, W hidden width, D head size.
 """
-
-import sys
-from functools import cache
-from types import MethodType
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Model types whose norms, rotations and gated MLPs are exactly these."""
-# Without AVX-512, MKL is slow in products of few rows with the weight on the right. What it is with it: not measured.
-TURNS_FEW_ROWS = torch.backends.cpu.get_cpu_capability() == "AVX2"
-
-
-def use_our_layers(model: PreTrainedModel) -> None:
-    """Put our norm, rotation and decoder layer into a model; one of another architecture stays as
-    it is.
-
-    The rotation is a function of transformers' module, so it changes for every model of that type
-    in this process.
-    """
-    if model.config.model_type not in ARCHITECTURES:
-        return
-    for module in model.modules():
-        name = type(module).__name__
-        if name.endswith("RMSNorm"):
-            module.forward = MethodType(_norm, module)
-        elif name.endswith("DecoderLayer") and model.config.hidden_act == "silu":
-            module.__class__ = _our_kind_of(type(module))
-        elif type(module) is nn.Linear and TURNS_FEW_ROWS:
-            module.forward = MethodType(_linear, module)
-    sys.modules[type(model).__module__].apply_rotary_pos_emb = rotate
+TRANSPOSES_FEW_ROWS = torch.backends.cpu.get_cpu_capability() == "AVX2"
+"""On CPUs without AVX-512, MKL multiplies a few rows by a large weight slowly if the weight is the
+right operand. CPUs with AVX-512 were not measured."""
+MAX_FEW_ROWS = 64
 
 
-def last_hidden(decoder: nn.Module, wanted: torch.Tensor, **inputs) -> torch.Tensor:
-    """Last hidden states (P, W) of a decoder at the flat positions `wanted` (P,). Our last layer
-    computes its MLP for no others; `inputs` are the decoder's, of a batch of one."""
-    layers = getattr(decoder, "layers", None)
-    if layers is None or not getattr(layers[-1], "narrows", False):
-        return decoder(**inputs).last_hidden_state[0, wanted]
-    return decoder(**inputs, wanted=wanted).last_hidden_state[0]
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x (..., inputs), weight (outputs, inputs) -> x weight^T + bias (..., outputs)."""
+    if TRANSPOSES_FEW_ROWS and _has_few_rows(x, weight):
+        return _linear_of_few_rows(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
-@cache
-def _our_kind_of(layer: type) -> type:
-    """The same layer with our `forward`. A patched object would not be checkpointed, and sharding
-    finds layers by the name of their class."""
-    ours = {"forward": _layer, "narrows": True, "__module__": layer.__module__}
-    return type(layer.__name__, (layer,), ours)
-
-
-def _layer(layer, hidden_states, wanted=None, **kwargs):
-    """(1, T, W) -> (1, T, W), or of the last layer (1, P, W) at the positions `wanted`, if
-    given."""
-    new, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
-    x = hidden_states + new
-    if (
-        wanted is not None
-        and layer.self_attn.layer_idx == layer.self_attn.config.num_hidden_layers - 1
-    ):
-        x = x[:, wanted]
-    return x + normed_mlp(x, layer.post_attention_layernorm, layer.mlp)
-
-
-def _linear(module, x):
-    """Few rows without gradients, as in decoding: with the weight on the left, a share of it for
-    each thread, such a CPU takes a third (4 rows) to four fifths (24) of the time, the copy that
-    turns the result back included (LOG.md)."""
-    weight, rows, threads = module.weight, x.numel() // x.shape[-1], torch.get_num_threads()
+def _has_few_rows(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether this is a matmul of decoding on a CPU: few rows, float32, no gradients."""
     is_float = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    if not is_float or torch.is_grad_enabled() or not 0 < rows <= min(64, weight.numel() >> 15):
-        return F.linear(x, weight, module.bias)
-    shares = weight.reshape(threads if len(weight) % threads == 0 else 1, -1, weight.shape[1])
-    out = torch.bmm(
-        shares, x.reshape(rows, -1).t().expand(len(shares), -1, -1)
-    )  # (shares, outputs of each, rows)
+    if not is_float or torch.is_grad_enabled():
+        return False
+    rows = x.numel() // x.shape[-1]
+    return 0 < rows <= min(MAX_FEW_ROWS, weight.numel() >> 15)
+
+
+def _linear_of_few_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The weight is the left operand, and each thread gets a share of its rows. With AVX2 this
+    takes a third (4 rows of x) to four fifths (24 rows) of the time of `F.linear`, the copy that
+    transposes the result included (LOG.md)."""
+    rows = x.numel() // x.shape[-1]
+    threads = torch.get_num_threads()
+    num_shares = threads if len(weight) % threads == 0 else 1
+    shares = weight.reshape(num_shares, -1, weight.shape[1])  # (shares, outputs of each, inputs)
+    columns = x.reshape(rows, -1).t().expand(num_shares, -1, -1)  # (shares, inputs, rows)
+    out = torch.bmm(shares, columns)  # (shares, outputs of each, rows)
     out = out.view(-1, rows).t().contiguous().view(*x.shape[:-1], -1)
-    return out if module.bias is None else out.add_(module.bias)
-
-
-def _norm(module, x):
-    return rms_norm(x, module.weight, module.variance_epsilon)
+    return out if bias is None else out.add_(bias)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (..., W), weight (W,) -> weight * x / sqrt(mean(x^2) + eps); the mean is taken in fp32 or
+    """x (..., W), weight (W,) -> weight * x / sqrt(mean(x^2) + eps). The mean is taken in fp32 or
     wider."""
-    return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+    if torch.is_grad_enabled():
+        return _RmsNorm.apply(x, weight, eps)
+    return _normed(x, weight, eps)[0]
 
 
-def rotate(query, key, cos, sin, unsqueeze_dim=1):
-    """query, key (1, heads, T, D), cos, sin (1, T, D) -> both with each pair (x[d], x[d + D/2])
-    turned by the angle of its position."""
-    turn = _Rotate.apply if torch.is_grad_enabled() else _rotated
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return turn(query, cos, sin), turn(key, cos, sin)
+def rotate(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """query (1, H, T, D) and key (1, K, T, D) with each pair (x[d], x[d + D/2]) rotated by the
+    angle of its position; cos and sin (1, T, D) are those of the angles."""
+    rotated = _Rotate.apply if torch.is_grad_enabled() else _rotated
+    cos = cos.unsqueeze(1)  # (1, 1, T, D)
+    sin = sin.unsqueeze(1)
+    return rotated(query, cos, sin), rotated(key, cos, sin)
 
 
 def normed_mlp(x: torch.Tensor, norm: nn.Module, mlp: nn.Module) -> torch.Tensor:
-    """mlp(norm(x)) of a gated MLP with SiLU, x (..., W). For backward plain linear layers keep x,
-    the gate and what is gated; norm and product are computed again there: a quarter of what a layer
-    would keep, for less time than can be measured (LOG.md). The weights are used then without
-    calling their modules: a forward hook on one would not run."""
+    """mlp(norm(x)) of a gated MLP with SiLU, x (..., W).
+
+    If its three layers are plain (no adapter, no bias), only x, its scale, gate and up are kept
+    for backward; the norm and silu(gate) * up are computed again there. That is a quarter of what
+    a layer would keep, for less time than can be measured (LOG.md). The weights are then used
+    without calling their modules, so a forward hook on one of them would not run.
+    """
     linears = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    if torch.is_grad_enabled() and all(
-        type(linear) is nn.Linear and linear.bias is None for linear in linears
-    ):
-        return _NormedMlp.apply(
-            x, norm.weight, norm.variance_epsilon, *(linear.weight for linear in linears)
-        )
-    x = rms_norm(x, norm.weight, norm.variance_epsilon)
-    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    return mlp.down_proj(
-        _Gated.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
-    )
+    if torch.is_grad_enabled() and all(_is_plain(module) for module in linears):
+        weights = [module.weight for module in linears]
+        return _NormedMlp.apply(x, norm.weight, norm.eps, *weights)
+    x = rms_norm(x, norm.weight, norm.eps)
+    gate = mlp.gate_proj(x)
+    up = mlp.up_proj(x)
+    if torch.is_grad_enabled():
+        return mlp.down_proj(_Gated.apply(gate, up))
+    return mlp.down_proj(F.silu(gate).mul_(up))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the module computes x weight^T: peft's wrappers are no `nn.Linear` themselves."""
+    return isinstance(module, nn.Linear) and module.bias is None
 
 
 class _RmsNorm(torch.autograd.Function):
+    """`rms_norm` with its gradient."""
+
     @staticmethod
-    def forward(ctx, x, weight, eps):
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        return *_norm_gradients(grad, *ctx.saved_tensors, *ctx.needs_input_grad[:2]), None
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        of_x, of_weight = _norm_gradients(grad, x, weight, scale, needs_x, needs_weight)
+        return of_x, of_weight, None
 
 
-def _normed(x, weight, eps):
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of x, and its scale 1 / sqrt(mean(x^2) + eps) (..., 1)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
-    return _weighed(x, weight, scale), scale
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return _weighted(x, weight, scale), scale
 
 
-def _weighed(x, weight, scale):
+def _weighted(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x * scale, rounded to the type of x, times the weight."""
     out = (x * scale).to(x.dtype)
     return out.mul_(weight) if weight.dtype == out.dtype else out * weight
 
 
-def _norm_gradients(grad, x, weight, scale, needs_x, needs_weight):
-    """Of the norm of x, times `grad`: by x and by the weight, or None for what is not needed."""
-    grad_x, grad_weight = None, None
+def _norm_gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of `rms_norm` with respect to x and weight; None where not needed."""
+    of_x = None
+    of_weight = None
     if needs_x:
+        # With g = grad * weight and s = scale: s g - s^3 mean(g x) x
         pull = (grad * weight).to(scale.dtype)
-        along = (
-            torch.linalg.vecdot(pull, x.to(scale.dtype))[..., None]
-            .mul_(scale.pow(3))
-            .div_(-x.shape[-1])
-        )
-        grad_x = pull.mul_(scale).addcmul_(x, along).to(x.dtype)
+        along = torch.linalg.vecdot(pull, x.to(scale.dtype))[..., None]  # (..., 1)
+        along = along.mul_(scale.pow(3)).div_(-x.shape[-1])
+        of_x = pull.mul_(scale).addcmul_(x, along).to(x.dtype)
     if needs_weight:
-        by_row = _rows(grad * x).to(scale.dtype)  # (rows, W), each row still to be scaled
-        grad_weight = (scale.flatten() @ by_row).to(weight.dtype)
-    return grad_x, grad_weight
+        by_row = _rows(grad * x).to(scale.dtype)  # (rows, W), the scale still to be applied
+        of_weight = (scale.flatten() @ by_row).to(weight.dtype)
+    return of_x, of_weight
 
 
-def _rows(x):
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(..., W) -> (rows, W)."""
     return x.flatten(0, -2)
 
 
 class _Rotate(torch.autograd.Function):
+    """The rotation of one tensor. Its gradient is rotated by the opposite angle."""
+
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         return _rotated(x, cos, sin)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotated(grad, cos, -sin), None, None
 
 
-def _rotated(x, cos, sin):
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     out = x * cos
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
@@ -196,55 +178,64 @@ def _rotated(x, cos, sin):
 
 
 class _Gated(torch.autograd.Function):
-    """silu(gate) * up."""
+    """silu(gate) * up; only gate and up are kept for backward."""
 
     @staticmethod
-    def forward(ctx, gate, up):
+    def forward(ctx, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         return _gate_gradients(grad, gate, up, F.silu(gate))
 
 
-def _gate_gradients(grad, gate, up, active):
-    """Of silu(gate) * up, times `grad`: by gate and by up; `active`, silu(gate), is overwritten."""
-    return torch.ops.aten.silu_backward(grad * up, gate), active.mul_(grad)
+def _gate_gradients(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, active: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of silu(gate) * up with respect to gate and up. `active` is silu(gate) and is
+    overwritten."""
+    of_gate = torch.ops.aten.silu_backward(grad * up, gate)
+    return of_gate, active.mul_(grad)
 
 
 class _NormedMlp(torch.autograd.Function):
-    """(silu(n gate^T) * (n up^T)) down^T of the norm n of x. Under autocast the products are taken
-    in its type."""
+    """(silu(n gate^T) * (n up^T)) down^T, where n is the norm of x. Under autocast the matmuls are
+    computed in its type."""
 
     @staticmethod
-    def forward(ctx, x, norm, eps, *weights):
+    def forward(
+        ctx, x: torch.Tensor, norm: torch.Tensor, eps: float, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        gate_weight, up_weight, down_weight = weights
         n, scale = _normed(x, norm, eps)
-        gate, up = F.linear(n, weights[0]), F.linear(n, weights[1])
+        gate = F.linear(n, gate_weight)
+        up = F.linear(n, up_weight)
         ctx.save_for_backward(x, norm, scale, gate, up, *weights)
-        return F.linear(F.silu(gate).mul_(up), weights[2])
+        return F.linear(F.silu(gate).mul_(up), down_weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, norm, scale, gate, up, *weights = ctx.saved_tensors
-        by_gate, by_up, by_down = (weight.to(gate.dtype) for weight in weights)
-        needs_x, needs_norm, _, *needs = ctx.needs_input_grad
-        grad_weights, active = [None] * 3, F.silu(gate)
-        if needs[2]:
-            grad_weights[2] = _rows(grad).t() @ _rows(active * up)
-        pulls = _gate_gradients(
-            grad @ by_down, gate, up, active
-        )  # by the gate and by what is gated
-        n = _rows(_weighed(x, norm, scale).to(gate.dtype)) if any(needs[:2]) else None
-        for i in (0, 1):
-            if needs[i]:
-                grad_weights[i] = _rows(pulls[i]).t() @ n
-        grad_n = _rows(pulls[0] @ by_gate).addmm_(_rows(pulls[1]), by_up).view_as(x)
-        typed = [
-            g if g is None else g.to(weight.dtype)
-            for g, weight in zip(grad_weights, weights, strict=True)
-        ]
-        return *_norm_gradients(grad_n, x, norm, scale, needs_x, needs_norm), None, *typed
+        gate_weight, up_weight, down_weight = (weight.to(gate.dtype) for weight in weights)
+        needs_x, needs_norm, _, needs_gate, needs_up, needs_down = ctx.needs_input_grad
+        of_gate = None
+        of_up = None
+        of_down = None
+        active = F.silu(gate)
+        if needs_down:
+            of_down = _rows(grad).t() @ _rows(active * up)
+            of_down = of_down.to(weights[2].dtype)
+        grad_gate, grad_up = _gate_gradients(grad @ down_weight, gate, up, active)
+        if needs_gate or needs_up:
+            n = _rows(_weighted(x, norm, scale).to(gate.dtype))
+            if needs_gate:
+                of_gate = (_rows(grad_gate).t() @ n).to(weights[0].dtype)
+            if needs_up:
+                of_up = (_rows(grad_up).t() @ n).to(weights[1].dtype)
+        grad_n = _rows(grad_gate @ gate_weight).addmm_(_rows(grad_up), up_weight).view_as(x)
+        of_x, of_norm = _norm_gradients(grad_n, x, norm, scale, needs_x, needs_norm)
+        return of_x, of_norm, None, of_gate, of_up, of_down

@@ -1,28 +1,28 @@
-"""Policies: any Hugging Face causal LM folder, or the embedded model; LoRA; loading and saving.
+"""Policies: a Hugging Face folder or the embedded model, LoRA, loading and saving.
 
-Trained weights are float32 and computed with in `ModelConfig.compute_dtype`, by autocast in
-training and generation alike, so that both see the same rounding. What generates is in copies.py,
-how a folder is read in folders.py, and which adapters are taken in adapters.py.
+Trained weights are float32. Training and generation both compute in `ModelConfig.compute_dtype` by
+autocast, so both round alike. The model is in decoder.py, the weights for generation in copies.py,
+the reading of folders in folders.py, and adapters in adapters.py.
 """
 
+import copy
 import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
 )
-from transformers.utils import logging
 
 from mtsql.model import folders
 from mtsql.model.adapters import (
@@ -33,7 +33,7 @@ from mtsql.model.adapters import (
     require_same,
     saved_name,
 )
-from mtsql.model.attention import ATTENTION_NAME, register_attention
+from mtsql.model.architectures import ARCHITECTURES
 from mtsql.model.copies import (
     gather_full,
     generation_weights,
@@ -44,8 +44,11 @@ from mtsql.model.copies import (
     shard_like,
     unwrap,
 )
-from mtsql.model.layers import use_our_layers
+from mtsql.model.decoder import CausalLM, from_transformers
 from mtsql.model.tokenizer import require_vocabulary
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = [
     "EmbeddedConfig",
@@ -63,8 +66,9 @@ __all__ = [
     "save_policy",
     "shard_like",
     "unwrap",
-    "whole",
 ]
+
+MAX_SHARD_SIZE = "50GB"
 
 
 @dataclass(frozen=True)
@@ -110,19 +114,19 @@ class ModelConfig:
     """Which policy is trained."""
 
     path: str | None = None
-    """Folder of a Hugging Face causal LM (or peft adapter) with a ChatML or Llama 3 chat template,
-    or a .gguf file. Not set: the embedded model."""
+    """Folder of a Llama, Qwen2 or Qwen3 model (or of a peft adapter for one) with a ChatML or Llama
+    3 chat template, or a .gguf file. Not set: the embedded model."""
     embedded: EmbeddedConfig = EmbeddedConfig()
-    """Shape of the embedded model, where there is no path."""
+    """Shape of the embedded model, which is used if there is no path."""
     lora: AdapterConfig = AdapterConfig()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed with; auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are float32
-    either way; under LoRA the frozen ones are kept in this type."""
+    """Type of the computation. auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are
+    always float32; under LoRA the frozen weights are kept in this type."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.lora.rank and self.path is None:
             raise ValueError(
                 "model.lora.rank is set, but the embedded model has no adapters: set model.path"
@@ -144,11 +148,12 @@ class ModelConfig:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; an adapter without one has that of its base model.
-    ValueError naming the folder if it is missing or holds none, or the file that cannot be read."""
+    """The tokenizer of a model folder; an adapter without one uses that of its base model.
+    ValueError that names the folder if it is missing or holds none, or the unreadable file."""
     folder, gguf = folders.locate(path)
     if not gguf and not folders.has_tokenizer(folder):
-        if (adapter := read_adapter(folder)) is None:
+        adapter = read_adapter(folder)
+        if adapter is None:
             raise ValueError(f"model.path {path}: no tokenizer in this folder")
         folder, gguf = folders.locate(adapter.base)
         if not gguf and not folders.has_tokenizer(folder):
@@ -169,9 +174,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedConfig:
-    """The shape of the policy, without its weights: what its folder (or the base model of its
-    adapter) says, or `config.embedded`. ValueError as `load_policy`, for what can be seen so
-    early."""
+    """The shape of the policy, without its weights: the configuration in its folder (or in that of
+    its adapter's base model), or `config.embedded`. ValueError as in `load_policy`, as far as the
+    configuration shows the fault."""
     if config.path is None:
         return config.embedded
     folder, gguf = folders.locate(config.path)
@@ -179,37 +184,37 @@ def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedConfig:
     return folders.read_model_config(adapter.base if adapter else config.path)
 
 
-def load_policy(config: ModelConfig) -> PreTrainedModel:
-    """The policy with our attention, its trained weights in float32, dropout off; a peft model
-    under LoRA. ValueError, naming the folder or the file, for what is missing, damaged or cannot be
-    trained here."""
+def load_policy(config: ModelConfig) -> "CausalLM | PeftModel":
+    """The policy, its trained weights in float32; under LoRA peft's wrapper of the model.
+    ValueError that names the folder or the file for a model that is missing, damaged or not
+    supported."""
     folder, gguf = folders.locate(config.path)
-    if adapter := None if gguf else read_adapter(folder):
+    adapter = None if gguf else read_adapter(folder)
+    if adapter:
         require_same(config.lora, adapter)
-        return attach_adapter(_load_model(adapter.base, config, config.compute_dtype), adapter)
+        base = _load_model(adapter.base, config, config.compute_dtype)
+        return attach_adapter(base, adapter)
     config.lora.require_effect()
     if not config.lora.rank:
         return _load_model(config.path, config, torch.float32)
-    return add_adapters(
-        _load_model(config.path, config, config.compute_dtype), config.lora, config.path
-    )
+    base = _load_model(config.path, config, config.compute_dtype)
+    return add_adapters(base, config.lora, config.path)
 
 
-def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a folder that is no adapter, its weights in `dtype`."""
+def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
+    """The model of a folder that is no adapter, its weights in `dtype`. transformers reads the
+    files, because it knows shards, GGUF and the names of older checkpoints."""
     settings = folders.read_model_config(path)
     folder, gguf = folders.locate(path)
-    kind = (
-        {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    )
-    if not gguf:
+    if gguf:
+        kind = {"quantization_config": GgufConfig(dequantize=True)}
+    else:
+        kind = {"use_safetensors": True}
         folders.require_shapes(settings, folders.weight_files(folder))
-    register_attention()
     with folders.reading(f"model.path {path}"):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        theirs, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
@@ -217,23 +222,16 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> PreTraine
             **kind,
         )
     folders.require_all_weights(found, folder)
+    model = from_transformers(theirs)
     for name, weight in model.named_parameters():
         folders.require_finite(name, weight, f"model.path {path}")
-    _require_our_attention(model, path)
-    use_our_layers(model)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.model.gradient_checkpointing = config.gradient_checkpointing
     return model
 
 
-def build_embedded(
-    tokenizer: PreTrainedTokenizerBase, size: EmbeddedConfig, seed: int
-) -> PreTrainedModel:
-    """The embedded model, its weights drawn from `seed`; the global random state is kept."""
-    register_attention()
+def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedConfig, seed: int) -> CausalLM:
+    """The embedded model, its weights drawn from `seed` as transformers draws them. The global
+    random state is kept."""
     settings = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden_size,
@@ -251,11 +249,8 @@ def build_embedded(
     )
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            settings, attn_implementation=ATTENTION_NAME, dtype=torch.float32
-        )
-    use_our_layers(model)
-    return model
+        theirs = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    return from_transformers(theirs)
 
 
 def save_policy(
@@ -265,23 +260,15 @@ def save_policy(
     is_main: bool = True,
     notes: dict[str, dict] | None = None,
 ) -> None:
-    """Write an ordinary Hugging Face (or peft) folder, first beside `folder`, then renamed into
-    place.
+    """Write an ordinary Hugging Face (or peft) folder. It is written beside `folder` and then
+    renamed, so an interrupted save leaves the older folder intact.
 
     `notes`: file name -> content of JSON files that the folder also holds. With FSDP2 every rank
-    calls this, as gathering the shards takes them all; only `is_main` writes.
+    must call this, because all of them take part in gathering the shards; only `is_main` writes.
     """
-    model, folder = unwrap(model), Path(folder)
-    state = None
-    if is_sharded(model):
-        sharded, gathered = model.state_dict(keep_vars=True), {}
-        for (
-            weight
-        ) in sharded.values():  # tied ones once: what is one weight here is one in the folder
-            if id(weight) not in gathered:
-                full = gather_full(weight.detach())
-                gathered[id(weight)] = full.cpu() if is_main else None
-        state = {name: gathered[id(weight)] for name, weight in sharded.items()}
+    model = unwrap(model)
+    folder = Path(folder)
+    state = _full_state(model, is_main) if is_sharded(model) else model.state_dict()
     if not is_main:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -289,13 +276,11 @@ def save_policy(
     old = folder.with_name(f".{folder.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    logging.disable_progress_bar()
-    if is_adapted(
-        model
-    ):  # peft would look for the base model's vocabulary, on the network if it has to
+    if is_adapted(model):
+        # With save_embedding_layers peft would look for the base model's vocabulary on the network.
         model.save_pretrained(partial, state_dict=state, save_embedding_layers=False)
     else:
-        model.save_pretrained(partial, state_dict=state)
+        _write_model(model, state, partial)
     tokenizer.save_pretrained(partial)
     for name, note in (notes or {}).items():
         (partial / name).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
@@ -305,9 +290,34 @@ def save_policy(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _full_state(model: torch.nn.Module, is_main: bool) -> dict[str, torch.Tensor | None]:
+    """Name -> gathered weight, on the CPU of the main rank and None on the others. Tied weights are
+    gathered once and stay one tensor."""
+    sharded = model.state_dict(keep_vars=True)
+    gathered: dict[int, torch.Tensor | None] = {}
+    for weight in sharded.values():
+        if id(weight) not in gathered:
+            full = gather_full(weight.detach())
+            gathered[id(weight)] = full.cpu() if is_main else None
+    return {name: gathered[id(weight)] for name, weight in sharded.items()}
+
+
+def _write_model(model: CausalLM, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """The configurations and the weights as transformers writes them. A tied head is left out."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [ARCHITECTURES[config.model_type]]
+    config.dtype = state["model.norm.weight"].dtype
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if config.tie_word_embeddings:
+        state = {name: weight for name, weight in state.items() if name != "lm_head.weight"}
+    save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
+
+
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
     """Set the trainable weights from a folder that `save_policy` wrote for this very model.
-    ValueError naming the weight that is missing or has another shape."""
+    ValueError that names a weight that is missing or has another shape."""
     tensors = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= folders.read_tensors(file)
@@ -322,28 +332,3 @@ def load_trained(model: torch.nn.Module, folder: Path) -> None:
                     f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}"
                 )
             weight.copy_(shard_like(value, weight))
-
-
-class _Reached(Exception):
-    """The probe's attention was called."""
-
-
-class _Probe:
-    def attend(self, *_):
-        raise _Reached
-
-
-def _require_our_attention(model: PreTrainedModel, path: str | None) -> None:
-    """Model code that ignores our attention, or loses its context, attends to the wrong tokens."""
-    zero = torch.zeros(1, 1, dtype=torch.long)
-    try:
-        with folders.reading(f"model.path {path}: {type(model).__name__} cannot be computed here"):
-            model(input_ids=zero, position_ids=zero, use_cache=False, attention_context=_Probe())
-    except _Reached:
-        return
-    except ValueError as error:
-        if "attention_context" not in str(error):  # or else its code has lost the context
-            raise
-    raise ValueError(
-        f"model.path {path}: {type(model).__name__} bypasses transformers' attention interface"
-    )

@@ -1,6 +1,6 @@
 """Sizes that have to fit together: tokens and embeddings, sequences and positions.
 
-Both can be told from the configurations, before weights are loaded or anything is trained.
+The checks need only configurations, so they run before weights are loaded or anything is trained.
 """
 
 from typing import TYPE_CHECKING
@@ -14,9 +14,9 @@ BUDGETS = "max_prompt_tokens + sampling.max_trajectory_tokens"
 
 
 def max_positions(shape: "PreTrainedConfig | EmbeddedConfig") -> int | None:
-    """Tokens of the longest sequence that a model was made for, or None if it does not say. Rotary
-    scaling by yarn extends what the model was pretrained for, and its configuration may not count
-    that in max_position_embeddings."""
+    """Tokens of the longest sequence that a model was made for, or None if its configuration does
+    not say. Rotary scaling by yarn extends the length that the model was pretrained for, and
+    max_position_embeddings may not include this extension."""
     if not isinstance(shape, PreTrainedConfig):
         return shape.max_positions
     stated = getattr(shape, "max_position_embeddings", None)
@@ -31,7 +31,7 @@ def require_positions(
     shape: "PreTrainedConfig | EmbeddedConfig", max_tokens: int, what: str = BUDGETS
 ) -> None:
     """ValueError if a sequence of `max_tokens` tokens is longer than the model's positions. `what`
-    names it in the error."""
+    names the sequence in the error."""
     positions = max_positions(shape)
     if positions is not None and max_tokens > positions:
         is_folder = isinstance(shape, PreTrainedConfig)
@@ -47,7 +47,7 @@ def require_embeddings(
     shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str
 ) -> None:
     """ValueError if the tokenizer of folder `path` has a token for which the model has no
-    embedding. An embedding with more rows than tokens is fine."""
+    embedding. More embeddings than tokens are allowed."""
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if highest >= shape.vocab_size:
         raise ValueError(
@@ -61,7 +61,7 @@ def require_room_in_batch(
     key: str, max_batch_tokens: int, max_tokens: int, what: str = BUDGETS
 ) -> None:
     """ValueError that begins with `key` if the longest sample, of `max_tokens` tokens, does not fit
-    in a micro-batch. `what` says where the sample comes from."""
+    into a micro-batch. `what` says where the sample comes from."""
     if max_batch_tokens < max_tokens:
         raise ValueError(
             f"{key} is {max_batch_tokens}, but one sample may have {max_tokens} tokens ({what}): "

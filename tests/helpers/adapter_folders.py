@@ -1,7 +1,6 @@
-"""Adapter folders of peft's own making, and log-probs by three ways, for the tests of adapters."""
+"""Adapter folders as peft writes them, and log-probs by three ways, for the tests of adapters."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,15 @@ SIZE = EmbeddedConfig(
 SAMPLE = Sample(prompt_ids=[30, 31, 32], ids=[40, 41, 42, 43], loss_mask=[1] * 4)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "base"
+def save_base(folder: Path) -> Path:
+    """The base model of the adapters, saved in `folder`."""
     tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
     save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder)
     return folder
 
 
 def by_peft(base: Path, **keys) -> torch.nn.Module:
-    """A model of peft's own, whose adapters do something."""
+    """A model of transformers and peft, whose adapters already do something."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     keys = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", "r": 4, **keys}
     model = get_peft_model(model, LoraConfig(**keys))
@@ -50,36 +48,25 @@ def by_peft(base: Path, **keys) -> torch.nn.Module:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def plain(base) -> Path:
-    by_peft(base).save_pretrained(base.parent / "plain")
-    return base.parent / "plain"
-
-
-@pytest.fixture
-def adapter(plain, tmp_path) -> Path:
-    """A plain adapter of `base`, to be changed."""
-    return Path(shutil.copytree(plain, tmp_path / "adapter"))
-
-
 def change(folder: Path, **keys) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
 
 
 def learner_logprobs(model: torch.nn.Module) -> list[float]:
-    """Under the learner's module, in training mode."""
+    """Log-probs of SAMPLE under the learner's module, in training mode."""
     with torch.no_grad():
         return PolicyModule(model.train())(pack([SAMPLE], 100)[0])[0].tolist()
 
 
 def rollout_logprobs(model: torch.nn.Module) -> list[float]:
+    """Log-probs of SAMPLE under the weights for generation."""
     with generation_weights(model) as weights:
         return score(PolicyModule(weights), [SAMPLE], 100, torch.device("cpu"))[0]
 
 
 def peft_logprobs(model: torch.nn.Module) -> list[float]:
-    """Of transformers and peft, without any code of ours."""
+    """Log-probs of SAMPLE by transformers and peft, without any code of ours."""
     ids = torch.tensor([[*SAMPLE.prompt_ids, *SAMPLE.ids]])
     with torch.no_grad():
         logp = model(input_ids=ids).logits[0].log_softmax(-1)
