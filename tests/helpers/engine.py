@@ -78,7 +78,7 @@ def make_engine(
     limits = EngineConfig(
         max_rows=rows,
         block_size=size,
-        cache_bytes=blocks * block_bytes(model.config, size, model.dtype),
+        cache_bytes=blocks * block_bytes(model.config, size, model.lm_head.weight.dtype),
         max_scheduled_tokens=scheduled,
     )
     return Engine(
