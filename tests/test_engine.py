@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.engine import (
     FAMILY,
-    TINY,
     check_dialogues,
     finish,
     finish_one,
@@ -21,7 +19,7 @@ from helpers.engine import (
     tiny,
 )
 from mtsql.engine.config import EngineConfig
-from mtsql.engine.engine import StopReason, check_attention
+from mtsql.engine.engine import StopReason
 from mtsql.engine.sampling import SamplingConfig, hash_key, uniform
 
 
@@ -260,16 +258,6 @@ def test_misuse_is_refused_in_words():
     with pytest.raises(ValueError, match="training mode"):
         engine.step()
     tiny().eval()
-
-
-def test_unsupported_models_are_refused_by_name():
-    sliding = transformers.Qwen2Config(
-        **TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1
-    )
-    with pytest.raises(ValueError, match="layers with sliding_attention are not supported"):
-        check_attention(sliding)
-    with pytest.raises(ValueError, match="model type 'mistral' is not supported"):
-        check_attention(transformers.MistralConfig(**TINY))
 
 
 def test_limits_that_cannot_work_are_refused():

@@ -230,13 +230,6 @@ def test_limits_name_their_keys(limits, words):
         EngineConfig(**limits)
 
 
-def test_a_model_that_the_engine_cannot_run(folder):
-    shape = policy_shape(ModelConfig(path=folder))
-    shape.model_type = "gpt2"
-    with pytest.raises(ValueError, match="model type 'gpt2' is not supported"):
-        check_engine(EngineConfig(), shape, 10, torch.float32)
-
-
 @pytest.mark.parametrize("limits", [{"cache_bytes": 1000}, {"block_size": 10**9}])
 def test_a_cache_below_a_block(limits, folder):
     model = load_policy(ModelConfig(path=folder)).eval()

@@ -34,7 +34,6 @@ from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
 from mtsql.model.decoder import CausalLM
 from mtsql.model.sizes import BUDGETS
 
-SUPPORTED = ("llama", "qwen2", "qwen3")  # config.model_type; each is tested against model.generate
 MAX_LOGITS = 1 << 22  # elements of one logits tensor; more rows are sampled in parts
 
 
@@ -69,12 +68,10 @@ class Engine:
         """`model` must be in eval mode.
 
         Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of
-        the autocast. Raises ValueError for a model whose attention we do not compute, and for a
-        cache smaller than one block.
+        the autocast. ValueError if the cache is smaller than one block.
         """
         limits = limits or EngineConfig()
         config = model.config
-        check_attention(config)
         self.model = model
         self.decoder = model.model
         self.head = model.lm_head
@@ -323,11 +320,8 @@ def check_engine(
 
     ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
     together, does not fit in the cache, or if this machine has no memory for the cache (checked
-    only without a GPU); also for a model that the engine cannot run. `dtype` is that of keys and
-    values, `ModelConfig.compute_dtype`.
+    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
     """
-    if hasattr(shape, "model_type"):
-        check_attention(shape)
     _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
     # A prompt that ends inside a block keeps it for itself, so there may be one block more.
     num_blocks = -(-max_tokens // limits.block_size) + 1
@@ -341,19 +335,3 @@ def check_engine(
     if not torch.cuda.is_available():
         with cache_memory(limits):
             mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time
-
-
-def check_attention(config) -> None:
-    """ValueError unless the engine's attention computes exactly what the model's own does."""
-    where = f"model.path {folder}: " if (folder := config.name_or_path) else ""
-    if config.model_type not in SUPPORTED:
-        known = ", ".join(SUPPORTED)
-        raise ValueError(
-            f"{where}model type {config.model_type!r} is not supported: take one of {known}"
-        )
-    unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if unsupported:
-        raise ValueError(
-            f"{where}layers with {', '.join(sorted(unsupported))} are not supported: take a model "
-            "with full attention"
-        )
