@@ -15,7 +15,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mtsql.judge.exact_match import exact_match, execution_match
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.execution_match import execution_match
 from mtsql.sql.schema import load_schemas
 
 OFFICIAL_SECS = {"exact_match": 1.4, "execution_match": 7.4}

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from mtsql.judge.official_scorer import database_files
+from mtsql.judge.official_files import database_files
 from mtsql.sql.database_files import DatabaseFolder
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import run_query
@@ -126,7 +126,7 @@ def test_odd_ids_load_and_run(tmp_path, db_id, is_flat):
 @pytest.mark.parametrize("db_id", ["../victim", "/etc/x", "a/b", "..", "", "a\0", "a\nb"])
 @pytest.mark.parametrize("kind", ["dialogues", "tables", "gold", "csv"])
 def test_an_id_that_is_a_path_is_refused_wherever_it_is_read(tmp_path, db_id, kind):
-    from mtsql.judge.official_scorer import read_gold
+    from mtsql.judge.official_files import read_gold
     from mtsql.sql.questions import read_conversations
     from mtsql.sql.schema import load_schemas
 

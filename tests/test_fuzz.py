@@ -8,8 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtsql.judge.exact_match import clause_f1, exact_match, execution_match, hardness
+from mtsql.judge.clause_f1 import clause_f1
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.execution_match import execution_match
 from mtsql.judge.guard import Evidence, evidence
+from mtsql.judge.hardness import hardness
 from mtsql.judge.sql_parser import parse_sql
 from mtsql.sql.sandbox import QueryConfig, QueryResult, run_query
 from mtsql.sql.schema import schema_from_sqlite

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mtsql.judge.exact_match import hardness
+from mtsql.judge.hardness import hardness
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import run_query
 from mtsql.toyworld.world import WorldConfig, write_toy_world

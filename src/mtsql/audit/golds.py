@@ -19,7 +19,8 @@ from mtsql.audit.report import Case, Report
 from mtsql.audit.rewritings import rewritings_of
 from mtsql.audit.turns import over_turns
 from mtsql.judge.agreement import is_ordered, rounded, stable_order
-from mtsql.judge.guard import is_same_query, trial_of
+from mtsql.judge.guard import trial_of
+from mtsql.judge.same_query import is_same_query
 from mtsql.judge.sql_parser import parse_sql
 from mtsql.rl.rewards import answer_scores
 from mtsql.sql.dialogues import Corpus, Turn

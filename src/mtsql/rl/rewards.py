@@ -19,8 +19,10 @@ from mtsql.agent.env import ReplyRecord, SqlEnv
 from mtsql.agent.reply import Verdict
 from mtsql.agent.tools import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.judge.agreement import written_match
-from mtsql.judge.exact_match import clause_f1, exact_match
-from mtsql.judge.guard import Copied, Evidence, copied_from_history, evidence, means_same
+from mtsql.judge.clause_f1 import clause_f1
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.guard import Evidence, evidence
+from mtsql.judge.same_query import Copied, copied_from_history, means_same
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.runnable import folded
 from mtsql.sql.sandbox import QueryConfig, run_query
