@@ -1,4 +1,4 @@
-"""Exact set match: the official comparison of two queries, clause by clause, with its partial scores.
+"""Exact set match: the official comparison of two queries by clauses, with its partial scores.
 
 The verdicts are those of taoyds/test-suite-sql-eval with its default switches, quirks included,
 because published figures contain the quirks. execution_match.py has the other official verdict.

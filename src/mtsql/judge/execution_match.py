@@ -2,7 +2,7 @@
 
 The rules are those of taoyds/test-suite-sql-eval, quirks included, with one repair: predictions run
 in the sandbox (mtsql/sql/sandbox.py). So a predicted DROP TABLE, PRAGMA or ATTACH is a wrong answer
-and damages no database. A query that would hang the official program ends at its limit and is wrong.
+and damages no database. A query that would hang the official program ends at its limit as wrong.
 """
 
 import re

@@ -98,7 +98,7 @@ def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _may_be_database(path: Path) -> bool:
-    """Whether the name is not one of SQLite's working files or of another program's hidden files."""
+    """Whether the name is that of no working file of SQLite and of no hidden file."""
     is_working_file = path.name.endswith(("-journal", "-wal", "-shm"))
     return not is_working_file and not path.name.startswith(".")
 

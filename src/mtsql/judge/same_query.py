@@ -1,4 +1,4 @@
-"""Whether two texts are the same query, so that an answer which repeats an earlier turn is found."""
+"""Whether two texts are the same query. It finds answers that repeat the SQL of an earlier turn."""
 
 import re
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ from mtsql.sql.schema import Schema, load_schemas
 from mtsql.sql.worker_pool import query_threads
 
 MAX_PLUGGED = 10_000
-"""Limit of the variants of one prediction that `plug_value` tries. The official program has none."""
+"""Limit of the variants of a prediction that `plug_value` tries; the official program has none."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def parse_sql(text: str, schema: Schema) -> Query | None:
 
 
 class Names:
-    """A schema's columns by lower-case names. Compared by identity, which makes cheap cache keys."""
+    """A schema's columns by lower-case names. Compared by identity, so it is a cheap cache key."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
