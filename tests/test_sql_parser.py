@@ -162,12 +162,11 @@ SELECT Age FROM (Singer) (JOIN Song AS T2 ON T2.Name = 3)
 SELECT (Age) FROM Singer GROUP BY (Age)
     SELECT Age FROM Singer GROUP BY Age
 """
-
-
 SAME_LINES = SAME.strip().split("\n")
+SAME_PAIRS = list(zip(SAME_LINES[::2], SAME_LINES[1::2], strict=True))
 
 
-@pytest.mark.parametrize(("text", "other"), zip(SAME_LINES[::2], SAME_LINES[1::2], strict=True))
+@pytest.mark.parametrize(("text", "other"), SAME_PAIRS)
 def test_a_quirk_is_read_as_the_regular_text(text: str, other: str) -> None:
     assert parsed(text) == parsed(other) is not None
 
