@@ -25,7 +25,7 @@ from mtsql.judge.sql_tokens import Unparseable, tokenize
 from mtsql.sql.schema import Schema
 
 MAX_DEPTH = 50
-"""Limit of queries within queries. The official program goes on until its stack overflows."""
+"""Limit of queries within queries. The official program recurses until its stack overflows."""
 MAX_CACHED = 16384
 """Number of queries that a cache keeps. One takes a few kilobytes."""
 MAX_CACHED_SCHEMAS = 1024
