@@ -21,7 +21,7 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import read_json, read_text, write_text
-from mtsql.judge.exact_match import hardness
+from mtsql.judge.hardness import hardness
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.losses import sft_loss
 from mtsql.learner.packing import Sample

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from helpers.databases import load_one_question, make_database, tables_json
-from mtsql.judge.official_scorer import database_files, read_gold
+from mtsql.judge.official_files import database_files, read_gold
 from mtsql.sql.database_files import DatabaseFolder
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.questions import read_conversations

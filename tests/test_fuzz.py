@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from helpers.databases import make_database, snapshot
 from mtsql.judge.exact_match import clause_f1, exact_match, execution_match, hardness
 from mtsql.judge.guard import Evidence, evidence
+from mtsql.judge.hardness import hardness
 from mtsql.judge.sql_parser import parse_sql
 from mtsql.sql.sandbox import QueryConfig, QueryResult, run_query
 from mtsql.sql.schema import schema_from_sqlite

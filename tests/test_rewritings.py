@@ -1,12 +1,11 @@
-"""Texts that mean the same: what each rewriting makes of a query, that its rows are the query's,
-and that the reward pays it."""
+"""Each rewriting gives the expected text, returns the rows of its query, and is paid."""
 
-import sqlite3
 from collections import Counter
-from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from helpers.shows import make_database
 from mtsql.audit.reader import read_sql
 from mtsql.audit.rewritings import REWRITINGS, rewritings_of
 from mtsql.audit.statement import Unreadable
@@ -14,7 +13,7 @@ from mtsql.judge.agreement import rounded
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, run_query
-from mtsql.sql.schema import schema_from_sqlite
+from mtsql.sql.schema import Schema, schema_from_sqlite
 
 SCRIPT = """
 CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER,
@@ -33,15 +32,12 @@ INSERT INTO award VALUES (1, 1, 'gold'), (2, 3, 'gold'), (3, 3, 'tin'), (4, 4, '
 
 
 @pytest.fixture(scope="module")
-def db(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rewritings") / "shows.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(SCRIPT)
-    return path
+def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_database(tmp_path_factory.mktemp("rewritings") / "shows.sqlite", SCRIPT)
 
 
 @pytest.fixture(scope="module")
-def schema(db):
+def schema(db: Path) -> Schema:
     return schema_from_sqlite(db)
 
 
@@ -258,7 +254,7 @@ CASES = [
         None,
     ),
     (
-        "AND turned",
+        "AND reordered",
         "SELECT name FROM singer WHERE age > 20 AND country = 'USA' OR age BETWEEN 1 AND 20 "
         "AND name = 'Eve'",
         "SELECT name FROM singer WHERE country = 'USA' AND age > 20 OR name = 'Eve' "
@@ -283,14 +279,21 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "sql", "rewritten"), CASES)
-def test_each_rewriting_is_this_text(schema, kind, sql, rewritten):
+def test_a_rewriting_gives_this_text_or_does_not_apply(
+    schema: Schema, kind: str, sql: str, rewritten: str | None
+) -> None:
     assert rewritings_of(sql, schema).get(kind) == rewritten
 
 
-def test_every_kind_has_a_case_and_an_opposite_direction(schema):
+def test_every_kind_has_a_case() -> None:
     assert {kind for kind, _, rewritten in CASES if rewritten} == REWRITINGS.keys()
-    there = next(sql for kind, sql, text in CASES if kind == "EXISTS for IN" and text)
-    exists = rewritings_of(there, schema)["EXISTS for IN"]
+
+
+def test_exists_and_in_are_rewritten_into_each_other(schema: Schema) -> None:
+    sql = (
+        "SELECT name FROM singer WHERE singer_id IN (SELECT singer_id FROM song WHERE year = 2005)"
+    )
+    exists = rewritings_of(sql, schema)["EXISTS for IN"]
     back = rewritings_of(exists, schema)["IN for EXISTS"]
     assert rewritings_of(back, schema)["EXISTS for IN"].count("EXISTS") == 1
 
@@ -306,18 +309,22 @@ GOLDS = sorted({sql for _, sql, _ in CASES}) + [
 
 
 @pytest.mark.parametrize("sql", GOLDS)
-def test_a_rewriting_returns_the_rows_of_the_query_and_is_paid(db, schema, sql):
+def test_a_rewriting_returns_the_rows_of_its_query_and_is_paid(
+    db: Path, schema: Schema, sql: str
+) -> None:
     gold = run_query(db, sql)
     assert gold.is_ok, gold.message
+    rows = rounded(gold.rows)
     turn = Turn("train:0:0", 0, "shows", "?", sql)
-    paid = answer_scores(sql, turn, schema, db, RewardConfig(), QueryConfig())
+    ex, _ = answer_scores(sql, turn, schema, db, RewardConfig(), QueryConfig())
     for kind, text in rewritings_of(sql, schema).items():
         result = run_query(db, text)
         assert result.is_ok, (kind, text, result.message)
+        others = rounded(result.rows)
         if "order by" in sql.lower():
-            assert rounded(result.rows) == rounded(gold.rows), (kind, text)
-        assert Counter(rounded(result.rows)) == Counter(rounded(gold.rows)), (kind, text)
-        if paid[0] and not gold.is_empty:
+            assert others == rows, (kind, text)
+        assert Counter(others) == Counter(rows), (kind, text)
+        if ex and not gold.is_empty:
             scores = answer_scores(text, turn, schema, db, RewardConfig(), QueryConfig())
             assert scores[0] == 1, (kind, text)
 
@@ -329,7 +336,8 @@ def test_a_rewriting_returns_the_rows_of_the_query_and_is_paid(db, schema, sql):
         "SELECT name FROM singer; SELECT 1",
         "SELECT nothing FROM singer",
         "SELECT T9.name FROM singer AS T1",
-        "SELECT singer_id FROM singer JOIN song ON singer.singer_id = song.singer_id",  # ambiguous
+        # An ambiguous column.
+        "SELECT singer_id FROM singer JOIN song ON singer.singer_id = song.singer_id",
         "SELECT rowid FROM singer",
         "SELECT name FROM singer NATURAL JOIN song",
         "SELECT name FROM singer JOIN song USING (singer_id)",
@@ -346,7 +354,7 @@ def test_a_rewriting_returns_the_rows_of_the_query_and_is_paid(db, schema, sql):
         "PRAGMA table_info(singer)",
     ],
 )
-def test_what_is_not_understood_for_sure_is_left_alone(schema, sql):
+def test_a_query_that_is_not_read_for_sure_has_no_rewritings(schema: Schema, sql: str) -> None:
     with pytest.raises(Unreadable):
         read_sql(sql, schema)
     assert rewritings_of(sql, schema) == {}

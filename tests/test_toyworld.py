@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtsql.judge.exact_match import hardness
+from mtsql.judge.hardness import hardness
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import run_query
 from mtsql.toyworld.world import SOURCES, WorldConfig, write_toy_world

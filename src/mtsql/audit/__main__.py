@@ -1,16 +1,16 @@
-"""Look at a data set before training on it: golds that cannot be judged, right answers that are not
-paid, rewards that can be had for nothing.
+"""Look at a data set before training on it: golds that cannot be judged, correct answers that the
+reward does not pay, and rewards that an answer gets for nothing.
 
     python -m mtsql.audit                                                   # the toy world
     python -m mtsql.audit --data.train train.json --data.dev dev.json --data.tables tables.json \\
         --data.databases database --run runs/audit-sparc
 
 Prints what it found with the worst cases, and writes `audit.json` (every case) and `leave_out.tsv`
-(turn id and reason) to the run folder; `--data.leave_out runs/audit-sparc/leave_out.tsv` keeps a
-training from those turns. What a gold or an attack earns is asked of the reward itself, with the
-limits of `env.query`.
+(turn id and reason) to the run folder. With `--data.leave_out runs/audit-sparc/leave_out.tsv`, a
+training leaves those turns out. The audit asks the reward itself what a gold or an attack earns,
+with the limits of `env.query`.
 
-`--rewritings true` also answers by other texts of each gold that mean the same. `--farming true`
+`--rewritings true` also answers with other texts of each gold that mean the same. `--farming true`
 does something else: it prints what policies that understand nothing earn beside honest ones.
 """
 
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mtsql.audit.checks import audit
 from mtsql.audit.config import Config
 from mtsql.audit.farming import farm, show_farming
-from mtsql.audit.golds import audit
 from mtsql.audit.report import CHECKS, leave_out_lines, show
 from mtsql.files import in_one_line, printing, write_text
 from mtsql.run.config import parse_config, to_dict
@@ -34,11 +34,11 @@ from mtsql.sql.dialogues import Corpus
 from mtsql.sql.worker_pool import set_num_workers
 
 FILE_WIDTH = 140
-"""Columns of the tables where the output is not a terminal."""
+"""Width of the tables, in characters, if the output is not a terminal."""
 
 
 def main(config: Config) -> None:
-    """Load, check, print, write."""
+    """Load the split, check it, print the tables, write the files."""
     folder = Path(config.run)
     with RunLock(folder):
         file = folder / ("farming.json" if config.farming else "audit.json")
@@ -55,10 +55,11 @@ def _look(config: Config, file: Path) -> None:
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    console = Console(width=width, markup=False, emoji=False)  # ids and golds hold any text
-    if losses := describe_skipped(corpus):
+    # Ids and golds hold any text, so no markup is read in it.
+    console = Console(width=width, markup=False, emoji=False)
+    if skipped := describe_skipped(corpus):
         with printing():
-            console.print(f"{config.split}: {losses}")
+            console.print(f"{config.split}: {skipped}")
     if config.farming:
         _farm(corpus, config, file, console)
     else:
@@ -72,7 +73,7 @@ def _audit(corpus: Corpus, config: Config, file: Path, console: Console) -> None
     try:
         with printing():
             show(report, config.split, config.rewritings, console)
-    finally:  # what cannot be printed can still be kept
+    finally:  # a report that cannot be printed can still be written
         counts = {"checks": CHECKS, "skipped": len(corpus.skipped)}
         _write(file, {"config": to_dict(config), **counts, **asdict(report)})
         write_text(left_out, "".join(f"{line}\n" for line in lines))

@@ -1,4 +1,4 @@
-"""Answers that need no idea of the question. Whatever they earn can be farmed."""
+"""Answers that need no understanding of the question. If one earns anything, it can be farmed."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,13 @@ from mtsql.sql.sandbox import QueryResult
 from mtsql.sql.schema import Schema, quoted
 
 MAX_CONSTANT_CELLS = 8
+"""Limit of the cells of a row that an attack writes down as a constant."""
 MAX_LISTED = 40
-"""Values of a list; a policy can read no more in an observation."""
+"""Limit of the values in a list. A policy cannot read more of them in an observation."""
 
 
 def attacks_on(turn: Turn, gold: QueryResult, schema: Schema) -> Iterator[tuple[str, str]]:
-    """-> (name of the attack, SQL)."""
+    """The attacks that can be tried on a turn: (name of the attack, SQL). gold: its result."""
     yield "SELECT 1", "SELECT 1"
     table = quoted(schema.tables[0].name)
     if len(gold.rows) == 1 and len(gold.rows[0]) <= MAX_CONSTANT_CELLS:
@@ -27,33 +28,44 @@ def attacks_on(turn: Turn, gold: QueryResult, schema: Schema) -> Iterator[tuple[
         yield "no rows", f"SELECT * FROM {table} WHERE 1 = 2"
     for _, sql in turn.history:
         yield "copied", sql
-    tokens = sqlparse.parse(turn.sql)[0].tokens
-    is_where = [isinstance(token, sqlparse.sql.Where) for token in tokens]
-    if any(is_where):
-        texts = [" " if w else str(token) for w, token in zip(is_where, tokens, strict=True)]
-        yield "no filter", "".join(texts)
+    without_filter = _without_filter(turn.sql)
+    if without_filter is not None:
+        yield "no filter", without_filter
     if gold.rows and len(gold.rows[0]) == 1:
         yield from _seen_values(turn.sql, [cell for (cell,) in gold.rows], schema)
 
 
+def _without_filter(sql: str) -> str | None:
+    """The query without its outermost WHERE; None if it has none."""
+    texts = []
+    has_filter = False
+    for token in sqlparse.parse(sql)[0].tokens:
+        is_where = isinstance(token, sqlparse.sql.Where)
+        has_filter |= is_where
+        texts.append(" " if is_where else str(token))
+    return "".join(texts) if has_filter else None
+
+
 def _seen_values(gold_sql: str, cells: list, schema: Schema) -> Iterator[tuple[str, str]]:
-    """The values of the gold's one column, as a filter of that column."""
+    """Filters of the gold's only result column by the values that the gold returns."""
     values = [cell for cell in dict.fromkeys(cells) if cell is not None]
     column = _only_column(gold_sql, schema)
     if column is None or not 0 < len(values) <= MAX_LISTED:
         return
-    listed = ", ".join(map(literal, values))
     name, select = column
+    listed = ", ".join(map(literal, values))
     yield "values listed", f"{select} WHERE {name} IN ({listed})"
     if len({type(value) for value in values}) == 1:
-        low, high = literal(min(values)), literal(max(values))
+        low = literal(min(values))
+        high = literal(max(values))
         yield "values between", f"{select} WHERE {name} BETWEEN {low} AND {high}"
 
 
 def _only_column(sql: str, schema: Schema) -> tuple[str, str] | None:
-    """(the one column that a query returns, `SELECT it FROM its table`), if it returns a column.
+    """(the column that the query returns, `SELECT column FROM its table`).
 
-    None if WHERE names that column: then its values may be what the question gives.
+    None if the result is not a plain column, or if WHERE names that column, because then its
+    values may stand in the question.
     """
     try:
         statement = read_sql(sql, schema)
@@ -64,17 +76,19 @@ def _only_column(sql: str, schema: Schema) -> tuple[str, str] | None:
     source = statement.targets.get(first)
     if source is None or source.table is None or statement.column_end(first) != end:
         return None
-    places = range(*select.clauses.get("where", (0, 0)))
-    if any(statement.tokens[at].name == statement.tokens[end - 1].name for at in places):
+    column = statement.tokens[end - 1]
+    where = select.clauses.get("where", (0, 0))
+    if any(statement.tokens[at].name == column.name for at in range(*where)):
         return None
-    name = statement.tokens[end - 1].text
-    return name, f"SELECT {name} FROM {quoted(source.table)}"
+    return column.text, f"SELECT {column.text} FROM {quoted(source.table)}"
 
 
 def literal(cell: object) -> str:
-    """A cell as SQL."""
+    """Write a cell as SQL."""
     if cell is None:
         return "NULL"
     if isinstance(cell, bytes):
         return f"x'{cell.hex()}'"
-    return "'" + cell.replace("'", "''") + "'" if isinstance(cell, str) else repr(cell)
+    if isinstance(cell, str):
+        return "'" + cell.replace("'", "''") + "'"
+    return repr(cell)

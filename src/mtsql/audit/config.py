@@ -9,7 +9,7 @@ from mtsql.audit.report import CHECKS
 from mtsql.rl.rewards import RewardConfig
 from mtsql.sql.datasets import DataConfig
 
-TEACHES_NOTHING = (
+LEFT_OUT_BY_DEFAULT = (
     "gold fails",
     "gold unpaid ex",
     "gold unguarded",
@@ -18,8 +18,9 @@ TEACHES_NOTHING = (
     "prompt over budget",
     "farmable",
 )
-"""Where the right answer earns nothing, or only by luck, or a wrong one earns as much, or where the
-same is already taught. A gold that is paid in ex but not in em still teaches what is right."""
+"""Checks of turns that should not be trained on: the correct answer earns nothing or earns by luck,
+a wrong one earns as much, or another turn teaches the same. A gold that is paid in ex but not in em
+still teaches what is correct."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,19 @@ class Config:
     token."""
     max_prompt_tokens: int = 4000
     """Budget of a prompt."""
-    leave_out: tuple[str, ...] = TEACHES_NOTHING
-    """Checks whose turns leave_out.tsv names; a turn with several has the first one as its
-    reason."""
+    leave_out: tuple[str, ...] = LEFT_OUT_BY_DEFAULT
+    """Checks whose turns are written to leave_out.tsv. For a turn that fails several, the first of
+    them is the reason."""
     max_dialogues: int = 0
-    """Look only at the first so many dialogues (0 = all)."""
+    """Number of dialogues to look at, from the first one (0 = all)."""
     rewritings: bool = False
-    """Also answer each turn by other texts of its gold that mean the same, and count which ones the
-    reward pays. Takes several times as long."""
+    """Also answer each turn with other texts of its gold that mean the same, and count which ones
+    the reward pays. Takes several times as long."""
     farming: bool = False
     """Do something else: let policies that understand nothing play turns of the split, and compare
     what they earn with what honest ones earn. Writes farming.json."""
     num_farming_turns: int = 100
-    """Turns that these policies play, drawn from the split; 0: all."""
+    """Number of turns that these policies play, drawn from the split (0 = all)."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.leave_out) - set(CHECKS))
@@ -60,15 +61,16 @@ class Config:
             raise ValueError(f"leave_out: no check {unknown[0]!r}; there are {', '.join(CHECKS)}")
         if self.farming and self.rewritings:
             raise ValueError("rewritings has no effect with farming, which audits no gold")
-        for name, least in (
-            ("num_farming_turns", 0),
-            ("max_dialogues", 0),
-            ("max_prompt_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        _require_at_least("num_farming_turns", self.num_farming_turns, 0)
+        _require_at_least("max_dialogues", self.max_dialogues, 0)
+        _require_at_least("max_prompt_tokens", self.max_prompt_tokens, 1)
 
     @property
     def prompt_style(self) -> PromptStyle:
         """The wording of the prompts of this data."""
         return self.style or (PromptStyle.BRIEF if self.data.is_toy else PromptStyle.FULL)
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")

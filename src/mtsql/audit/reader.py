@@ -1,8 +1,9 @@
-"""Read SQL of the SParC, CoSQL and Spider kind.
+"""Read SQL of the kind in SParC, CoSQL and Spider.
 
-`read_sql` resolves names as SQLite does: inside out, and text in double quotes is a column where
-there is one and a literal elsewhere. It raises `Unreadable` for everything that it does not know
-for sure (comments, USING, an ambiguous column, rowid, ...), so that nothing is guessed.
+`read_sql` resolves names as SQLite does: from the inside to the outside, and a text in double
+quotes is a column if there is one of that name, else a literal. It raises `Unreadable` for
+everything that it does not know for sure (comments, USING, an ambiguous column, rowid, ...), so it
+never guesses.
 """
 
 import re
@@ -16,11 +17,12 @@ KEYWORDS = frozenset(
     "intersect except case when then else end cast collate escape with values".split()
 )
 MAX_DEPTH = 50
-"""Queries within queries."""
+"""Limit of queries within queries."""
 SET_OPERATORS = ("union", "intersect", "except")
 CLAUSE_HEADS = ("from", "where", "group", "having", "order", "limit")
 _NOT_READ = frozenset("as case cast collate escape natural using values with".split())
 _JOIN_WORDS = frozenset("join inner left right full outer cross natural ,".split())
+_READ_JOINS = (",", "join", "inner join", "left join", "left outer join")
 _TOKEN = re.compile(
     r"""(?P<string>'(?:[^']|'')*')
       | (?P<double>"(?:[^"]|"")*")
@@ -34,9 +36,16 @@ _BLANKS = re.compile(r"\s*")
 
 
 def read_sql(text: str, schema: Schema) -> Statement:
-    """Read one statement. Its schema must be the database's own. Raises Unreadable."""
-    tokens, at = [], 0
-    text = text.rstrip(" \t\r\n;")
+    """Read one statement. The schema must be the database's own. Raises Unreadable."""
+    tokens = _tokens(text.rstrip(" \t\r\n;"))
+    statement = Statement(schema, tokens, roles=["sign"] * len(tokens))
+    _Reader(statement).query((0, len(tokens)), None)
+    return statement
+
+
+def _tokens(text: str) -> list[Token]:
+    tokens = []
+    at = 0
     while at < len(text):
         before = _BLANKS.match(text, at)[0]
         match = _TOKEN.match(text, at + len(before))
@@ -44,76 +53,101 @@ def read_sql(text: str, schema: Schema) -> Statement:
             raise Unreadable(f"at {text[at : at + 20]!r}")
         tokens.append(Token(match[0], match.lastgroup, before))
         at = match.end()
-    statement = Statement(schema, tokens, roles=["sign"] * len(tokens))
-    _Reader(statement).query((0, len(tokens)), None)
-    return statement
+    return tokens
 
 
 class _Reader:
+    """Fills a statement: the roles and targets of its tokens, and its SELECTs."""
+
     def __init__(self, statement: Statement) -> None:
         self.statement = statement
         self.tokens = statement.tokens
-        self.tables = {
-            fold(table.name): tuple(fold(column.name) for column in table.columns)
-            for table in statement.schema.tables
-        }
+        self.roles = statement.roles
+        self.targets = statement.targets
+        self.tables: dict[str, tuple[str, ...]] = {}
+        for table in statement.schema.tables:
+            self.tables[fold(table.name)] = tuple(fold(column.name) for column in table.columns)
         self.depth = 0
-        self.unclear = KEYWORDS & {name for names in self.tables.values() for name in names}
-        """Words that could be a column's name."""
+        column_names = {name for names in self.tables.values() for name in names}
+        self.ambiguous_keywords = KEYWORDS & column_names
+
+    def word(self, at: int) -> str:
+        """The word or sign at a place."""
+        return self.statement.word(at)
+
+    def expect(self, at: int, word: str) -> None:
+        """Read a keyword that must stand at a place."""
+        if self.word(at) != word:
+            raise Unreadable(f"{word} expected")
+        self.roles[at] = "keyword"
 
     def query(self, span: Span, outer: Select | None) -> Select:
-        """Read SELECTs and what connects them; -> the first one."""
+        """Read the SELECTs that set operators connect; return the first one."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("nested too deeply")
-        arms, start = [], span[0]
-        for at in self.statement.outside_brackets(span):
-            if self.word(at) in SET_OPERATORS:
-                arms.append((start, at))
-                self.statement.roles[at] = "keyword"
-                start = at + 1
-                if self.word(start) == "all":
-                    self.statement.roles[start] = "keyword"
-                    start += 1
-        arms.append((start, span[1]))
+        arms = self.arms(span)
         selects = [self.select(arm, outer, len(arms) > 1) for arm in arms]
         if len(arms) > 1 and any({"order", "limit"} & select.clauses.keys() for select in selects):
             raise Unreadable("an order of several SELECTs together")
         self.depth -= 1
         return selects[0]
 
+    def arms(self, span: Span) -> list[Span]:
+        """Split a query at its set operators."""
+        arms = []
+        start = span[0]
+        for at in self.statement.outside_brackets(span):
+            if self.word(at) in SET_OPERATORS:
+                arms.append((start, at))
+                self.roles[at] = "keyword"
+                start = at + 1
+                if self.word(start) == "all":
+                    self.roles[start] = "keyword"
+                    start += 1
+        arms.append((start, span[1]))
+        return arms
+
     def select(self, span: Span, outer: Select | None, is_arm: bool) -> Select:
+        """Read one SELECT. FROM is read first, because the other clauses name its columns."""
         self.expect(span[0], "select")
         select = Select(*span, outer, is_arm)
         self.statement.selects.append(select)
-        head, start = "select", span[0] + 1
-        for at in self.statement.outside_brackets((start, span[1])):
-            word = self.word(at)
-            if word not in CLAUSE_HEADS or self.word(at - 1) == ".":
-                continue
-            if word in select.clauses or word == head:
-                raise Unreadable(f"{word} twice")
-            select.clauses[head] = (start, at)
-            self.statement.roles[at] = "keyword"
-            head, start = word, at + 1
-            if word in ("group", "order"):
-                self.expect(start, "by")
-                start += 1
-        select.clauses[head] = (start, span[1])
-        if any(first >= end for first, end in select.clauses.values()):
-            raise Unreadable("an empty clause")
+        self.clauses(select)
         if "from" in select.clauses:
             self.sources(select)
         self.items(select)
         for source in select.sources:
             if source.on:
                 self.expression(source.on, select, "on")
-        for clause, span in select.clauses.items():
+        for clause, tokens in select.clauses.items():
             if clause not in ("select", "from"):
-                self.expression(span, select, clause)
+                self.expression(tokens, select, clause)
         return select
 
+    def clauses(self, select: Select) -> None:
+        """Split a SELECT into its clauses."""
+        head = "select"
+        start = select.start + 1
+        for at in self.statement.outside_brackets((start, select.end)):
+            word = self.word(at)
+            if word not in CLAUSE_HEADS or self.word(at - 1) == ".":
+                continue
+            if word in select.clauses or word == head:
+                raise Unreadable(f"{word} twice")
+            select.clauses[head] = (start, at)
+            self.roles[at] = "keyword"
+            head = word
+            start = at + 1
+            if word in ("group", "order"):
+                self.expect(start, "by")
+                start += 1
+        select.clauses[head] = (start, select.end)
+        if any(first >= end for first, end in select.clauses.values()):
+            raise Unreadable("an empty clause")
+
     def sources(self, select: Select) -> None:
+        """Read FROM: tables and sub-queries with their joins and ON conditions."""
         at, end = select.clauses["from"]
         join = ""
         while True:
@@ -122,23 +156,28 @@ class _Reader:
             at = source.span[1]
             if at < end and self.word(at) == "on":
                 self.expect(at, "on")
-                places = self.statement.outside_brackets((at + 1, end))
-                stop = next((i for i in places if self.word(i) in _JOIN_WORDS), end)
-                source.on = (at + 1, stop)
-                at = stop
+                source.on = (at + 1, self.end_of_condition(at + 1, end))
+                at = source.on[1]
             if at == end:
                 return
             words = []
             while self.word(at) in _JOIN_WORDS:
-                self.statement.roles[at] = "sign" if self.word(at) == "," else "keyword"
+                self.roles[at] = "sign" if self.word(at) == "," else "keyword"
                 words.append(self.word(at))
                 at += 1
             join = " ".join(words)
-            if join not in (",", "join", "inner join", "left join", "left outer join"):
+            if join not in _READ_JOINS:
                 raise Unreadable(f"connected by {join!r}")
 
-    def source(self, at: int, join: str, select: Select) -> Source:
-        start, roles, end = at, self.statement.roles, select.clauses["from"][1]
+    def end_of_condition(self, start: int, end: int) -> int:
+        """The place of the next join outside of brackets, or the end of FROM."""
+        places = self.statement.outside_brackets((start, end))
+        return next((at for at in places if self.word(at) in _JOIN_WORDS), end)
+
+    def source(self, start: int, join: str, select: Select) -> Source:
+        """Read a table or a sub-query with its alias."""
+        end = select.clauses["from"][1]
+        at = start
         if self.word(at) == "(":
             at = self.statement.closing(at) + 1
             inner = self.query((start + 1, at - 1), select.outer)
@@ -147,7 +186,7 @@ class _Reader:
             table = self.tokens[at].name if at < end else None
             if table not in self.tables:
                 raise Unreadable(f"no table {table}")
-            roles[at] = "table"
+            self.roles[at] = "table"
             at += 1
             source = Source(join, (start, at), table, self.tables[table])
         has_as = self.word(at) == "as" and at < end
@@ -158,8 +197,9 @@ class _Reader:
         if has_as and not is_alias:
             raise Unreadable("no alias behind AS")
         if is_alias:
-            roles[at] = "alias"
-            source.alias, source.alias_at = self.tokens[at].name, at
+            self.roles[at] = "alias"
+            source.alias = self.tokens[at].name
+            source.alias_at = at
             at += 1
         source.span = (start, at)
         return source
@@ -168,20 +208,21 @@ class _Reader:
         """Read what SELECT returns, and note the names of the results."""
         start, end = select.clauses["select"]
         if self.word(start) in ("distinct", "all"):
-            self.statement.roles[start] = "keyword"
+            self.roles[start] = "keyword"
             start += 1
-        places = self.statement.outside_brackets((start, end))
-        commas = [at for at in places if self.word(at) == ","]
-        firsts, ends = [start, *(at + 1 for at in commas)], [*commas, end]
-        select.items = list(zip(firsts, ends, strict=True))
+        for at in self.statement.outside_brackets((start, end)):
+            if self.word(at) == ",":
+                select.items.append((start, at))
+                start = at + 1
+        select.items.append((start, end))
         aliases: list[str] = []
         for first, last in select.items:
             if first >= last:
                 raise Unreadable("an empty column")
             if self.word(last - 2) == "as" and last - 2 > first:
                 self.expect(last - 2, "as")
-                self.statement.roles[last - 1] = "column"
-                self.statement.targets[last - 1] = None
+                self.roles[last - 1] = "column"
+                self.targets[last - 1] = None
                 aliases.append(self.tokens[last - 1].name or "")
                 self.expression((first, last - 2), select, "select")
             else:
@@ -190,53 +231,67 @@ class _Reader:
         select.result_names += aliases
 
     def plain_names(self, first: int, last: int, select: Select) -> list[str]:
-        """The names of the results of an item without AS: known for a column and for a star."""
+        """The names of the results of an item without AS: known for `a`, `t.a`, `*` and `t.*`."""
+        is_short = last - first == 1
+        is_qualified = last - first == 3 and self.word(first + 1) == "."
         if self.word(last - 1) == "*" and last - first in (1, 3):
-            of = select.sources if last - first == 1 else [self.statement.targets[first]]
-            return [name for source in of for name in source.columns]
-        is_column = last - first == 1 or (last - first == 3 and self.word(first + 1) == ".")
-        is_column = is_column and self.statement.roles[last - 1] == "column"
-        return [self.tokens[last - 1].name] if is_column else []
+            sources = select.sources if is_short else [self.targets[first]]
+            return [name for source in sources for name in source.columns]
+        if (is_short or is_qualified) and self.roles[last - 1] == "column":
+            return [self.tokens[last - 1].name]
+        return []
 
     def expression(self, span: Span, select: Select, clause: str) -> None:
         """Give each token of an expression its role, sub-queries included."""
-        at, roles = span[0], self.statement.roles
+        at = span[0]
         while at < span[1]:
-            token, word = self.tokens[at], self.word(at)
+            token = self.tokens[at]
+            word = self.word(at)
             if word == "(" and self.word(at + 1) == "select":
                 closing = self.statement.closing(at)
                 self.query((at + 1, closing), select)
                 at = closing
             elif token.kind in ("string", "number"):
-                roles[at] = "literal"
+                self.roles[at] = "literal"
             elif token.kind == "word" and word in KEYWORDS:
-                roles[at] = "keyword"
-                if word in _NOT_READ or word in self.unclear:
+                self.roles[at] = "keyword"
+                if word in _NOT_READ or word in self.ambiguous_keywords:
                     raise Unreadable(word)
             elif token.kind == "word" and self.word(at + 1) == "(":
-                roles[at] = "function"
+                self.roles[at] = "function"
             elif token.name is not None and self.word(at + 1) == ".":
-                roles[at] = "qualifier"
-                source = self.qualified(token.name, select)
-                self.statement.targets[at] = source
-                at += 2
-                if at >= span[1] or self.word(at) != "*":
-                    name = self.tokens[at].name if at < span[1] else None
-                    if name not in source.columns:
-                        raise Unreadable(f"no column {name}")
-                    roles[at] = "column"
-                    self.statement.targets[at] = source
+                at = self.qualified_column(at, span[1], select)
             elif token.name is not None:
-                try:
-                    self.statement.targets[at] = self.unqualified(token.name, select, clause)
-                    roles[at] = "column"
-                except LookupError:
-                    if token.kind != "double":
-                        raise Unreadable(f"no column {token.name}") from None
-                    roles[at] = "literal"
+                self.bare_column(at, select, clause)
             at += 1
 
-    def qualified(self, name: str, select: Select | None) -> Source:
+    def qualified_column(self, at: int, end: int, select: Select) -> int:
+        """Read `t.a` or the `t` of `t.*`; return the place of its last token."""
+        source = self.source_named(self.tokens[at].name, select)
+        self.roles[at] = "qualifier"
+        self.targets[at] = source
+        last = at + 2
+        if last >= end or self.word(last) != "*":
+            name = self.tokens[last].name if last < end else None
+            if name not in source.columns:
+                raise Unreadable(f"no column {name}")
+            self.roles[last] = "column"
+            self.targets[last] = source
+        return last
+
+    def bare_column(self, at: int, select: Select, clause: str) -> None:
+        """Read `a`, which is a literal if it stands in double quotes and names no column."""
+        token = self.tokens[at]
+        try:
+            self.targets[at] = self.source_of(token.name, select, clause)
+            self.roles[at] = "column"
+        except LookupError:
+            if token.kind != "double":
+                raise Unreadable(f"no column {token.name}") from None
+            self.roles[at] = "literal"
+
+    def source_named(self, name: str, select: Select | None) -> Source:
+        """The source that a qualifier names, in this SELECT or in an outer one."""
         while select is not None:
             found = [source for source in select.sources if source.visible_name == name]
             if len(found) == 1:
@@ -246,11 +301,11 @@ class _Reader:
             select = select.outer
         raise Unreadable(f"no table {name} in sight")
 
-    def unqualified(self, name: str, select: Select | None, clause: str) -> Source | None:
+    def source_of(self, name: str, select: Select | None, clause: str) -> Source | None:
         """The source of a column; None for the name of a result. LookupError for neither."""
         if clause == "order" and name in select.result_names:
             sources = [source for source in select.sources if name in source.columns]
-            return sources[0] if len(sources) == 1 and not self.is_renamed(name, select) else None
+            return sources[0] if len(sources) == 1 and not self.is_alias(name, select) else None
         while select is not None:
             sources = [source for source in select.sources if name in source.columns]
             if len(sources) > 1:
@@ -262,15 +317,7 @@ class _Reader:
             select = select.outer
         raise LookupError(name)
 
-    def is_renamed(self, name: str, select: Select) -> bool:
-        """Whether a result was given this name by AS."""
+    def is_alias(self, name: str, select: Select) -> bool:
+        """Whether AS gave this name to a result."""
         ends = [last for _, last in select.items]
         return any(self.word(e - 2) == "as" and self.tokens[e - 1].name == name for e in ends)
-
-    def word(self, at: int) -> str:
-        return self.statement.word(at)
-
-    def expect(self, at: int, word: str) -> None:
-        if self.word(at) != word:
-            raise Unreadable(f"{word} expected")
-        self.statement.roles[at] = "keyword"

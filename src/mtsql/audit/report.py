@@ -1,4 +1,4 @@
-"""What an audit found: as data, as tables on the screen, as the file for `data.leave_out`."""
+"""The findings of an audit: as data, as tables on the screen, as the file for `data.leave_out`."""
 
 from dataclasses import dataclass, field
 
@@ -9,33 +9,38 @@ from mtsql.audit.rewritings import REWRITINGS
 
 CHECKS = {
     "gold fails": "the gold does not run within the limits",
-    "gold unpaid ex": "the reward does not pay the gold itself in ex: it pays no right answer",
-    "gold unpaid em": "the reward pays the gold itself in ex only",
+    "gold unpaid ex": "the reward does not pay ex for the gold itself, so for no correct answer",
+    "gold unpaid em": "the reward pays ex but not em for the gold itself",
     "gold empty": "the gold returns nothing: paid only with the structure",
-    "gold undetermined": "which rows it returns depends on the order in which they are stored",
-    "gold order tied": "its ORDER BY leaves the order of some rows open",
-    "gold unguarded": "it runs on no altered copy: whatever agrees on the database is paid",
-    "gold untellable": "no altered copy tells it from a constant: paid only with the structure",
+    "gold undetermined": "which rows the gold returns depends on the order of storage",
+    "gold order tied": "the gold's ORDER BY leaves the order of some rows open",
+    "gold unguarded": "the gold runs on no altered copy: any agreement on the database is paid",
+    "gold untellable": "no altered copy distinguishes the gold from a constant: paid only with the "
+    "structure",
     "duplicate": "the same question after the same questions, with the same gold",
     "prompt over budget": "the prompt is longer than max_prompt_tokens",
     "farmable": "an attack below is paid although the guard is on",
 }
+"""Check -> what it means that a turn fails it."""
 ATTACKS = {
-    "SELECT 1": "the number 1, whatever was asked",
-    "constant": "the gold's one row, written down",
-    "constant FROM": "the same behind a FROM that does nothing",
+    "SELECT 1": "the number 1, whatever the question is",
+    "constant": "the gold's only row, written down",
+    "constant FROM": "the same with a FROM that has no effect",
     "no rows": "an answer that never returns a row",
-    "copied": "an earlier turn's SQL, where the gold is another",
+    "copied": "an earlier turn's SQL, where the gold differs from it",
     "no filter": "the gold without its WHERE",
-    "values listed": "the gold's one column, IN all values that it returns",
+    "values listed": "the gold's only column, IN all values that it returns",
     "values between": "the same, BETWEEN the smallest and the largest",
 }
+"""Attack -> what it answers."""
+
+MAX_WORST_CASE = 160
+"""Limit of the characters of a worst case on the screen."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A turn that a check, an attack or a rewriting is about. `badness` orders cases, the worst
-    first."""
+    """A turn that a check or a rewriting is about. Cases with the highest `badness` come first."""
 
     turn_id: str
     db_id: str
@@ -46,7 +51,7 @@ class Case:
 
 @dataclass
 class Attack:
-    """On how many turns it can be tried, and on how many it earns anything, by guard."""
+    """The turns on which an attack can be tried, and those on which it earns anything."""
 
     num_turns: int = 0
     num_paid_unguarded: int = 0
@@ -55,10 +60,11 @@ class Attack:
 
 @dataclass
 class Rewriting:
-    """How many golds have it, and how many of them are paid.
+    """The golds that have a kind of rewriting, and those for which the reward pays it.
 
-    num_unpaid_telling: those unpaid in ex although the gold is neither empty nor untellable.
-    num_set_aside: those that did not return the gold's rows within the limits; they are not tried.
+    num_unpaid_telling: golds without ex for it that are neither empty nor untellable.
+    num_set_aside: golds whose rewriting did not return the gold's rows within the limits; it is
+    not tried as an answer.
     """
 
     num_turns: int = 0
@@ -70,8 +76,10 @@ class Rewriting:
 
 @dataclass
 class Report:
-    """All that was found. prompt_tokens: how they were counted. longest_prompt: its tokens and its
-    turn's id."""
+    """All findings of an audit.
+
+    prompt_tokens: how tokens were counted. longest_prompt: its number of tokens and its turn's id.
+    """
 
     num_turns: int = 0
     prompt_tokens: str = ""
@@ -97,32 +105,57 @@ def leave_out_lines(report: Report, checks: tuple[str, ...]) -> list[str]:
 
 
 def show(report: Report, title: str, has_rewritings: bool, console: Console) -> None:
-    """Print what was found as tables."""
-    title = f"{title}: {report.num_turns} turns, {report.secs:.0f} s"
-    checks = Table("check", "turns", "%", "worst case", title=title)
-    for name, cases in report.cases.items():
-        worst = f"{cases[0].turn_id} ({cases[0].db_id}): {cases[0].detail}" if cases else ""
-        checks.add_row(name, str(len(cases)), _percent(len(cases), report.num_turns), worst[:160])
-    attacks = Table("attack", "tried on", "paid without guard", "paid with guard", "what it is")
-    for name, attack in report.attacks.items():
-        counts = (attack.num_turns, attack.num_paid_unguarded, attack.num_paid)
-        attacks.add_row(name, *map(str, counts), ATTACKS[name])
-    console.print(checks)
-    console.print(attacks)
+    """Print the findings as tables."""
+    console.print(_checks_table(report, title))
+    console.print(_attacks_table(report))
     if has_rewritings:
         console.print(_rewritings_table(report))
     num_tokens, turn_id = report.longest_prompt
     console.print(f"longest prompt: {num_tokens} tokens ({report.prompt_tokens}), {turn_id}")
 
 
+def _checks_table(report: Report, title: str) -> Table:
+    title = f"{title}: {report.num_turns} turns, {report.secs:.0f} s"
+    table = Table("check", "turns", "%", "worst case", title=title)
+    for name, cases in report.cases.items():
+        worst = ""
+        if cases:
+            case = cases[0]
+            worst = f"{case.turn_id} ({case.db_id}): {case.detail}"[:MAX_WORST_CASE]
+        table.add_row(name, str(len(cases)), _percent(len(cases), report.num_turns), worst)
+    return table
+
+
+def _attacks_table(report: Report) -> Table:
+    table = Table("attack", "tried on", "paid without guard", "paid with guard", "what it is")
+    for name, attack in report.attacks.items():
+        counts = (attack.num_turns, attack.num_paid_unguarded, attack.num_paid)
+        table.add_row(name, *map(str, counts), ATTACKS[name])
+    return table
+
+
 def _rewritings_table(report: Report) -> Table:
-    heads = ("same meaning", "tried on", "paid in ex", "%", "unpaid, telling gold", "paid in em")
-    table = Table(*heads, "set aside", "example")
+    table = Table(
+        "same meaning",
+        "tried on",
+        "paid in ex",
+        "%",
+        "unpaid, telling gold",
+        "paid in em",
+        "set aside",
+        "example",
+    )
     for kind, found in report.rewritings.items():
-        share = _percent(found.num_paid_ex, found.num_turns)
-        counts = (found.num_turns, found.num_paid_ex, share, found.num_unpaid_telling)
-        counts += (found.num_paid_em, found.num_set_aside)
-        table.add_row(kind, *map(str, counts), REWRITINGS[kind][1])
+        table.add_row(
+            kind,
+            str(found.num_turns),
+            str(found.num_paid_ex),
+            _percent(found.num_paid_ex, found.num_turns),
+            str(found.num_unpaid_telling),
+            str(found.num_paid_em),
+            str(found.num_set_aside),
+            REWRITINGS[kind].example,
+        )
     return table
 
 

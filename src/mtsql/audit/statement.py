@@ -1,41 +1,44 @@
-"""A query as tokens, SELECTs, and the columns that words stand for. reader.py makes it."""
+"""A query as tokens, SELECTs, and the columns that its words name. reader.py builds it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mtsql.sql.schema import Schema, fold
 
 Span = tuple[int, int]
-"""The tokens from a number up to another, which is not among them."""
+"""Consecutive tokens: the place of the first one and the place behind the last one."""
 Edits = dict[int, str]
-"""Place of a token -> its new text. An empty text removes the blanks before the token too."""
+"""Place of a token -> its new text. An empty text also removes the blanks before the token."""
 Role = Literal["keyword", "function", "literal", "sign", "table", "alias", "column", "qualifier"]
+"""What a token is. In `t.a`, `t` is a qualifier and `a` a column."""
+TokenKind = Literal["string", "number", "word", "sign", "double", "quoted"]
+"""How a token is written. double: in double quotes, so a name or a text. quoted: a name in other
+quotes."""
 
 
 class Unreadable(Exception):
-    """The text has something in it whose meaning is not known for sure."""
+    """The text contains something whose meaning is not known for sure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`before` are the blanks in front of it. `kind` is
-    string, number, word, sign, double (in double quotes: a name or a text) or quoted (a name)."""
+    """A token and the blanks before it."""
 
     text: str
-    kind: str
+    kind: TokenKind
     before: str
 
     @property
     def word(self) -> str:
-        """The lower-cased text of a word or a sign without blanks; empty for everything else."""
+        """A word in lower case, or a sign without blanks; empty for everything else."""
         if self.kind == "sign":
             return "".join(self.text.split())
         return fold(self.text) if self.kind == "word" else ""
 
     @property
     def name(self) -> str | None:
-        """The name that it writes, folded and without quotes, if it can be one."""
+        """The name that the token writes, folded and without quotes; None if it can be no name."""
         if self.kind == "word":
             return fold(self.text)
         if self.kind not in ("double", "quoted"):
@@ -48,7 +51,7 @@ class Token:
 class Source:
     """A table or a sub-query in FROM.
 
-    join: the words that connect it to the one before. span: its tokens, the alias among them.
+    join: the words that connect it to the source before it. span: its tokens, including the alias.
     table: None for a sub-query. on: the condition that follows it.
     """
 
@@ -62,16 +65,20 @@ class Source:
 
     @property
     def visible_name(self) -> str | None:
-        """What a column may be qualified with."""
+        """The name by which a column can be qualified."""
         return self.alias or self.table
 
 
 @dataclass(eq=False, slots=True)
 class Select:
-    """One SELECT without what UNION and its kind connect to it.
+    """One SELECT, without the SELECTs that UNION and similar words connect to it.
 
-    outer: the SELECT whose columns it can also name. clauses: the tokens behind each clause's
-    head, by `select`, `from`, `where`, `group`, `having`, `order`, `limit`.
+    outer: the SELECT whose columns this one can also name.
+    is_arm: whether a set operator connects it to another one.
+    clauses: name -> the tokens behind its first words. The names are `select`, `from`, `where`,
+        `group`, `having`, `order` and `limit`.
+    items: the tokens of each result.
+    result_names: the names of results that are known.
     """
 
     start: int
@@ -84,15 +91,30 @@ class Select:
     result_names: list[str] = field(default_factory=list)
 
 
+class Term(NamedTuple):
+    """A condition, and the word that connects it to the one before it; empty for the first one."""
+
+    connector: str
+    span: Span
+
+
 def replaced(span: Span, text: str) -> Edits:
     """The edits that put a text in the place of some tokens."""
-    return {at: text if at == span[0] else "" for at in range(*span)}
+    edits = dict.fromkeys(range(*span), "")
+    edits[span[0]] = text
+    return edits
 
 
 @dataclass
 class Statement:
-    """Tokens with their roles. `targets`: the source that a column or qualifier belongs to; None
-    for a result's own name, such as one that ORDER BY repeats."""
+    """Tokens with their roles.
+
+        SELECT   T1         .     name    FROM     singer  AS       T1
+        keyword  qualifier  sign  column  keyword  table   keyword  alias
+
+    targets: place of a column or qualifier -> the source that it belongs to. It is None for the
+    name of a result, such as one that ORDER BY repeats.
+    """
 
     schema: Schema
     tokens: list[Token]
@@ -113,43 +135,55 @@ class Statement:
         return "".join(parts).strip()
 
     def word(self, at: int) -> str:
-        """The lower-cased word or sign at a place; empty beyond the end and for anything else."""
+        """The word or sign at a place; empty for other tokens and outside of the text."""
         return self.tokens[at].word if 0 <= at < len(self.tokens) else ""
 
     def closing(self, at: int) -> int:
         """The place of the bracket that closes the one at `at`."""
         depth = 0
         for place in range(at, len(self.tokens)):
-            depth += {"(": 1, ")": -1}.get(self.word(place), 0)
-            if not depth:
+            if self.word(place) == "(":
+                depth += 1
+            elif self.word(place) == ")":
+                depth -= 1
+            if depth == 0:
                 return place
         raise Unreadable("an open bracket")
 
     def outside_brackets(self, span: Span) -> Iterator[int]:
-        """The places in a span that are not inside a bracket; an opening bracket is outside."""
+        """The places of a span that are not inside brackets; an opening bracket is outside."""
         at = span[0]
         while at < span[1]:
             yield at
             at = self.closing(at) + 1 if self.word(at) == "(" else at + 1
 
-    def terms(self, span: Span) -> list[tuple[str, Span]]:
-        """The conditions of a span that AND and OR connect, each with the word before it."""
-        found, start, connector, is_between = [], span[0], "", False
+    def terms(self, span: Span) -> list[Term]:
+        """The conditions that AND and OR connect. The AND of a BETWEEN connects nothing."""
+        found = []
+        start = span[0]
+        connector = ""
+        is_between = False
         for at in self.outside_brackets(span):
             word = self.word(at)
-            if word in ("and", "or") and not (word == "and" and is_between):
-                found.append((connector, (start, at)))
-                start, connector = at + 1, word
-            is_between = word == "between" or (is_between and word != "and")
-        return [*found, (connector, (start, span[1]))]
+            if word == "between":
+                is_between = True
+            elif word == "and" and is_between:
+                is_between = False
+            elif word in ("and", "or"):
+                found.append(Term(connector, (start, at)))
+                start = at + 1
+                connector = word
+        found.append(Term(connector, (start, span[1])))
+        return found
 
     def as_term(self, span: Span) -> str:
-        """Conditions as they can stand between two ANDs: in brackets if OR connects them."""
+        """The text of conditions so that AND can connect it: in brackets if it contains an OR."""
         text = self.text(span)
-        return f"({text})" if any(word == "or" for word, _ in self.terms(span)) else text
+        has_or = any(term.connector == "or" for term in self.terms(span))
+        return f"({text})" if has_or else text
 
     def column_end(self, at: int) -> int | None:
-        """The place behind the column that begins at `at`, `a` or `t.a`; None if none begins."""
+        """The place behind the column `a` or `t.a` that begins at `at`; None if none begins."""
         if at >= len(self.tokens):
             return None
         if self.roles[at] == "qualifier" and self.word(at + 2) != "*":
@@ -161,7 +195,7 @@ class Statement:
         return next((select for select in self.selects if select.start == at), None)
 
     def outermost(self, clause: str) -> Iterator[Select]:
-        """The SELECTs with this clause that are not inside this clause of another one."""
+        """The SELECTs with this clause that are not inside this clause of another SELECT."""
         covered_to = -1
         for select in sorted(self.selects, key=lambda select: select.start):
             if clause in select.clauses and select.start >= covered_to:

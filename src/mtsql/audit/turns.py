@@ -1,4 +1,4 @@
-"""Work on many turns at a time: their queries run in worker processes."""
+"""Work on many turns at the same time, because their queries run in worker processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -15,9 +15,9 @@ Found = TypeVar("Found")
 def over_turns(
     look: Callable[[Turn], Found], turns: Sequence[Turn], title: str
 ) -> Iterator[tuple[Turn, Found]]:
-    """Call a function on each turn in a few threads; -> (turn, result), in the order of the turns.
+    """Call a function on each turn in a few threads; yield (turn, result) in the turns' order.
 
-    One thread more than there are workers prepares the next query meanwhile.
+    There is one thread more than there are workers, which prepares the next query meanwhile.
     """
     console = Console(stderr=True)
     with query_threads(the_pool().size + 1, "audit") as threads:

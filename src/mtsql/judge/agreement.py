@@ -1,7 +1,7 @@
 """Whether two queries, run as they are written, return the same rows: the judge of the rewards.
 
-The official verdict (execution.py) is another one: it changes the text of both queries first, and
-it takes any ORDER BY in the gold, also a nested one, for the order of the result.
+The official verdict (execution_match.py) differs. It changes the text of both queries first, and
+it takes any ORDER BY in the gold, even a nested one, as the order of the result.
 """
 
 import math
@@ -15,7 +15,8 @@ from mtsql.sql.runnable import QUOTED
 from mtsql.sql.sandbox import QueryConfig, Source, run_query
 
 NUM_DIGITS = 9
-"""Of a float that are compared. The last digits of a sum depend on the order of its terms."""
+"""Significant digits in which floats are compared. The last digits of a sum depend on the order
+of its terms."""
 _QUOTED = re.compile(QUOTED, re.VERBOSE | re.DOTALL)
 _CLAUSE_OR_BRACKET = re.compile(r"\(|\)|\border\s+by\b|\blimit\b", re.IGNORECASE)
 _SELECT_DISTINCT = re.compile(r"\bselect\s+distinct\b", re.IGNORECASE)
@@ -29,47 +30,58 @@ def without_quotes(sql: str) -> str:
 
 
 def is_ordered(sql: str) -> bool:
-    """Whether the result has an order: an ORDER BY stands outside of all brackets."""
+    """Whether the query orders its result: an ORDER BY stands outside of all brackets."""
     return _outermost(sql, "order") is not None
 
 
 def _outermost(sql: str, word: str, start: int = 0) -> int | None:
-    """The place of the first ORDER BY or LIMIT outside of all brackets, from `start` on."""
+    """The place of the first ORDER BY or LIMIT that is outside of all brackets, from `start` on."""
     depth = 0
     for found in _CLAUSE_OR_BRACKET.finditer(_masked(sql)):
-        if found[0] in "()":
-            depth += 1 if found[0] == "(" else -1
+        if found[0] == "(":
+            depth += 1
+        elif found[0] == ")":
+            depth -= 1
         elif depth == 0 and found.start() >= start and found[0].lower().startswith(word):
             return found.start()
     return None
 
 
 def _masked(sql: str) -> str:
-    """The text with blanks in place of comments, and with x in place of other quoted text."""
+    """The text at its full length, with blanks for comments and x for other quoted text."""
 
     def mask(found: re.Match) -> str:
-        return (" " if found[0][:2] in ("--", "/*") else "x") * len(found[0])
+        is_comment = found[0].startswith(("--", "/*"))
+        return (" " if is_comment else "x") * len(found[0])
 
     return _QUOTED.sub(mask, sql)
 
 
 def tie_breakers(sql: str, num_columns: int) -> tuple[str, str] | None:
-    """The query with its ties broken by all columns of the result, upwards and downwards. Both
-    return the same rows in the same order if no rows tie. None if the query has no order."""
+    """Two variants of an ordered query that break ties in opposite ways. None if it has no order.
+
+    For two columns, `ORDER BY a LIMIT 3` becomes `ORDER BY a, 1 ASC, 2 ASC LIMIT 3` and
+    `ORDER BY a, 1 DESC, 2 DESC LIMIT 3`. Both return the same rows in the same order if no rows
+    tie.
+    """
     start = _outermost(sql, "order")
     if start is None:
         return None
-    masked = _masked(sql)
-    end = _outermost(sql, "limit", start)
-    if end is None:
-        end = masked.find(";", start)
-        end = len(masked.rstrip()) if end < 0 else end
-        end = min(end, len(masked[:end].rstrip()))  # before a comment
-    up, down = (
-        ", " + ", ".join(f"{i} {word}" for i in range(1, num_columns + 1))
-        for word in ("ASC", "DESC")
-    )
+    end = _end_of_order(sql, start)
+    up = "".join(f", {column} ASC" for column in range(1, num_columns + 1))
+    down = "".join(f", {column} DESC" for column in range(1, num_columns + 1))
     return f"{sql[:end]}{up} {sql[end:]}", f"{sql[:end]}{down} {sql[end:]}"
+
+
+def _end_of_order(sql: str, start: int) -> int:
+    """The place behind the ORDER BY that begins at `start`."""
+    limit = _outermost(sql, "limit", start)
+    if limit is not None:
+        return limit
+    masked = _masked(sql)
+    semicolon = masked.find(";", start)
+    before = masked if semicolon < 0 else masked[:semicolon]
+    return len(before.rstrip())  # comments are blanks here
 
 
 def selects_distinct(sql: str) -> bool:
@@ -98,8 +110,10 @@ def written_match(sql: str, gold_sql: str, db_path: Path, config: QueryConfig) -
 def ordered_both_ways(
     gold_sql: str, num_columns: int, source: Source, config: QueryConfig
 ) -> tuple[Rows, Rows] | None:
-    """The rows of an ordered gold with ties broken upwards and downwards. None if it has no order,
-    or if these queries do not run."""
+    """The rows of an ordered gold with ties broken in two opposite ways (`tie_breakers`).
+
+    None if the gold has no order, or if one of the two queries does not run.
+    """
     texts = tie_breakers(gold_sql, num_columns)
     if texts is None:
         return None
@@ -117,33 +131,40 @@ def rows_agree(pred: Rows, gold: Rows, *, keeps_order: bool = False) -> bool:
 
 
 def agrees_but_for_ties(pred: Rows, gold: Rows, mirrored: Rows) -> bool:
-    """Whether the rows stand in the gold's order, except within ties.
+    """Whether the rows stand in the gold's order, except among rows that tie.
 
-    gold, mirrored: the gold's rows with ties broken in two opposite ways. Each block of rows that
-    change places between them must hold the same rows in the prediction.
+    gold, mirrored: the gold's rows with ties broken in two opposite ways. Where the two differ,
+    they form blocks of tied rows. The prediction must have the same rows in each block:
+
+        gold      a | b c | d       agrees: a c b d
+        mirrored  a | c b | d       does not: b a c d
     """
-    gold, mirrored, pred = rounded(gold), rounded(mirrored), rounded(pred)
+    gold = rounded(gold)
+    mirrored = rounded(mirrored)
+    pred = rounded(pred)
     if len(pred) != len(gold):
         return False
-    # The number of its block is one more cell of each row: columns may change places in all blocks
-    # alike, as rows may within one.
-    blocks = list(_tie_blocks(gold, mirrored))
-    numbered = [f"block {i}" for i, (start, end) in enumerate(blocks) for _ in range(start, end)]
-    pred, gold = (
-        [(n, *row) for n, row in zip(numbered, rows, strict=True)] for rows in (pred, gold)
-    )
-    return results_agree(pred, gold, False)
+    # The name of its block becomes one more cell of each row. So rows may change places within a
+    # block only, while columns may change places in all blocks alike.
+    names = []
+    for number, (start, end) in enumerate(_tie_blocks(gold, mirrored)):
+        names += [f"block {number}"] * (end - start)
+    named_pred = [(name, *row) for name, row in zip(names, pred, strict=True)]
+    named_gold = [(name, *row) for name, row in zip(names, gold, strict=True)]
+    return results_agree(named_pred, named_gold, is_ordered=False)
 
 
 def _tie_blocks(rows: Rows, mirrored: Rows) -> Iterator[tuple[int, int]]:
-    """-> (start, end) of the shortest blocks that hold the same rows on both sides."""
-    start, missing = 0, Counter()
-    for place, (one, other) in enumerate(zip(rows, mirrored, strict=False)):
-        for row, step in ((one, 1), (other, -1)):
-            missing[row] += step
-            if not missing[row]:
-                del missing[row]
-        if not missing:
+    """(start, end) of the shortest blocks that hold the same rows on both sides."""
+    start = 0
+    surplus = Counter()  # row -> how many more of it `rows` has in this block than `mirrored`
+    for place, (row, other) in enumerate(zip(rows, mirrored, strict=False)):
+        surplus[row] += 1
+        surplus[other] -= 1
+        for changed in (row, other):
+            if surplus[changed] == 0:
+                del surplus[changed]
+        if not surplus:
             yield start, place + 1
             start = place + 1
     if start < len(rows):
@@ -151,7 +172,7 @@ def _tie_blocks(rows: Rows, mirrored: Rows) -> Iterator[tuple[int, int]]:
 
 
 def stable_order(rows: Rows, mirrored: Rows, gold_sql: str) -> bool | None:
-    """Whether the gold fixes the order of its rows; None if not even which rows it returns.
+    """Whether the gold fixes the order of its rows; None if it does not even fix the rows.
 
     mirrored: its rows on the same data, stored in the opposite order.
     """
@@ -162,11 +183,11 @@ def stable_order(rows: Rows, mirrored: Rows, gold_sql: str) -> bool | None:
 
 
 def rounded(rows: Rows) -> tuple[tuple, ...]:
-    """Floats to `NUM_DIGITS` digits."""
-    return tuple(
-        tuple(_round(cell) if isinstance(cell, float) else cell for cell in row) for row in rows
-    )
+    """The rows with floats rounded to `NUM_DIGITS` digits."""
+    return tuple(tuple(_round(cell) for cell in row) for row in rows)
 
 
-def _round(number: float) -> float:
-    return float(f"{number:.{NUM_DIGITS}g}") if math.isfinite(number) else number
+def _round(cell: object) -> object:
+    if isinstance(cell, float) and math.isfinite(cell):
+        return float(f"{cell:.{NUM_DIGITS}g}")
+    return cell

@@ -1,14 +1,14 @@
-"""Execution match, the official way: run both queries, compare what comes back.
+"""Execution match, the official way: run both queries and compare the rows that they return.
 
-The rules are those of taoyds/test-suite-sql-eval, quirks included. One thing is mended: predictions run in
-the sandbox (sandbox.py), so that a predicted DROP TABLE, PRAGMA or ATTACH is a wrong answer and not a
-damaged database, and a query that would hang the official program ends at its limit as wrong.
+The rules are those of taoyds/test-suite-sql-eval, quirks included, with one repair: predictions run
+in the sandbox (mtsql/sql/sandbox.py). So a predicted DROP TABLE, PRAGMA or ATTACH is a wrong answer
+and damages no database. A query that would hang the official program ends at its limit as wrong.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,9 +33,10 @@ expensive one takes a billion steps."""
 
 _MAX_TEXTS = 16384
 _YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)", re.IGNORECASE)
-_NEEDS_SCAN = re.compile(
-    r"distinct|;\s*\S|\bgo\b", re.IGNORECASE
-)  # `go` ends a statement for sqlparse
+# For sqlparse, `go` ends a statement too.
+_NEEDS_SCAN = re.compile(r"distinct|;\s*\S|\bgo\b", re.IGNORECASE)
+
+Rows = Sequence[tuple]
 
 
 def official_prediction(sql: str) -> str:
@@ -54,24 +55,23 @@ def execution_match(
     keep_distinct: bool = False,
     limits: QueryConfig = OFFICIAL_LIMITS,
 ) -> bool:
-    """Whether both queries run on the database, or on every one of several, and their results
-    agree.
+    """Whether both queries run on the database and their results agree.
 
-    False where the gold does not run. keep_distinct: do not delete DISTINCT, nor all but the first
-    statement.
+    db_path: one file, or several that must all agree. keep_distinct: keep DISTINCT, and all
+    statements instead of the first. False if the gold does not run.
     """
     pred_text = executed_text(official_prediction(pred_sql), keep_distinct)
+    gold_text = executed_text(gold_sql, keep_distinct)
     paths = [db_path] if isinstance(db_path, (str, Path)) else db_path
-    return texts_match(pred_text, executed_text(gold_sql, keep_distinct), paths, limits)
+    return texts_match(pred_text, gold_text, paths, limits)
 
 
 def texts_match(
     pred_text: str, gold_text: str, db_paths: Sequence[Path], limits: QueryConfig
 ) -> bool:
-    """The verdict on texts that are run as they are."""
-    is_ordered = (
-        "order by" in gold_text.lower()
-    )  # quirk: wherever it stands, and only with one blank
+    """Whether the results of two texts agree on every database. The texts run unchanged."""
+    # Quirk: an ORDER BY counts wherever it stands, but only with a single blank.
+    is_ordered = "order by" in gold_text.lower()
     for path in db_paths:
         gold = run_query(path, gold_text, limits)
         if not gold.is_ok:
@@ -84,37 +84,37 @@ def texts_match(
 
 @lru_cache(maxsize=1024)
 def _pred_limits(limits: QueryConfig, num_gold_rows: int) -> QueryConfig:
-    """A prediction with more rows than the gold is wrong, so the official limits fetch no more rows
-    than that.
+    """The limits of a prediction.
 
-    Other limits stay unchanged, because then the cached result of a tool can be used.
+    A prediction with more rows than the gold is wrong, so with the official limits no more rows
+    are fetched. Other limits stay unchanged, so that the cached result of a tool can be used.
     """
-    return (
-        replace(limits, max_rows=max(1, num_gold_rows))
-        if limits.max_rows == OFFICIAL_LIMITS.max_rows
-        else limits
-    )
+    if limits.max_rows != OFFICIAL_LIMITS.max_rows:
+        return limits
+    return replace(limits, max_rows=max(1, num_gold_rows))
 
 
 @lru_cache(maxsize=_MAX_TEXTS)
 def executed_text(sql: str, keep_distinct: bool = False) -> str:
-    """What is run for a query: split operators joined, the first statement, without any
-    DISTINCT."""
+    """The text that runs for a query.
+
+    Split operators are joined; only the first statement is kept, without any DISTINCT.
+    """
     sql = sql.replace("> =", ">=").replace("< =", "<=").replace("! =", "!=")
     if not keep_distinct and _NEEDS_SCAN.search(sql):
-        # Without its grouping stage sqlparse splits statements and tokens the same, in a quarter of the time.
+        # Without its grouping stage, sqlparse finds the same statements and tokens four times as
+        # fast.
         statement = next(iter(FilterStack().run(sql)), None)
         values = [token.value for token in statement.flatten()] if statement else []
         sql = "".join(value for value in values if value.lower() != "distinct")
     return _YEAR.sub("2020", sql)
 
 
-def results_agree(pred: Sequence[tuple], gold: Sequence[tuple], is_ordered: bool) -> bool:
-    """Whether one permutation of the prediction's columns makes the rows equal, as a list or as a
-    multiset.
+def results_agree(pred: Rows, gold: Rows, is_ordered: bool) -> bool:
+    """Whether some order of the prediction's columns makes the rows equal.
 
-    Cells compare as Python values: 1 == 1.0 != "1". Two results without rows agree, whatever their
-    columns.
+    Rows compare as a list if is_ordered, else as a multiset. Cells compare as Python values:
+    1 == 1.0 != "1". Two results without rows agree, whatever their columns are.
     """
     if not pred or not gold:
         return not pred and not gold
@@ -123,70 +123,110 @@ def results_agree(pred: Sequence[tuple], gold: Sequence[tuple], is_ordered: bool
     if is_ordered:
         has_mapping = Counter(zip(*pred, strict=True)) == Counter(zip(*gold, strict=True))
     else:
-        has_mapping = Counter(pred) == Counter(gold) or _has_column_mapping(pred, gold)
-    return has_mapping and (len(gold[0]) == 1 or _passes_cell_sort(pred, gold, is_ordered))
-
-
-def _has_column_mapping(pred: Sequence[tuple], gold: Sequence[tuple]) -> bool:
-    """Whether a permutation makes the multisets of rows equal; column by column, going back where
-    stuck."""
-    columns = {"pred": list(zip(*pred, strict=True)), "gold": list(zip(*gold, strict=True))}
-    contents = {
-        side: [frozenset(Counter(column).items()) for column in columns[side]] for side in columns
-    }
-    if Counter(contents["pred"]) != Counter(contents["gold"]):
+        has_mapping = Counter(pred) == Counter(gold) or _ColumnMapping(pred, gold).exists()
+    if not has_mapping:
         return False
-    # Columns with many values first: they soon tell all rows apart, and then a wrong choice shows at once.
-    order = sorted(range(len(gold[0])), key=lambda place: -len(contents["gold"][place]))
+    return len(gold[0]) == 1 or _passes_cell_sort(pred, gold, is_ordered)
 
-    def choices(
-        depth: int, pred_rows: list[int], gold_rows: list[int], unused: frozenset[int]
-    ) -> Iterator[tuple[int, list[int], list[int], frozenset[int]]]:
-        """The arguments of the next depth, for each column of the prediction that fits this one.
 
-        Rows come as numbers, equal where the columns mapped so far are equal.
-        """
-        place = order[depth]
+@dataclass(frozen=True)
+class _Partial:
+    """A mapping of the first `depth` columns of the search order.
+
+    The rows of each side are represented by numbers: two rows have the same number if they are
+    equal in all columns mapped so far. So after mapping both columns of these sides
+
+        gold  (1, a) (1, b) (1, a)  ->  0 1 0
+        pred  (a, 1) (a, 1) (b, 1)  ->  0 0 1
+
+    the numbers are equal as multisets, which means that the mapped columns agree.
+    """
+
+    depth: int
+    pred_rows: list[int]
+    gold_rows: list[int]
+    unused: frozenset[int]
+
+
+class _ColumnMapping:
+    """A search for an order of the prediction's columns that makes the multisets of rows equal.
+
+    It maps one column of the gold after the other, and goes back where no column fits.
+    """
+
+    def __init__(self, pred: Rows, gold: Rows) -> None:
+        self.pred_columns = list(zip(*pred, strict=True))
+        self.gold_columns = list(zip(*gold, strict=True))
+        self.pred_contents = [_content(column) for column in self.pred_columns]
+        self.gold_contents = [_content(column) for column in self.gold_columns]
+        # Columns with many values come first: they soon distinguish all rows, and then a wrong
+        # choice shows at once.
+        places = range(len(self.gold_columns))
+        self.order = sorted(places, key=lambda place: -len(self.gold_contents[place]))
+
+    def exists(self) -> bool:
+        """Whether there is such an order."""
+        if Counter(self.pred_contents) != Counter(self.gold_contents):
+            return False
+        num_rows = len(self.gold_columns[0])
+        start = _Partial(0, [0] * num_rows, [0] * num_rows, frozenset(self.order))
+        # A stack instead of recursion, because there may be 2,000 columns.
+        stack = [self.extensions(start)]
+        while stack:
+            found = next(stack[-1], None)
+            if found is None:
+                stack.pop()
+            elif found.depth == len(self.order):
+                return True
+            else:
+                stack.append(self.extensions(found))
+        return False
+
+    def extensions(self, partial: _Partial) -> Iterator[_Partial]:
+        """The mapping with one more column of the gold, for each column that fits it."""
+        place = self.order[partial.depth]
         numbers: dict[tuple, int] = {}
-        gold_rows = [
-            numbers.setdefault(key, len(numbers))
-            for key in zip(gold_rows, columns["gold"][place], strict=True)
-        ]
-        wanted = Counter(gold_rows)
+        gold_rows = []
+        for key in zip(partial.gold_rows, self.gold_columns[place], strict=True):
+            gold_rows.append(numbers.setdefault(key, len(numbers)))
+        gold_counts = Counter(gold_rows)
         tried = set()
-        for choice in unused:
-            column = columns["pred"][choice]
-            if contents["pred"][choice] != contents["gold"][place] or column in tried:
+        for choice in partial.unused:
+            column = self.pred_columns[choice]
+            if self.pred_contents[choice] != self.gold_contents[place] or column in tried:
                 continue
             tried.add(column)  # equal columns are interchangeable
-            new_rows = [numbers.get(key, -1) for key in zip(pred_rows, column, strict=True)]
-            if Counter(new_rows) == wanted:
-                yield depth + 1, new_rows, gold_rows, unused - {choice}
-
-    start = [0] * len(gold)
-    # Not recursive, because there may be 2,000 columns.
-    stack = [choices(0, start, start, frozenset(order))]
-    while stack:
-        found = next(stack[-1], None)
-        if found is None:
-            stack.pop()
-        elif found[0] == len(order):
-            return True
-        else:
-            stack.append(choices(*found))
-    return False
+            keys = zip(partial.pred_rows, column, strict=True)
+            pred_rows = [numbers.get(key, -1) for key in keys]
+            if Counter(pred_rows) == gold_counts:
+                unused = partial.unused - {choice}
+                yield _Partial(partial.depth + 1, pred_rows, gold_rows, unused)
 
 
-def _passes_cell_sort(pred: Sequence[tuple], gold: Sequence[tuple], is_ordered: bool) -> bool:
-    """The official pre-check. Quirk: it sorts each row's cells by their text; 2 and 2.0 may sort
-    differently.
+def _content(column: tuple) -> frozenset[tuple[object, int]]:
+    """The values of a column with their counts."""
+    return frozenset(Counter(column).items())
 
-    Of results that agree otherwise, only those with floats can fail it.
+
+def _passes_cell_sort(pred: Rows, gold: Rows, is_ordered: bool) -> bool:
+    """The official pre-check, which sorts the cells of each row by their text.
+
+    Quirk: 2 and 2.0 may be sorted differently. Only results with floats can fail this check if
+    they agree otherwise.
     """
-    if not any(isinstance(cell, float) for rows in (pred, gold) for row in rows for cell in row):
+    if not _has_float(pred) and not _has_float(gold):
         return True
-    pred, gold = ([tuple(sorted(row, key=_cell_text)) for row in rows] for rows in (pred, gold))
+    pred = _with_sorted_cells(pred)
+    gold = _with_sorted_cells(gold)
     return pred == gold if is_ordered else set(pred) == set(gold)
+
+
+def _has_float(rows: Rows) -> bool:
+    return any(isinstance(cell, float) for row in rows for cell in row)
+
+
+def _with_sorted_cells(rows: Rows) -> list[tuple]:
+    return [tuple(sorted(row, key=_cell_text)) for row in rows]
 
 
 def _cell_text(cell: object) -> str:

@@ -1,7 +1,7 @@
 """Gold and prediction files in the official format.
 
-Gold: `SQL<TAB>db_id` a line; prediction: one SQL a line, what follows a tab is no part of it. A
-blank line ends an interaction in both. Every line is stripped.
+Gold: `SQL<TAB>db_id` a line; prediction: one SQL a line, which ends at a tab if there is one. A
+blank line ends an interaction in both. Blanks around a line do not count.
 """
 
 import os
@@ -17,18 +17,24 @@ from mtsql.sql.names import RESERVED, checked_id
 NO_ANSWER = "no answer"
 """The line of a turn without an answer. The official program counts it as wrong; an empty line
 would end the dialogue."""
+SQLITE_START = b"SQLite format 3\0"
+"""The first bytes of a database file."""
 
 
 @dataclass(frozen=True)
 class GoldLine:
-    line: int  # from 1
+    """One line of a gold file; lines count from 1."""
+
+    line: int
     sql: str
     db_id: str
 
 
 def read_gold(path: Path) -> list[list[GoldLine]]:
-    """Interactions of (SQL, database id). ValueError naming file and line where the tab is missing
-    or the id is no plain name."""
+    """Read the interactions of a gold file.
+
+    Raises ValueError naming file and line where the tab is missing or the id is no plain name.
+    """
     interactions = []
     for lines in _read_interactions(path):
         turns = []
@@ -44,13 +50,19 @@ def read_gold(path: Path) -> list[list[GoldLine]]:
 
 
 def read_predictions(path: Path) -> list[list[str]]:
-    """Interactions of SQL texts; what follows a tab is no part of them."""
-    return [[text.split("\t")[0] for _, text in lines] for lines in _read_interactions(path)]
+    """Read the interactions of a prediction file: lists of SQL texts."""
+    interactions = []
+    for lines in _read_interactions(path):
+        interactions.append([text.split("\t")[0] for _, text in lines])
+    return interactions
 
 
 def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:
-    """Numbered lines, stripped. Quirk: each blank line closes an interaction, also one without
-    turns. Blank lines at the end of the file close none, as an editor may leave some there."""
+    """Interactions of (line number, stripped line).
+
+    Quirk: each blank line ends an interaction, even one without turns. Blank lines at the end of
+    the file end none, because an editor may leave some there.
+    """
     interactions: list[list[tuple[int, str]]] = [[]]
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -62,30 +74,41 @@ def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:
     return interactions
 
 
-SQLITE_START = b"SQLite format 3\0"
-
-
 def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
-    """All databases of the first folder with <db_id>/*.sqlite*. Several make a test suite: all must
-    agree. Where a folder has none, the one file that DatabaseFolder finds. ValueError, naming the
-    file that is looked for, if there is none, or a file that is no database."""
-    checked_id(db_id, ", ".join(map(str, folders)))
+    """Find the files of a database in the first folder that has any.
+
+    All files `<db_id>/*.sqlite*` belong to it: several make a test suite, and a prediction must
+    agree on each. In a folder without any, it is the one file that DatabaseFolder finds. Raises
+    ValueError if there is no file, naming the one that is missing, or if a file is no database.
+    """
+    names = ", ".join(map(str, folders))
+    checked_id(db_id, names)
     for folder in folders:
-        found = sorted(Path(folder, db_id).glob("*.sqlite*"))
-        found = [path for path in found if not path.name.endswith(("-journal", "-wal", "-shm"))]
-        found = [path for path in found if not path.name.startswith(".")]  # of other programs
+        candidates = sorted(Path(folder, db_id).glob("*.sqlite*"))
+        found = [path for path in candidates if _may_be_database(path)]
         if not found and Path(folder).is_dir():
-            found = [path for path in [DatabaseFolder(folder).find(db_id)] if path is not None]
+            other = DatabaseFolder(folder).find(db_id)
+            if other is not None:
+                found.append(other)
         for path in found:
             _require_database(path)
         if found:
             return found
-    raise ValueError(f"{', '.join(map(str, folders))}: no {db_id}{os.sep}{db_id}.sqlite")
+    raise ValueError(f"{names}: no {db_id}{os.sep}{db_id}.sqlite")
+
+
+def _may_be_database(path: Path) -> bool:
+    """Whether the name is that of no working file of SQLite and of no hidden file."""
+    is_working_file = path.name.endswith(("-journal", "-wal", "-shm"))
+    return not is_working_file and not path.name.startswith(".")
 
 
 def _require_database(path: Path) -> None:
-    """ValueError for a file that is no SQLite database, such as a page of a failed download or a
-    pointer of Git LFS. An empty file is a database without tables."""
+    """Raise ValueError for a file that is no SQLite database.
+
+    Examples are the page of a failed download and a pointer of Git LFS. An empty file is a
+    database without tables.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(len(SQLITE_START))
@@ -96,9 +119,9 @@ def _require_database(path: Path) -> None:
 
 
 def predictions_text(predictions: Iterable[tuple[str, str | None]]) -> str:
-    """The official prediction file of (dialogue, SQL) in their order: a line each, and a blank line
-    between two dialogues."""
-    lines, last = [], None
+    """The prediction file of (dialogue, SQL) pairs, with a blank line between two dialogues."""
+    lines = []
+    last = None
     for dialogue, sql in predictions:
         if last is not None and dialogue != last:
             lines.append("")
@@ -119,50 +142,61 @@ _PIECE = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-
-
 _LAST_WORD = re.compile(r"(\w+|\S)\s*\Z")
+_ENDS_OPERAND = re.compile(r"[\w)'.]")
 _VALUE_FOLLOWS = (RESERVED - {"AS", "NULL"}) | {"BY", "GLOB", "LIKE", "MATCH", "REGEXP"}
-"""Words behind which a literal is a value; behind other words it is a name."""
+"""A quoted text after one of these words is a value. After any other word it is a name."""
 
 
 def prediction_line(sql: str | None) -> str:
-    """A prediction as one line, without tabs, that SQLite and the official program read as the same
-    query. A text that is such a line already stays as it is, but for blanks around it.
+    """Write a prediction as one line that SQLite and the official program read as the same query.
 
-    Line breaks and tabs become blanks. In a literal they become `char(10)`, since there they count:
-    the literal is `('...'||char(10)||'...')`, which exact match does not know. A comment that ends
-    with its line is left out. A name with a line break in it (in backquotes or brackets, or behind
-    AS) cannot be written in one line: it gets a blank. Half a character becomes a question mark.
+    A text that is already one line without tabs stays as it is, except for blanks around it. Else:
 
-    For None and a text without anything in it: NO_ANSWER.
+    - Line breaks and tabs become blanks.
+    - In a literal they have a meaning, so there they become `char(10)`. The literal is then
+      `('...'||char(10)||'...')`, which exact match does not know.
+    - A comment that ends with its line is left out.
+    - A name with a line break (in backquotes, in brackets, or after AS) cannot be written in one
+      line. The break becomes a blank.
+    - Half of a surrogate pair becomes a question mark.
+
+    None and a text without content give NO_ANSWER.
     """
     text = (sql or "").encode("utf-8", "replace").decode("utf-8")
-    text = _START.sub("", text).rstrip()  # a byte order mark would be lost with the file's own
-    if not _BREAKS.search(text):
-        return text or NO_ANSWER
+    # A byte order mark here would be lost when the file is read, like the file's own.
+    text = _START.sub("", text).rstrip()
+    if _BREAKS.search(text):
+        text = _in_one_line(text)
+    return text or NO_ANSWER
+
+
+def _in_one_line(text: str) -> str:
     pieces: list[str] = []
     last_word = ""
     for piece in _PIECE.finditer(text):
+        without_breaks = _BREAKS.sub(" ", piece[0])
         if piece["comment"]:
-            pieces.append(" " if piece["end"] else _BREAKS.sub(" ", piece[0]))
+            pieces.append(" " if piece["end"] else without_breaks)
             continue
-        is_value = last_word.upper() in _VALUE_FOLLOWS or not re.match(r"[\w)'.]", last_word)
-        if piece["text"] and is_value and _BREAKS.search(piece[0]):
+        has_breaks = without_breaks != piece[0]
+        is_value = last_word.upper() in _VALUE_FOLLOWS or not _ENDS_OPERAND.match(last_word)
+        if piece["text"] and is_value and has_breaks:
             pieces.append(_concatenated(piece[0]))
         else:
-            pieces.append(_BREAKS.sub(" ", piece[0]))
+            pieces.append(without_breaks)
         if piece["text"] or piece["name"]:
             last_word = "'"
         elif not piece["block"] and (found := _LAST_WORD.search(piece[0])):
             last_word = found[1]
-    return "".join(pieces).strip() or NO_ANSWER
+    return "".join(pieces).strip()
 
 
 def _concatenated(literal: str) -> str:
     """A literal with line breaks or tabs as an expression without them."""
     quote = literal[0]
     inner = literal[1:-1].replace(quote * 2, quote).replace("'", "''")
-    parts = re.split(r"([\n\r\t])", inner)
-    texts = [f"char({ord(part)})" if i % 2 else f"'{part}'" for i, part in enumerate(parts)]
-    return f"({'||'.join(texts)})"
+    parts = []
+    for part in re.split(r"([\n\r\t])", inner):
+        parts.append(f"char({ord(part)})" if _BREAKS.fullmatch(part) else f"'{part}'")
+    return f"({'||'.join(parts)})"

@@ -15,9 +15,11 @@ from mtsql.agent.env import SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.engine.engine import Engine
 from mtsql.judge import official_files
-from mtsql.judge.exact_match import HARDNESS, exact_match, execution_match, hardness
+from mtsql.judge.aggregate import TURNS, Figures, Score, aggregate
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.execution_match import execution_match
+from mtsql.judge.hardness import HARDNESS, hardness
 from mtsql.judge.official_files import prediction_line
-from mtsql.judge.official_scorer import TURNS, Figures, Score, aggregate
 from mtsql.model.rendering import Renderer
 from mtsql.rl.calls import calls_of
 from mtsql.rl.rewards import RewardConfig, exec_verify, memory_verify, propose

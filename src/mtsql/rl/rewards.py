@@ -26,8 +26,10 @@ from mtsql.agent.env import SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Verdict
 from mtsql.judge.agreement import written_match
-from mtsql.judge.exact_match import clause_f1, exact_match
-from mtsql.judge.guard import Copied, Evidence, copied_from_history, evidence, means_same
+from mtsql.judge.clause_f1 import clause_f1
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.guard import Evidence, evidence
+from mtsql.judge.same_query import Copied, copied_from_history, means_same
 from mtsql.rl.calls import ScoredCall, calls_of
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn

@@ -1,29 +1,31 @@
-"""Rewritings of the golds of real data: each returns the gold's rows, and the reward pays it."""
+"""Rewritings of real golds return the gold's rows, and the reward pays them."""
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mtsql.agent.env import EnvConfig
+from mtsql.audit.checks import audit
 from mtsql.audit.config import Config
-from mtsql.audit.golds import audit
+from mtsql.audit.report import Report
 from mtsql.audit.rewritings import REWRITINGS
 from mtsql.sql.datasets import DataConfig, load_split
 from mtsql.sql.dialogues import Corpus
 
 PAID_SHARE = 0.98
-"""Of the golds of real data that have a kind of rewriting, so many at least must be paid for it."""
+"""Least share of paid rewritings, for each kind."""
 NUM_DIALOGUES = 60
-"""Of each file that the slow test looks at."""
+"""Number of dialogues that are sampled from each file."""
 MIN_TRIED = 20
-"""A kind that fewer golds have is not judged by its share."""
+"""The share of a kind counts if at least this many golds have it."""
 
 
 @pytest.fixture(scope="module")
-def report(shared):
-    """The audit of a sample of each file's dialogues, rewritings included."""
-    reports = {}
+def reports(shared: Path) -> dict[str, Report]:
+    """The audit of a sample of each file's dialogues, with rewritings."""
+    found = {}
     data = shared / "data"
     for name in ("sparc", "cosql"):
         for split in ("train", "dev"):
@@ -35,8 +37,8 @@ def report(shared):
             )
             corpus = _sample(load_split(files, split))
             config = Config(data=files, rewritings=True, env=EnvConfig(num_sql_workers=1))
-            reports[f"{name} {split}"] = audit(corpus, config)
-    return reports
+            found[f"{name} {split}"] = audit(corpus, config)
+    return found
 
 
 def _sample(corpus: Corpus) -> Corpus:
@@ -45,18 +47,19 @@ def _sample(corpus: Corpus) -> Corpus:
 
 
 @pytest.mark.slow
-def test_rewritings_of_real_golds_return_their_rows(report):
-    for name, found in report.items():
-        # A sub-query that runs once for each row may be too slow for the limits; nothing else.
-        wrong = [c for c in found.rewritings_set_aside if ": timeout: " not in c.detail]
-        assert wrong == [], name
+def test_rewritings_of_real_golds_return_their_rows(reports: dict[str, Report]) -> None:
+    for name, report in reports.items():
+        # A sub-query that runs once for each row may be too slow for the limits. Nothing else may
+        # go wrong.
+        set_aside = report.rewritings_set_aside
+        assert [case for case in set_aside if ": timeout: " not in case.detail] == [], name
 
 
 @pytest.mark.slow
-def test_rewritings_of_real_golds_are_paid(report):
+def test_rewritings_of_real_golds_are_paid(reports: dict[str, Report]) -> None:
     shares = {}
     for kind in REWRITINGS:
-        tallies = [found.rewritings[kind] for found in report.values()]
+        tallies = [report.rewritings[kind] for report in reports.values()]
         num_turns = sum(tally.num_turns for tally in tallies)
         if num_turns >= MIN_TRIED:
             shares[kind] = sum(tally.num_paid_ex for tally in tallies) / num_turns
