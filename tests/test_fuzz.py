@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.databases import make_database, snapshot
-from mtsql.judge.exact_match import clause_f1, exact_match, execution_match, hardness
+from mtsql.judge.clause_f1 import clause_f1
+from mtsql.judge.exact_match import exact_match
+from mtsql.judge.execution_match import execution_match
 from mtsql.judge.guard import Evidence, evidence
 from mtsql.judge.hardness import hardness
 from mtsql.judge.sql_parser import parse_sql
