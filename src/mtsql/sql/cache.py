@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
-from mtsql.sql.meter import WorkMeter
+from mtsql.sql.meter import WAKE_SECS, WorkMeter
 
 V = TypeVar("V")
 
@@ -86,7 +86,8 @@ class SharedCache(Generic[V]):
                 self._end(key, mine)
             if pending is mine:
                 return mine.value
-            pending.ended.wait()
+            while not pending.ended.wait(WAKE_SECS):
+                pass
             if pending.is_made:
                 return pending.value
 

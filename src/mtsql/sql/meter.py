@@ -2,6 +2,10 @@
 
 import threading
 
+WAKE_SECS = 1.0
+"""A waiting thread wakes this often, because Python handles a signal that arrives just before a
+wait only when the wait ends."""
+
 
 class WorkMeter:
     """Counts what the queries of one piece of work cost, in ticks of `connection.TICK_VM_STEPS`.
@@ -30,5 +34,6 @@ class WorkMeter:
     def is_done_within(self, num_ticks: int) -> bool:
         """Whether the work takes at most `num_ticks` ticks in all. Waits until that is known."""
         with self._condition:
-            self._condition.wait_for(lambda: self._is_done or self._num_ticks > num_ticks)
+            while not (self._is_done or self._num_ticks > num_ticks):
+                self._condition.wait(WAKE_SECS)
             return self._num_ticks <= num_ticks

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from mtsql.sql.meter import WAKE_SECS
 from mtsql.sql.worker import MAX_CONNECTIONS, packed_message
 from mtsql.sql.worker_process import DeadlinePassed, WorkerDied, WorkerProcess
 
@@ -197,7 +198,7 @@ class WorkerPool:
                             replaced = self._idle.pop(0)
                             self._all.discard(replaced)
                             break
-                    self._condition.wait()
+                    self._condition.wait(WAKE_SECS)
             finally:
                 self._num_urgent -= is_urgent
                 if is_urgent:
