@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import (
+from helpers.runs import (
     FLAGS,
     ROOT,
     assert_same_run,

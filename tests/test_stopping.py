@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from test_resume import (
+from helpers.runs import (
     FLAGS,
     ROOT,
     assert_same_run,

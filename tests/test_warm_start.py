@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_resume import FLAGS, finish, start, stop_when
+from helpers.runs import FLAGS, finish, start, stop_when
 
 import train_rl
 import train_sft
