@@ -7,7 +7,7 @@
 
 The workload is that of benchmarks/rollout.py: prompts of about 600 tokens, replies of forced lengths, observations of
 about 80 tokens between them, no SQL. Ours runs what train_rl.py runs: `generation_weights`, an Engine, `rollout` with
-its threads and delayed observations, `batch_advantages`, `policy_loss`, `optimizer_step`; only the environment and the
+its threads and delayed observations, `batch_advantages`, `Learner.optimizer_step`; only the environment and the
 renderer are doubles, and a subclass of the engine ends replies where the workload says. TRL runs `trainer.train()`:
 benchmarks/trl_peer.py says how and with which settings. `trl` has its defaults, `trl_tuned` no gradient
 checkpointing and completions projected only; `trl_batch` rows learn at a time, its generation takes all rows at once.
@@ -45,9 +45,9 @@ from trl_rollout import longest, warm
 
 from mtsql.agent.env import Outcome
 from mtsql.engine.engine import EngineConfig, SamplingConfig, StopReason
-from mtsql.learner.logprobs import PolicyModule
-from mtsql.learner.losses import LossConfig, denominator, policy_loss
-from mtsql.learner.step import OptimConfig, make_optimizer, optimizer_step
+from mtsql.learner.losses import LossConfig
+from mtsql.learner.optimizer import OptimConfig
+from mtsql.learner.step import Learner
 from mtsql.model.attention import ATTENTION_NAME
 from mtsql.model.policy import generation_weights
 from mtsql.rl.advantages import batch_advantages
@@ -114,8 +114,7 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     policy = make_model(args.model, args.num_layers, args.width, args.vocab, ATTENTION_NAME)
-    module = PolicyModule(policy)
-    module, optimizer = accelerator.prepare(module, make_optimizer(module, OPTIM))
+    learner = Learner(policy, accelerator, OPTIM, max_batch_tokens=args.max_batch_tokens, loss=LOSS)
     rows = args.num_prompts * args.num_samples
     limits = EngineConfig(rows, 32, args.cache_bytes, max(1024, 4 * rows))
     updates = []
@@ -144,17 +143,7 @@ def ours(args: argparse.Namespace, works: list[Workload]) -> list[dict]:
         advantages = batch_advantages([rewards_of(args.num_samples)] * args.num_prompts)
         flat = [a for group in advantages for a in group]
         samples = [t.to_sample([a] * len(t.ids)) for t, a in zip(trajectories, flat, strict=True)]
-        stats = optimizer_step(
-            accelerator,
-            module,
-            optimizer,
-            samples,
-            lambda module, batch: policy_loss(*module(batch), batch, LOSS),
-            denominator(samples, LOSS),
-            max_tokens=args.max_batch_tokens,
-            config=OPTIM,
-            lr=OPTIM.lr,
-        )
+        stats = learner.optimizer_step(samples, OPTIM.lr)
         learned = int(stats["num_computed"])
         updates.append(
             {**meters(watch, rollout_secs), "rollout_tokens": computed, "learn_tokens": learned}

@@ -14,7 +14,7 @@ import train_rl
 import train_sft
 from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.rl.advantages import PRESETS
+from mtsql.rl.presets import PRESETS
 from mtsql.run.launch import run_script
 
 SIZE = EmbeddedConfig(

@@ -10,7 +10,7 @@ import eval as eval_script
 import train_rl
 import train_sft
 from mtsql.audit.config import Config as AuditConfig
-from mtsql.rl.advantages import PRESETS
+from mtsql.rl.presets import PRESETS
 from mtsql.run.config import as_yaml, flat, parse_config, to_dict
 
 KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]

@@ -13,27 +13,28 @@ import torch
 from safetensors.torch import load_file
 from helpers.runs import (
     FLAGS,
+    FSDP,
     ROOT,
+    TWO,
     assert_same_run,
     finish,
-    metrics,
+    kill_when,
     num_updates_done,
     start,
     stop_when,
+    updates,
 )
 
 pytestmark = pytest.mark.slow
-TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
-FSDP = [*TWO, "--use_fsdp", "--fsdp_version", "2"]
 RECORDED = f"""
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import train_rl
-from mtsql.rl.collect import Player
+from mtsql.rl.collect import Collector
 from mtsql.run.launch import run_script
 
-play, numbers = Player.play, iter(range(10**6))
+play, numbers = Collector.play, iter(range(10**6))
 def recorded(self, turns, split, *, num_samples, update):
     groups, engine = play(self, turns, split, num_samples=num_samples, update=update)
     lines = [json.dumps([update, s.trajectory.turn.turn_id, s.trajectory.ids]) for g in groups for s in g]
@@ -41,7 +42,7 @@ def recorded(self, turns, split, *, num_samples, update):
     with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
         file.writelines(line + chr(10) for line in lines if update < 2**31)
     return groups, engine
-Player.play = recorded
+Collector.play = recorded
 run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
 """
 
@@ -70,9 +71,8 @@ def cut_back(run, copy, update):
 def assert_close_run(one, other):
     numbers = [
         [
-            [line.get(k) for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
-            for line in metrics(run)
-            if line["stage"] == "rl"
+            [line[k] for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
+            for line in updates(run)
         ]
         for run in (one, other)
     ]
@@ -123,10 +123,9 @@ def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
     finish(
         start(*FLAGS, "--model.dtype", "bfloat16", "--run", str(run), cwd=folder, launcher=launcher)
     )
-    lines = [line for line in metrics(run) if line["stage"] == "rl"]
-    assert len(lines) == 4 and all(
-        line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines
-    )
+    lines = updates(run)
+    assert len(lines) == 4
+    assert all(line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines)
     assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
 
 
@@ -148,13 +147,12 @@ def test_an_adapter_run_killed_and_resumed_is_the_straight_run(folder):
     finish(start(*flags, "--run", "runs/lora", cwd=folder))
     run = folder / "runs/lora-killed"
     process = start(*flags, "--run", "runs/lora-killed", cwd=folder)
-    stop_when(process, lambda: num_updates_done(run) == 2, signal.SIGKILL)
-    process.wait()
+    kill_when(process, lambda: num_updates_done(run) == 2)
     finish(start("--resume", "runs/lora-killed", cwd=folder))
     assert_same_run(folder / "runs/lora", run, "adapter_model.safetensors")
     averages = load_file(run / "checkpoints/update-00004/optimizer.safetensors")
     assert averages and all("lora_" in name for name in averages)
-    steps = [line["grad_norm"] for line in metrics(run) if line["stage"] == "rl"]
+    steps = [line["grad_norm"] for line in updates(run)]
     assert len(steps) == 4 and all(steps)
 
 
@@ -237,13 +235,13 @@ def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
 ONE_RANK = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train_rl
+import mtsql.session, train_rl
 from mtsql.run.launch import run_script
 
 if os.environ.get("RANK") == "1":
     def refuse(*arguments, **options):
         raise ValueError("model.path x: this rank cannot read it")
-    train_rl.set_up = refuse
+    mtsql.session.set_up = refuse
 run_script(train_rl.main, train_rl.Config, "")
 """
 

@@ -9,7 +9,8 @@ import pytest
 
 import train_rl
 import train_sft
-from mtsql.rl.advantages import PRESETS
+from mtsql.rl.checks import check_config
+from mtsql.rl.presets import PRESETS
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ def test_a_recipe_is_a_valid_configuration(file):
     config = parse_config(script.Config, ["--config", str(file)], "")
     assert config_diff(config, script.Config())
     if script is train_rl:
-        train_rl.check(config)
+        check_config(config)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_preset_sets_what_it_lists_and_flags_win(name):
     assert changed.keys() <= PRESETS[name].keys()
     for key, value in PRESETS[name].items():
         assert changed.get(key, value) == value
-    train_rl.check(config)
+    check_config(config)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -74,7 +75,7 @@ def test_a_preset_wins_over_a_recipe_and_flags_over_both(name):
     ):
         config = parse_config(train_rl.Config, [*argv, "--loss.clip_high", "0.7"], "", PRESETS)
         values = flat(to_dict(config))
-        train_rl.check(config)
+        check_config(config)
         assert values["turns_per_update"] == 256 and values["loss.clip_high"] == 0.7
         assert all(
             values[key] == value for key, value in PRESETS[name].items() if key != "loss.clip_high"
@@ -175,4 +176,4 @@ def test_the_presets_by_hand():
 )
 def test_impossible_objectives_are_named(flags, words):
     with pytest.raises(ValueError, match=words):
-        train_rl.check(parse_config(train_rl.Config, flags.split(), ""))
+        check_config(parse_config(train_rl.Config, flags.split(), ""))

@@ -126,12 +126,12 @@ def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatc
         sft=train_sft.SftConfig(epochs=1, max_samples=4, samples_per_update=2),
         checkpoint=CheckpointConfig(every=1, keep_best=0),
     )
-    train_sft.main(config)
-    train_sft.main(replace(config, resume="runs/sft"))
+    train_sft.main(config.completed())
+    train_sft.main(replace(config, resume="runs/sft").completed())
     with monkeypatch.context() as patch:
         change(patch, world)
         with pytest.raises(ValueError, match=f"resume runs/sft: .*{words}"):
-            train_sft.main(replace(config, resume="runs/sft"))
+            train_sft.main(replace(config, resume="runs/sft").completed())
 
 
 def test_inputs_are_written_once_and_compared(tmp_path):

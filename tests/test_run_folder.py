@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from mtsql.files import WriteError
@@ -23,6 +22,7 @@ from mtsql.run.checkpoint import (
     save_checkpoint,
 )
 from mtsql.run.launch import run_folder
+from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import NotFinite, RunLog, check_free, git_commit, writing
 
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
@@ -235,7 +235,7 @@ def test_a_full_disk_is_a_line_that_says_what_is_kept(name, tmp_path, full_disk)
     run = tmp_path / "run"
     with (
         pytest.raises(ValueError) as error,  # noqa: PT011  the text is compared below
-        run_folder(Accelerator(cpu=True), run),
+        run_folder(Ranks(), run),
     ):
         log = RunLog(run, Config())
         log.metrics({"stage": "rl", "update": 0})
@@ -251,7 +251,7 @@ def test_a_full_disk_is_a_line_that_says_what_is_kept(name, tmp_path, full_disk)
     )
     assert "\n" not in line and (run / "metrics.jsonl").read_text() == whole  # no half line
     assert read_checkpoint(newest_checkpoint(run)).state["update"] == 1
-    with run_folder(Accelerator(cpu=True), run):
+    with run_folder(Ranks(), run):
         assert not list(run.rglob("*.partial"))
 
 
@@ -285,7 +285,7 @@ def test_a_run_that_ends_before_its_time_says_how_to_go_on(make, words, tmp_path
         run = tmp_path / type(error).__name__
         with (
             pytest.raises((ValueError, KeyboardInterrupt), match=words),
-            run_folder(Accelerator(cpu=True), run),
+            run_folder(Ranks(), run),
         ):
             make(run)
             raise error

@@ -1,4 +1,4 @@
-"""A run that a scheduler, a launcher or a full disk ends says what is kept, and goes on from there."""
+"""A run that a scheduler, a launcher or a full disk ends says what is kept and goes on from there."""
 
 import os
 import resource
@@ -10,7 +10,9 @@ import psutil
 import pytest
 from helpers.runs import (
     FLAGS,
+    ONE,
     ROOT,
+    TWO,
     assert_same_run,
     finish,
     num_updates_done,
@@ -20,8 +22,6 @@ from helpers.runs import (
 
 from mtsql.run.checkpoint import newest_checkpoint, read_checkpoint
 
-ONE = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
 LONG = [*FLAGS, "--num_updates", "4000", "--checkpoint.every", "0"]
 LINE = "updates are done; go on with --resume"
 

@@ -53,6 +53,19 @@ def start(
     )
 
 
+def launch(flags: list[str], script: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a script to its end under `accelerate launch` with these flags."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *flags]
+    return subprocess.run(
+        [*launcher, str(script), *args],
+        cwd=cwd,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
 def finish(process: subprocess.Popen, expected: int = 0) -> tuple[str, str]:
     """Wait for the end of a process, check its exit code and return its two outputs."""
     out, err = process.communicate(timeout=400)

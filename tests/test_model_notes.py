@@ -1,4 +1,4 @@
-"""A model remembers how it was played (mtsql.json); eval.py and the prompt style follow it."""
+"""A model folder says how the model was trained (mtsql.json); eval.py and the prompts follow it."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from mtsql.model.policy import (
     save_policy,
 )
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.played import differences, notes_of, prompt_style
+from mtsql.model_notes import differences, notes_of, prompt_style
 from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.sql import datasets
 from mtsql.sql.sandbox import QueryConfig
@@ -197,7 +197,7 @@ def test_training_a_model_on_keeps_its_style_but_has_budgets_of_its_own(
     )
     sft = train_sft.SftConfig(epochs=1, max_samples=2, samples_per_update=2)
     config = train_sft.Config(model=ModelConfig(path=str(folder)), sft=sft)
-    train_sft.main(config)
+    train_sft.main(config.completed())
     said = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("differs from")
     ]
