@@ -1,4 +1,4 @@
-"""train_rl.py on one process, two, shards and two machines: one run, whichever of them goes on with it."""
+"""train_rl.py on one process, on two, with shards and on two machines is one and the same run."""
 
 import json
 import os
@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from helpers.runs import (
     FLAGS,
     FSDP,
@@ -24,6 +23,7 @@ from helpers.runs import (
     stop_when,
     updates,
 )
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 RECORDED = f"""
@@ -34,14 +34,18 @@ import train_rl
 from mtsql.rl.collect import Collector
 from mtsql.run.launch import run_script
 
-play, numbers = Collector.play, iter(range(10**6))
+play = Collector.play
+flag = "--run" if "--run" in sys.argv else "--resume"
+run = Path(sys.argv[sys.argv.index(flag) + 1])
+
 def recorded(self, turns, split, *, num_samples, update):
     groups, engine = play(self, turns, split, num_samples=num_samples, update=update)
-    lines = [json.dumps([update, s.trajectory.turn.turn_id, s.trajectory.ids]) for g in groups for s in g]
-    run = Path(sys.argv[sys.argv.index("--run") + 1 if "--run" in sys.argv else sys.argv.index("--resume") + 1])
-    with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
-        file.writelines(line + chr(10) for line in lines if update < 2**31)
+    if update < 2**31:
+        with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
+            for trajectory in [scored.trajectory for group in groups for scored in group]:
+                print(json.dumps([update, trajectory.turn.turn_id, trajectory.ids]), file=file)
     return groups, engine
+
 Collector.play = recorded
 run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
 """
@@ -182,16 +186,19 @@ def test_two_machines_end_with_the_parameters_of_two_processes(folder):
     finish(start(*FLAGS, "--run", "runs/two", cwd=folder, launcher=TWO))
     for process in two_machines(folder, ROOT / "train_rl.py", *FLAGS, "--run", "runs/machines"):
         finish(process)
-    # not bit for bit: alone on its machine, a rank takes all cores, and more threads add up in another order
+    # Not bit for bit: a rank that is alone on its machine takes all cores, and more threads sum in
+    # another order.
     assert_close_run(folder / "runs/two", folder / "runs/machines")
 
 
 def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
-        "from mtsql.run.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
+        "from mtsql.run.launch import make_accelerator, start_missing_ranks\n"
+        "start_missing_ranks()\n"
         "accelerator = make_accelerator('no')\n"
-        "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of machine 1 is broken')\n"
+        "if accelerator.process_index == 1:\n"
+        "    raise RuntimeError('the reward of machine 1 is broken')\n"
         "accelerator.wait_for_everyone()\nimport time; time.sleep(3000)\n"
     )
     processes = two_machines(tmp_path, script)
@@ -209,8 +216,11 @@ from mtsql.run.launch import run_script
 
 def prepare(self, *things, plain=Accelerator.prepare):
     prepared = plain(self, *things)
-    weakref.finalize(prepared[0], lambda: print("freed inside the group:", torch.distributed.is_initialized(), flush=True))
+    weakref.finalize(prepared[0], say)
     return prepared
+
+def say():
+    print("freed inside the group:", torch.distributed.is_initialized(), flush=True)
 
 Accelerator.prepare = prepare
 run_script(train_rl.main, train_rl.Config, "")

@@ -1,4 +1,4 @@
-"""A model folder says how the model was trained (mtsql.json); eval.py and the prompts follow it."""
+"""The notes in a model folder (mtsql.json) are the defaults of eval.py and of the prompts."""
 
 import json
 from dataclasses import replace
@@ -78,13 +78,15 @@ def test_eval_plays_as_the_training_did(folder):
 def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     recipe = tmp_path / "own.yaml"
     recipe.write_text(
-        f"model: {{path: {folder}}}\nenv: {{max_replies: 3, max_observation_rows: 5}}\nstyle: FULL\n"
+        f"model: {{path: {folder}}}\n"
+        "env: {max_replies: 3, max_observation_rows: 5}\nstyle: FULL\n"
     )
     config = parsed("--config", recipe, "--env.max_replies", "2")
     changed = {"style": "FULL", "env.max_replies": 2, "env.max_observation_rows": 5}
     assert played(config) == {**played(TRAINED), **changed}
     assert differences(config) == (
-        f"differs from the training of {folder}: style FULL (was BRIEF), env.max_replies 2 (was 6), "
+        f"differs from the training of {folder}: "
+        "style FULL (was BRIEF), env.max_replies 2 (was 6), "
         "env.max_observation_rows 5 (was 10)"
     )
     line = differences(

@@ -1,4 +1,4 @@
-"""The learning rate of an update. (The state on disk is tested by test_sharding and test_resume.)"""
+"""The learning rate of an update. test_sharding and test_resume test the state on disk."""
 
 import pytest
 

@@ -1,5 +1,4 @@
-"""Killed and resumed is the run that was never killed: parameters, metrics and trajectories, bit for
-bit."""
+"""A run that is killed and resumed equals the run that was never killed, bit for bit."""
 
 import re
 import shutil

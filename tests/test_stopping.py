@@ -1,4 +1,4 @@
-"""A run that a scheduler, a launcher or a full disk ends says what is kept and goes on from there."""
+"""A run that a scheduler, a launcher or a full disk ends says what is kept and can be resumed."""
 
 import os
 import resource

@@ -96,9 +96,11 @@ def test_two_processes_resample_as_one(together):
 def test_a_crash_of_one_rank_ends_all_and_shows_its_own_traceback(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
-        "from mtsql.run.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
+        "from mtsql.run.launch import make_accelerator, start_missing_ranks\n"
+        "start_missing_ranks()\n"
         "accelerator = make_accelerator('no')\n"
-        "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of rank 1 is broken')\n"
+        "if accelerator.process_index == 1:\n"
+        "    raise RuntimeError('the reward of rank 1 is broken')\n"
         "accelerator.wait_for_everyone()\nimport time; time.sleep(100)\n"
     )
     start = time.monotonic()

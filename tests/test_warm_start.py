@@ -1,4 +1,4 @@
-"""The warm start of train_rl.py: gone on with by the same command, made once, keyed by what counts."""
+"""The warm start of train_rl.py is made once and continued by the same command."""
 
 import itertools
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from helpers.runs import FLAGS, finish, start, stop_when
+from safetensors.torch import load_file
 
 import train_rl
 import train_sft
