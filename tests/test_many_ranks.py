@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_shards_are_the_run_of_one_process_and_each_goes_on_with_the_other(folder):
+def test_shards_and_one_process_are_the_same_run_and_each_resumes_the_other(folder):
     runs = folder / "runs"
     play_and_finish(folder, *FLAGS, "--run", "runs/shards", launcher=FSDP)
     assert_close_run(runs / "straight", runs / "shards")
@@ -227,7 +227,7 @@ run_script(train_rl.main, train_rl.Config, "")
 """
 
 
-def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
+def test_the_wrapped_policy_is_freed_before_the_process_group(tmp_path):
     """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the
     interpreter's lock."""
     (tmp_path / "watched.py").write_text(WATCHED)
@@ -258,7 +258,7 @@ run_script(train_rl.main, train_rl.Config, "")
 
 @pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["loud", "quiet"])
 @pytest.mark.parametrize("case", ["every rank", "main rank", "other rank"])
-def test_a_mistake_on_two_processes_ends_in_its_line(case, quiet, tmp_path):
+def test_a_mistake_on_two_processes_is_the_last_line(case, quiet, tmp_path):
     flags, words, script = ["--num_updates", "2"], "this rank cannot read it", ROOT / "train_rl.py"
     if case == "every rank":
         flags, words = ["--group_size", "1"], "group_size is 1"

@@ -41,7 +41,7 @@ def key(**changed):
     return warm_start_key(replace(train_sft.Config(style=PromptStyle.FULL), **changed))
 
 
-def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
+def test_the_key_of_a_warm_start_depends_on_all_that_it_learns_from(world, monkeypatch):
     usual = key()
     assert key() == usual == key(env=EnvConfig(num_sql_workers=1))
     others = [
@@ -68,7 +68,7 @@ def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
     assert len({usual, *others}) == 1 + len(others) and key() == usual
 
 
-def test_a_warm_start_is_keyed_by_the_content_of_its_files(world):
+def test_the_key_of_a_warm_start_depends_on_the_content_of_its_files(world):
     usual = key()
     demonstrations = world / "demonstrations.jsonl"
     text = demonstrations.read_text()

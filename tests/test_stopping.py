@@ -61,7 +61,7 @@ def test_sigterm_writes_a_checkpoint_under_a_launcher(whom, launcher, folder):
 
 
 @pytest.mark.slow
-def test_two_ranks_do_not_get_a_run_that_is_in_use(folder):
+def test_two_ranks_are_refused_a_run_that_is_in_use(folder):
     process, run = begin(folder, "used", LONG)
     begun = time.monotonic()
     out, err = start("--resume", "runs/used", cwd=folder, launcher=TWO).communicate(timeout=120)
@@ -77,7 +77,7 @@ def test_two_ranks_do_not_get_a_run_that_is_in_use(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [10, 40], ids=["half a line", "some bytes"])
-def test_a_full_disk_is_a_line_and_the_resumed_run_the_straight_one(room, folder):
+def test_after_a_full_disk_the_resumed_run_equals_the_straight_one(room, folder):
     process, run = begin(folder, "full", FLAGS)
     size = (run / "metrics.jsonl").stat().st_size
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
@@ -98,7 +98,7 @@ def test_a_full_disk_is_a_line_and_the_resumed_run_the_straight_one(room, folder
     ],
     ids=["loading", "first evaluation", "probe"],
 )
-def test_sigterm_before_the_first_checkpoint_is_a_line(is_time, line, folder):
+def test_sigterm_before_the_first_checkpoint_is_a_one_line_message(is_time, line, folder):
     run = folder / "runs/early"
     shutil.rmtree(run, ignore_errors=True)
     flags = [*LONG, "--curriculum.max_probe_turns", "400", "--curriculum.probe_samples", "8"]
