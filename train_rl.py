@@ -60,8 +60,10 @@ from mtsql.workbench import check_sizes
 
 @dataclass(frozen=True)
 class Config:
-    """Flags of train_rl.py. The defaults are the embedded quick start; configs/ has recipes for
-    real models."""
+    """Flags of train_rl.py. The defaults are the embedded quick start.
+
+    configs/ has recipes for real models.
+    """
 
     run: str = "runs/rl"
     """Run folder."""

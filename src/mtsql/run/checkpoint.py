@@ -27,8 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtsql.files import WriteError, read_json, read_text, write_text
-from mtsql.run.config import flat, read_yaml, to_dict
+from mtsql.run.config import flat, to_dict
 from mtsql.run.inputs import moved_keys
+from mtsql.run.recipes import read_yaml
 from mtsql.run.runlog import git_commit, writing
 
 FORMAT = "mtsql-checkpoint-1"

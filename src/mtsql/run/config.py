@@ -11,15 +11,20 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
 
-from mtsql.files import read_text, write_text
+from mtsql.files import write_text
+from mtsql.run.recipes import in_a_line, read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 OWN_FLAGS = {"help", "config", "print_config"}
-MAX_MESSAGE = 400
-"""Maximum length of the parser's errors, which list every type that a value could have had."""
 
 
 def parse_config(
@@ -72,7 +77,7 @@ def parse_config(
         values = parser.instantiate(parsed).as_dict()
     except ValueError as error:
         _build(kind, parsed.as_dict())
-        raise ValueError(_in_a_line(error)) from error
+        raise ValueError(in_a_line(error)) from error
     values.pop("config", None)
     is_printed = values.pop("print_config")
     config = _usable(kind(**values), "")
@@ -154,51 +159,20 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
     return _usable(made, f"{where}: ")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases and without repeated keys.
+class _Formatter(DefaultHelpFormatter):
+    """A description in --help keeps its lines."""
 
-    A few lines of aliases can stand for more values than fit into memory, or for a list that holds
-    itself. Of two equal keys, the first value would be lost.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                f"the alias *{event.anchor} is not read: write the value",
-                event.start_mark,
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = [key.value for key in keys]
-        for place, key in enumerate(keys):
-            if key.value in names[:place]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} appears twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path | str) -> dict:
-    """The content of a recipe. ValueError, in a line that names the file, if it cannot be read."""
-    text = read_text(path, "recipe")
-    try:
-        values = yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = _in_a_line(error).replace(' in "<unicode string>",', ":")
-        raise ValueError(f"recipe {path}: {reason}") from error
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"recipe {path}: expected keys with values, found {values!r:.80}")
-    return values or {}
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 def _parser(kind: type, description: str) -> ArgumentParser:
     parser = ArgumentParser(
-        description=description, exit_on_error=False, allow_abbrev=False, print_config=None
+        description=description,
+        formatter_class=_Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
     )
     parser.add_class_arguments(kind, fail_untyped=True)
     return parser
@@ -238,10 +212,6 @@ def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> Non
             raise ValueError(f"{where}: {prefix}{name} is {value!r}, but it has keys of its own")
 
 
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:MAX_MESSAGE]
-
-
 def _explained(error: Exception, kind: type) -> str:
     """An error of the parser as a line that says what was expected."""
     text = " ".join(str(error).split())
@@ -268,7 +238,7 @@ def _explained(error: Exception, kind: type) -> str:
     section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
     if section:
         return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
-    return _in_a_line(error)
+    return in_a_line(error)
 
 
 def _keys(kind: type, prefix: str = "") -> list[str]:
