@@ -60,10 +60,7 @@ from mtsql.workbench import check_sizes
 
 @dataclass(frozen=True)
 class Config:
-    """Flags of train_rl.py. The defaults are the embedded quick start.
-
-    configs/ has recipes for real models.
-    """
+    """Flags of train_rl.py. The defaults are for the embedded model; configs/ has recipes."""
 
     run: str = "runs/rl"
     """Run folder."""

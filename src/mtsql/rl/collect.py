@@ -1,8 +1,7 @@
 """Collect trajectories with the current policy and score them."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -54,13 +53,13 @@ class Collector:
     def collect(
         self, picked: list[str], curriculum: Curriculum, update: int, num_updates: int
     ) -> tuple[list[Group], dict[str, float]]:
-        """This rank's groups of an update, scored, and what all ranks did for them.
+        """This rank's groups of an update, scored, and metrics of the rollouts of all ranks.
 
-        `picked` are the ids of the update's turns. Each rank rolls out its share of them; a group
-        stays on one rank. In up to `resample_rounds` further rounds, groups in which no trajectory
-        has an advantage are replaced by groups of other turns of the same stage (the former are
-        returned too). The ranks count such groups together between two rounds; a rank without a
-        turn plays as well. So no rank waits for another inside generation.
+        `picked` are the ids of the update's turns. Each rank rolls out its share of them as whole
+        groups. If a group has no signal (no trajectory in it has an advantage), a group of another
+        turn of the stage is added, in up to `resample_rounds` further rounds. The ranks count such
+        groups together between two rounds, and a rank without a turn enters each round too. So no
+        rank waits for another inside generation.
         """
         turns = {turn.turn_id: turn for turn in self.corpora["train"].turns}
         groups: list[Group] = []
@@ -99,7 +98,8 @@ class Collector:
 
         No rank waits for another inside, but with sharded weights all ranks must enter.
         """
-        with self._engine(self.sampling) as engine:
+        with generation_weights(self.policy, self.compute_dtype) as model:
+            engine = Engine(model, self.renderer.stop_ids, self.sampling, self.engine)
             scored = rollout(
                 engine,
                 self.renderer,
@@ -124,12 +124,6 @@ class Collector:
                 self.reward.overlong_buffer,
             )
         return Scored(trajectory, components, reward)
-
-    @contextmanager
-    def _engine(self, sampling: SamplingConfig) -> Iterator[Engine]:
-        """An engine with the current weights."""
-        with generation_weights(self.policy, self.compute_dtype) as model:
-            yield Engine(model, self.renderer.stop_ids, sampling, self.engine)
 
     def probe_parts(self, config: CurriculumConfig) -> list[list[Turn]]:
         """The training turns to probe, in parts, each of which all ranks share."""
