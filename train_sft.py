@@ -173,7 +173,7 @@ def main(config: Config) -> None:
 
 def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerator) -> None:
     """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to
-    <run>/model. `config.style` is set. A resumed run goes on from the checkpoint `begun`."""
+    <run>/model. `config.style` is set. A resumed run continues from the checkpoint `begun`."""
     session = open_session(
         config,
         begun,
@@ -238,8 +238,8 @@ def train_on_own_rollouts(
 def train_on(
     samples: list[Sample], config: Config, session: Session, learner: Learner, progress: Progress
 ) -> None:
-    """SFT over `samples`, of which every rank holds all and takes its share of each step. It goes
-    on from `progress`."""
+    """SFT over `samples`, from `progress` on. Every rank holds all samples and takes its share of
+    each step."""
     sft = config.sft
     stage = "sft" if config.source == "demonstrations" else f"round{progress.round}"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))

@@ -140,7 +140,7 @@ def test_ctrl_c_ends_a_sharded_run_that_goes_on_from_its_last_checkpoint(folder)
     _, err = process.communicate(timeout=120)
     assert process.returncode not in (0, None)
     assert "updates are done, but sharded weights cannot be written when a run is stopped" in err
-    assert "is kept: go on with --resume runs/stopped" in err
+    assert "is kept: continue with --resume runs/stopped" in err
     finish(start("--resume", "runs/stopped", cwd=folder, launcher=FSDP))
     assert_close_run(folder / "runs/straight", run)
 

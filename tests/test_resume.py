@@ -69,7 +69,7 @@ def test_a_run_killed_again_and_again_is_the_straight_run(folder):
     stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGTERM)
     _, err = finish(process, expected=143)
     assert re.fullmatch(
-        r"terminated \(SIGTERM\): \d updates are done; go on with --resume runs/killed",
+        r"terminated \(SIGTERM\): \d updates are done; continue with --resume runs/killed",
         err.splitlines()[-1],
     )
     assert "Traceback" not in err
@@ -109,7 +109,7 @@ def test_sft_killed_and_stopped_is_the_straight_run(folder):
     process = start(*go_on, "--checkpoint.every", "0", cwd=folder, script=script)
     stop_when(process, lambda: num_lines(run) == 8, signal.SIGINT)
     _, err = finish(process, expected=130)
-    assert "updates are done; go on with --resume runs/sft-killed" in err
+    assert "updates are done; continue with --resume runs/sft-killed" in err
     assert newest_checkpoint(run).name >= "update-00008"
     finish(start(*go_on, cwd=folder, script=script))
     assert metrics(folder / "runs/sft") == metrics(run) and len(metrics(run)) == 12

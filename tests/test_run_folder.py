@@ -59,7 +59,7 @@ def test_a_full_disk_is_a_line_that_says_what_is_kept(name, tmp_path):
             WRITERS[name](run, log)
     line = str(error.value).removeprefix("checkpoint ")
     assert line.startswith(f"{run / name}: cannot be written: ") and "\n" not in line
-    kept = f"{run}/checkpoints/update-00001 is kept: go on with --resume {run}"
+    kept = f"{run}/checkpoints/update-00001 is kept: continue with --resume {run}"
     assert line.endswith(f"; {kept}")
     assert (run / "metrics.jsonl").read_text() == text  # without half a line
     assert read_checkpoint(newest_checkpoint(run)).state["update"] == 1
@@ -87,7 +87,7 @@ def test_a_deleted_run_folder_is_a_line(name, is_blocked, tmp_path):
             lambda run: RunLog(run, Config()),
             "no checkpoint was written yet: --resume .* starts over",
         ),
-        (lambda run: write(run, 3), "update-00003 is kept: go on with --resume"),
+        (lambda run: write(run, 3), "update-00003 is kept: continue with --resume"),
         (lambda run: None, "nothing is kept: start it again"),
     ],
     ids=["begun", "checkpoint", "nothing"],

@@ -23,7 +23,7 @@ from helpers.runs import (
 from mtsql.run.checkpoint import newest_checkpoint, read_checkpoint
 
 LONG = [*FLAGS, "--num_updates", "4000", "--checkpoint.every", "0"]
-LINE = "updates are done; go on with --resume"
+LINE = "updates are done; continue with --resume"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_two_ranks_are_refused_a_run_that_is_in_use(folder):
     assert len(set(said)) == 1 and len(said) <= 2  # it comes again after the launcher's own text
     assert err.strip().splitlines()[-1] == said[0]
     assert f"in use by process {process.pid} on host" in said[0]
-    assert time.monotonic() - begun < 100 and "goes on" not in out
+    assert time.monotonic() - begun < 100 and "continues" not in out
     process.kill()
     process.wait()
     assert (run / ".lock").exists()  # for the next one to take over
@@ -83,7 +83,7 @@ def test_after_a_full_disk_the_resumed_run_equals_the_straight_one(room, folder)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
     _, err = finish(process, expected=1)
     assert len(err.splitlines()) == 1 and err.startswith("error: ")
-    assert "cannot be written: " in err and "is kept: go on with --resume runs/full" in err
+    assert "cannot be written: " in err and "is kept: continue with --resume runs/full" in err
     finish(start("--resume", "runs/full", cwd=folder))
     assert_same_run(folder / "runs/straight", run)
 

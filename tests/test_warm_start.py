@@ -56,12 +56,12 @@ def test_the_same_command_continues_a_warm_start_and_leaves_nothing_behind(strai
     _, err = finish(process, -sig if sig == signal.SIGKILL else 128 + sig)
     if sig != signal.SIGKILL:
         last = err.strip().splitlines()[-1]
-        assert last.endswith("optimizer steps; the same command goes on with it")
+        assert last.endswith("optimizer steps; the same command continues it")
         assert not (tmp_path / "runs/rl").exists()
     [name] = parts(tmp_path)
     assert name.endswith(".partial")
     out, _ = finish(start(*FLAGS, *LONG, cwd=tmp_path))
-    assert "going on with the one that was begun" in out
+    assert "continuing the one that was begun" in out
     assert parts(tmp_path) == parts(straight)
     found, wanted = weights(tmp_path), weights(straight)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)

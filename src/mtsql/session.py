@@ -48,7 +48,7 @@ class Session:
     workbench: Workbench
     log: RunLog
     begun: Checkpoint | None
-    """The checkpoint that a resumed run goes on from."""
+    """The checkpoint that a resumed run continues from."""
 
     @property
     def folder(self) -> Path:
@@ -67,7 +67,7 @@ class Session:
 
     def save_checkpoint(self, learner: Learner, update: int, progress: dict[str, Any]) -> None:
         """Write the checkpoint of `update` finished updates. `progress` is what the script needs
-        to go on from there."""
+        to continue from there."""
         save_checkpoint(
             self.folder,
             update,
@@ -82,7 +82,7 @@ class Session:
         self, stop: KeyboardInterrupt, learner: Learner, update: int, progress: dict[str, Any]
     ) -> KeyboardInterrupt:
         """Write a checkpoint after Ctrl-C or SIGTERM. Returns the exception to raise, which says
-        how to go on."""
+        how to continue."""
         ignore_stops()
         # All ranks would have to gather sharded weights, and now they may be anywhere.
         can_save = not is_sharded(self.workbench.policy)

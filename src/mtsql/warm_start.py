@@ -61,7 +61,7 @@ def make_warm_start(
     `warm_start`.
 
     The model is trained in a folder of another name, which is renamed at the end. After Ctrl-C or a
-    kill the same command goes on with it. If another process makes the same warm start, wait for
+    kill the same command continues it. If another process makes the same warm start, wait for
     it.
     """
     ranks = Ranks.of(accelerator)
@@ -72,7 +72,7 @@ def make_warm_start(
                 return
             is_begun = any((partial / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
             if ranks.is_main:
-                what = "going on with the one that was begun" if is_begun else "training one"
+                what = "continuing the one that was begun" if is_begun else "training one"
                 print_line(f"no warm start in {folder}: {what} (it is kept for later runs)")
             sft = replace(sft, run=str(partial), resume=str(partial) if is_begun else None)
             try:
@@ -93,12 +93,12 @@ def make_warm_start(
         begun = newest_checkpoint(partial)
         if begun is not None:
             kept = f"after {int(begun.name.removeprefix('update-'))} optimizer steps"
-        raise type(stop)(f"in the warm start, {kept}; the same command goes on with it") from None
+        raise type(stop)(f"in the warm start, {kept}; the same command continues it") from None
 
 
 def kept_of_warm_start(partial: Path) -> str:
-    """What is kept of a warm start that was stopped, and how to go on with it."""
+    """What is kept of a warm start that was stopped, and how to continue it."""
     begun = newest_checkpoint(partial)
     if begun is not None:
-        return f"{begun} is kept: the same command goes on with the warm start"
+        return f"{begun} is kept: the same command continues the warm start"
     return "no step of the warm start is kept: the same command starts it again"

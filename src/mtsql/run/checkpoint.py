@@ -157,10 +157,10 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def what_is_kept(run: Path) -> str:
-    """What is kept of a run that ends early, and how to go on."""
+    """What is kept of a run that ends early, and how to continue."""
     newest = newest_checkpoint(run)
     if newest is not None:
-        return f"{newest} is kept: go on with --resume {shlex.quote(str(run))}"
+        return f"{newest} is kept: continue with --resume {shlex.quote(str(run))}"
     if (run / "config.yaml").is_file():
         return f"no checkpoint was written yet: --resume {shlex.quote(str(run))} starts over"
     return "nothing is kept: start it again with the same command"
@@ -173,7 +173,7 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
     all ranks would have to gather them.
     """
     if is_saved:
-        return f"{num_updates} updates are done; go on with --resume {shlex.quote(str(run))}"
+        return f"{num_updates} updates are done; continue with --resume {shlex.quote(str(run))}"
     return (
         f"{num_updates} updates are done, but sharded weights cannot be written when a run is "
         f"stopped; {what_is_kept(run)}"

@@ -305,7 +305,7 @@ def _implied_flags(preset: str | None, resume: str | None, presets: dict[str, di
     if resume is not None:
         file = Path(resume) / "config.yaml"
         if not file.is_file():
-            raise ValueError(f"resume {resume}: no config.yaml there, so no run to go on with")
+            raise ValueError(f"resume {resume}: no config.yaml there, so no run to continue")
         return ["--config", str(file)]
     if preset is None:
         return []

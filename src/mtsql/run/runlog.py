@@ -76,7 +76,7 @@ class RunLog:
 
     def _go_on(self, config: Any, update: int, num_bytes: int) -> None:
         """Truncate metrics.jsonl to its first `num_bytes` and store the configuration and versions
-        that the run goes on with."""
+        that the run continues with."""
         file = self.metrics_file
         with writing(file):
             file.touch()
@@ -88,7 +88,7 @@ class RunLog:
             os.truncate(file, num_bytes)
         self._keep_config(f"config-{update:05d}.yaml", config)
         self.write_json(f"versions-{update:05d}.json", _provenance())
-        self.print(f"run {self.folder} goes on after {update} updates; " + _not_default(config))
+        self.print(f"run {self.folder} continues after {update} updates; " + _not_default(config))
 
     def _keep_config(self, name: str, config: Any) -> None:
         with writing(self.folder / name):
