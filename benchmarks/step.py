@@ -43,12 +43,12 @@ from flags import (
     settings,
     trl_version,
 )
-from mtsql.learner.optimizer import OptimConfig
 from workload import StopsAsPolicy, Workload, WorkloadFlags, make_workload
 
 from mtsql.agent.env import Outcome
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.losses import LossConfig
+from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.step import Learner
 from mtsql.model.policy import generation_weights
 from mtsql.rl.advantages import batch_advantages

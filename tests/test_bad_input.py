@@ -3,20 +3,17 @@
 import json
 import sqlite3
 import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import eval as eval_script
+import pytest
 import train_rl
 import train_sft
 
 from mtsql.agent.protocol import TAGS
 from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.rl.advantages import PRESETS
+from mtsql.rl.presets import PRESETS
+from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.run.launch import run_script
 
 SIZE = EmbeddedConfig(
@@ -146,7 +143,7 @@ GOOD = "--model.path models/good"
         ),
     ],
 )
-def test_train_rl(complaint, flags, words):
+def test_train_rl_names_the_mistake(complaint, flags, words):
     assert words in complaint(train_rl, flags)
 
 
@@ -162,7 +159,7 @@ def test_train_rl(complaint, flags, words):
         (f"{DATA} good.json --model.path models/mute --source self", "no chat template"),
     ],
 )
-def test_train_sft(complaint, flags, words):
+def test_train_sft_names_the_mistake(complaint, flags, words):
     assert words in complaint(train_sft, flags)
 
 
@@ -177,7 +174,7 @@ def test_train_sft(complaint, flags, words):
         (f"{DATA} good.json --model.path file", "model.path file"),
     ],
 )
-def test_eval(complaint, flags, words):
+def test_eval_names_the_mistake(complaint, flags, words):
     assert words in complaint(eval_script, flags)
 
 
@@ -186,9 +183,7 @@ def test_the_launcher_and_the_model_may_not_disagree_about_precision(complaint, 
     assert "model.dtype" in complaint(train_rl, f"{DATA} good.json {GOOD}")
 
 
-def test_every_preset_sets_known_keys_and_other_flags_win(monkeypatch):
-    from mtsql.run.config import flat, parse_config, to_dict
-
+def test_every_preset_sets_known_keys_and_other_flags_win():
     for name, keys in PRESETS.items():
         found = flat(to_dict(parse_config(train_rl.Config, ["--preset", name], "", PRESETS)))
         assert {key: found[key] for key in keys} == keys

@@ -10,7 +10,7 @@ import train_sft
 import yaml
 
 from mtsql.audit.config import Config as AuditConfig
-from mtsql.rl.advantages import PRESETS
+from mtsql.rl.presets import PRESETS
 from mtsql.run.config import as_yaml, flat, parse_config, to_dict
 
 KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]
@@ -66,7 +66,7 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--warm_start", "3"], "warm_start is 3: expected keys of its own or null"),
     ],
 )
-def test_a_flag_that_cannot_be_read(flags, words):
+def test_a_flag_that_cannot_be_read_is_named(flags, words):
     with pytest.raises(ValueError) as error:
         parse(*flags)
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -140,7 +140,7 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
     assert found["advantage.baseline"] == PRESETS["rloo"]["advantage.baseline"]
 
 
-def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_path):
+def test_print_config_shows_the_notes_of_a_model_and_reads_back(capsys, tmp_path):
     size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **size}))
     (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_replies": 2}}')
@@ -154,7 +154,7 @@ def test_print_config_reads_back_and_shows_what_a_model_remembers(capsys, tmp_pa
     assert to_dict(again) == to_dict(config)
 
 
-def test_a_resumed_run_takes_no_other_folder_and_no_run_of_another_script(tmp_path):
+def test_resume_refuses_another_run_folder_and_a_run_of_another_script(tmp_path):
     (tmp_path / "config.yaml").write_text(as_yaml(parse()))
     with pytest.raises(ValueError, match="--run has no effect with resume"):
         parse("--resume", str(tmp_path), "--run", "runs/new")
@@ -163,7 +163,7 @@ def test_a_resumed_run_takes_no_other_folder_and_no_run_of_another_script(tmp_pa
         parse("--resume", str(tmp_path), kind=train_sft.Config)
 
 
-def test_print_config_names_mistakes_too():
+def test_print_config_names_mistakes():
     with pytest.raises(ValueError, match="group_size"):
         parse("--group_size", "1", "--print_config")
 

@@ -106,7 +106,7 @@ def test_a_changed_file_is_named(key, file, is_moved, run):
 
 
 @pytest.mark.parametrize("key", NAMED)
-def test_a_file_that_moved_may_be_named_anew(key, run):
+def test_a_moved_file_may_be_given_with_its_new_path(key, run):
     named = Path(NAMED[key])
     os.renames(named, f"moved/{named.name}")
     line = f"{key} {named}: no such file or folder: where it was moved, name it anew with --{key}$"
@@ -116,7 +116,7 @@ def test_a_file_that_moved_may_be_named_anew(key, run):
 
 
 @pytest.mark.parametrize("key", NAMED)
-def test_a_name_that_was_not_given_before_is_another_run(key, run):
+def test_a_path_that_was_not_set_before_is_refused(key, run):
     """Nothing says that its content is the same."""
     saved = json.loads((run / "inputs.json").read_text())
     del saved["files"][key]
@@ -126,13 +126,13 @@ def test_a_name_that_was_not_given_before_is_another_run(key, run):
 
 
 @pytest.mark.parametrize("key", ["data.dev_seen", "data.leave_out", "model.path"])
-def test_a_name_that_is_taken_away_is_another_run(key, run):
+def test_a_path_that_is_no_longer_set_is_refused(key, run):
     with pytest.raises(ValueError, match=f"{key} is not set, but the run was started with"):
         check(with_key(key, None))
 
 
 @pytest.mark.parametrize("key", NAMED)
-def test_turn_ids_keep_their_file_name(key, run):
+def test_a_file_whose_name_would_change_the_turn_ids_is_refused(key, run):
     """They begin with it; of all other files the name is free."""
     named = Path(NAMED[key])
     os.replace(named, new := named.with_name("renamed" + named.suffix))
@@ -146,7 +146,7 @@ def test_turn_ids_keep_their_file_name(key, run):
         check(with_key(key, str(new)))
 
 
-def test_what_the_run_does_not_use_may_change(run):
+def test_files_that_the_run_does_not_use_may_change(run):
     database(Path("files/database/c/c.sqlite"), "CREATE TABLE other (x)")
     Path("files/model/mtsql.json").write_text("other defaults")
     Path("files/database/new").mkdir()
@@ -172,7 +172,7 @@ def test_a_file_that_is_missing_in_a_folder_is_named(gone, run):
         check(Config())
 
 
-def test_a_run_of_before_goes_on(run):
+def test_a_run_without_a_list_of_files_is_resumed(run):
     (run / "inputs.json").write_text('{"the turns": "1"}')
     check(Config())
     Path(FILES["data.train"]).write_text("x")  # the hash of the turns finds that
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named(text, run):
         check(Config())
 
 
-def test_the_toy_world_is_written_again_where_it_is_gone(tmp_path, monkeypatch):
+def test_a_deleted_toy_world_is_written_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Config(
         demonstrations=None, source="self", data=DataConfig(toy_folder="toy"), model=ModelConfig()
@@ -210,7 +210,7 @@ def test_the_toy_world_is_written_again_where_it_is_gone(tmp_path, monkeypatch):
         check_files(run, replace(config, data=DataConfig(toy_folder="moved")))
 
 
-def test_a_large_file_is_sampled_and_sqlite_cannot_write_unseen(run, monkeypatch):
+def test_a_large_file_is_hashed_in_part_and_a_write_by_sqlite_is_seen(run, monkeypatch):
     """A row in the middle of a large database; a file that another version of SQLite wrote."""
     monkeypatch.setattr(inputs, "WHOLE_BYTES", 1 << 20)
     file = Path("files/database/a/a.sqlite")

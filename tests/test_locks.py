@@ -64,7 +64,7 @@ def no_flock(*_):
     raise OSError(errno.ENOSYS, "Function not implemented")
 
 
-def test_the_second_is_told_who_has_it_and_a_kill_frees_it(tmp_path):
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     process = holder(tmp_path / "run")
     owner = json.loads((tmp_path / "run" / FILE_NAME).read_text())
     line = f"in use by process {process.pid} on host {owner['host']} since {owner['since']}"
@@ -96,7 +96,9 @@ def test_the_second_is_told_who_has_it_and_a_kill_frees_it(tmp_path):
     ],
     ids=["dead", "id reused", "rebooted"],
 )
-def test_a_leftover_of_this_machine_is_taken_over(change, has_flock, tmp_path, monkeypatch):
+def test_the_lock_of_an_ended_process_of_this_machine_is_taken_over(
+    change, has_flock, tmp_path, monkeypatch
+):
     leave(tmp_path / "run", replace(me(tmp_path / "other"), **change))
     if not has_flock:
         monkeypatch.setattr(fcntl, "flock", no_flock)
@@ -106,7 +108,7 @@ def test_a_leftover_of_this_machine_is_taken_over(change, has_flock, tmp_path, m
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}', "null", "\x00"])
-def test_a_lock_file_that_names_nobody_is_taken_over(text, tmp_path, monkeypatch):
+def test_a_lock_file_without_an_owner_is_taken_over(text, tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "SETTLE_SECS", 0.01)
     (tmp_path / FILE_NAME).write_text(text)
     with RunLock(tmp_path):
@@ -126,7 +128,7 @@ def test_without_flock_the_text_decides(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("has_flock", [True, False], ids=["flock", "no flock"])
-def test_an_owner_on_another_host_is_believed(has_flock, tmp_path, monkeypatch):
+def test_an_owner_on_another_host_keeps_its_lock(has_flock, tmp_path, monkeypatch):
     """Its lock may not reach this machine, and its process ids mean nothing here."""
     leave(tmp_path, replace(me(tmp_path / "other"), host="node7", boot="another", pid=os.getpid()))
     if not has_flock:
@@ -143,7 +145,7 @@ def test_an_owner_on_another_host_is_believed(has_flock, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_of_many_that_find_a_leftover_one_takes_it(tmp_path):
+def test_one_of_many_processes_takes_over_the_lock_of_an_ended_one(tmp_path):
     leave(tmp_path, replace(me(tmp_path / "other"), pid=2**22 + 1))
     at = str(psutil.time.time() + 2)
     tries = [
@@ -157,7 +159,7 @@ def test_of_many_that_find_a_leftover_one_takes_it(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["renamed", "deleted"])
-def test_a_folder_may_go_while_it_is_locked(what, tmp_path):
+def test_a_folder_may_be_renamed_or_deleted_while_it_is_locked(what, tmp_path):
     with RunLock(tmp_path / "run"):
         (tmp_path / "run/model").mkdir()
         if what == "renamed":
@@ -168,7 +170,7 @@ def test_a_folder_may_go_while_it_is_locked(what, tmp_path):
     assert sorted(left) == (["final", "final/model"] if what == "renamed" else [])
 
 
-def test_who_waits_gets_it_next(tmp_path, monkeypatch, capsys):
+def test_a_waiting_process_gets_the_lock_when_it_is_released(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(locks, "POLL_SECS", 0.02)
     first, order = RunLock(tmp_path), []
     first.acquire()
@@ -187,7 +189,7 @@ def test_who_waits_gets_it_next(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(f"waiting: warm start {tmp_path}: in use by") == 1
 
 
-def test_who_waits_for_a_folder_that_is_renamed_leaves_none_behind(tmp_path, monkeypatch):
+def test_waiting_for_a_folder_that_is_renamed_leaves_no_folder(tmp_path, monkeypatch):
     """As a warm start is: the folder that was waited for is gone, and is made again for the
     lock."""
     monkeypatch.setattr(locks, "POLL_SECS", 0.02)
@@ -204,7 +206,7 @@ def test_who_waits_for_a_folder_that_is_renamed_leaves_none_behind(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_a_lock_that_cannot_be_written_is_a_line(tmp_path):
+def test_a_lock_that_cannot_be_written_is_a_one_line_error(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))  # to a writer what a full disk is
     try:

@@ -1,4 +1,4 @@
-"""train_rl.py on one process, two, shards and two machines: one run, whichever of them goes on with it."""
+"""train_rl.py on one process, on two, with shards and on two machines is one and the same run."""
 
 import json
 import os
@@ -12,37 +12,42 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from test_resume import (
+from helpers.runs import (
     FLAGS,
+    FSDP,
     ROOT,
+    TWO,
     assert_same_run,
     finish,
-    metrics,
+    kill_when,
     num_updates_done,
     start,
     stop_when,
+    updates,
 )
 
 pytestmark = pytest.mark.slow
-TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
-FSDP = [*TWO, "--use_fsdp", "--fsdp_version", "2"]
 RECORDED = f"""
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import train_rl
-from mtsql.rl.collect import Player
+from mtsql.rl.collect import Collector
 from mtsql.run.launch import run_script
 
-play, numbers = Player.play, iter(range(10**6))
+play = Collector.play
+flag = "--run" if "--run" in sys.argv else "--resume"
+run = Path(sys.argv[sys.argv.index(flag) + 1])
+
 def recorded(self, turns, split, *, num_samples, update):
     groups, engine = play(self, turns, split, num_samples=num_samples, update=update)
-    lines = [json.dumps([update, s.trajectory.turn.turn_id, s.trajectory.ids]) for g in groups for s in g]
-    run = Path(sys.argv[sys.argv.index("--run") + 1 if "--run" in sys.argv else sys.argv.index("--resume") + 1])
-    with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
-        file.writelines(line + chr(10) for line in lines if update < 2**31)
+    if update < 2**31:
+        with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
+            for trajectory in [scored.trajectory for group in groups for scored in group]:
+                print(json.dumps([update, trajectory.turn.turn_id, trajectory.ids]), file=file)
     return groups, engine
-Player.play = recorded
+
+Collector.play = recorded
 run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
 """
 
@@ -71,9 +76,8 @@ def cut_back(run, copy, update):
 def assert_close_run(one, other):
     numbers = [
         [
-            [line.get(k) for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
-            for line in metrics(run)
-            if line["stage"] == "rl"
+            [line[k] for k in ("reward", "loss", "grad_norm", "num_tokens", "response_tokens")]
+            for line in updates(run)
         ]
         for run in (one, other)
     ]
@@ -94,7 +98,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_shards_are_the_run_of_one_process_and_each_goes_on_with_the_other(folder):
+def test_shards_and_one_process_are_the_same_run_and_each_resumes_the_other(folder):
     runs = folder / "runs"
     play_and_finish(folder, *FLAGS, "--run", "runs/shards", launcher=FSDP)
     assert_close_run(runs / "straight", runs / "shards")
@@ -124,10 +128,9 @@ def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
     finish(
         start(*FLAGS, "--model.dtype", "bfloat16", "--run", str(run), cwd=folder, launcher=launcher)
     )
-    lines = [line for line in metrics(run) if line["stage"] == "rl"]
-    assert len(lines) == 4 and all(
-        line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines
-    )
+    lines = updates(run)
+    assert len(lines) == 4
+    assert all(line["grad_norm"] > 0 and line["loss/logprob_gap"] < 0.02 for line in lines)
     assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
 
 
@@ -138,7 +141,7 @@ def test_ctrl_c_ends_a_sharded_run_that_goes_on_from_its_last_checkpoint(folder)
     _, err = process.communicate(timeout=120)
     assert process.returncode not in (0, None)
     assert "updates are done, but sharded weights cannot be written when a run is stopped" in err
-    assert "is kept: go on with --resume runs/stopped" in err
+    assert "is kept: continue with --resume runs/stopped" in err
     finish(start("--resume", "runs/stopped", cwd=folder, launcher=FSDP))
     assert_close_run(folder / "runs/straight", run)
 
@@ -149,13 +152,12 @@ def test_an_adapter_run_killed_and_resumed_is_the_straight_run(folder):
     finish(start(*flags, "--run", "runs/lora", cwd=folder))
     run = folder / "runs/lora-killed"
     process = start(*flags, "--run", "runs/lora-killed", cwd=folder)
-    stop_when(process, lambda: num_updates_done(run) == 2, signal.SIGKILL)
-    process.wait()
+    kill_when(process, lambda: num_updates_done(run) == 2)
     finish(start("--resume", "runs/lora-killed", cwd=folder))
     assert_same_run(folder / "runs/lora", run, "adapter_model.safetensors")
     averages = load_file(run / "checkpoints/update-00004/optimizer.safetensors")
     assert averages and all("lora_" in name for name in averages)
-    steps = [line["grad_norm"] for line in metrics(run) if line["stage"] == "rl"]
+    steps = [line["grad_norm"] for line in updates(run)]
     assert len(steps) == 4 and all(steps)
 
 
@@ -185,16 +187,19 @@ def test_two_machines_end_with_the_parameters_of_two_processes(folder):
     finish(start(*FLAGS, "--run", "runs/two", cwd=folder, launcher=TWO))
     for process in two_machines(folder, ROOT / "train_rl.py", *FLAGS, "--run", "runs/machines"):
         finish(process)
-    # not bit for bit: alone on its machine, a rank takes all cores, and more threads add up in another order
+    # Not bit for bit: a rank that is alone on its machine takes all cores, and more threads sum in
+    # another order.
     assert_close_run(folder / "runs/two", folder / "runs/machines")
 
 
 def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
-        "from mtsql.run.launch import make_accelerator, start_missing_ranks\nstart_missing_ranks()\n"
+        "from mtsql.run.launch import make_accelerator, start_missing_ranks\n"
+        "start_missing_ranks()\n"
         "accelerator = make_accelerator('no')\n"
-        "if accelerator.process_index == 1:\n    raise RuntimeError('the reward of machine 1 is broken')\n"
+        "if accelerator.process_index == 1:\n"
+        "    raise RuntimeError('the reward of machine 1 is broken')\n"
         "accelerator.wait_for_everyone()\nimport time; time.sleep(3000)\n"
     )
     processes = two_machines(tmp_path, script)
@@ -212,15 +217,18 @@ from mtsql.run.launch import run_script
 
 def prepare(self, *things, plain=Accelerator.prepare):
     prepared = plain(self, *things)
-    weakref.finalize(prepared[0], lambda: print("freed inside the group:", torch.distributed.is_initialized(), flush=True))
+    weakref.finalize(prepared[0], say)
     return prepared
+
+def say():
+    print("freed inside the group:", torch.distributed.is_initialized(), flush=True)
 
 Accelerator.prepare = prepare
 run_script(train_rl.main, train_rl.Config, "")
 """
 
 
-def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
+def test_the_wrapped_policy_is_freed_before_the_process_group(tmp_path):
     """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the
     interpreter's lock."""
     (tmp_path / "watched.py").write_text(WATCHED)
@@ -238,20 +246,20 @@ def test_the_wrapped_policy_is_gone_before_the_group_is(tmp_path):
 ONE_RANK = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train_rl
+import mtsql.session, train_rl
 from mtsql.run.launch import run_script
 
 if os.environ.get("RANK") == "1":
     def refuse(*arguments, **options):
         raise ValueError("model.path x: this rank cannot read it")
-    train_rl.set_up = refuse
+    mtsql.session.set_up = refuse
 run_script(train_rl.main, train_rl.Config, "")
 """
 
 
 @pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["loud", "quiet"])
 @pytest.mark.parametrize("case", ["every rank", "main rank", "other rank"])
-def test_a_mistake_on_two_processes_ends_in_its_line(case, quiet, tmp_path):
+def test_a_mistake_on_two_processes_is_the_last_line(case, quiet, tmp_path):
     flags, words, script = ["--num_updates", "2"], "this rank cannot read it", ROOT / "train_rl.py"
     if case == "every rank":
         flags, words = ["--group_size", "1"], "group_size is 1"

@@ -41,7 +41,7 @@ def key(**changed):
     return warm_start_key(replace(train_sft.Config(style=PromptStyle.FULL), **changed))
 
 
-def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
+def test_the_key_of_a_warm_start_depends_on_all_that_it_learns_from(world, monkeypatch):
     usual = key()
     assert key() == usual == key(env=EnvConfig(num_sql_workers=1))
     others = [
@@ -68,7 +68,7 @@ def test_a_warm_start_is_keyed_by_all_that_it_learns_from(world, monkeypatch):
     assert len({usual, *others}) == 1 + len(others) and key() == usual
 
 
-def test_a_warm_start_is_keyed_by_the_content_of_its_files(world):
+def test_the_key_of_a_warm_start_depends_on_the_content_of_its_files(world):
     usual = key()
     demonstrations = world / "demonstrations.jsonl"
     text = demonstrations.read_text()
@@ -126,12 +126,12 @@ def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatc
         sft=train_sft.SftConfig(epochs=1, max_samples=4, samples_per_update=2),
         checkpoint=CheckpointConfig(every=1, keep_best=0),
     )
-    train_sft.main(config)
-    train_sft.main(replace(config, resume="runs/sft"))
+    train_sft.main(config.completed())
+    train_sft.main(replace(config, resume="runs/sft").completed())
     with monkeypatch.context() as patch:
         change(patch, world)
         with pytest.raises(ValueError, match=f"resume runs/sft: .*{words}"):
-            train_sft.main(replace(config, resume="runs/sft"))
+            train_sft.main(replace(config, resume="runs/sft").completed())
 
 
 def test_inputs_are_written_once_and_compared(tmp_path):

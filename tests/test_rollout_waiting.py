@@ -1,4 +1,4 @@
-"""Nobody waits for the slowest, and nothing depends on how fast SQL is: joins by work, judging beside decoding."""
+"""A rollout waits for no row, and what it gives does not depend on how fast SQL is."""
 
 import random
 import sqlite3
@@ -28,7 +28,10 @@ from mtsql.sql.schema import Database, schema_from_sqlite
 from mtsql.sql.worker_pool import set_num_workers
 
 GOLD = "SELECT name FROM singer WHERE age > 26"
-RUNAWAY = "SELECT count(*) FROM singer a, singer b, singer c, singer d, singer e WHERE a.age + b.age < c.age - {}"
+RUNAWAY = (
+    "SELECT count(*) FROM singer a, singer b, singer c, singer d, singer e "
+    "WHERE a.age + b.age < c.age - {}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
         assert all(t.outcome is Outcome.ANSWERED for t in trajectories)
 
 
-def test_where_no_row_decodes_time_goes_on_all_the_same(renderer, db_path):
+def test_steps_are_counted_on_while_no_row_decodes(renderer, db_path):
     script = [[(1, call(RUNAWAY.format(1))), (1, call(GOLD)), (1, answer())]]
     engine = PacedEngine(renderer, script)
     [trajectory] = play(engine, renderer, db_path, 1, max_vm_steps=3_000_000)
@@ -176,7 +179,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
 
 
 @pytest.mark.parametrize("where", ["judge", "environment", "engine"])
-def test_a_fault_is_raised_and_nobody_waits_for_queries(renderer, db_path, where):
+def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where):
     """Also while queries that would take a minute run and wait for other rows."""
 
     class Faulty(SqlEnv):
@@ -241,7 +244,7 @@ class Scripted(SqlEnv):
         return done
 
 
-def test_a_machine_ten_times_slower_plays_the_same_episodes(renderer, db_path, monkeypatch):
+def test_a_machine_ten_times_slower_gives_the_same_episodes(renderer, db_path, monkeypatch):
     """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as
     long, environments that dawdle, one SQL worker instead of several, and a busy loop beside each.
     """

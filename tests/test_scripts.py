@@ -14,6 +14,14 @@ SMALL = [
     for name, value in {"hidden_size": 32, "num_layers": 1, "intermediate_size": 32}.items()
 ]
 
+SHORT = (
+    "--warm_start.max_samples 32 --warm_start.epochs 1 --num_updates 2 --turns_per_update 2"
+    " --group_size 2 --eval_turns 4 --curriculum.max_probe_turns 4 --curriculum.probe_samples 1"
+    " --sampling.max_reply_tokens 8 --reward.overlong_buffer 640 --advantage.baseline none"
+    " --advantage.scale none"
+).split()
+"""Length is punished and nothing is subtracted, so every update takes a step."""
+
 
 def start(script, *flags, cwd):
     return subprocess.run(
@@ -27,13 +35,7 @@ def start(script, *flags, cwd):
 
 
 def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
-    flags = (
-        "--warm_start.max_samples 32 --warm_start.epochs 1 --num_updates 2 --turns_per_update 2 --group_size 2"
-        " --eval_turns 4 --curriculum.max_probe_turns 4 --curriculum.probe_samples 1"
-        " --sampling.max_reply_tokens 8 --reward.overlong_buffer 640 --advantage.baseline none"
-        " --advantage.scale none"
-    ).split()  # fmt: skip; length is punished: every update takes a step
-    done = start("train_rl.py", *SMALL, *flags, cwd=tmp_path)
+    done = start("train_rl.py", *SMALL, *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "held-out EX" in done.stdout
     run = tmp_path / "runs" / "rl"
@@ -52,29 +54,15 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     for folder in (run / "checkpoints").glob("update-*"):
         assert json.loads((folder / "model/mtsql.json").read_text()) == remembered
         assert "model/mtsql.json" in json.loads((folder / "state.json").read_text())["files"]
-    scored = start(
-        "eval.py",
-        "--model.path",
-        "runs/rl/model",
-        "--history",
-        "predicted",
-        "--max_dialogues",
-        "2",
-        "--env.max_replies",
-        "3",
-        cwd=tmp_path,
-    )
+    flags = "--model.path runs/rl/model --history predicted --max_dialogues 2 --env.max_replies 3"
+    scored = start("eval.py", *flags.split(), cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
-    assert (
-        "differs from the training of runs/rl/model: env.max_replies 3 (was 4)\n" in scored.stdout
-    )
+    changed = "differs from the training of runs/rl/model: env.max_replies 3 (was 4)\n"
+    assert changed in scored.stdout
     scores = json.loads((tmp_path / "runs/eval/scores.json").read_text())
     assert scores["config"]["style"] == "BRIEF" == remembered["style"]
-    assert (
-        scores["config"]["sampling"]["max_reply_tokens"]
-        == 8
-        == remembered["sampling"]["max_reply_tokens"]
-    )
+    assert remembered["sampling"]["max_reply_tokens"] == 8
+    assert scores["config"]["sampling"]["max_reply_tokens"] == 8
     assert scores["config"]["sampling"]["max_trajectory_tokens"] == 640
     assert scores["history"] == "predicted" and scores["interaction"]["count"] == 2
     predictions = (tmp_path / "runs/eval/predictions.sql").read_text().rstrip("\n").split("\n\n")
@@ -93,8 +81,5 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
 )
 def test_bad_input_is_one_line_that_names_the_key(script, flags, words, tmp_path):
     done = start(script, *flags.split(), cwd=tmp_path)
-    assert (
-        done.returncode != 0
-        and words in done.stderr.splitlines()[-1]
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode != 0
+    assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply
+from mtsql.learner.step import Learner
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
@@ -90,7 +91,7 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
         selftaught=SelfTaughtConfig(rounds=2, samples_per_turn=2),
         sft=train_sft.SftConfig(epochs=1, samples_per_update=2),
     )
-    train_sft.main(config)
+    train_sft.main(config.completed())
     out = capsys.readouterr().out
     assert "round 0: solved 3 of 6 turns, pool 3 trajectories" in out
     assert "round 1: solved 0 of 3 turns, pool 3 trajectories" in out
@@ -103,16 +104,16 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     # a run that dies in its second round goes on there, without rolling out again
     config = replace(config, run="runs/died", checkpoint=CheckpointConfig(every=1, keep_best=0))
     with monkeypatch.context() as patch:
-        steps, optimizer_step = iter(range(9)), train_sft.optimizer_step
+        steps, optimizer_step = iter(range(9)), Learner.optimizer_step
         patch.setattr(
-            train_sft,
+            Learner,
             "optimizer_step",
             lambda *args, **named: optimizer_step(*args, **named) if next(steps) < 3 else 1 / 0,
         )
         with pytest.raises(ZeroDivisionError):
-            train_sft.main(config)
-    monkeypatch.delattr(train_sft, "collect")
-    train_sft.main(replace(config, resume="runs/died"))
+            train_sft.main(config.completed())
+    monkeypatch.delattr(train_sft, "collect_round")
+    train_sft.main(replace(config, resume="runs/died").completed())
     lines = [Path(f"runs/{run}/metrics.jsonl").read_text().splitlines() for run in ("self", "died")]
     assert [untimed(line) for line in lines[0]] == [untimed(line) for line in lines[1]]
     first, second = (load_file(f"runs/{run}/model/model.safetensors") for run in ("self", "died"))

@@ -11,18 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
-from mtsql.learner.losses import LossConfig, policy_loss
+from mtsql.learner.losses import LossConfig
+from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample
-from mtsql.learner.step import (
-    OptimConfig,
-    load_optimizer,
-    make_optimizer,
-    optimizer_step,
-    optimizer_tensors,
-    seed_update,
-    with_reference,
-)
+from mtsql.learner.step import Learner
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -32,12 +25,11 @@ from mtsql.model.policy import (
     is_sharded,
     load_policy,
     load_tokenizer,
-    load_trained,
-    make_reference,
     save_policy,
 )
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.run.launch import leave_group, make_accelerator, start_missing_ranks
+from mtsql.run.seeds import generator_seed, seed_update
 
 SIZE = EmbeddedConfig(
     vocab_size=300,
@@ -94,30 +86,23 @@ def play(
     rank = accelerator.process_index
     num_ranks = accelerator.num_processes
     seed_update(0, 0, 0)
-    policy = load_policy(config)
-    tokenizer = load_tokenizer(base)
-    module = PolicyModule(policy)
-    module, optimizer = accelerator.prepare(module, make_optimizer(module, optim))
+    policy, tokenizer = load_policy(config), load_tokenizer(base)
+    loss = LossConfig(kl_coef=0.1)
+    learner = Learner(
+        policy, accelerator, optim, max_batch_tokens=14, loss=loss, has_reference=True
+    )
     result = {"sharded": is_sharded(policy), "steps": []}
-    frozen = make_reference(policy)
     if load:
-        load_trained(policy, Path(load) / "model")
-        load_optimizer(module, optimizer, load_file(Path(load) / "optimizer.safetensors"), offload)
+        state = load_file(Path(load) / "optimizer.safetensors")
+        learner.load_state(Path(load) / "model", state)
     for update in updates:
         samples = samples_of(update)
-        mine = samples[:1] if num_ranks > 1 and rank == 0 else samples[num_ranks - 1 :]
-        mine = with_reference(accelerator, policy, frozen, mine, temperature=1.0, max_tokens=14)
-        stats = optimizer_step(
-            accelerator,
-            module,
-            optimizer,
-            mine,
-            lambda m, b: policy_loss(*m(b), b, LossConfig(kl_coef=0.1)),
-            sum(s.num_trained for s in samples),
-            max_tokens=14,
-            config=optim,
-            lr=1e-2,
+        mine = (
+            samples[:1]
+            if accelerator.num_processes > 1 and rank == 0
+            else samples[accelerator.num_processes - 1 :]
         )
+        stats = learner.optimizer_step(learner.with_reference(mine), 1e-2)
         result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
     ids = torch.arange(9)
     with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():
@@ -128,16 +113,13 @@ def play(
         sampled = score(PolicyModule(weights), samples_of(0), 99, accelerator.device)
     result["logits"] = logits[:, :8].tolist()
     save_policy(policy, tokenizer, Path(save) / "model", accelerator.is_main_process)
-    averages = optimizer_tensors(module, optimizer)
+    averages = learner.state()
     if accelerator.is_main_process:
         save_file(averages, Path(save) / "optimizer.safetensors")
-    scored = score(module, samples_of(0), 99, accelerator.device)
-    gaps = [
-        abs(a - b)
-        for by_learner, by_sampler in zip(scored, sampled, strict=True)
-        for a, b in zip(by_learner, by_sampler, strict=True)
-    ]
-    result["gap"] = max(gaps)
+    scored = score(learner.module, samples_of(0), 99, accelerator.device)
+    result["gap"] = max(
+        abs(a - b) for s, t in zip(scored, sampled, strict=True) for a, b in zip(s, t, strict=True)
+    )
     accelerator.free_memory()
     return result
 
@@ -154,7 +136,7 @@ def main(plans: str, folder: str, precision: str) -> None:
 def play_two(flags, plans, folder, precision="no"):
     """The plans on two processes, started as a user starts them; returns the results of both
     ranks."""
-    from test_two_processes import launch
+    from helpers.runs import launch
 
     script = folder / "rank.py"
     script.write_text(RANK)
@@ -318,7 +300,5 @@ def test_settings_that_sharding_cannot_use_are_refused_by_name(env, words, monke
 
 
 def test_no_two_ranks_or_updates_of_a_run_share_a_seed():
-    from mtsql.learner.step import generator_seed
-
     seeds = [generator_seed(7, update, rank) for update in range(2000) for rank in range(64)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)

@@ -30,7 +30,7 @@ def handlers():
 
 
 @BOTH
-def test_a_signal_raises_once_and_waits_inside(number, kind):
+def test_a_signal_raises_once_and_waits_for_the_end_of_no_interrupt(number, kind):
     with pytest.raises(KeyboardInterrupt) as stop, stoppable():
         with no_interrupt():
             os.kill(os.getpid(), number)
@@ -51,7 +51,7 @@ def test_an_ignored_signal_stays_ignored(number, kind):
     assert signal.getsignal(number) is signal.SIG_IGN
 
 
-def test_handlers_come_back_where_nothing_stopped():
+def test_handlers_are_restored_if_no_signal_came():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stoppable(), no_interrupt():
         pass
@@ -90,7 +90,7 @@ subprocess.Popen([sys.executable, "-c", *sys.argv[2:]]).wait()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
-def test_who_is_launched_ends_with_its_launcher(tmp_path):
+def test_a_launched_process_ends_with_its_launcher(tmp_path):
     file = tmp_path / "said"
     env = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no"}
     launcher = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A run that a scheduler, a launcher or a full disk ends says what is kept, and goes on from there."""
+"""A run that a scheduler, a launcher or a full disk ends says what is kept and can be resumed."""
 
 import os
 import resource
@@ -9,21 +9,21 @@ import time
 import psutil
 import pytest
 
-from mtsql.run.checkpoint import newest_checkpoint, read_checkpoint
-from test_resume import (
+from helpers.runs import (
     FLAGS,
+    ONE,
     ROOT,
+    TWO,
     assert_same_run,
     finish,
     num_updates_done,
     start,
     wait_until,
 )
+from mtsql.run.checkpoint import newest_checkpoint, read_checkpoint
 
-ONE = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
 LONG = [*FLAGS, "--num_updates", "4000", "--checkpoint.every", "0"]
-LINE = "updates are done; go on with --resume"
+LINE = "updates are done; continue with --resume"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_sigterm_writes_a_checkpoint_under_a_launcher(whom, launcher, folder):
 
 
 @pytest.mark.slow
-def test_two_ranks_do_not_get_a_run_that_is_in_use(folder):
+def test_two_ranks_are_refused_a_run_that_is_in_use(folder):
     process, run = begin(folder, "used", LONG)
     begun = time.monotonic()
     out, err = start("--resume", "runs/used", cwd=folder, launcher=TWO).communicate(timeout=120)
@@ -69,7 +69,7 @@ def test_two_ranks_do_not_get_a_run_that_is_in_use(folder):
     assert len(set(said)) == 1 and len(said) <= 2  # it comes again after the launcher's own text
     assert err.strip().splitlines()[-1] == said[0]
     assert f"in use by process {process.pid} on host" in said[0]
-    assert time.monotonic() - begun < 100 and "goes on" not in out
+    assert time.monotonic() - begun < 100 and "continues" not in out
     process.kill()
     process.wait()
     assert (run / ".lock").exists()  # for the next one to take over
@@ -77,13 +77,13 @@ def test_two_ranks_do_not_get_a_run_that_is_in_use(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [10, 40], ids=["half a line", "some bytes"])
-def test_a_full_disk_is_a_line_and_the_resumed_run_the_straight_one(room, folder):
+def test_after_a_full_disk_the_resumed_run_equals_the_straight_one(room, folder):
     process, run = begin(folder, "full", FLAGS)
     size = (run / "metrics.jsonl").stat().st_size
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
     _, err = finish(process, expected=1)
     assert len(err.splitlines()) == 1 and err.startswith("error: ")
-    assert "cannot be written: " in err and "is kept: go on with --resume runs/full" in err
+    assert "cannot be written: " in err and "is kept: continue with --resume runs/full" in err
     finish(start("--resume", "runs/full", cwd=folder))
     assert_same_run(folder / "runs/straight", run)
 
@@ -98,7 +98,7 @@ def test_a_full_disk_is_a_line_and_the_resumed_run_the_straight_one(room, folder
     ],
     ids=["loading", "first evaluation", "probe"],
 )
-def test_sigterm_before_the_first_checkpoint_is_a_line(is_time, line, folder):
+def test_sigterm_before_the_first_checkpoint_is_a_one_line_message(is_time, line, folder):
     run = folder / "runs/early"
     shutil.rmtree(run, ignore_errors=True)
     flags = [*LONG, "--curriculum.max_probe_turns", "400", "--curriculum.probe_samples", "8"]

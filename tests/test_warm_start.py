@@ -1,4 +1,4 @@
-"""The warm start of train_rl.py: gone on with by the same command, made once, keyed by what counts."""
+"""The warm start of train_rl.py is made once and continued by the same command."""
 
 import itertools
 import json
@@ -13,6 +13,7 @@ import train_sft
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from helpers.runs import FLAGS, finish, start, stop_when
 from mtsql import warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
@@ -20,8 +21,8 @@ from mtsql.files import WriteError
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED
+from mtsql.run.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
-from test_resume import FLAGS, finish, start, stop_when
 
 LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
 
@@ -49,20 +50,18 @@ def straight(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_same_command_goes_on_with_a_warm_start_and_leaves_nothing_behind(
-    straight, tmp_path, sig
-):
+def test_the_same_command_continues_a_warm_start_and_leaves_nothing_behind(straight, tmp_path, sig):
     process = start(*FLAGS, *LONG, cwd=tmp_path)
     stop_when(process, lambda: num_steps_done(tmp_path) >= 5, sig)
     _, err = finish(process, -sig if sig == signal.SIGKILL else 128 + sig)
     if sig != signal.SIGKILL:
         last = err.strip().splitlines()[-1]
-        assert last.endswith("optimizer steps; the same command goes on with it")
+        assert last.endswith("optimizer steps; the same command continues it")
         assert not (tmp_path / "runs/rl").exists()
     [name] = parts(tmp_path)
     assert name.endswith(".partial")
     out, _ = finish(start(*FLAGS, *LONG, cwd=tmp_path))
-    assert "going on with the one that was begun" in out
+    assert "continuing the one that was begun" in out
     assert parts(tmp_path) == parts(straight)
     found, wanted = weights(tmp_path), weights(straight)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -70,7 +69,7 @@ def test_the_same_command_goes_on_with_a_warm_start_and_leaves_nothing_behind(
     assert "no warm start" not in out
 
 
-def test_an_interrupted_warm_start_is_gone_on_with_bit_for_bit(tmp_path, monkeypatch):
+def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatch):
     small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
     sft = train_sft.Config(
         model=ModelConfig(embedded=small),
@@ -90,7 +89,7 @@ def test_an_interrupted_warm_start_is_gone_on_with_bit_for_bit(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_sft.RunLog, "progress", stop_after_five)
+        patched.setattr(RunLog, "progress", stop_after_five)
         try:
             with pytest.raises(
                 KeyboardInterrupt, match="after 5 optimizer steps; the same command"
@@ -118,7 +117,7 @@ def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(tmp_p
     assert (tmp_path / "runs/rl/model/config.json").is_file()
 
 
-def test_the_key_has_what_counts_and_nothing_else(monkeypatch):
+def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch):
     monkeypatch.setattr(warm_start, "warm_start_texts", lambda *_: ["the same texts"])
     config = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
     key = warm_start.warm_start_key(config)
@@ -146,7 +145,7 @@ def test_the_key_has_what_counts_and_nothing_else(monkeypatch):
         ({"config.yaml": "", "inputs.json": '{"files'}, "inputs.json: not JSON"),
     ],
 )
-def test_a_damaged_warm_start_is_named_and_how_to_get_out_of_it(damage, words, tmp_path):
+def test_a_damaged_warm_start_is_named_with_advice(damage, words, tmp_path):
     partial = tmp_path / "seed0-key.partial"
     partial.mkdir()
     for name, text in damage.items():

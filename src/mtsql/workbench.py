@@ -1,6 +1,7 @@
-"""What every script needs before its loop: corpora, tokenizer, renderer, policy and an environment
-for each turn. And what these are made of, as text, so that nothing is used again after it has
-changed."""
+"""What every script needs before its loop: corpora, tokenizer, renderer, policy and environments.
+
+It also gives what these are made of as text. Hashes of that text show when something that was kept
+for later use no longer fits."""
 
 import hashlib
 import json
@@ -20,6 +21,7 @@ from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Answer, Reply, ToolCall, format_reply
+from mtsql.agent.tools import tools_named
 from mtsql.engine.engine import EngineConfig, check_engine
 from mtsql.files import print_line
 from mtsql.model import chat_template, rendering
@@ -34,7 +36,7 @@ from mtsql.model.policy import (
 from mtsql.model.rendering import Renderer
 from mtsql.model.sizes import require_embeddings, require_positions
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.played import prompt_style
+from mtsql.model_notes import prompt_style
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
@@ -43,13 +45,13 @@ from mtsql.sql.worker_pool import set_num_workers
 NUM_TOKENIZER_TURNS = 3000
 NUM_PROBED_TURNS = 20
 VOLATILE = re.compile(r"random|\bnow\b|current_", re.IGNORECASE)
-"""Matches every query whose result may be another one at another time, and some others."""
+"""Matches all queries whose results depend on the time or on chance, and some others."""
 
 
 @dataclass
 class Workbench:
-    """The pieces on the table. `corpora` holds the splits by name: train, dev and, if there is one,
-    dev_seen."""
+    """The loaded parts of a run. `corpora` holds the splits by name: train, dev and, if there is
+    one, dev_seen."""
 
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
@@ -61,7 +63,11 @@ class Workbench:
     def env_maker(self, split: str) -> Callable[[Turn], SqlEnv]:
         """A function that makes a fresh environment for a turn of `split`."""
         corpus = self.corpora[split]
-        return lambda turn: SqlEnv(turn, corpus.databases[turn.db_id], self.env, self.style)
+
+        def make_env(turn: Turn) -> SqlEnv:
+            return SqlEnv(turn, corpus.databases[turn.db_id], self.env, self.style)
+
+        return make_env
 
     @property
     def databases(self) -> set[Path]:
@@ -69,7 +75,7 @@ class Workbench:
         return {db.path for corpus in self.corpora.values() for db in corpus.databases.values()}
 
     def require_prompts(self, split: str, max_prompt_tokens: int) -> None:
-        """ValueError if every prompt of `split` has more tokens than that. Prompts are looked at
+        """ValueError if every prompt of `split` has more tokens than that. Prompts are rendered
         until one fits, which is normally the first."""
         shortest = None
         for turn in self.corpora[split].turns:
@@ -83,59 +89,69 @@ class Workbench:
         )
 
     def inputs(self) -> dict[str, str]:
-        """Hashes, by name, of what a training takes from elsewhere than its configuration: the
-        turns, the text of all prompts, some episodes as text and tokens, and the weights before the
-        first update (a few of each, and none of a matrix that peft has just drawn)."""
-        turns = {name: corpus.turns for name, corpus in self.corpora.items()}
-        contents = (
-            json.dumps([name, t.turn_id, t.db_id, t.question, t.sql, t.history])
-            for name in turns
-            for t in turns[name]
-        )
-        openings = (
-            json.dumps(self.env_maker(name)(turn).reset()) for name in turns for turn in turns[name]
-        )
-        weights = (
-            f"{name} {weight.flatten()[:16].bfloat16().tolist()}"  # as peft keeps frozen ones
-            for name, weight in self.policy.named_parameters()
-            if "lora_A" not in name
-        )
+        """Hashes, by name, of what a training depends on besides its configuration: the turns, the
+        text of all prompts, some episodes as text and tokens, and the weights before the first
+        update (a few numbers of each; no matrix that peft has just drawn)."""
         return {
-            "the turns": digest(contents),
-            "the text of the prompts": digest(openings),
-            "the text or tokens of an episode": digest(self._probe(turns["train"])),
-            "the weights to start from": digest(weights),
+            "the turns": digest(self._turn_texts()),
+            "the text of the prompts": digest(self._prompt_texts()),
+            "the text or tokens of an episode": digest(self._episode_texts()),
+            "the weights to start from": digest(self._weight_texts()),
         }
 
-    def _probe(self, turns: list[Turn]) -> Iterator[str]:
-        """Episodes in which the gold query goes to each tool and is the answer, as text and
-        tokens."""
-        lasting = (t for t in turns if not VOLATILE.search(f"{t.sql} {t.history}"))
+    def _turn_texts(self) -> Iterator[str]:
+        for name, corpus in self.corpora.items():
+            for t in corpus.turns:
+                yield json.dumps([name, t.turn_id, t.db_id, t.question, t.sql, t.history])
+
+    def _prompt_texts(self) -> Iterator[str]:
+        for name, corpus in self.corpora.items():
+            for turn in corpus.turns:
+                yield json.dumps(self.env_maker(name)(turn).reset())
+
+    def _weight_texts(self) -> Iterator[str]:
+        for name, weight in self.policy.named_parameters():
+            if "lora_A" not in name:
+                start = weight.flatten()[:16].bfloat16()  # peft keeps frozen weights in bfloat16
+                yield f"{name} {start.tolist()}"
+
+    def _episode_texts(self) -> Iterator[str]:
+        """Episodes as text and tokens, in which the gold query goes to each tool and is then the
+        answer."""
+        turns = self.corpora["train"].turns
+        tools_that_take_sql = [
+            tool.name
+            for tool in tools_named(self.env.tools)
+            if [parameter.name for parameter in tool.parameters] == ["code"]
+        ]
+        lasting = (turn for turn in turns if not VOLATILE.search(f"{turn.sql} {turn.history}"))
         for turn in islice(lasting, NUM_PROBED_TURNS):
             env = self.env_maker("train")(turn)
             yield str(self.renderer.render_prompt(*env.reset()))
-            calls = [Reply(ToolCall(tool, {"code": turn.sql})) for tool in self.env.tools]
+            calls = [Reply(ToolCall(tool, {"code": turn.sql})) for tool in tools_that_take_sql]
             for text in episode_texts(env, [*calls, Reply(Answer(turn.sql))]):
                 tokens = self.renderer.render_reply(text), self.renderer.render_observation(text)
                 yield f"{text} {tokens}"
 
 
 def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]:
-    """The named splits; `dev_seen` is left out where the data has none. Says what of each cannot be
-    used."""
-    wanted = [s for s in splits if s != "dev_seen" or data.is_toy or data.dev_seen]
+    """The named splits, without `dev_seen` if the data has none. Prints which dialogues of each
+    cannot be used."""
+    has_dev_seen = data.is_toy or data.dev_seen is not None
+    wanted = [name for name in splits if name != "dev_seen" or has_dev_seen]
     corpora = {name: load_split(data, name) for name in wanted}
+    is_main = os.environ.get("RANK", "0") == "0"
     for name, corpus in corpora.items():
-        losses = describe_skipped(corpus)
-        if losses and os.environ.get("RANK", "0") == "0":
-            print_line(f"{name}: {losses}")
+        skipped = describe_skipped(corpus)
+        if skipped and is_main:
+            print_line(f"{name}: {skipped}")
     return corpora
 
 
 def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineConfig | None) -> None:
-    """ValueError, before anything is loaded, if the model's folder or the sizes that it names do
-    not fit: positions for `max_tokens` tokens, and room for them in the engine's cache, where an
-    engine is used."""
+    """ValueError, before anything is loaded, if the model's folder cannot be used, if it has fewer
+    positions than `max_tokens`, or if the cache of the engine (if one is used) is too small for so
+    many tokens."""
     shape = policy_shape(model)
     require_positions(shape, max_tokens)
     if engine is not None:
@@ -151,11 +167,12 @@ def set_up(
     seed: int,
     max_tokens: int = 0,
 ) -> Workbench:
-    """Load or build everything. With no `model.path` the small embedded model is built from `seed`,
-    and its tokenizer is trained on the toy world's own text.
+    """Load or build everything. Without a `model.path`, the small embedded model is built from
+    `seed`, and its tokenizer is trained on the toy world's own text.
 
-    `max_tokens`: how long a prompt with its trajectory may get. ValueError that names the flags if
-    the model has fewer positions, and for a tokenizer that has tokens without an embedding.
+    `max_tokens` is the maximum length of a prompt with its trajectory. ValueError that names the
+    flags if the model has fewer positions, and for a tokenizer that has tokens without an
+    embedding.
     """
     shape = policy_shape(model)
     require_positions(shape, max_tokens)
@@ -176,17 +193,18 @@ def set_up(
         texts = _texts(corpus, data, env, style)
         tokenizer = train_tokenizer(texts, model.embedded.vocab_size, protocol.TAGS)
         policy = build_embedded(tokenizer, model.embedded, seed)
-    bench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
+    workbench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
     split = next(iter(corpora))
-    exchange = sample_exchange(bench.env_maker(split)(corpora[split].turns[0]))
-    if difference := bench.renderer.template_difference(*exchange):
+    exchange = sample_exchange(workbench.env_maker(split)(corpora[split].turns[0]))
+    difference = workbench.renderer.template_difference(*exchange)
+    if difference:
         warnings.warn(difference, stacklevel=2)
-    return bench
+    return workbench
 
 
 def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:
-    """Training text for the embedded tokenizer: prompts and demonstrated replies of the toy world,
-    as they are with the tools offered."""
+    """Training text for the embedded tokenizer: prompts and demonstrated replies of the toy world
+    with the tools that are offered."""
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for turn in islice(corpus.turns, NUM_TOKENIZER_TURNS):
         messages, _ = SqlEnv(turn, corpus.databases[turn.db_id], env, style).reset()
@@ -197,8 +215,9 @@ def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle)
 
 
 def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:
-    """All texts that go into the warm start of the embedded model: what its tokenizer is trained
-    on, every demonstration as it is played with these settings, and the code that makes tokens."""
+    """All texts that the warm start of the embedded model depends on: the training text of its
+    tokenizer, every demonstration as played with these settings, and the code that makes
+    tokens."""
     set_num_workers(env.num_sql_workers)
     corpus = load_split(data, "train")
     yield from _texts(corpus, data, env, style)
@@ -211,8 +230,8 @@ def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> It
 
 
 def episode_texts(env: SqlEnv, replies: Iterable[Reply]) -> Iterator[str]:
-    """An episode in which the model gives these replies, as text: the messages and tool schemas
-    that open it, then each reply and what the environment returns."""
+    """An episode with these replies as text: the first messages and the tool schemas, then each
+    reply and what the environment returns."""
     yield json.dumps(env.reset())
     for reply in replies:
         text = format_reply(reply)
@@ -228,5 +247,5 @@ def digest(texts: Iterable[str]) -> str:
     """A short hash of the texts and their order."""
     total = hashlib.blake2b(digest_size=6)
     for text in texts:
-        total.update(json.dumps(text).encode())  # quoted, so that it shows where a text ends
+        total.update(json.dumps(text).encode())  # the quotes show where a text ends
     return total.hexdigest()

@@ -1,1 +1,1 @@
-"""Reinforcement learning in plain Python over `agent` and `llm`: rollouts, rewards, advantages, curriculum."""
+"""Reinforcement learning: rollouts, rewards, advantages, curriculum, metrics of an update."""

@@ -1,7 +1,8 @@
 """Which turns to train on, and when: success counts, stages from easy to hard.
 
-Paper section 4.1: the warm-started policy samples every training turn n times; a turn it always solves is dropped, the
-others are bucketed by how often it succeeded and trained from often to rarely, in three stages.
+Paper section 4.1: the warm-started policy samples every training turn n times. A turn that it
+always solves is dropped. The others are put into three stages by how often it succeeded, and the
+stages are trained from often to rarely.
 """
 
 import random
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """Buckets and their share of the updates. Bucket limits are ours (the paper gives none), as
-    success fractions."""
+    """The stages and their share of the updates. The bounds of the stages, as success fractions,
+    are ours: the paper gives none."""
 
     probe_samples: int = 20
     """Rollouts per training turn before the first update, to count successes (paper: 20). 0 skips
@@ -19,17 +20,18 @@ class CurriculumConfig:
     max_probe_turns: int = 0
     """Probe at most this many training turns, drawn by the seed (0 = all)."""
     bounds: tuple[float, ...] = (0.7, 0.35, 0.0)
-    """A turn belongs to the first stage whose bound its success fraction reaches (paper counts
-    14-19, 7-13, 0-6)."""
+    """A turn belongs to the first stage whose bound its success fraction reaches (paper: 14-19,
+    7-13 and 0-6 successes of 20)."""
     shares: tuple[float, ...] = (0.4, 0.4, 0.2)
-    """Share of the updates each stage gets (paper: 60, 60 and 30 of 150 steps)."""
+    """Share of the updates that each stage gets (paper: 60, 60 and 30 of 150 steps)."""
     drop_solved: bool = True
-    """Leave out turns that every probe rollout solved."""
+    """Leave out turns that all their probe rollouts solved."""
     resample_rounds: int = 0
-    """At most so many times an update, roll out as many other turns of the stage as groups came out
-    with equal rewards (DAPO's dynamic sampling). Needs advantage.zero_variance=drop. 0: off."""
+    """Maximum number of further rollouts in an update. Each rolls out as many other turns of the
+    stage as zero-variance groups are to be replaced (DAPO's dynamic sampling). Needs
+    advantage.zero_variance=drop. 0: off."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.bounds) != len(self.shares) or not self.bounds:
             raise ValueError(
                 "curriculum.bounds and curriculum.shares must have the same length, at least 1"
@@ -58,59 +60,68 @@ class Curriculum:
     """turn id -> [successes, attempts], probe and training together."""
 
     def stage_at(self, update: int, num_updates: int) -> int:
-        """The stage of an update, by the shares of the stages that hold any turn."""
+        """The stage of an update, by the shares of the stages that hold a turn."""
         shares = [
             share if turns else 0.0 for share, turns in zip(self.shares, self.stages, strict=True)
         ]
-        progress, reached = (update + 0.5) / num_updates * sum(shares), 0.0
+        progress = (update + 0.5) / num_updates * sum(shares)
+        reached = 0.0
         for stage, share in enumerate(shares):
             reached += share
             if share and progress < reached:
                 return stage
-        return max(i for i, share in enumerate(shares) if share)
+        return max(stage for stage, share in enumerate(shares) if share)
 
     def pick(self, update: int, num_updates: int, num_turns: int) -> list[str]:
-        """`num_turns` different turn ids for an update; a smaller stage gives every turn it has,
-        once.
+        """`num_turns` different turn ids for an update; all turns of a stage that has fewer.
 
         A stage is walked in seeded shuffled order, again and again. The answer depends on (seed,
-        update) only, so a resumed run picks what the straight run picked. No turn comes twice in an
-        update: its samples' noise would too.
+        update) only, so a resumed run picks what the straight run picked. A turn is picked at most
+        once per update; a second time it would draw the same noise and give identical samples.
         """
         stage = self.stage_at(update, num_updates)
         turns = self.stages[stage]
         if len(turns) <= num_turns:
             return random.Random(f"{self.seed}/{stage}/{update}").sample(turns, len(turns))
         first = next(u for u in range(update + 1) if self.stage_at(u, num_updates) == stage)
-        start, walk, epoch = (update - first) * num_turns, [], 0
+        start = (update - first) * num_turns
+        # Example with the turns a to e, three per update:
+        #
+        #     walk     d a e b c | a d e c b     each epoch is a new order of all turns
+        #     update   0 0 0 1 1   1 2 2 2 3
+        #
+        # An epoch may begin within an update, here in update 1. The new order must not repeat
+        # that update's turns at once, so they are moved to its end.
+        walk: list[str] = []
+        epoch = 0
         while len(walk) < start + num_turns:
             order = random.Random(f"{self.seed}/{stage}/{epoch}").sample(turns, len(turns))
-            begun = set(
-                walk[len(walk) // num_turns * num_turns :]
-            )  # already in the update that this order completes
-            walk += sorted(order, key=begun.__contains__)  # stable: those come last
+            begun = set(walk[len(walk) // num_turns * num_turns :])  # of the update not yet full
+            walk += [turn for turn in order if turn not in begun]
+            walk += [turn for turn in order if turn in begun]
             epoch += 1
         return walk[start : start + num_turns]
 
-    def refill(self, update: int, num_updates: int, num_turns: int, tried: list[str]) -> list[str]:
-        """Up to `num_turns` further turn ids of the update's stage, none of them in `tried`, in an
-        order that depends on (seed, update) only; fewer when the stage runs out."""
+    def resample(
+        self, update: int, num_updates: int, num_turns: int, tried: list[str]
+    ) -> list[str]:
+        """Up to `num_turns` further turn ids of the update's stage, none of them in `tried`; fewer
+        when the stage has no more. Their order depends on (seed, update) only."""
         stage = self.stage_at(update, num_updates)
         turns = self.stages[stage]
-        order, seen = (
-            random.Random(f"{self.seed}/{stage}/{update}/refill").sample(turns, len(turns)),
-            set(tried),
-        )
+        generator = random.Random(f"{self.seed}/{stage}/{update}/refill")
+        order = generator.sample(turns, len(turns))
+        seen = set(tried)
         return [turn_id for turn_id in order if turn_id not in seen][:num_turns]
 
     def record(self, turn_id: str, num_correct: int, num_attempts: int) -> None:
-        """Add the outcome of a group to the turn's counts."""
+        """Add the successes of a group to the turn's counts."""
         count = self.counts.setdefault(turn_id, [0, 0])
         count[0] += num_correct
         count[1] += num_attempts
 
     def state(self) -> dict:
-        """Everything `from_state` needs, as JSON."""
+        """Everything that `from_state` needs, as JSON."""
         return {
             "stages": self.stages,
             "shares": list(self.shares),
@@ -128,10 +139,8 @@ class Curriculum:
 def build_curriculum(
     counts: dict[str, tuple[int, int]], config: CurriculumConfig, seed: int
 ) -> Curriculum:
-    """Stages from probe counts {turn id: (successes, attempts)}; an unprobed turn has no entry.
-
-    Raises ValueError when nothing is left to train on.
-    """
+    """Stages from probe counts {turn id: (successes, attempts)}. A turn that was not probed has no
+    entry. ValueError when no turn is left to train on."""
     stages: list[list[str]] = [[] for _ in config.bounds]
     num_dropped = 0
     for turn_id, (num_correct, num_attempts) in sorted(counts.items()):
@@ -139,19 +148,14 @@ def build_curriculum(
             num_dropped += 1
             continue
         fraction = num_correct / num_attempts if num_attempts else 0.0
-        stages[next(i for i, bound in enumerate(config.bounds) if fraction >= bound)].append(
-            turn_id
-        )
+        stage = next(i for i, bound in enumerate(config.bounds) if fraction >= bound)
+        stages[stage].append(turn_id)
     if not any(stages):
         raise ValueError(
             "the curriculum is empty: every probed turn is already solved (curriculum.drop_solved)"
         )
-    if not any(share for share, turns in zip(config.shares, stages, strict=True) if turns):
+    shares_in_use = [s for s, turns in zip(config.shares, stages, strict=True) if turns]
+    if not any(shares_in_use):
         raise ValueError("curriculum.shares gives no update to any stage that holds turns")
-    return Curriculum(
-        stages,
-        config.shares,
-        seed,
-        num_dropped,
-        {t: list(count) for t, count in sorted(counts.items())},
-    )
+    running = {turn_id: list(count) for turn_id, count in sorted(counts.items())}
+    return Curriculum(stages, config.shares, seed, num_dropped, running)

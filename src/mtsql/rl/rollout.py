@@ -1,11 +1,12 @@
 """Environments meet the engine: every trajectory advances on its own.
 
-A row that stops goes to its environment in a thread pool while the other rows decode; its
-observation joins a later scheduling step, and a finished trajectory is judged while others decode.
-Tokens depend on (seed, update, turn, sample, position) alone, so it does not matter when SQL
-returns. Their log-probs do, in the last bits: sums round by which rows are computed together. Hence
-an observation joins a number of steps after its reply that depends on the work of its queries and
-not on the clock, and two rollouts of the same weights are equal bit for bit.
+When a row ends a reply, its environment acts in a thread pool while the other rows decode. The
+observation joins a later engine step, and a finished trajectory is judged while others decode.
+
+Tokens depend on (seed, update, turn, sample, position) alone, so they are the same whenever SQL
+returns. The last bits of their log-probs are not: they depend on which rows are computed together.
+Hence the engine step in which an observation joins is counted from its reply by the work of its
+queries and not by the clock, and two rollouts of the same weights are equal bit for bit.
 """
 
 import hashlib
@@ -24,18 +25,20 @@ from mtsql.sql.worker_pool import query_threads
 
 T = TypeVar("T")
 
-CUT = {
+TRUNCATED = {
     StopReason.REPLY_TOKENS: Outcome.REPLY_TOKENS,
     StopReason.TRAJECTORY_TOKENS: Outcome.TRAJECTORY_TOKENS,
 }
 SQL_STEPS = 2
-"""An observation joins so many engine steps after its reply, plus one step for each tick (a million
-virtual-machine steps) of its queries. If the queries are not done by then, the engine waits."""
+"""An observation joins this many engine steps after its reply, plus one step for each tick (a
+million virtual-machine steps) of its queries. If the queries are not done by then, the engine
+waits."""
 NUM_ACTORS = 16
-"""Threads in which environments act. They mostly wait for SQL workers, which serve them first."""
+"""Threads in which environments act. They mostly wait for SQL workers, which serve them before the
+judges."""
 NUM_JUDGES = 2
-"""Threads that judge finished trajectories. More would take the interpreter from the decoding
-thread."""
+"""Threads that judge finished trajectories. More would slow the decoding thread, which needs the
+interpreter's lock too."""
 
 
 def turn_key(turn_id: str) -> int:
@@ -45,7 +48,7 @@ def turn_key(turn_id: str) -> int:
 
 @dataclass(frozen=True)
 class _Acting:
-    """An environment at work on a reply that was complete at engine step `since`."""
+    """An environment that acts on a reply which was complete at engine step `since`."""
 
     since: int
     handle: int
@@ -53,8 +56,8 @@ class _Acting:
     future: Future
 
     def is_due(self, step: int) -> bool:
-        """Whether the observation joins by this step. Waits until the queries are done or have used
-        more ticks than that."""
+        """Whether the observation joins at this step or has joined before. Waits until the queries
+        are done or have used too many ticks for it."""
         num_ticks = step - self.since - SQL_STEPS
         return num_ticks >= 0 and self.meter.is_done_within(num_ticks)
 
@@ -73,10 +76,10 @@ def rollout(
 ) -> list[T]:
     """Play `num_samples` episodes of each turn with the engine's current weights.
 
-    Returns what `judge` makes of each finished trajectory, itself by default; it runs in threads
-    while other rows decode. Grouped by turn: those of `turns[i]` stand at `i * num_samples : (i +
-    1) * num_samples`, with `sample` counting from 0. A prompt over `max_prompt_tokens` ends its
-    whole group with `Outcome.PROMPT_TOKENS`.
+    Returns what `judge` returns for each finished trajectory, by default the trajectory itself;
+    `judge` runs in threads while other rows decode. The results are grouped by turn: those of
+    `turns[i]` are at `i * num_samples : (i + 1) * num_samples`, with `sample` counting from 0. If a
+    prompt has more than `max_prompt_tokens`, its whole group ends with `Outcome.PROMPT_TOKENS`.
     """
     with query_threads(NUM_ACTORS, "act") as actors, query_threads(NUM_JUDGES, "judge") as judges:
         judged: list[Future[T] | None] = [None] * (len(turns) * num_samples)
@@ -111,9 +114,11 @@ def rollout(
             for completion in engine.step() if engine.has_work else []:
                 _, trajectory = live[completion.handle]
                 meter = WorkMeter()
-                if future := _act(completion, trajectory, renderer, actors, finish, meter):
+                future = _act(completion, trajectory, renderer, actors, finish, meter)
+                if future is not None:
                     acting.append(_Acting(step, completion.handle, meter, future))
-            for one in [one for one in acting if one.is_due(step)]:
+            due = [one for one in acting if one.is_due(step)]
+            for one in due:
                 acting.remove(one)
                 _, trajectory = live[one.handle]
                 _observe(one.future.result(), one.handle, trajectory, renderer, engine, finish)
@@ -128,11 +133,11 @@ def _act(
     finish: Callable[[int], None],
     meter: WorkMeter,
 ) -> Future | None:
-    """A reply is complete: keep its tokens and hand its text to the environment, unless a budget
-    cut it."""
+    """Keep the tokens of a complete reply and give its text to the environment. A reply that a
+    budget truncated ends the episode; then the result is None."""
     trajectory.add_sampled(completion.ids, completion.logprobs)
-    if completion.reason in CUT:
-        trajectory.env.end(CUT[completion.reason])
+    if completion.reason in TRUNCATED:
+        trajectory.env.end(TRUNCATED[completion.reason])
         finish(completion.handle)
         return None
     future = actors.submit(trajectory.env.step, renderer.decode(completion.ids), meter)
@@ -141,9 +146,14 @@ def _act(
 
 
 def _observe(
-    observed: str | Outcome, handle: int, trajectory: Trajectory, renderer, engine: Engine, finish
+    observed: str | Outcome,
+    handle: int,
+    trajectory: Trajectory,
+    renderer: Renderer,
+    engine: Engine,
+    finish: Callable[[int], None],
 ) -> None:
-    """The environment answered: append its observation, or end the episode."""
+    """Append what the environment returned to the trajectory, or end the episode."""
     if isinstance(observed, Outcome):
         finish(handle)
         return

@@ -1,15 +1,15 @@
-"""Checkpoints: everything a killed run needs to go on bit for bit as if it had not been killed.
+"""Checkpoints: everything that a killed run needs to continue bit for bit as if never killed.
 
     <run>/checkpoints/update-00020/      after 20 updates
         model/                           an ordinary Hugging Face or peft folder: eval.py loads it
         optimizer.safetensors            Adam's averages by parameter name
-        state.json                       update, curriculum (or the place in train_sft.py's rounds),
+        state.json                       update, curriculum (or the progress of train_sft.py),
                                          config, commit, bytes of metrics.jsonl, sizes of all files
 
-A run goes on only with the configuration and the inputs (inputs.py) that it was started with. No
-generator state is stored: every random number of an update is drawn from (seed, update, rank). A
-checkpoint is written beside its place, synced and renamed, so a folder of that name is whole.
-Nothing in it is ever unpickled.
+A run is only resumed with the configuration and the inputs (inputs.py) that it was started with. No
+generator state is stored, because every random number of an update is drawn from (seed, update,
+rank). A checkpoint is written under another name, synced and renamed, so a folder with the name of
+a checkpoint is complete. Nothing in it is ever unpickled.
 """
 
 import json
@@ -27,8 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtsql.files import WriteError, read_json, read_text, write_text
-from mtsql.run.config import flat, read_yaml, to_dict
+from mtsql.run.config import flat, to_dict
 from mtsql.run.inputs import moved_keys
+from mtsql.run.recipes import read_yaml
 from mtsql.run.runlog import git_commit, writing
 
 FORMAT = "mtsql-checkpoint-1"
@@ -46,8 +47,8 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "env.num_sql_workers",
 )
-"""Keys that a resumed run may change; all but the batch and engine sizes leave its numbers as they
-were."""
+"""Keys that a resumed run may change. All but the batch and engine sizes leave its numbers
+unchanged."""
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
@@ -57,9 +58,10 @@ LEFTOVERS = {
     "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",
     "trajectories": r"\.update-[0-9]+\.txt\.partial",
 }
-"""Folder of a run -> names of what a killed process leaves there half written or half deleted."""
+"""Folder of a run -> names of files that a killed process leaves there half written or half
+deleted."""
 REPLACED = re.compile(r"\.(update-[0-9]+)\.replaced")
-"""A checkpoint that gives its place to another one of the same update."""
+"""The name of a checkpoint while another one of the same update takes its place."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ class CheckpointConfig:
     every: int = 10
     """Updates between two checkpoints; 0: only before the first update and after the last."""
     keep_last: int = 2
-    """Keep so many of the newest."""
+    """Number of newest checkpoints to keep."""
     keep_best: int = 1
-    """Keep besides so many with the highest held-out EX (mean over splits) among those taken at an
-    evaluation."""
+    """Number of further checkpoints to keep: those with the highest held-out EX (mean over splits)
+    among the ones written at an evaluation."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
             raise ValueError(
                 "checkpoint.every and keep_best must not be negative, "
@@ -93,14 +95,13 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of `update` finished updates, then delete those not to be kept.
 
-    `save_model(folder)` is called on every rank (sharded weights are gathered by all), the rest is
-    the main rank's. WriteError naming the folder if the disk is full or the folder cannot be
+    `save_model(folder)` is called on every rank, because all ranks gather sharded weights. The main
+    rank does the rest. WriteError that names the folder if the disk is full or the folder cannot be
     written; older checkpoints stay.
     """
     place = run / "checkpoints" / f"update-{update:05d}"
-    partial, replaced = (
-        place.with_name(f".{place.name}.{what}") for what in ("partial", "replaced")
-    )
+    partial = place.with_name(f".{place.name}.partial")
+    replaced = place.with_name(f".{place.name}.replaced")
     try:
         with writing(f"checkpoint {place}"):
             if is_main:
@@ -112,30 +113,25 @@ def save_checkpoint(
             save_file(optimizer, partial / "optimizer.safetensors")
             metrics = run / "metrics.jsonl"
             _sync(metrics)
-            files = {
-                str(f.relative_to(partial)): f.stat().st_size
-                for f in sorted(partial.rglob("*"))
-                if f.is_file()
-            }
             state = {
                 "format": FORMAT,
                 "update": update,
                 **state,
                 "commit": git_commit(),
                 "metrics_bytes": metrics.stat().st_size,
-                "files": files,
+                "files": _sizes(partial),
             }
             write_text(partial / "state.json", json.dumps(state))
             for path in [*partial.rglob("*"), partial]:
                 _sync(path)
-            if place.exists():  # of the same update, when Ctrl-C came right after it was written
+            if place.exists():  # Ctrl-C right after a checkpoint writes the same one again
                 shutil.rmtree(replaced, ignore_errors=True)
                 os.replace(place, replaced)
             os.replace(partial, place)
             _sync(place.parent)
             shutil.rmtree(replaced, ignore_errors=True)
     except WriteError:
-        shutil.rmtree(partial, ignore_errors=True)  # its space may be all that is missing
+        shutil.rmtree(partial, ignore_errors=True)  # frees space on a full disk
         raise
     with writing(f"{place.parent} (to delete old checkpoints)"):
         _prune(run, config)
@@ -145,9 +141,14 @@ def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run folder in the order of their updates: folders whose name is exactly
     `update-` and a number."""
     folder = run / "checkpoints"
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    numbers = {path: int(m[1]) for path in found if (m := NAME.fullmatch(path.name))}
-    return sorted(numbers, key=lambda path: (numbers[path], path.name))
+    if not folder.is_dir():
+        return []
+    numbered = []
+    for path in folder.iterdir():
+        match = NAME.fullmatch(path.name)
+        if match is not None and path.is_dir():
+            numbered.append((int(match[1]), path.name, path))
+    return [path for _, _, path in sorted(numbered)]
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -156,22 +157,23 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def what_is_kept(run: Path) -> str:
-    """What a run that ends before its time leaves, and how to go on."""
-    if newest := newest_checkpoint(run):
-        return f"{newest} is kept: go on with --resume {shlex.quote(str(run))}"
+    """What is kept of a run that ends early, and how to continue."""
+    newest = newest_checkpoint(run)
+    if newest is not None:
+        return f"{newest} is kept: continue with --resume {shlex.quote(str(run))}"
     if (run / "config.yaml").is_file():
         return f"no checkpoint was written yet: --resume {shlex.quote(str(run))} starts over"
     return "nothing is kept: start it again with the same command"
 
 
 def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
-    """What a run that Ctrl-C or SIGTERM ended says, after so many updates.
+    """The message of a run that Ctrl-C or SIGTERM has stopped.
 
-    is_saved: a checkpoint was written just now. Sharded weights cannot be: all ranks would have to
-    gather them.
+    is_saved: a checkpoint was written just now. That is impossible with sharded weights, because
+    all ranks would have to gather them.
     """
     if is_saved:
-        return f"{num_updates} updates are done; go on with --resume {shlex.quote(str(run))}"
+        return f"{num_updates} updates are done; continue with --resume {shlex.quote(str(run))}"
     return (
         f"{num_updates} updates are done, but sharded weights cannot be written when a run is "
         f"stopped; {what_is_kept(run)}"
@@ -179,18 +181,21 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
 
 
 def clean(run: Path) -> None:
-    """Delete what a killed process of this run left half written; to be called under its lock.
+    """Delete what a killed process of this run left half written. To be called under its lock.
 
-    Only files and folders of names that this program gives to such things are touched. A checkpoint
-    that a kill took from its place gets it back.
+    Only files and folders with the names that this program uses for them are touched. A checkpoint
+    that was being replaced at the kill gets its name back.
     """
     with writing(f"run {run} (to delete what a killed process left)"):
         for path in (run / "checkpoints").glob(".update-*.replaced"):
             match = REPLACED.fullmatch(path.name)
-            if match and not (place := path.with_name(match[1])).exists():
-                os.replace(path, place)
-            elif match:
+            if match is None:
+                continue
+            place = path.with_name(match[1])
+            if place.exists():
                 _delete(path)
+            else:
+                os.replace(path, place)
         for folder, names in LEFTOVERS.items():
             for path in (run / folder).glob("*"):
                 if re.fullmatch(names, path.name) and not path.is_symlink():
@@ -199,8 +204,7 @@ def clean(run: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read: what it holds, and the folder of its weights, belong
-    together."""
+    """A checkpoint that was read. `state` and `optimizer` belong to the weights in `folder`."""
 
     folder: Path
     state: dict[str, Any]
@@ -208,13 +212,13 @@ class Checkpoint:
 
     @property
     def model(self) -> Path:
-        """The folder of its weights."""
+        """The folder of the weights."""
         return self.folder / "model"
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """ValueError naming the file if anything of the checkpoint is missing, cut short or not
-    ours."""
+    """Read a checkpoint. ValueError that names the file if a part is missing, incomplete or not
+    written by this program."""
     advice = f"delete {folder} to resume from the checkpoint before it"
     try:
         state = read_json(folder / "state.json")
@@ -245,14 +249,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
-    """(config, newest checkpoint) of the run `config.resume` to go on with; no checkpoint for a new
-    run and for one that was killed before its first: it starts over. Every rank reads the run
-    folder, so all machines must see it, and the main rank holds its lock."""
+    """(config, newest checkpoint) of the run `config.resume`. There is no checkpoint for a new run,
+    and none for a run that was killed before its first one, which starts over.
+
+    Every rank reads the run folder, so all machines must see it. The main rank holds its lock.
+    """
     if not config.resume:
         return config, None
-    check_unchanged(config, Path(config.resume))
-    newest = newest_checkpoint(Path(config.resume))
-    if newest is None and has_updates(Path(config.resume)):
+    run = Path(config.resume)
+    check_unchanged(config, run)
+    newest = newest_checkpoint(run)
+    if newest is None and has_updates(run):
         raise ValueError(
             f"resume {config.resume}: metrics.jsonl has updates, but there is no checkpoint of "
             "them: put the folder checkpoints back, or start a new run"
@@ -261,29 +268,30 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
 
 
 def has_updates(run: Path) -> bool:
-    """Whether metrics.jsonl has a line of an update of RL, which comes after the first
-    checkpoint."""
+    """Whether metrics.jsonl has a line of an RL update. The first checkpoint is written before the
+    first update."""
     file = run / "metrics.jsonl"
     return file.is_file() and '"stage": "rl"' in read_text(file)
 
 
 def check_unchanged(config: Any, run: Path) -> None:
-    """ValueError for a key whose change would make the resumed run another run. The content of
-    files that are named anew is for `inputs.check_files` to compare."""
+    """ValueError for a changed key that a resumed run may not change. `inputs.check_files` compares
+    the content of files that have another path now."""
     saved = flat(read_yaml(run / "config.yaml"))
-    now, moved = flat(to_dict(config)), moved_keys(run)
+    now = flat(to_dict(config))
+    moved = moved_keys(run)
     for key in sorted(saved.keys() | now.keys()):
         is_free = key.startswith(MAY_CHANGE) or key in moved
         if saved.get(key) != now.get(key) and not is_free:
             raise ValueError(
-                f"{key} is {now.get(key)!r}, but {run} was started with {saved.get(key)!r}: leave it, or start a new "
-                "run: --model.path CHECKPOINT/model"
+                f"{key} is {now.get(key)!r}, but {run} was started with {saved.get(key)!r}: "
+                "leave it, or start a new run: --model.path CHECKPOINT/model"
             )
 
 
 def _prune(run: Path, config: CheckpointConfig) -> None:
-    """Delete the checkpoints that need not be kept. What this program did not write stays."""
-    found = {}
+    """Delete the checkpoints that need not be kept. Folders of other programs stay."""
+    found = {}  # checkpoint -> its held-out EX by split, or None
     for place in checkpoints(run):
         try:
             state = read_json(place / "state.json")
@@ -292,11 +300,11 @@ def _prune(run: Path, config: CheckpointConfig) -> None:
         if _is_state(state) and _is_of(place, state) and not place.is_symlink():
             found[place] = state.get("ex")
     scores = {place: sum(ex.values()) / len(ex) for place, ex in found.items() if ex}
-    best = sorted(scores, key=lambda p: -scores[p])[: config.keep_best]
-    for place in set(found) - set(list(found)[-config.keep_last :]) - set(best):
-        gone = place.with_name(
-            f".{place.name}.old"
-        )  # a checkpoint's name never belongs to half of one
+    best = sorted(scores, key=scores.get, reverse=True)[: config.keep_best]
+    newest = list(found)[-config.keep_last :]
+    for place in set(found) - set(newest) - set(best):
+        # Renamed first, so that no incomplete folder has the name of a checkpoint.
+        gone = place.with_name(f".{place.name}.old")
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(place, gone)
         shutil.rmtree(gone)
@@ -313,10 +321,16 @@ def _is_state(state: Any) -> bool:
 
 
 def _is_of(folder: Path, state: dict[str, Any]) -> bool:
-    """Whether a checkpoint has its own name. A copy with a higher number would be taken for the
-    newest one for ever."""
+    """Whether a checkpoint has its own name. A copy with a higher number would always be taken for
+    the newest one."""
     match = NAME.fullmatch(folder.name)
     return match is None or int(match[1]) == state["update"]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The size of each file in a folder, by its path in there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 
 
 def _delete(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recipes <-> nested dataclasses <-> dotted flags. jsonargparse does the work."""
+"""Configurations: recipes and dotted flags to nested dataclasses and back, through jsonargparse."""
 
 import math
 import os
@@ -11,14 +11,20 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
 
-from mtsql.files import read_text, write_text
+from mtsql.files import write_text
+from mtsql.run.recipes import in_a_line, read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 OWN_FLAGS = {"help", "config", "print_config"}
-MAX_MESSAGE = 400  # of the parser's complaints, which list every type a value could have had
 
 
 def parse_config(
@@ -26,15 +32,15 @@ def parse_config(
 ) -> Any:
     """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
-    `--preset NAME` stands for the flags of `presets[NAME]`: it wins over recipes, and flags after
-    it win over it; named in a recipe, it gives way to the recipe's own keys. `--resume RUN` stands
-    for `--config RUN/config.yaml`, and whatever else is given wins. If `kind` has a static method
-    `first_recipe(model_path)`, the file that it names, if any, is read before all recipes.
-    `--print_config` prints what would run, and exits. If `kind` has a method `completed()`, that is
-    what it returns: the configuration, checked, with values filled in that follow from others.
+    `--preset NAME` stands for the flags of `presets[NAME]`. It wins over recipes, and flags after
+    it win over it. If a recipe names a preset, the recipe's own keys win. `--resume RUN` stands for
+    `--config RUN/config.yaml`, and all other flags win. If `kind` has a static method
+    `first_recipe(model_path)`, the file that it returns, if any, is read before all recipes.
+    `--print_config` prints what would run, and exits. What would run is the result of the method
+    `completed()`, if `kind` has one: the configuration, checked, with derived values set.
 
-    ValueError, in a line that names it, for an unknown or shortened flag, an ill-typed value, a
-    number that is not finite, or a recipe that cannot be read.
+    ValueError, in a line that names the fault, for an unknown or shortened flag, a value of the
+    wrong type, a number that is not finite, or a recipe that cannot be read.
     """
     parser = _parser(kind, description)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
@@ -48,14 +54,17 @@ def parse_config(
         first_recipe = getattr(kind, "first_recipe", lambda _: None)(parsed.get("model.path"))
         if first_recipe is not None:
             parsed = _parsed(parser, kind, ["--config", str(first_recipe), *argv])
-        run, resume = _words(argv, "--run"), parsed.get("resume")
+        resume = parsed.get("resume")
+        run = _words(argv, "--run")
         if run and resume is not None and Path(run[-1][0]) != Path(resume):
             raise ValueError(f"--run has no effect with resume {resume}: leave it out")
-        if implied := _implied_flags(parsed.get("preset"), parsed.get("resume"), presets or {}):
-            at = 0
-            if parsed.get("resume") is None and _words(argv, "--preset"):
-                at = max((end for _, end in _words(argv, "--config")), default=0)
-            parsed = _parsed(parser, kind, [*argv[:at], *implied, *argv[at:]])
+        implied = _implied_flags(parsed.get("preset"), resume, presets or {})
+        if implied:
+            # Later flags win. Implied flags come first, but those of --preset after all recipes.
+            place = 0
+            if resume is None and _words(argv, "--preset"):
+                place = max((end for _, end in _words(argv, "--config")), default=0)
+            parsed = _parsed(parser, kind, [*argv[:place], *implied, *argv[place:]])
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
@@ -68,7 +77,7 @@ def parse_config(
         values = parser.instantiate(parsed).as_dict()
     except ValueError as error:
         _build(kind, parsed.as_dict())
-        raise ValueError(_in_a_line(error)) from error
+        raise ValueError(in_a_line(error)) from error
     values.pop("config", None)
     is_printed = values.pop("print_config")
     config = _usable(kind(**values), "")
@@ -79,8 +88,8 @@ def parse_config(
 
 
 def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
-    """What the parser makes of the words, once it is known that their flags exist, which it does
-    not check in nested keys, and that it can read their recipes."""
+    """The parser's result, after two checks of ours: that all flags exist (the parser does not
+    check nested keys) and that it can read the recipes."""
     keys = _keys(kind)
     sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, 9)}
     known = {*keys, *sections, *(f"{name}.help" for name in sections)} | OWN_FLAGS
@@ -94,16 +103,20 @@ def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
             raise ValueError(f"--config {file or 'is empty'}: no such file")
         if os.path.isdir(file):
             raise ValueError(f"--config {file}: a folder, name a recipe in it")
-        if own := sorted(OWN_FLAGS & set(read_yaml(file))):
+        own = sorted(OWN_FLAGS & set(read_yaml(file)))
+        if own:
             raise ValueError(f"recipe {file}: {own[0]} is a flag only: take it out of the recipe")
     return parser.parse_args(argv)
 
 
 def _build(kind: type, values: dict, path: str = "") -> Any:
-    """The configuration from its plain values. It differs from the parser's own way in the text of
-    a ValueError: a section calls its keys by the name that it normally has (`optim.lr`), here they
-    get their place in the whole configuration (`sft.optim.lr`)."""
-    hints, given = get_type_hints(kind), {}
+    """The configuration from its plain values, as the parser builds it but with better errors.
+
+    The ValueError of a section names its keys as they are called in most scripts (`optim.lr`). Here
+    they get their place in the whole configuration (`sft.optim.lr`).
+    """
+    hints = get_type_hints(kind)
+    given = {}
     for name, hint in hints.items():
         section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
         is_nested = section is not None and isinstance(values[name], dict)
@@ -119,7 +132,8 @@ def _build(kind: type, values: dict, path: str = "") -> Any:
 
 
 def _words(argv: list[str], flag: str) -> list[tuple[str, int]]:
-    """(value, place after it) of a flag, wherever it is given: `--flag value` or `--flag=value`."""
+    """(value, index after it) for each time that a flag is given, as `--flag value` or
+    `--flag=value`."""
     found = []
     for place, word in enumerate(argv):
         name, equals, value = word.partition("=")
@@ -131,10 +145,10 @@ def _words(argv: list[str], flag: str) -> list[tuple[str, int]]:
 
 
 def parse_values(kind: type, values: dict, where: str) -> Any:
-    """An instance of `kind` from nested plain values, as a JSON file has them. Missing keys keep
-    their defaults.
+    """An instance of `kind` from nested plain values, such as those of a JSON file. Missing keys
+    keep their defaults.
 
-    ValueError, naming `where` and the key, for an unknown key or an ill-typed value.
+    ValueError that names `where` and the key for an unknown key or a value of the wrong type.
     """
     parser = _parser(kind, "")
     _check_values(kind, values, where)
@@ -145,49 +159,20 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
     return _usable(made, f"{where}: ")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them can stand for more values than fit into memory, or
-    for a list that holds itself. Without keys that appear twice, too: the first value would be
-    lost."""
+class _Formatter(DefaultHelpFormatter):
+    """A description in --help keeps its lines."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                f"the alias *{event.anchor} is not read: write the value",
-                event.start_mark,
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = [key.value for key in keys]
-        for place, key in enumerate(keys):
-            if key.value in names[:place]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} appears twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path | str) -> dict:
-    """The keys of a recipe. ValueError, in a line that names the file, if it cannot be read."""
-    text = read_text(path, "recipe")
-    try:
-        values = yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = _in_a_line(error).replace(' in "<unicode string>",', ":")
-        raise ValueError(f"recipe {path}: {reason}") from error
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"recipe {path}: expected keys with values, found {values!r:.80}")
-    return values or {}
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 def _parser(kind: type, description: str) -> ArgumentParser:
     parser = ArgumentParser(
-        description=description, exit_on_error=False, allow_abbrev=False, print_config=None
+        description=description,
+        formatter_class=_Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
     )
     parser.add_class_arguments(kind, fail_untyped=True)
     return parser
@@ -195,7 +180,7 @@ def _parser(kind: type, description: str) -> ArgumentParser:
 
 def _usable(config: Any, where: str) -> Any:
     """The configuration itself. ValueError that names the key of a number that is not finite, or of
-    an empty text, which is usually a variable of the shell that is not set."""
+    an empty text, which usually comes from a shell variable that is not set."""
     for key, value in flat(to_dict(config)).items():
         if value == "":
             raise ValueError(f"{where}{key} is empty: give it a value, or leave it out")
@@ -206,9 +191,11 @@ def _usable(config: Any, where: str) -> Any:
 
 
 def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> None:
-    """ValueError, naming `where` and the key, for what jsonargparse takes in silence: a number
-    where nested keys belong (it is ignored; a text names a file with them), and null where a value
-    belongs."""
+    """ValueError that names `where` and the key for two mistakes that jsonargparse accepts.
+
+    They are a number in place of nested keys, which it ignores (a text names a file that has them),
+    and null in place of a value.
+    """
     hints = get_type_hints(kind)
     for key, value in values.items():
         name, _, rest = key.partition(".")
@@ -225,32 +212,33 @@ def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> Non
             raise ValueError(f"{where}: {prefix}{name} is {value!r}, but it has keys of its own")
 
 
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:MAX_MESSAGE]
-
-
 def _explained(error: Exception, kind: type) -> str:
-    """A complaint of the parser in a line that says what was expected."""
+    """An error of the parser as a line that says what was expected."""
     text = " ".join(str(error).split())
-    if unknown := re.search(r"unrecognized arguments: (\S+)", text):
-        return f"{unknown[1]!r} belongs to no flag: flags are written --key value"
+    unrecognized = re.search(r"unrecognized arguments: (\S+)", text)
+    if unrecognized:
+        return f"{unrecognized[1]!r} belongs to no flag: flags are written --key value"
     unknown = re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '?([\w.]+)'?", text)
     if unknown:
         key = ".".join(filter(None, unknown.groups()))
         return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
-    if missing := re.search(r"argument (--[\w.]+): expected one argument", text):
+    missing = re.search(r"argument (--[\w.]+): expected one argument", text)
+    if missing:
         return f"{missing[1]} needs a value"
     complaint = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?: .*[vV]alue: ?(.*)', text)
     if complaint:
         key, value = complaint.groups()
-        if nested := re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value):  # under `X | None`
-            key, value = f"{key}.{nested[1]}", nested[2].strip("'")
-        if (hint := _hint(kind, key)) is not None:
+        nested = re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value)
+        if nested:  # a key of an optional section (`X | None`)
+            key = f"{key}.{nested[1]}"
+            value = nested[2].strip("'")
+        hint = _hint(kind, key)
+        if hint is not None:
             return f"{key} is {value[:80] or 'empty'}: expected {_expected(hint)}"
     section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
     if section:
         return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
-    return _in_a_line(error)
+    return in_a_line(error)
 
 
 def _keys(kind: type, prefix: str = "") -> list[str]:
@@ -263,12 +251,18 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
 
 
 def _suggestion(word: str, keys: list[str], dashes: str) -> str:
-    """The known key that was probably meant, as the end of a sentence."""
+    """The known key that was probably meant, as the end of a sentence; empty if none is similar."""
     word = word.replace("-", "_")
-    ends = {key.rsplit(".", 1)[-1]: key for key in sorted(keys, key=lambda key: -key.count("."))}
-    close = get_close_matches(word, keys, 1, 0.75) or [key for key in keys if key.startswith(word)]
-    close = close or get_close_matches(word.rsplit(".", 1)[-1], list(ends), 1, 0.75)
-    return f" (did you mean {dashes}{ends.get(close[0], close[0])}?)" if close else ""
+    deepest_first = sorted(keys, key=lambda key: -key.count("."))
+    by_last_part = {key.rsplit(".", 1)[-1]: key for key in deepest_first}
+    close = get_close_matches(word, keys, 1, 0.75)
+    if not close:
+        close = [key for key in keys if key.startswith(word)]
+    if not close:
+        close = get_close_matches(word.rsplit(".", 1)[-1], list(by_last_part), 1, 0.75)
+    if not close:
+        return ""
+    return f" (did you mean {dashes}{by_last_part.get(close[0], close[0])}?)"
 
 
 def _hint(kind: Any, key: str) -> Any:
@@ -307,17 +301,19 @@ def _expected(hint: Any) -> str:
 
 
 def _implied_flags(preset: str | None, resume: str | None, presets: dict[str, dict]) -> list[str]:
+    """The flags that `--resume` or `--preset` stands for."""
     if resume is not None:
-        if not (file := Path(resume) / "config.yaml").is_file():
-            raise ValueError(f"resume {resume}: no config.yaml there, so no run to go on with")
+        file = Path(resume) / "config.yaml"
+        if not file.is_file():
+            raise ValueError(f"resume {resume}: no config.yaml there, so no run to continue")
         return ["--config", str(file)]
     if preset is None:
         return []
-    if preset not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}, not {preset!r}")
-    return [
-        f"--{key}={'null' if value is None else value}" for key, value in presets[preset].items()
-    ]
+    flags = []
+    for key, value in presets[preset].items():
+        text = "null" if value is None else value
+        flags.append(f"--{key}={text}")
+    return flags
 
 
 def to_dict(config: Any) -> Any:
@@ -342,19 +338,18 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def config_diff(config: Any, default: Any) -> dict[str, Any]:
-    """Dotted key -> value, for every value that is not the default's."""
-    return {
-        key: value
-        for key, value in flat(to_dict(config)).items()
-        if flat(to_dict(default)).get(key) != value
-    }
+    """Dotted key -> value, for every value that differs from that of `default`."""
+    usual = flat(to_dict(default))
+    values = flat(to_dict(config))
+    return {key: value for key, value in values.items() if usual.get(key) != value}
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted keys."""
-    out = {}
+    """Nested dictionaries as a single one with dotted keys."""
+    out: dict[str, Any] = {}
     for key, value in values.items():
-        out.update(
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
     return out

@@ -1,10 +1,10 @@
-"""What goes into a run besides its configuration: kept with the run, and compared when it goes on.
+"""What a run depends on besides its configuration: stored with the run, compared when it resumes.
 
     <run>/inputs.json
-        "the turns": "b7..", ...         hashes of what was made of the files: see Workbench.inputs
+        "the turns": "b7..", ...         hashes of what was read: see Workbench.inputs
         "files": {"data.train": {"path": "sparc/train.json", "hashes": {"train.json": "5e.."}}, ...}
 
-A resumed run may name a file anew, because files move; but their content must be the same.
+A resumed run may give another path for a file, because files move. Its content must be the same.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from mtsql.files import read_json, write_text
 FILE_NAME = "inputs.json"
 FILES = "files"
 WHOLE_BYTES = 32 << 20
-"""A file of at most so many bytes is hashed whole."""
+"""Maximum size of a file that is hashed as a whole."""
 BLOCK_BYTES = 1 << 16
 NUM_BLOCKS = 64
-"""Of a larger file so many blocks, evenly spread, and its size are hashed. The first one is among
-them: it holds a counter that SQLite raises when it writes."""
+"""Number of blocks of a larger file that are hashed with its size. They are evenly spread and
+include the first one, which holds a counter that SQLite raises when it writes."""
 SQLITE_WRITER = slice(92, 100)
 """The part of an SQLite file that only says which version of SQLite wrote it."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-NO_MATTER = ("mtsql.json",)
-"""Files of a model folder that only set defaults, which the run's configuration has in full."""
+WITHOUT_EFFECT = ("mtsql.json",)
+"""Files of a model folder that only set defaults. The run's configuration has all values."""
 BY_STEM = ("data.train", "data.dev", "data.dev_seen")
 """Files whose name, without its ending, is the beginning of the ids of their turns."""
 MAY_MOVE = (
@@ -39,29 +39,31 @@ MAY_MOVE = (
     "demonstrations",
     "model.path",
 )
-"""Keys that name files, and that a resumed run may change if the content is the same."""
+"""Keys that name files. A resumed run may change them if the content of the files is the same."""
 
 
 def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -> dict[str, Any]:
-    """The entry "files" of inputs.json: of each key of `config` that names files, the path and the
-    hash of each file that is used. `splits` and `databases` say which files of the data those are.
+    """The entry "files" of inputs.json: for each key of `config` that names files, the path and the
+    hash of each file that is used. Of the data, these are the files of `splits` and `databases`.
 
-    ValueError, naming the key and the file, for one that cannot be read.
+    ValueError that names the key and the file if one cannot be read.
     """
     data_keys = ("toy_folder",) if config.data.is_toy else (*splits, "tables", "databases")
     keys = [*(f"data.{key}" for key in data_keys), "model.path"]
     keys += ["data.leave_out"] if "train" in splits else []
     keys += ["demonstrations"] if getattr(config, "source", None) == "demonstrations" else []
-    used = {key: Path(path) for key in keys if (path := _path(config, key)) is not None}
     found = {}
-    for key, path in used.items():
+    for key in keys:
+        if _path(config, key) is None:
+            continue
+        path = Path(_path(config, key))
         if key in ("data.databases", "data.toy_folder"):
             names = {_under(path, file) for file in databases}
             if key == "data.toy_folder":
                 names |= {f"{split}.json" for split in splits} | {"tables.json"}
         elif path.is_dir():
             files = [file for pattern in MODEL_FILES for file in path.glob(pattern)]
-            names = {file.name for file in files if file.name not in NO_MATTER}
+            names = {file.name for file in files if file.name not in WITHOUT_EFFECT}
         else:
             names = {path.name}
         folder = path.parent if names == {path.name} else path
@@ -71,7 +73,7 @@ def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -
 
 
 def _path(config: Any, key: str) -> str | None:
-    """What a key of the configuration names."""
+    """The path that a key of the configuration names."""
     if key == "demonstrations":
         return config.demonstrations or f"{config.data.toy_folder}/demonstrations.jsonl"
     section, _, name = key.partition(".")
@@ -79,15 +81,16 @@ def _path(config: Any, key: str) -> str | None:
 
 
 def check_places(run: Path, config: Any) -> None:
-    """ValueError, naming the key, where files that a run to go on with was started with are not
-    there, or have a name that gives other ids to their turns. Nothing is read but inputs.json."""
+    """ValueError that names the key if files of a run to resume are missing, or if their name would
+    give other ids to their turns. Only inputs.json is read."""
     for key, entry in _read(run).get(FILES, {}).items():
-        then, now = Path(entry["path"]), _path(config, key)
+        then = Path(entry["path"])
+        now = _path(config, key)
         if now is None:
             raise ValueError(f"resume {run}: {key} is not set, but the run was started with {then}")
         path = Path(now)
         flag = f"resume {run}: {key} {path}"
-        if not path.exists() and key != "data.toy_folder":  # which is written again
+        if not path.exists() and key != "data.toy_folder":  # it is written again
             raise ValueError(
                 f"{flag}: no such file or folder: where it was moved, name it anew with --{key}"
             )
@@ -99,11 +102,12 @@ def check_places(run: Path, config: Any) -> None:
 
 
 def check_files(run: Path, config: Any) -> None:
-    """ValueError, naming the key and the file, where a file of a run to go on with has another
-    content than at its start, or is not there. Runs that did not write down their files pass."""
+    """ValueError that names the key and the file if a file of a run to resume is missing or has
+    another content than at its start. Runs without a list of files pass."""
     check_places(run, config)
     for key, entry in _read(run).get(FILES, {}).items():
-        path, hashes = Path(_path(config, key)), entry["hashes"]
+        path = Path(_path(config, key))
+        hashes = entry["hashes"]
         if not path.exists():
             continue
         is_file = list(hashes) == [Path(entry["path"]).name]
@@ -122,22 +126,26 @@ def check_files(run: Path, config: Any) -> None:
 
 
 def moved_keys(run: Path) -> set[str]:
-    """The keys that a run may be resumed with another value of: because `check_files` compares the
-    content, or because they name splits that the run does not use, as train_sft.py uses data.train
-    only."""
-    used, held_out = set(_read(run).get(FILES, {})), {"data.dev", "data.dev_seen"}
-    return used | held_out if "data.train" in used and not used & held_out else used
+    """The keys of paths that may differ when a run is resumed.
+
+    They are the keys whose files `check_files` compares, and those of splits that the run does not
+    use (train_sft.py uses data.train only).
+    """
+    used = set(_read(run).get(FILES, {}))
+    held_out = {"data.dev", "data.dev_seen"}
+    uses_train_only = "data.train" in used and not used & held_out
+    return used | held_out if uses_train_only else used
 
 
 def keep_inputs(run: Path, inputs: Mapping[str, Any]) -> None:
-    """Write inputs.json. An older one stays."""
+    """Write inputs.json, unless there is one."""
     file = run / FILE_NAME
     if not file.is_file():
         write_text(file, json.dumps(inputs, indent=1) + "\n")
 
 
 def check_inputs(run: Path, inputs: Mapping[str, str]) -> None:
-    """ValueError for an input that is another one than `keep_inputs` has written down."""
+    """ValueError for an input that differs from the one that `keep_inputs` has stored."""
     saved = _read(run)
     for name, value in inputs.items():
         if saved.get(name, value) != value:
@@ -169,12 +177,12 @@ def _is_entry(key: str, entry: object) -> bool:
 
 
 def _under(folder: Path, file: Path) -> str:
-    """The path of a file from a folder that it lies in, or its whole path."""
+    """The path of a file within a folder, or its absolute path if it is elsewhere."""
     return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file.absolute())
 
 
 def _hash(file: Path, key: str) -> str:
-    """A hash of a file's content. ValueError, naming the key, if it cannot be read."""
+    """A hash of a file's content. ValueError that names the key if it cannot be read."""
     total = hashlib.blake2b(digest_size=8)
     try:
         with open(file, "rb", buffering=0) as source:

@@ -1,11 +1,11 @@
-"""A program of its own: print a line after the launcher that a script was started by has ended.
+"""A separate program: wait until a script's launcher has ended, then print a line.
 
     python last_line.py LAUNCHER_PID LINE EXIT_CODE
 
-`accelerate launch` prints a traceback after a script that ends with an error, so `end_with` of
-launch.py starts this program, and the line that says what is wrong is the last one. Several ranks
-may start it: the first one prints. A mistake (exit code 1) comes before the stop of the other ranks
-that follows from it.
+`accelerate launch` prints a traceback after a script that ends with an error. So `end_with` of
+launch.py starts this program, which makes the line that says what is wrong the last one. Several
+ranks may start it, and only the first one prints. The line of a mistake (exit code 1) is printed
+rather than that of a rank which was stopped because of it.
 """
 
 import os
@@ -18,9 +18,9 @@ import psutil
 MAX_WAIT_SECS = 60
 POLL_SECS = 0.01
 MISTAKE_FIRST_SECS = 0.3
-"""What is no mistake waits so long, in case another rank has one to name."""
+"""Delay of a line that is not a mistake, in case another rank has a mistake to print."""
 OTHERS_SECS = 2
-"""By then all ranks have ended, and no other line can come."""
+"""After this time all ranks have ended, and no other line can come."""
 
 
 def main(launcher: int, line: str, code: int) -> None:
@@ -36,13 +36,13 @@ def main(launcher: int, line: str, code: int) -> None:
     except FileExistsError:
         return
     print(line, file=sys.stderr, flush=True)
-    os.close(2)  # who reads our output need not wait longer
+    os.close(2)  # whoever reads our output need not wait longer
     time.sleep(OTHERS_SECS)
     os.unlink(mark)
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process runs. One that has ended, and that nobody has asked about, does not."""
+    """Whether the process runs. A zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

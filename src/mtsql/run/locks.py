@@ -4,10 +4,10 @@
         ...
 
 The lock is the file `.lock` in the folder, with the owner's host, process id and start. The owner
-holds an advisory lock (flock) on it, which the system drops when the process ends, however it ends:
-on one machine a leftover of a killed process is recognised with certainty, and two processes cannot
-both take it over. The text decides where flock cannot: about an owner on another machine, and on a
-file system without flock.
+holds an advisory lock (flock) on it, which the system releases when the process ends, however it
+ends. So on one machine the lock file of a killed process is recognised with certainty, and two
+processes cannot both take it over. The text of the file decides where flock cannot: if the owner is
+on another machine, and on a file system without flock.
 """
 
 import errno
@@ -27,10 +27,9 @@ from mtsql.files import WriteError, print_line
 
 FILE_NAME = ".lock"
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system without flock answers."""
+"""Error numbers of a file system without flock."""
 SETTLE_SECS = 1.0
-"""An empty lock file that is not ours may be one that another machine has just made: it gets so
-much time to be written."""
+"""Waiting time for the text of an empty lock file: another machine may have just made it."""
 POLL_SECS = 1.0
 
 
@@ -43,19 +42,20 @@ class Owner:
     """Identity of the running kernel; empty where the system has none."""
     pid: int
     created: float
-    """Start of the process in seconds since 1970: tells it from a later one with the same id."""
+    """Start of the process in seconds since 1970. A later process with the same id has another
+    start."""
     since: str
     command: str
 
     @property
     def is_here(self) -> bool:
-        """Whether the process ran on this machine, in another container on it, or before its last
-        start."""
+        """Whether the process runs or ran on this machine: also in another container, or before the
+        machine was restarted."""
         return self.host == socket.gethostname() or (self.boot != "" and self.boot == _boot())
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process, which ran on this machine, still runs."""
+        """Whether a process of this machine still runs."""
         try:
             created = psutil.Process(self.pid).create_time()
         except psutil.Error:
@@ -64,16 +64,19 @@ class Owner:
 
 
 class RunLock:
-    """Hold the lock of a folder inside a `with`; the folder is made if there is none.
+    """Hold the lock of a folder inside a `with`. The folder is made if there is none.
 
-    ValueError, in one line that says who holds it, if another process does. `purpose` begins that
-    line. With `wait`, say once that it waits, and take the lock when the other process gives it up.
-    A folder that is still empty at the end, and was made here, is removed.
+    If another process holds the lock: ValueError, in one line that begins with `purpose` and says
+    which process it is. With `wait`, print that line once and wait until the lock is released.
+    A folder that was made here and is still empty at the end is removed.
     """
 
     def __init__(self, folder: Path, purpose: str = "run", wait: bool = False) -> None:
-        self.folder, self.purpose, self.wait = Path(folder), purpose, wait
-        self._file = self._place = -1
+        self.folder = Path(folder)
+        self.purpose = purpose
+        self.wait = wait
+        self._file = -1  # handle of the lock file
+        self._place = -1  # handle of the folder, which may be renamed while it is locked
         self._is_made = False
 
     def __enter__(self) -> Self:
@@ -105,13 +108,13 @@ class RunLock:
                 self._remove_if_empty()
 
     def release(self) -> None:
-        """Give the lock back. The folder may have been renamed meanwhile, or be gone."""
+        """Release the lock. The folder may have been renamed or deleted in between."""
         if self._file < 0:
             return
-        try:  # before the lock is given back: nobody else has this file
+        try:  # before the lock is released, while no other process owns this file
             os.unlink(FILE_NAME, dir_fd=self._place)
         except OSError:
-            pass  # gone with its folder
+            pass  # deleted with its folder
         for handle in (self._file, self._place):
             os.close(handle)
         self._file = self._place = -1
@@ -140,7 +143,7 @@ class RunLock:
                 self._make_folder()
                 file, is_new = _open(path)
             except FileNotFoundError:
-                continue  # who had it has just removed the empty folder
+                continue  # the former owner has just removed the empty folder
             except OSError as error:
                 raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
             is_ours = False
@@ -155,7 +158,7 @@ class RunLock:
                         raise WriteError(f"{path}: cannot be locked: {error.strerror}") from error
                     has_flock = False
                 if not _is_same(file, path):
-                    continue  # its owner has just given it back, and it is no longer in the folder
+                    continue  # its owner has just deleted it
                 if not is_new and (holder := _holder(file, has_flock)) is not None:
                     return holder
                 _write(file, path)
@@ -167,7 +170,7 @@ class RunLock:
                     os.close(file)
 
     def _refusal(self, owner: Owner) -> str:
-        """The line that says who holds the lock and what can be done."""
+        """The line that says which process holds the lock and what the user can do."""
         if owner.pid == 0:
             return (
                 f"{self.purpose} {self.folder}: another process has just started to use it: wait "
@@ -186,7 +189,7 @@ class RunLock:
 
 
 def _holder(file: int, has_flock: bool) -> Owner | None:
-    """Who holds a lock file that somebody else made, by its text; None if nobody does any more."""
+    """The process that holds a lock file of another process, by its text; None if it has ended."""
     owner = _read(file)
     if owner.pid == 0:
         time.sleep(SETTLE_SECS)

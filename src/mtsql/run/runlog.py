@@ -1,8 +1,8 @@
-"""What a run leaves behind: config, versions, metrics.jsonl, readable trajectories, and lines on
-the screen.
+"""What a run leaves: configuration, versions, metrics.jsonl, readable trajectories, lines on the
+screen.
 
-What cannot be written ends in a WriteError that names the file: a full disk, a run folder that is
-gone.
+If a file cannot be written, because the disk is full or the run folder was deleted, the WriteError
+names it.
 """
 
 import json
@@ -35,11 +35,12 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
 
 
 class NotFinite(ValueError):
-    """A number of a metrics line is infinite or no number: training on is worthless."""
+    """A number of a metrics line is infinite or not a number, so further training is useless."""
 
 
 class RunLog:
-    """A run folder. Only the main rank writes and prints; every rank may call everything."""
+    """The log in a run folder. Only the main rank writes and prints; all ranks may call
+    everything."""
 
     def __init__(
         self,
@@ -47,11 +48,14 @@ class RunLog:
         config: Any,
         is_main: bool = True,
         resume_at: tuple[int, int] | None = None,
-    ):
-        """ValueError if the folder already holds a run: nothing is ever overwritten. A resumed run
-        gives (update, bytes of metrics.jsonl) of its checkpoint: the lines of the updates to be
-        done again are cut off."""
-        self.folder, self.is_main = Path(folder), is_main
+    ) -> None:
+        """ValueError if the folder already holds a run, because nothing is ever overwritten.
+
+        `resume_at` is (update, bytes of metrics.jsonl) of the checkpoint of a resumed run. Lines
+        after it are deleted, because their updates are repeated.
+        """
+        self.folder = Path(folder)
+        self.is_main = is_main
         self._timings: dict[str, float] = {}
         if not is_main:
             return
@@ -62,21 +66,29 @@ class RunLog:
         self._keep_config("config.yaml", config)
         self.write_json("versions.json", _provenance())
         self.print(f"run {folder}; " + _not_default(config))
-        with writing(file := self.folder / "metrics.jsonl"):
-            file.touch()
+        with writing(self.metrics_file):
+            self.metrics_file.touch()
+
+    @property
+    def metrics_file(self) -> Path:
+        """metrics.jsonl in the run folder."""
+        return self.folder / "metrics.jsonl"
 
     def _go_on(self, config: Any, update: int, num_bytes: int) -> None:
-        """Cut metrics.jsonl back to its first `num_bytes` and note what goes on with what."""
-        with writing(file := self.folder / "metrics.jsonl"):
+        """Truncate metrics.jsonl to its first `num_bytes` and store the configuration and versions
+        that the run continues with."""
+        file = self.metrics_file
+        with writing(file):
             file.touch()
-            if (found := file.stat().st_size) < num_bytes:
+            found = file.stat().st_size
+            if found < num_bytes:
                 raise ValueError(
                     f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}"
                 )
             os.truncate(file, num_bytes)
         self._keep_config(f"config-{update:05d}.yaml", config)
         self.write_json(f"versions-{update:05d}.json", _provenance())
-        self.print(f"run {self.folder} goes on after {update} updates; " + _not_default(config))
+        self.print(f"run {self.folder} continues after {update} updates; " + _not_default(config))
 
     def _keep_config(self, name: str, config: Any) -> None:
         with writing(self.folder / name):
@@ -88,44 +100,37 @@ class RunLog:
             print_line(text)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl with the time and the stage timers since the last one. NotFinite
+        """Write a line of metrics.jsonl with the time and the timers since the last line. NotFinite
         for a number that is not finite."""
-        bad = [
-            key
-            for key, value in values.items()
-            if isinstance(value, float) and not math.isfinite(value)
-        ]
+        numbers = {key: value for key, value in values.items() if isinstance(value, float)}
+        bad = [key for key, value in numbers.items() if not math.isfinite(value)]
         if bad:
             raise NotFinite(
                 f"{', '.join(bad)} is not finite in {values.get('stage')} "
                 f"update {values.get('update')}"
             )
         if self.is_main:
-            line = {
-                "time": round(time.time(), 2),
-                **values,
-                **{k: round(v, 3) for k, v in self._timings.items()},
-            }
-            with writing(file := self.folder / "metrics.jsonl"):
-                _append(file, json.dumps(line) + "\n")
+            timings = {name: round(secs, 3) for name, secs in self._timings.items()}
+            line = {"time": round(time.time(), 2), **values, **timings}
+            with writing(self.metrics_file):
+                _append(self.metrics_file, json.dumps(line) + "\n")
         self._timings = {}
 
     def total(self, name: str) -> float:
         """The sum of a value over all lines of metrics.jsonl that have it."""
-        lines = map(json.loads, read_lines(self.folder / "metrics.jsonl"))
+        lines = map(json.loads, read_lines(self.metrics_file))
         return sum(line.get(name) or 0 for line in lines)
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
-        """Seconds spent inside go to the next metrics line as `<name>_secs`."""
+        """The seconds spent inside the `with` are in the next metrics line as `<name>_secs`."""
         start = time.perf_counter()
         yield
-        self._timings[f"{name}_secs"] = (
-            self._timings.get(f"{name}_secs", 0.0) + time.perf_counter() - start
-        )
+        key = f"{name}_secs"
+        self._timings[key] = self._timings.get(key, 0.0) + time.perf_counter() - start
 
     def progress(self, items: Iterable, name: str) -> Iterator:
-        """Iterate with a progress bar (a terminal), or a line now and then (a file)."""
+        """Iterate with a progress bar on a terminal, or with about ten lines in a file."""
         items = list(items)
         if not self.is_main:
             yield from items
@@ -139,11 +144,13 @@ class RunLog:
             ) as bar:
                 yield from bar.track(items, description=name)
         else:
-            start, every = time.perf_counter(), max(1, len(items) // 10)
+            start = time.perf_counter()
+            every = max(1, len(items) // 10)
             for number, item in enumerate(items, 1):
                 yield item
                 if number % every == 0 or number == len(items):
-                    self.print(f"{name} {number}/{len(items)}  {time.perf_counter() - start:.0f} s")
+                    secs = time.perf_counter() - start
+                    self.print(f"{name} {number}/{len(items)}  {secs:.0f} s")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the run folder."""
@@ -151,35 +158,35 @@ class RunLog:
             self._write(self.folder / name, json.dumps(value, indent=1) + "\n")
 
     def _write(self, path: Path, text: str) -> None:
-        if not self.folder.is_dir():  # not made again: without its metrics it would be no run
+        if not self.folder.is_dir():  # it is not made again, because its metrics are lost
             raise WriteError(f"{path}: cannot be written: the run folder is gone")
         write_text(path, text)
 
     def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
-        """Keep an update's best and worst trajectories as readable text."""
+        """Write an update's best and worst trajectories as readable text."""
         if not self.is_main or not records:
             return
         ranked = sorted(records, key=lambda record: -record["reward"])
-        picked = [("best", r) for r in ranked[:num_each]] + [
-            ("worst", r) for r in ranked[-num_each:]
-        ]
-        path = self.folder / "trajectories" / f"update-{update:05d}.txt"
-        blocks = []
-        for name, r in picked:
-            parts = " ".join(f"{k}={v:.2f}" for k, v in r["components"].items())
-            blocks.append(
-                f"=== {name}: turn {r['turn_id']} reward {r['reward']:.3f} ({parts}) {r['outcome']}\n"
-                f"gold: {r['gold_sql']}\n{r['transcript']}\n"
-            )
-        text = "\n".join(blocks).encode(
-            "utf-8", "backslashreplace"
-        )  # a reply may be no text at all
-        self._write(path, text.decode("utf-8"))
+        blocks = [_block("best", record) for record in ranked[:num_each]]
+        blocks += [_block("worst", record) for record in ranked[-num_each:]]
+        # A reply may hold half a character, which UTF-8 cannot encode.
+        text = "\n".join(blocks).encode("utf-8", "backslashreplace").decode("utf-8")
+        self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
+
+
+def _block(name: str, record: dict[str, Any]) -> str:
+    """A trajectory as readable text."""
+    parts = " ".join(f"{key}={value:.2f}" for key, value in record["components"].items())
+    return (
+        f"=== {name}: turn {record['turn_id']} reward {record['reward']:.3f} ({parts}) "
+        f"{record['outcome']}\n"
+        f"gold: {record['gold_sql']}\n{record['transcript']}\n"
+    )
 
 
 @contextmanager
 def writing(what: Path | str) -> Iterator[None]:
-    """What fails inside the `with` because `what` (a file) cannot be written is raised as a
+    """An error inside the `with` that means that `what` (a file) cannot be written becomes a
     WriteError that names it."""
     try:
         yield
@@ -192,10 +199,11 @@ def writing(what: Path | str) -> Iterator[None]:
 
 
 def _append(file: Path, line: str) -> None:
-    """Add a line to a file that is there: the whole of it or, where that fails, nothing."""
+    """Add a line to an existing file: all of it or, if that fails, nothing."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND)
     try:
-        size, rest = os.fstat(handle).st_size, line.encode()
+        size = os.fstat(handle).st_size
+        rest = line.encode()
         try:
             while rest:
                 rest = rest[os.write(handle, rest) :]
@@ -207,7 +215,7 @@ def _append(file: Path, line: str) -> None:
 
 
 def check_free(folder: Path, can_resume: bool = True) -> None:
-    """Make the folder of a new run. ValueError if it holds a run already, or cannot be made."""
+    """Make the folder of a new run. ValueError if it already holds a run or cannot be made."""
     if (folder / "metrics.jsonl").exists():
         advice = f", or --resume {folder}" if can_resume else " or remove it"
         raise ValueError(f"run {folder} already holds a run: name a new folder with --run{advice}")
@@ -215,8 +223,8 @@ def check_free(folder: Path, can_resume: bool = True) -> None:
 
 
 def make_folder(folder: Path, what: str) -> None:
-    """Make a folder if it is not there. ValueError that begins with `what` (the flag) if it cannot
-    be made."""
+    """Make a folder if there is none. ValueError that begins with `what` (the flag) if it cannot be
+    made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -238,10 +246,10 @@ def _provenance() -> dict[str, Any]:
 
 
 def git_commit(package: Path = PACKAGE) -> str:
-    """The commit of the repository that this program is part of, with a mark if it has changes.
+    """The commit of the repository that holds this program, with a mark if there are changes.
 
-    "unknown" without git, and for a program that is in no repository, as an installed one: where
-    the run was started, or what the environment says about a repository, does not matter.
+    "unknown" without git and for an installed program. The folder in which the run was started and
+    git's environment variables have no effect.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
@@ -251,9 +259,9 @@ def git_commit(package: Path = PACKAGE) -> str:
         return done.stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # not the repository around a site-packages
-        return git("rev-parse", "HEAD") + (" (changed)" if git("status", "--porcelain") else "")
+        # This fails for a repository that only surrounds the package, such as that of a venv.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        is_changed = bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD") + (" (changed)" if is_changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

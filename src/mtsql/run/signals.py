@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM: how a process is asked to stop, and when it listens.
+"""Ctrl-C and SIGTERM: how a process is asked to stop, and when it may not be stopped.
 
 SIGTERM is the warning of a scheduler (scancel, preemption, docker stop) before it kills. It becomes
-an exception, as Ctrl-C does, so that a run writes a checkpoint first. What no process can do
-itself: `accelerate launch` of one process does not wait for its child when it gets the signal, and
-as the first process of a container it does not get it at all. There, start one process with plain
-python.
+an exception, as Ctrl-C does, so that a run first writes a checkpoint. This fails in two cases that
+no process can change: `accelerate launch` with one process does not wait for its child when it gets
+the signal, and as the first process of a container it does not get the signal at all. There, start
+one process with plain python.
 """
 
 import ctypes
@@ -20,25 +20,25 @@ import psutil
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECS = 2.0
-"""A further signal in so many seconds is the same request: launchers pass on what their whole group
-gets anyway, and people press Ctrl-C twice."""
+"""A further signal within this time is the same request. Launchers send a signal again that their
+whole process group has got, and people press Ctrl-C twice."""
 PEER_SECS = 2.0
-"""The signal that ended other ranks reaches this one within so many seconds."""
+"""The signal that ended other ranks reaches this one within this time."""
 LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
 PR_SET_PDEATHSIG = 1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. It is a KeyboardInterrupt because all that Ctrl-C ends, it ends likewise."""
+    """SIGTERM arrived. It is a KeyboardInterrupt because it ends everything that Ctrl-C ends."""
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """The exit code of a process that a signal stopped, as shells count: 130 or 143."""
+    """The exit code of a process that a signal has stopped, by the rule of shells: 130 or 143."""
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def name_of(stop: KeyboardInterrupt) -> str:
-    """How a line on the screen begins that says why the process stopped."""
+    """The beginning of the line on the screen that says why the process stopped."""
     return "terminated (SIGTERM)" if isinstance(stop, Terminated) else "interrupted"
 
 
@@ -46,8 +46,8 @@ def name_of(stop: KeyboardInterrupt) -> str:
 def stoppable(on_sigterm: bool = True) -> Iterator[None]:
     """Inside the `with`, SIGINT raises KeyboardInterrupt and SIGTERM raises Terminated.
 
-    A signal that is ignored stays ignored. After the first one no handler is put back: the process
-    is about to end. Without `on_sigterm`, SIGTERM ends the process as the system does.
+    An ignored signal stays ignored. After a signal the former handlers are not restored, because
+    the process is about to end. Without `on_sigterm`, SIGTERM ends the process at once.
     """
     raised_at: list[float] = []
 
@@ -69,8 +69,8 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
 
 @contextmanager
 def no_interrupt() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the end of the `with`: what stands inside happens as a whole or
-    not at all."""
+    """Ctrl-C and SIGTERM take effect at the end of the `with`, so that its statements are run to
+    the end."""
     waiting: list[int] = []
     before = _handle(STOPS, lambda number, _: waiting.append(number))
     try:
@@ -83,35 +83,35 @@ def no_interrupt() -> Iterator[None]:
 
 
 def ignore_stops() -> None:
-    """From now on neither Ctrl-C nor SIGTERM does anything: the process writes its last files."""
+    """Ignore Ctrl-C and SIGTERM from now on, while the process writes its last files."""
     _handle(STOPS, signal.SIG_IGN)
 
 
 @contextmanager
 def peers_may_stop() -> Iterator[None]:
-    """For work that other ranks take part in. If it fails because a signal ended them, this rank
-    stops, too, instead of reporting a lost connection."""
+    """A context for work with collectives. If it fails because a signal has ended other ranks, this
+    rank stops because of the signal too, instead of reporting a lost connection."""
     try:
         yield
     except RuntimeError:
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            time.sleep(PEER_SECS)  # the signal's exception comes out of here
+            time.sleep(PEER_SECS)  # the signal's exception is raised from here
         raise
 
 
 def follow_launcher() -> None:
-    """End with the launcher that started this process, whatever ends it (Linux only): SIGTERM comes
-    when it dies. Launchers that are asked to end do not always pass that on."""
+    """Have the system send SIGTERM when the launcher of this process ends, however it ends (Linux
+    only). A launcher that is told to end does not always tell its processes."""
     parent = os.getppid()
     if sys.platform != "linux" or not _is_launched(parent):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
-        signal.raise_signal(signal.SIGTERM)  # it died just before
+        signal.raise_signal(signal.SIGTERM)  # the launcher has ended in between
 
 
 def _is_launched(parent: int) -> bool:
-    """Whether the parent process is torchrun's agent or Accelerate's launcher, and no shell."""
+    """Whether the parent process is torchrun's agent or Accelerate's launcher, and not a shell."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return True
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
@@ -124,8 +124,10 @@ def _is_launched(parent: int) -> bool:
 
 
 def _handle(numbers: tuple[int, ...], handler: object) -> dict[int, object]:
-    """Set the handler of these signals; those that had another one, with it. Nothing happens
-    outside the main thread, which is the only one that signals reach."""
+    """Set the handler of these signals, except for ignored ones. Returns the former handlers.
+
+    Nothing happens outside the main thread, because only the main thread gets signals.
+    """
     before: dict[int, object] = {}
     if threading.current_thread() is threading.main_thread():
         for number in numbers:

@@ -1,11 +1,11 @@
-"""How a model was played in training: prompts, tools and budgets, kept in its folder as mtsql.json.
+"""The notes in a model's folder, mtsql.json: the prompts, tools and budgets of its training.
 
     {"style": "BRIEF", "env": {"max_replies": 4, ...}, "max_prompt_tokens": 4000,
      "sampling": {"max_reply_tokens": 96, "max_trajectory_tokens": 640}}
 
-The training scripts write the file together with the weights. Its keys are keys of eval.py, which
-takes them as defaults, so that a model is scored in the way in which it was trained. A model folder
-without the file, as one gets it from elsewhere, is played with the defaults of the script.
+The training scripts write the file together with the weights. Its keys are flags of eval.py, which
+takes them as defaults, so a model is evaluated as it was trained. A model folder without the file,
+such as a downloaded one, is evaluated with the defaults of the script.
 """
 
 import json
@@ -20,13 +20,13 @@ from mtsql.files import read_json
 from mtsql.run.config import flat, parse_values, to_dict
 
 FILE_NAME = "mtsql.json"
-NO_MATTER = "env.num_sql_workers"
-"""The one key of `env` that changes no episode. The file does not have it."""
+WITHOUT_EFFECT = "env.num_sql_workers"
+"""The only key of `env` that changes no episode. The file does not have it."""
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """Those of `SamplingConfig`'s keys that may end an episode."""
+    """The keys of `SamplingConfig` that can end an episode."""
 
     max_reply_tokens: int = SamplingConfig.max_reply_tokens
     """Tokens of a reply."""
@@ -35,7 +35,7 @@ class Budgets:
 
 
 @dataclass(frozen=True)
-class Played:
+class Notes:
     """The content of mtsql.json. A key that the file does not have keeps its default."""
 
     style: PromptStyle = PromptStyle.FULL
@@ -49,19 +49,19 @@ class Played:
 
 
 def notes_of(config: Any) -> dict[str, dict]:
-    """File name -> content, for `save_policy`: how the script with this configuration plays.
+    """File name -> content, for `save_policy`: the notes of a run with this configuration.
 
     `config` has the keys `style`, `env`, `max_prompt_tokens` and `sampling`.
     """
     sampling = config.sampling
     budgets = Budgets(sampling.max_reply_tokens, sampling.max_trajectory_tokens)
-    values = to_dict(Played(config.style, config.env, config.max_prompt_tokens, budgets))
+    values = to_dict(Notes(config.style, config.env, config.max_prompt_tokens, budgets))
     del values["env"]["num_sql_workers"]
     return {FILE_NAME: values}
 
 
-def played_file(model_path: str | None) -> Path | None:
-    """The mtsql.json of a model folder (or beside a .gguf file). None if there is none."""
+def notes_file(model_path: str | None) -> Path | None:
+    """The mtsql.json in a model folder (or beside a .gguf file). None if there is none."""
     if model_path is None:
         return None
     path = Path(model_path)
@@ -69,7 +69,7 @@ def played_file(model_path: str | None) -> Path | None:
     return file if file.is_file() else None
 
 
-def read_played(file: Path) -> dict[str, Any]:
+def read_notes(file: Path) -> dict[str, Any]:
     """Dotted key -> value of an mtsql.json, for the keys that the file has.
 
     ValueError, naming the file and the key, if it is malformed or has an unknown key or a value of
@@ -78,8 +78,8 @@ def read_played(file: Path) -> dict[str, Any]:
     values = read_json(file, is_strict=True)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a JSON object, found {values!r:.80}")
-    known = flat(to_dict(parse_values(Played, values, str(file))))
-    del known[NO_MATTER]
+    known = flat(to_dict(parse_values(Notes, values, str(file))))
+    del known[WITHOUT_EFFECT]
     for key in flat(values):
         if key not in known:
             raise ValueError(f"{file}: {key} is no key of a model's settings")
@@ -91,19 +91,21 @@ def prompt_style(style: PromptStyle | None, model_path: str | None) -> PromptSty
     else brief for the embedded model and full for all others."""
     if style is not None:
         return style
-    file = played_file(model_path)
-    if file is not None and "style" in (played := read_played(file)):
-        return PromptStyle[played["style"]]
+    file = notes_file(model_path)
+    saved = read_notes(file) if file is not None else {}
+    if "style" in saved:
+        return PromptStyle[saved["style"]]
     return PromptStyle.FULL if model_path else PromptStyle.BRIEF
 
 
 def differences(config: Any) -> str | None:
-    """One line that says where a script's configuration plays `config.model.path` in another way
-    than its training did. None if nothing differs or the model has no mtsql.json."""
-    file = played_file(config.model.path)
+    """One line with the keys in which a configuration differs from the training of
+    `config.model.path`. None if no key differs or the model has no mtsql.json."""
+    file = notes_file(config.model.path)
     if file is None:
         return None
-    before, now = read_played(file), flat(notes_of(config)[FILE_NAME])
+    before = read_notes(file)
+    now = flat(notes_of(config)[FILE_NAME])
     changed = [
         f"{key} {_shown(now[key])} (was {_shown(value)})"
         for key, value in before.items()

@@ -1,4 +1,4 @@
-"""A model remembers how it was played (mtsql.json); eval.py and the prompt style follow it."""
+"""The notes in a model folder (mtsql.json) are the defaults of eval.py and of the prompts."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from mtsql.model.policy import (
     save_policy,
 )
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.played import differences, notes_of, prompt_style
+from mtsql.model_notes import differences, notes_of, prompt_style
 from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.sql import datasets
 from mtsql.sql.sandbox import QueryConfig
@@ -67,7 +67,7 @@ def parsed(*argv):
     return parse_config(eval_script.Config, [str(word) for word in argv], "")
 
 
-def test_eval_plays_as_the_training_did(folder):
+def test_eval_has_the_settings_of_the_training_as_defaults(folder):
     config = parsed("--model.path", folder)
     assert played(config) == played(TRAINED) and config.env.max_replies == 6
     assert config.sampling.temperature == 0 and config.env.num_sql_workers == 0  # not the model's
@@ -79,13 +79,15 @@ def test_eval_plays_as_the_training_did(folder):
 def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     recipe = tmp_path / "own.yaml"
     recipe.write_text(
-        f"model: {{path: {folder}}}\nenv: {{max_replies: 3, max_observation_rows: 5}}\nstyle: FULL\n"
+        f"model: {{path: {folder}}}\n"
+        "env: {max_replies: 3, max_observation_rows: 5}\nstyle: FULL\n"
     )
     config = parsed("--config", recipe, "--env.max_replies", "2")
     changed = {"style": "FULL", "env.max_replies": 2, "env.max_observation_rows": 5}
     assert played(config) == {**played(TRAINED), **changed}
     assert differences(config) == (
-        f"differs from the training of {folder}: style FULL (was BRIEF), env.max_replies 2 (was 6), "
+        f"differs from the training of {folder}: "
+        "style FULL (was BRIEF), env.max_replies 2 (was 6), "
         "env.max_observation_rows 5 (was 10)"
     )
     line = differences(
@@ -94,7 +96,7 @@ def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     assert line.endswith(': env.tools [] (was ["exec_sql"])')
 
 
-def test_a_model_from_elsewhere_is_played_with_the_defaults(tokenizer, tmp_path):
+def test_a_model_without_notes_has_the_defaults_of_the_script(tokenizer, tmp_path):
     save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model/mtsql.json").exists()
     config = parsed("--model.path", tmp_path / "model")
@@ -140,7 +142,7 @@ def test_a_byte_order_mark_is_skipped(folder):
         ('{"max_prompt_tokens": [4000]}', "max_prompt_tokens is [4000]: expected a whole number"),
     ],
 )
-def test_a_faulty_file_is_named_in_a_line(folder, text, words, tmp_path, monkeypatch):
+def test_a_faulty_file_is_a_one_line_error(folder, text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "steps.yaml").write_text("max_replies: 2")
     (folder / "mtsql.json").write_text(text, encoding="latin-1")
@@ -154,7 +156,7 @@ def test_a_faulty_file_is_named_in_a_line(folder, text, words, tmp_path, monkeyp
     )
 
 
-def test_one_rule_for_the_prompt_style(folder):
+def test_all_scripts_choose_the_prompt_style_by_one_rule(folder):
     path = str(folder)
     assert prompt_style(None, path) is PromptStyle.BRIEF
     assert prompt_style(PromptStyle.FULL, path) is PromptStyle.FULL
@@ -163,7 +165,7 @@ def test_one_rule_for_the_prompt_style(folder):
     assert prompt_style(None, None) is PromptStyle.BRIEF
 
 
-def test_the_file_comes_into_place_together_with_the_weights(folder, tokenizer):
+def test_the_notes_are_renamed_into_place_together_with_the_weights(folder, tokenizer):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(TypeError):
         save_policy(
@@ -175,7 +177,7 @@ def test_the_file_comes_into_place_together_with_the_weights(folder, tokenizer):
     assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_adapters_remember_too(folder, tokenizer, tmp_path):
+def test_an_adapter_folder_has_notes(folder, tokenizer, tmp_path):
     policy = load_policy(ModelConfig(path=str(folder), lora=AdapterConfig(rank=2)))
     save_policy(
         policy,
@@ -189,7 +191,7 @@ def test_adapters_remember_too(folder, tokenizer, tmp_path):
     load_policy(config.model)  # nobody stumbles over the file
 
 
-def test_training_a_model_on_keeps_its_style_but_has_budgets_of_its_own(
+def test_further_training_keeps_the_style_and_sets_its_own_budgets(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -198,7 +200,7 @@ def test_training_a_model_on_keeps_its_style_but_has_budgets_of_its_own(
     )
     sft = train_sft.SftConfig(epochs=1, max_samples=2, samples_per_update=2)
     config = train_sft.Config(model=ModelConfig(path=str(folder)), sft=sft)
-    train_sft.main(config)
+    train_sft.main(config.completed())
     said = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("differs from")
     ]

@@ -1,0 +1,169 @@
+"""AdamW: its learning rate, its state on disk, and its averages in host memory."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from mtsql.model.copies import gather_full, shard_like, unwrap
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up, then a constant or cosine learning rate."""
+
+    lr: float = 1e-6
+    """Peak learning rate (paper: 1e-6 for RL, 5e-6 for SFT, on 1.7B to 4B models)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices. Norms and biases are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averaging constants."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    warmup_frac: float = 0.0
+    """Fraction of the updates over which the rate rises from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after the warm-up. cosine: it falls to a tenth of the peak."""
+    offload: bool = False
+    """Keep Adam's averages (8 bytes a parameter) in host memory. In a step they are copied to the
+    GPU one parameter at a time. On a CPU it changes nothing."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.max_grad_norm <= 0:
+            raise ValueError("optim.lr and optim.max_grad_norm must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay is {self.weight_decay}: it must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found = list(self.betas)
+            raise ValueError(f"optim.betas is {found}: both must be at least 0 and below 1")
+        if not 0 <= self.warmup_frac <= 1:
+            raise ValueError("optim.warmup_frac must be between 0 and 1")
+
+
+def make_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters. Only matrices are decayed."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if p.dim() >= 2]
+    others = [p for p in trainable if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    not_empty = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(not_empty, lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
+    """The rate of update `update` (from 0) of `num_updates`."""
+    num_warmup = round(config.warmup_frac * num_updates)
+    if update < num_warmup:
+        return config.lr * (update + 1) / num_warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (update - num_warmup) / max(1, num_updates - num_warmup)
+    cosine = torch.cos(torch.tensor(torch.pi * progress)).item()
+    return config.lr * (0.1 + 0.9 * 0.5 * (1 + cosine))
+
+
+def optimizer_tensors(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state as "<average>/<parameter>" -> full tensor on the main rank.
+
+    It is empty on the other ranks, which must call this too where the state is sharded.
+    """
+    states = _unwrapped(optimizer).state
+    is_main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    tensors = {}
+    for name, p in unwrap(module).named_parameters():
+        for kind, value in states.get(p, {}).items():
+            if kind != "step":
+                value = gather_full(on_device(value, p))
+            if is_main:
+                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def load_optimizer(
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+    offload: bool = False,
+) -> None:
+    """The inverse of `optimizer_tensors`, for any number of ranks. ValueError for tensors of
+    another model."""
+    states = _unwrapped(optimizer).state
+    left = dict(tensors)
+    for name, p in unwrap(module).named_parameters():
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            value = left.pop(f"{kind}/{name}", None)
+            if value is None:
+                continue
+            if kind != "step" and value.shape != p.shape:
+                found = tuple(value.shape)
+                raise ValueError(
+                    f"optimizer.safetensors: {kind}/{name} has shape {found}, not {tuple(p.shape)}"
+                )
+            if kind == "step":
+                value = value.to(p.device)
+            else:
+                value = shard_like(value, p)
+                value = on_host(value) if offload else value
+            states[p][kind] = value
+    if left:
+        raise ValueError(
+            f"optimizer.safetensors holds {next(iter(left))}, which this model does not have"
+        )
+
+
+def on_host(value: torch.Tensor) -> torch.Tensor:
+    """A copy of this rank's part of an average in (pinned) host memory."""
+    local = _local(value)
+    host = torch.empty_like(local, device="cpu", pin_memory=local.is_cuda)
+    return host.copy_(local, non_blocking=True)
+
+
+def on_device(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """An average on the device of its parameter `p`, sharded over the ranks as `p` is."""
+    if isinstance(value, DTensor) or not isinstance(p, DTensor):
+        return value.to(p.device)
+    local = value.to(p.to_local().device, non_blocking=True)
+    return DTensor.from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+
+
+def step_offloaded(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` with the averages in host memory.
+
+    The averages of one parameter at a time are on the device. All copies are queued in the
+    device's own order, so the host waits for none of them.
+    """
+    inner = _unwrapped(optimizer)
+    groups = inner.param_groups
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = inner.state[p]
+            hosts = {kind: value for kind, value in state.items() if kind != "step"}
+            for kind, value in hosts.items():
+                state[kind] = on_device(value, p)
+            inner.param_groups = [{**group, "params": [p]}]
+            inner.step()
+            for kind in [kind for kind in state if kind != "step"]:
+                if kind in hosts:
+                    local = _local(state[kind])
+                    state[kind] = hosts[kind].copy_(local, non_blocking=True)
+                else:  # the parameter's first step has made its averages
+                    state[kind] = on_host(state[kind])
+    inner.param_groups = groups
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside of Accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value

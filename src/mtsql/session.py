@@ -1,0 +1,142 @@
+"""A training run on all ranks: what train_sft.py and train_rl.py have in common.
+
+The order of a run:
+
+    session = open_session(...)             data, model, log; a resumed run is checked
+    session.load(learner)                   weights and optimizer of the checkpoint, if there is one
+    session.save_checkpoint(learner, ...)   now and then
+    session.save_model()                    at the end
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mtsql.files import read_text
+from mtsql.learner.step import Learner
+from mtsql.model.policy import is_sharded, save_policy
+from mtsql.model_notes import notes_of
+from mtsql.run.checkpoint import Checkpoint, done_at_stop, save_checkpoint
+from mtsql.run.config import to_dict
+from mtsql.run.inputs import check_files, check_inputs, hash_inputs, keep_inputs
+from mtsql.run.ranks import Ranks
+from mtsql.run.runlog import RunLog, check_free, writing
+from mtsql.run.seeds import seed_update
+from mtsql.run.signals import ignore_stops
+from mtsql.workbench import Workbench, digest, set_up
+
+
+def check_folder(config: Any, ranks: Ranks) -> None:
+    """ValueError, before anything is loaded, if the run folder holds another run, or if the files
+    of a resumed run have changed."""
+    run = Path(config.run)
+    if config.resume:
+        ranks.on_main(check_files, run, config)
+    else:
+        ranks.on_main(check_free, run)
+
+
+@dataclass
+class Session:
+    """The parts of a training run that do not depend on what is learned."""
+
+    config: Any
+    accelerator: Accelerator
+    ranks: Ranks
+    workbench: Workbench
+    log: RunLog
+    begun: Checkpoint | None
+    """The checkpoint that a resumed run continues from."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the checkpoint says of the run; empty without one."""
+        return self.begun.state if self.begun else {}
+
+    def load(self, learner: Learner) -> None:
+        """Give the learner the weights and the optimizer of the checkpoint, if there is one."""
+        if self.begun:
+            learner.load_state(self.begun.model, self.begun.optimizer)
+
+    def save_checkpoint(self, learner: Learner, update: int, progress: dict[str, Any]) -> None:
+        """Write the checkpoint of `update` finished updates. `progress` is what the script needs
+        to continue from there."""
+        save_checkpoint(
+            self.folder,
+            update,
+            self._save_policy,
+            learner.state(),
+            {**progress, "config": to_dict(self.config)},
+            self.config.checkpoint,
+            self.ranks.is_main,
+        )
+
+    def stopped(
+        self, stop: KeyboardInterrupt, learner: Learner, update: int, progress: dict[str, Any]
+    ) -> KeyboardInterrupt:
+        """Write a checkpoint after Ctrl-C or SIGTERM. Returns the exception to raise, which says
+        how to continue."""
+        ignore_stops()
+        # All ranks would have to gather sharded weights, and now they may be anywhere.
+        can_save = not is_sharded(self.workbench.policy)
+        if can_save:
+            self.save_checkpoint(learner, update, progress)
+        return type(stop)(done_at_stop(self.folder, update, can_save))
+
+    def save_model(self) -> None:
+        """Write the policy to the folder `model` of the run."""
+        with writing(self.folder / "model"):
+            self._save_policy(self.folder / "model")
+
+    def _save_policy(self, folder: Path) -> None:
+        """Write the policy with its tokenizer and notes. All ranks must call this."""
+        workbench = self.workbench
+        notes = notes_of(self.config)
+        save_policy(workbench.policy, workbench.tokenizer, folder, self.ranks.is_main, notes)
+
+
+def open_session(
+    config: Any,
+    begun: Checkpoint | None,
+    accelerator: Accelerator,
+    *,
+    splits: tuple[str, ...],
+    max_tokens: int,
+    demonstrations: Path | None = None,
+) -> Session:
+    """Load data and model, check that a resumed run has the inputs that it was started with, and
+    open the log.
+
+    `demonstrations` is a file that the run learns from. ValueError that says what does not fit.
+    """
+    ranks = Ranks.of(accelerator)
+    run = Path(config.run)
+    seed_update(config.seed, 0, 0)  # the same on all ranks: new adapter weights are drawn here
+    with accelerator.main_process_first():
+        workbench = set_up(
+            config.model, config.data, config.env, config.style, splits, config.seed, max_tokens
+        )
+        workbench.require_prompts("train", config.max_prompt_tokens)
+    inputs = {}
+    if ranks.is_main:
+        if demonstrations is not None:
+            text = read_text(demonstrations, "demonstrations")
+            inputs["the demonstrations"] = digest([text])
+        inputs |= workbench.inputs()
+    resume_at = None
+    if config.resume:
+        ranks.on_main(check_inputs, run, inputs)
+        state = begun.state if begun else {}
+        resume_at = (state.get("update", 0), state.get("metrics_bytes", 0))
+    log = RunLog(run, config, ranks.is_main, resume_at)
+    if ranks.is_main:
+        files = hash_inputs(config, workbench.corpora, workbench.databases)
+        keep_inputs(run, inputs | files)
+    return Session(config, accelerator, ranks, workbench, log, begun)

@@ -1,0 +1,61 @@
+"""The log of a run: numbers that are not finite, and the commit of the program."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from mtsql.run.runlog import NotFinite, RunLog, git_commit
+
+GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = "x"
+
+
+def test_a_value_that_is_not_finite_is_named(tmp_path):
+    log = RunLog(tmp_path / "run", Config())
+    with pytest.raises(NotFinite, match="grad_norm is not finite in rl update 3"):
+        log.metrics({"stage": "rl", "update": 3, "grad_norm": float("nan")})
+
+
+def repository(folder):
+    folder.mkdir(parents=True)
+    subprocess.run([*GIT, "init", "-q"], cwd=folder, check=True)
+    subprocess.run([*GIT, "commit", "-q", "--allow-empty", "-m", "x"], cwd=folder, check=True)
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+
+
+@pytest.fixture
+def no_git_variables(monkeypatch):
+    """A hook that runs the tests sets some."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_commit_is_that_of_the_program(tmp_path, monkeypatch, no_git_variables):
+    usual, foreign = git_commit(), repository(tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
+    assert git_commit() == usual and foreign not in usual
+
+
+def test_an_installed_program_has_no_commit(tmp_path, monkeypatch, no_git_variables):
+    commit = repository(tmp_path / "project")
+    package = tmp_path / "project/venv/site-packages/mtsql"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    assert git_commit(package) == "unknown"  # the repository around it is another one
+    subprocess.run([*GIT, "add", "-f", str(package)], cwd=tmp_path / "project", check=True)
+    assert git_commit(package) == f"{commit} (changed)"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit(package) == "unknown"  # there is no git
+
+
+def test_the_provenance_of_a_run_is_json(tmp_path):
+    RunLog(tmp_path / "run", Config())
+    assert json.loads((tmp_path / "run/versions.json").read_text())["git"] == git_commit()

@@ -1,0 +1,69 @@
+"""The metrics of an update, from trajectories and optimizer steps with known numbers."""
+
+import pytest
+
+from helpers.collecting import scored
+from mtsql.agent.env import Outcome
+from mtsql.learner.packing import Sample
+from mtsql.rl.advantages import AdvantageConfig
+from mtsql.rl.update_metrics import update_metrics
+from mtsql.run.ranks import Ranks
+
+SAMPLE = Sample([1], [7, 7], [1, 1], [1.0, 1.0], [-1.0, -1.0])
+STEP = {
+    "loss": 1.0,
+    "grad_norm": 3.0,
+    "num_computed": 9.0,
+    "num_distinct": 6.0,
+    "num_tokens": 4.0,
+    "ratio": 4.0,
+    "logprob_gap": 1.0,
+}
+
+
+def test_trajectories_are_counted_by_outcome_and_treatment():
+    group = [
+        scored(0, Outcome.REPLY_TOKENS, is_malformed=True),
+        scored(2, is_malformed=True),
+        scored(4),
+        scored(6),
+    ]
+    for one in group:
+        one.kl = 0.5
+    group[3].components["ex"] = 1.0
+    config = AdvantageConfig(on_truncated="mask", on_malformed="drop", kl_coef=0.1)
+    metrics = update_metrics([group], [SAMPLE, SAMPLE], [{}], config, Ranks())
+    assert metrics == {
+        "reward": 3,
+        "reward_std": pytest.approx(5**0.5),
+        "reward_kl": 0.5,
+        "reward/ex": 0.25,
+        "outcome/answered": 0.75,
+        "outcome/reply_tokens": 0.25,
+        "queries/ok": 0.5,
+        "truncated_frac": 0.25,
+        "malformed_frac": 0.5,
+        "masked_frac": 0,
+        "dropped_frac": 0.5,
+        "kept_frac": 0.5,
+        "response_tokens": 2,
+        "num_tokens": 4,
+        "num_steps": 0,
+        "loss": None,
+        "grad_norm": None,
+        "engine_gap": None,
+        "learn_computed_per_distinct": None,
+    }
+
+
+def test_losses_are_means_over_the_tokens_of_all_steps():
+    other = {**STEP, "loss": 2.0, "num_tokens": 6.0, "ratio": 11.0, "logprob_gap": 9.0}
+    steps = [STEP, {}, other]
+    group = [scored(0), scored(2)]
+    metrics = update_metrics([group], [SAMPLE, SAMPLE], steps, AdvantageConfig(), Ranks())
+    assert metrics["loss"] == 1.5 and metrics["grad_norm"] == 3.0 and metrics["num_steps"] == 2
+    assert metrics["loss/ratio"] == 1.5 and metrics["loss/logprob_gap"] == 1.0
+    assert metrics["learn_computed_per_distinct"] == 1.5
+    assert metrics["engine_gap"] == 0.25  # of the first step
+    metrics = update_metrics([group], [SAMPLE], steps, AdvantageConfig(), Ranks(), engine_gap=0.125)
+    assert metrics["engine_gap"] == 0.125
