@@ -31,6 +31,7 @@ from mtsql.model.policy import (
 )
 from mtsql.model.sizes import BUDGETS, max_positions, require_embeddings, require_positions
 from mtsql.model.tokenizer import train_tokenizer
+from mtsql.rl.checks import check_config
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
 
@@ -145,7 +146,7 @@ def test_set_up_checks_before_it_loads(folder, monkeypatch):
 
 def test_the_defaults_of_the_scripts_fit():
     rl, sft, scoring = train_rl.Config(), train_sft.Config(), eval_script.Config()
-    train_rl.check(rl)
+    check_config(rl)
     train_sft.check(sft)
     train_sft.check(replace(sft, source="self"))
     for config in (rl, sft, scoring):
@@ -157,10 +158,10 @@ def test_the_defaults_of_the_scripts_fit():
 @pytest.mark.parametrize(
     ("check", "config", "words"),
     [
-        (train_rl.check, train_rl.Config(max_batch_tokens=1000), "max_batch_tokens is 1000"),
-        (train_rl.check, train_rl.Config(max_batch_tokens=4639), "may have 4640 tokens"),
+        (check_config, train_rl.Config(max_batch_tokens=1000), "max_batch_tokens is 1000"),
+        (check_config, train_rl.Config(max_batch_tokens=4639), "may have 4640 tokens"),
         (
-            train_rl.check,
+            check_config,
             train_rl.Config(warm_start=train_sft.SftConfig(max_batch_tokens=4000)),
             "warm_start.max_batch_tokens is 4000",
         ),
@@ -182,7 +183,7 @@ def test_a_batch_takes_the_longest_sample(check, config, words):
 
 
 def test_a_batch_just_long_enough():
-    train_rl.check(train_rl.Config(max_batch_tokens=4640))
+    check_config(train_rl.Config(max_batch_tokens=4640))
     train_sft.check(train_sft.Config(source="self", sft=train_sft.SftConfig(max_batch_tokens=8096)))
 
 
