@@ -3,7 +3,8 @@
 A reward can be farmed if a policy that understands nothing earns much of what an honest one earns.
 There are two rules: no such policy may earn more than a third of the honest total, and none may
 earn more than half of the honest value of a component. The honest total and the honest values are
-the least that any honest policy earns.
+the least that any honest policy earns. The policies play text: their trajectories have no tokens,
+so a component that counts tokens tells nothing here.
 """
 
 import random
@@ -19,7 +20,7 @@ from mtsql.agent.reply import format_reply
 from mtsql.audit.config import Config
 from mtsql.audit.policies import POLICIES, Scene
 from mtsql.audit.turns import over_turns
-from mtsql.rl.rewards import RewardWeights, reward_components, total_reward
+from mtsql.rl.rewards import RewardWeights, group_components, reward_components, total_reward
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
@@ -81,7 +82,10 @@ def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, flo
         for reply in policy.play(scene):
             if env.outcome is None:
                 env.step(format_reply(reply))
-        parts = reward_components(Trajectory(turn, 0, [], env), config.reward)
+        trajectory = Trajectory(turn, 0, [], env)
+        parts = reward_components(trajectory, config.reward)
+        # All trajectories of a policy are equal here, so one of them is its whole group.
+        parts |= group_components([trajectory], config.reward)[0]
         earned[name] = {**parts, TOTAL: total_reward(parts, config.reward.weights)}
     return earned
 
@@ -93,7 +97,7 @@ def _broken_rules(report: FarmingReport, weights: RewardWeights) -> Iterator[str
         for term, mean in earned.means.items():
             most = MAX_TOTAL if term == TOTAL else MAX_TERM
             has_weight = term == TOTAL or getattr(weights, term) > 0
-            if has_weight and mean > most * report.honest[term]:
+            if has_weight and mean > most * max(0.0, report.honest[term]):  # penalties are below 0
                 what = "the honest total" if term == TOTAL else f"the honest {term}"
                 share = f"{_percent(mean, report.honest[term])} of {what}"
                 yield f"{name}: {share}; at most {100 * most:.0f} % is allowed"
