@@ -3,8 +3,9 @@
 A reward can be farmed if a policy that understands nothing earns much of what an honest one earns.
 There are two rules: no such policy may earn more than a third of the honest total, and none may
 earn more than half of the honest value of a component. The honest total and the honest values are
-the least that any honest policy earns. The policies play text: their trajectories have no tokens,
-so a component that counts tokens tells nothing here.
+the least that any honest policy earns. The policies play text and always in the same way. So a
+component that counts tokens tells nothing here, and those that compare the trajectories of a group
+are not in the table: all trajectories of a policy would earn the same.
 """
 
 import random
@@ -20,7 +21,7 @@ from mtsql.agent.reply import format_reply
 from mtsql.audit.config import Config
 from mtsql.audit.policies import POLICIES, Scene
 from mtsql.audit.turns import over_turns
-from mtsql.rl.rewards import RewardWeights, group_components, reward_components, total_reward
+from mtsql.rl.rewards import RewardWeights, reward_components, total_reward
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
@@ -82,10 +83,7 @@ def _play(turn: Turn, corpus: Corpus, config: Config) -> dict[str, dict[str, flo
         for reply in policy.play(scene):
             if env.outcome is None:
                 env.step(format_reply(reply))
-        trajectory = Trajectory(turn, 0, [], env)
-        parts = reward_components(trajectory, config.reward)
-        # All trajectories of a policy are equal here, so one of them is its whole group.
-        parts |= group_components([trajectory], config.reward)[0]
+        parts = reward_components(Trajectory(turn, 0, [], env), config.reward)
         earned[name] = {**parts, TOTAL: total_reward(parts, config.reward.weights)}
     return earned
 
