@@ -58,7 +58,9 @@ class ToolResult:
     """What a call returns."""
 
     observation: str
-    """The text that the model reads next."""
+    """The text that the model reads next. It is not shortened: a tool keeps to
+    `config.max_observation_chars` itself. One that does not fit into the trajectory ends the
+    episode."""
     sql: str | None = None
     """The query that the call proposes, if it proposes one. Rewards compare it with the gold
     SQL."""
