@@ -71,7 +71,7 @@ class PackedContext:
     elsewhere one row after the other.
     """
 
-    def __init__(self, spans: tuple[tuple[int, int, int, int], ...], device: torch.device):
+    def __init__(self, spans: tuple[tuple[int, int, int, int], ...], device: torch.device) -> None:
         """`spans`: (prompt start, prompt end, start, end) of each sample in the flat batch, as
         `pack` lays them out: each prompt is followed by its samples, with nothing between."""
         groups: dict[Span, list[Span]] = {}

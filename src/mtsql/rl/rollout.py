@@ -86,20 +86,19 @@ def rollout(
         live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place in `judged`, trajectory)
         for number, turn in enumerate(turns):
             envs = [make_env(turn) for _ in range(num_samples)]
-            prompts = [renderer.render_prompt(*env.reset()) for env in envs]
+            prompt = renderer.render_prompt(*envs[0].reset())  # the same for the whole group
             budget = engine.sampling.max_trajectory_tokens
             group = [
-                Trajectory(turn, i, prompts[0], env, max_tokens=budget)
-                for i, env in enumerate(envs)
+                Trajectory(turn, i, prompt, env, max_tokens=budget) for i, env in enumerate(envs)
             ]
             places = range(number * num_samples, (number + 1) * num_samples)
-            if len(prompts[0]) > max_prompt_tokens:
+            if len(prompt) > max_prompt_tokens:
                 for place, trajectory in zip(places, group, strict=True):
                     trajectory.env.end(Outcome.PROMPT_TOKENS)
                     judged[place] = judges.submit(judge, trajectory)
                 continue
             keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
-            handles = engine.open_group(prompts[0], keys)
+            handles = engine.open_group(prompt, keys)
             live.update(zip(handles, zip(places, group, strict=True), strict=True))
 
         def finish(handle: int) -> None:
