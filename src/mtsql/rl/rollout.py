@@ -5,8 +5,8 @@ observation joins a later engine step, and a finished trajectory is judged while
 
 Tokens depend on (seed, update, turn, sample, position) alone, so they are the same whenever SQL
 returns. The last bits of their log-probs are not: they depend on which rows are computed together.
-Hence the engine step in which an observation joins is counted from its reply by the work of its
-queries and not by the clock, and two rollouts of the same weights are equal bit for bit.
+Therefore an observation joins a number of engine steps after its reply that depends on the work of
+its queries and not on the clock. Two rollouts of the same weights are then equal bit for bit.
 """
 
 import hashlib
