@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.paged_attention import FlashContext
+from mtsql.model.decoder import Decoder
 
 LADDER_STEP = 64  # batch sizes: powers of two up to this, then its multiples
 WARM_UPS = 2  # runs before a capture, which must not record lazily made handles and autocast copies
@@ -50,7 +51,7 @@ class Graph(NamedTuple):
 class DecodeGraphs:
     """Runs the steps of one engine in which rows only decode; see the module's docstring."""
 
-    def __init__(self, decoder: torch.nn.Module, pool: BlockPool) -> None:
+    def __init__(self, decoder: Decoder, pool: BlockPool) -> None:
         self.decoder = decoder
         self.pool = pool
         self.captured: dict[tuple[int, int], Graph] = {}  # by (N, B)
