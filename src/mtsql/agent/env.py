@@ -123,7 +123,9 @@ class SqlEnv:
     """One episode. Several threads may run episodes side by side, but only one thread at a time may
     use this one."""
 
-    def __init__(self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle):
+    def __init__(
+        self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle
+    ) -> None:
         self.turn = turn
         self.database = database
         self.config = config

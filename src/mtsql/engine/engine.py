@@ -64,7 +64,7 @@ class Engine:
         stop_ids: tuple[int, ...],
         sampling: SamplingConfig,
         limits: EngineConfig | None = None,
-    ):
+    ) -> None:
         """`model` must be in eval mode.
 
         Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of

@@ -72,7 +72,7 @@ class Plan:
 class Scheduler:
     """Rows, their places in the cache, and the plan of each step."""
 
-    def __init__(self, pool: BlockPool, max_rows: int, max_scheduled_tokens: int):
+    def __init__(self, pool: BlockPool, max_rows: int, max_scheduled_tokens: int) -> None:
         self.pool = pool
         self.max_rows = max_rows
         self.max_scheduled_tokens = max_scheduled_tokens
