@@ -10,7 +10,7 @@ from mtsql.sql.schema import Database, Schema, first_difference, load_schemas, s
 
 @dataclass(frozen=True)
 class Turn:
-    """One user question. Indices count from 0 in the file, whatever was skipped before.
+    """One user question. Indices count from 0 in the file, skipped turns included.
 
     turn_id: "train:12:3" is turn 3 of dialogue 12 in train.json.
     history: (question, gold SQL) of all earlier turns of the dialogue, the oldest first.
@@ -49,8 +49,8 @@ class Skip:
 class Corpus:
     """Dialogues, and the databases that they use by their ids.
 
-    skipped: what the file holds and no run can use. left_out: turn id -> reason, for the turns that
-    the user left out.
+    skipped: the turns of the file that no run can use. left_out: turn id -> reason, for the turns
+    that the user left out.
     """
 
     dialogues: list[Dialogue]

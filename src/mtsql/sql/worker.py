@@ -224,8 +224,8 @@ def _tick(replies: int) -> None:
 
 
 def _tell_fault(replies: int, kind: type, error: BaseException, trace: object) -> None:
-    """Send the traceback of a bug to the parent, which raises it. stderr would not do: it may be a
-    file, and this process cannot write files."""
+    """Send the traceback of a bug to the parent, which raises it. stderr is not used, because it
+    may be a file, and this process cannot write files."""
     import traceback
 
     write_message(replies, "".join(traceback.format_exception(kind, error, trace)))
