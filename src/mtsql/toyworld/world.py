@@ -1,10 +1,10 @@
 """The embedded world: many small SQLite databases and SParC-like dialogues made from a seed.
 
-It is small enough for two CPU cores and hard enough that running, checking and correcting pay off:
-only a database knows how it spells a text value, and follow-ups keep earlier filters without saying
-so. It writes the files of the public data sets, so nothing else knows that it is a toy, and a
-demonstrations.jsonl, one JSON object a line: {"turn_id", "steps": [{"think", "exec_verdict",
-"memory_verdict", "action", "sql"}]} without any protocol tag.
+It is small enough for two CPU cores and hard enough that running, checking and correcting queries
+pay off: how a text value is spelled can only be seen in the database, and follow-ups keep earlier
+filters without saying so. Its files have the formats of the public data sets, so they are read like
+any other data. Besides, there is a demonstrations.jsonl, one JSON object a line: {"turn_id",
+"steps": [{"think", "exec_verdict", "memory_verdict", "action", "sql"}]} without any protocol tag.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SOURCES = (
 )
 """The code that decides what the world looks like: all files of this folder."""
 MAX_ROWS = 25
-"""A turn with a longer result is not told, except an opening turn of up to MAX_FIRST_ROWS rows."""
+"""Maximum number of rows of a turn's result. Opening turns may have up to MAX_FIRST_ROWS rows."""
 MAX_FIRST_ROWS = 45
 MAX_TRIES = 40
 """Follow-ups that are tried for one dialogue before another opening question is drawn."""
@@ -44,17 +44,17 @@ MAX_TRIES = 40
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """How much of the world is written."""
+    """The size of the world: numbers of databases and of dialogues."""
 
     num_train_databases: int = 300
-    """Too many to learn their spellings by heart."""
+    """Training databases: too many to memorise their spellings."""
     num_dev_databases: int = 24
     train_dialogues: int = 15
-    """Per training database."""
+    """Dialogues of train.json for each training database."""
     seen_dialogues: int = 1
-    """Per training database, for dev_seen.json."""
+    """Dialogues of dev_seen.json for each training database."""
     dev_dialogues: int = 8
-    """Per held-out database."""
+    """Dialogues of dev.json for each held-out database."""
 
     def __post_init__(self) -> None:
         if min(self.num_train_databases, self.num_dev_databases) < 1:
@@ -192,7 +192,7 @@ def _tell_dialogue(
 ) -> ToldDialogue:
     """A dialogue of 2 to 5 turns, with a demonstration of each turn.
 
-    seen: the questions of all earlier dialogues about the database. None of them is told again.
+    seen: the questions of all earlier dialogues about the database. No dialogue repeats them.
     """
     while True:
         turns = _draw_turns(domain, rng, run)
@@ -236,8 +236,9 @@ def _draw_turns(domain: Domain, rng: random.Random, run: RunQuery) -> list[tuple
 def _is_sound(state: State, before: State | None, domain: Domain, run: RunQuery) -> bool:
     """Whether the result of a turn makes a good question.
 
-    It is neither empty nor long and is not NULL or a count of zero alone. LIMIT decides no tie. It
-    differs from the result of the last turn and from the result without the newest filter.
+    The result is not empty, not long, and not only NULL or a count of zero. LIMIT does not
+    decide a tie. The result differs from that of the last turn and from that without the newest
+    filter.
     """
     rows = run(to_sql(state, domain))
     max_rows = MAX_FIRST_ROWS if before is None else MAX_ROWS
