@@ -141,7 +141,7 @@ def _rewritings_table(report: Report) -> Table:
         "tried on",
         "paid in ex",
         "%",
-        "unpaid, telling gold",
+        "unpaid, judged",
         "paid in em",
         "set aside",
         "example",

@@ -87,7 +87,7 @@ def _read_rows(
     rows = []
     num_bytes = 0
     for row in connection.execute(query, (max_rows,)):
-        row = tuple(_cut(cell, max_value_bytes) for cell in row)
+        row = tuple(_truncated(cell, max_value_bytes) for cell in row)
         num_bytes += row_bytes(row)
         if num_bytes > max_bytes:
             break
@@ -95,7 +95,7 @@ def _read_rows(
     return columns, rows
 
 
-def _cut(cell: object, max_bytes: int) -> object:
+def _truncated(cell: object, max_bytes: int) -> object:
     may_be_json = isinstance(cell, str) and cell.startswith(("{", "["))
     if isinstance(cell, (str, bytes)) and not may_be_json:
         return cell[:max_bytes]

@@ -64,7 +64,7 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class ToldDialogue:
+class MadeDialogue:
     """A dialogue as train.json has it, and the steps that demonstrate each of its turns."""
 
     entry: dict
@@ -99,18 +99,18 @@ def write_toy_world(folder: Path, seed: int = 0, size: WorldConfig = WorldConfig
     dev_domains = _make_databases(partial, dev_pairs, seed)
     _write_json(partial / "tables.json", [tables_entry(d) for d in train_domains + dev_domains])
 
-    told: dict[str, list[ToldDialogue]] = {"train": [], "dev_seen": [], "dev": []}
+    made: dict[str, list[MadeDialogue]] = {"train": [], "dev_seen": [], "dev": []}
     train_counts = {"train": size.train_dialogues, "dev_seen": size.seen_dialogues}
     for domain in train_domains:
-        _tell_dialogues(partial, domain, seed, train_counts, told)
+        _add_dialogues(partial, domain, seed, train_counts, made)
     for domain in dev_domains:
-        _tell_dialogues(partial, domain, seed, {"dev": size.dev_dialogues}, told)
+        _add_dialogues(partial, domain, seed, {"dev": size.dev_dialogues}, made)
 
-    for split, told_of_split in told.items():
+    for split, of_split in made.items():
         # In mixed order, so that the first dialogues of a file are a fair sample of all databases.
-        random.Random(f"{seed}/order/{split}").shuffle(told_of_split)
-        _write_json(partial / f"{split}.json", [dialogue.entry for dialogue in told_of_split])
-    lines = "".join(json.dumps(record) + "\n" for record in _demonstrations(told["train"]))
+        random.Random(f"{seed}/order/{split}").shuffle(of_split)
+        _write_json(partial / f"{split}.json", [dialogue.entry for dialogue in of_split])
+    lines = "".join(json.dumps(record) + "\n" for record in _demonstrations(made["train"]))
     (partial / "demonstrations.jsonl").write_text(lines, encoding="utf-8")
     _write_json(partial / "toyworld.json", stamp)
     os.replace(partial, folder)
@@ -163,14 +163,14 @@ def _make_databases(folder: Path, pairs: list[tuple[str, str]], seed: int) -> li
     return domains
 
 
-def _tell_dialogues(
+def _add_dialogues(
     folder: Path,
     domain: Domain,
     seed: int,
     counts: dict[str, int],
-    told: dict[str, list[ToldDialogue]],
+    made: dict[str, list[MadeDialogue]],
 ) -> None:
-    """Add dialogues about a database to `told`: for each split, as many as `counts` says."""
+    """Add dialogues about a database to `made`: for each split, as many as `counts` says."""
     path = folder / "database" / domain.db_id / f"{domain.db_id}.sqlite"
     rng = random.Random(f"{seed}/dialogues/{domain.db_id}")
     seen: set[tuple[str, ...]] = set()
@@ -184,12 +184,12 @@ def _tell_dialogues(
 
         for split, count in counts.items():
             for _ in range(count):
-                told[split].append(_tell_dialogue(domain, rng, run, seen))
+                made[split].append(_make_dialogue(domain, rng, run, seen))
 
 
-def _tell_dialogue(
+def _make_dialogue(
     domain: Domain, rng: random.Random, run: RunQuery, seen: set[tuple[str, ...]]
-) -> ToldDialogue:
+) -> MadeDialogue:
     """A dialogue of 2 to 5 turns, with a demonstration of each turn.
 
     seen: the questions of all earlier dialogues about the database. No dialogue repeats them.
@@ -209,7 +209,7 @@ def _tell_dialogue(
         {"utterance": question, "query": to_sql(state, domain)} for question, state in turns
     ]
     entry = {"database_id": domain.db_id, "interaction": interaction}
-    return ToldDialogue(entry, steps)
+    return MadeDialogue(entry, steps)
 
 
 def _draw_turns(domain: Domain, rng: random.Random, run: RunQuery) -> list[tuple[str, State]]:
@@ -259,7 +259,7 @@ def _is_sound(state: State, before: State | None, domain: Domain, run: RunQuery)
     return True
 
 
-def _demonstrations(train: list[ToldDialogue]) -> Iterator[dict]:
+def _demonstrations(train: list[MadeDialogue]) -> Iterator[dict]:
     """A record for each turn of train.json, in the order of the file."""
     for place, dialogue in enumerate(train):
         for index, steps in enumerate(dialogue.steps):
