@@ -141,7 +141,7 @@ def _rewritings_table(report: Report) -> Table:
         "tried on",
         "paid in ex",
         "%",
-        "unpaid, judged",
+        "wrongly unpaid",
         "paid in em",
         "set aside",
         "example",
