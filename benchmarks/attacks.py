@@ -29,8 +29,8 @@ from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.worker_pool import the_pool
 
 LONG = "hex(zeroblob(19980))"  # a text of 39,960 characters
-HALF = "hex(zeroblob(9990)) || '1'"
-SET = "'" + "1" * 3300 + "0'"
+HALF = "hex(zeroblob(9990)) || '1'"  # 19,980 zeros and a one
+SET = "'" + "1" * 3300 + "0'"  # characters for trim() to remove
 COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
 SCHEMA = f"""
 CREATE TABLE big (i INTEGER); INSERT INTO big {COUNTER} SELECT i FROM n LIMIT 3000;

@@ -15,13 +15,14 @@ This needs `pip install trl`; mtsql itself does not. How the trainer is driven, 
 - **Given trajectories** (for the update alone) enter by `rollout_func`, TRL's own hook for custom
   rollouts.
 
-Settings are TRL's defaults, except for SDPA attention, no saving or reports, no shuffle of the
-prompts, the group's size, a completion budget that nothing exceeds, and the precision that the
-benchmark is asked for. (TRL's own default is bf16 autocast, on CPUs too. It is faster than fp32 on
-CPUs with bf16 instructions such as AMX, and slower where they are emulated.) `tuned` turns off two
-more things that cost time: gradient checkpointing, which is on by default, and the projection of
-prompt positions to the vocabulary, which TRL omits only on a GPU. TRL's continuous batching and
-vLLM are not used.
+Settings are TRL's defaults, with these exceptions: SDPA attention, no saving or reports, no shuffle
+of the prompts, the group's size, a completion budget that nothing exceeds, and the precision. The
+precision is what the benchmark is asked for. TRL's own default is bf16 autocast, on CPUs too, which
+is faster than fp32 on CPUs with bf16 instructions such as AMX and slower on others.
+
+`tuned` turns off two more things that take time. They are gradient checkpointing, which is on by
+default, and the projection of prompt positions to the vocabulary, which TRL omits only on a GPU.
+TRL's continuous batching and vLLM are not used.
 
 Legend: B rows of a generation batch, V vocabulary.
 """

@@ -13,10 +13,15 @@ So an answer also runs on altered copies of the database (altered_copies.py), wh
 with the same meaning still agrees. The guard can only turn a match into a mismatch. The official
 metrics have no such guard, and evaluation uses none.
 
-How a copy is made: `content_of` reads a database (content.py), `altered` changes the content
-(altered_copies.py), `memory_copy` packs it, a SQL worker builds it in its memory
-(mtsql/sql/connection.py), and `trial_of` runs the gold query on it. `evidence` compares an answer
-with the rows of the gold query there. In this room, "the gold" is short for the gold query.
+How a copy is made and used:
+
+1. `content_of` reads a database (content.py).
+2. `altered` changes the content (altered_copies.py), and `memory_copy` packs it.
+3. A SQL worker builds the copy in its memory (mtsql/sql/connection.py).
+4. `trial_of` runs the gold query on it.
+5. `evidence` compares an answer's rows there with the gold query's.
+
+In this folder, "the gold" is short for the gold query.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Parse SQL by the grammar of the official Spider / SParC / CoSQL evaluator, quirks included.
 
-The grammar covers less than SQL and differs from it: the whole text has one map of aliases, commas
+The grammar covers less than SQL and differs from it. The whole text has one map of aliases, commas
 in SELECT are optional, text after a complete query is ignored, and conditions have no brackets.
 Published exact match figures depend on these rules, so each one is kept and named where it is
 applied. A text outside the grammar gives None.

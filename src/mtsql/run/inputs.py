@@ -20,6 +20,7 @@ FILES = "files"
 WHOLE_BYTES = 32 << 20
 """Maximum size of a file that is hashed as a whole."""
 BLOCK_BYTES = 1 << 16
+"""Size of a block of a larger file."""
 NUM_BLOCKS = 64
 """Number of blocks of a larger file that are hashed with its size. They are evenly spread and
 include the first one, which holds a counter that SQLite raises when it writes."""

@@ -187,7 +187,7 @@ def leave_group() -> None:
     """Leave the ranks' process group. Call it when nothing refers to the wrapped policy any more.
 
     If DDP's reducer is freed after the process group, it joins gloo's threads while holding the
-    GIL; a thread that waits for the GIL then deadlocks, or the process aborts (seen with torch
+    GIL. A thread that waits for the GIL then deadlocks, or the process aborts (seen with torch
     2.13).
     """
     gc.collect()

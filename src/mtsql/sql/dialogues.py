@@ -74,13 +74,15 @@ def load_corpus(
     text stays. tables_file: the official tables.json; None: schemas are read from the database
     files.
 
-    These are left out and listed in `skipped`: a dialogue whose database is not in the tables file,
-    has no file (database_files.py says where it is looked for) or has one that SQLite cannot read;
-    a dialogue without turns; a turn without SQL together with all later turns of its dialogue. The
-    later turns are left out because their questions refer to a turn ("which of these ...") whose
-    SQL is not known.
+    These are left out and listed in `skipped`:
 
-    ValueError names the file or folder that is missing or malformed (with the entry and the key),
+    - a dialogue whose database is not in the tables file, has no file (database_files.py says where
+      it is looked for), or has a file that SQLite cannot read;
+    - a dialogue without turns;
+    - a turn without SQL and all later turns of its dialogue, because their questions refer to a
+      turn ("which of these ...") whose SQL is not known.
+
+    A ValueError names the file or folder that is missing or malformed (with the entry and the key),
     the first difference between a database in use and the tables file, or the file that has no
     usable turn.
     """
