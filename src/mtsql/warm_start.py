@@ -89,7 +89,7 @@ def make_warm_start(
                 if not is_begun:
                     raise
                 advice = f"the warm start in {partial} was begun earlier; if it is damaged, delete "
-                raise ValueError(f"{error}; {advice}that folder to train it anew") from error
+                raise ValueError(f"{error}; {advice}that folder to train it again") from error
             accelerator.free_memory()
             if ranks.is_main:
                 os.replace(partial, folder)

@@ -150,7 +150,7 @@ class SqlEnv:
         """Act on a reply: the observation to show next, or how the episode ended. RuntimeError
         after the end.
 
-        `meter` is told what the queries cost while they run.
+        `meter` counts what the queries cost while they run.
         """
         if self.outcome is not None:
             raise RuntimeError(

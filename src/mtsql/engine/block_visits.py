@@ -109,7 +109,7 @@ class BlockVisits:
     def _make_buffers(
         self, num_heads: int, drawn: list[tuple[slice | np.ndarray, np.ndarray]]
     ) -> None:
-        """Memory for the scores and outputs of all parts, which every layer writes anew."""
+        """Memory for the scores and outputs of all parts, which every layer overwrites."""
         pool = self.pool
         per_head = num_heads // pool.num_kv_heads
         num_parts = len(self.queries)  # M

@@ -1,8 +1,8 @@
-"""Decode steps as CUDA graphs: one launch a step instead of some hundreds, so that a GPU does not
+"""Decode steps as CUDA graphs: one launch a step instead of several hundred, so that a GPU does not
 wait for Python.
 
 A graph repeats the same kernels on the same addresses. So everything that changes from step to step
-is in one tensor of integers, a line for each row, which is filled anew before each replay and read
+is in one tensor of integers, a line for each row, which is filled before each replay and read
 by the captured kernels. There is one graph for each size of a ladder of batch sizes and table
 widths. A step takes the next larger one; the lines left over repeat its first row, which writes the
 same key and value to the same place again. Graphs are captured when they are first needed and last

@@ -4,7 +4,7 @@ rows and blocks.
 Rows are served oldest first. A row *waits* until it finds a seat and blocks, then is *cached* until
 it is closed or preempted. A cached row whose reply has been handed out is *idle*: it keeps its
 blocks and gives up its seat. When blocks run out the youngest cached row is preempted: it loses its
-blocks, waits, and is computed again. The oldest row can always go on, so nothing deadlocks.
+blocks, waits, and is computed again. The oldest row can always continue, so nothing deadlocks.
 """
 
 import bisect
