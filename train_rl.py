@@ -281,7 +281,7 @@ def record(curriculum: Curriculum, groups: list[Group], ranks: Ranks, num_attemp
 
 
 def is_due(update: int, every: int) -> bool:
-    """Whether something that happens in every `every`-th update (0: never) happens in this one."""
+    """Whether an event that occurs once in `every` updates (0: never) occurs in this one."""
     return every > 0 and update % every == 0
 
 

@@ -87,10 +87,10 @@ class Reply:
 def parse_reply(text: str, tools: ToolParameters | None = None) -> Reply:
     """Parse a reply to an environment with these `tools`.
 
-    If there are a tool call and an answer, the call counts (the episode continues, as in the paper).
-    Of several calls the first counts, of several answers the last. Malformed actions count only if
-    no other action is well formed: then the first one is the reply's error. Half of a surrogate
-    pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
+    If there are a tool call and an answer, the call counts (the episode continues, as in the
+    paper). Of several calls the first counts, of several answers the last. Malformed actions count
+    only if no other action is well formed: then the first one is the reply's error. Half of a
+    surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
     tools = {} if tools is None else tools
     parts = _take_apart(text, tools)
