@@ -115,11 +115,11 @@ class Config:
     )
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig(zero_variance="drop")
-    """Zero-variance groups do not count in the embedded default, whose measured results are in
-    README.md."""
+    """How rewards become advantages. By default zero-variance groups do not count, as in the
+    results in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
     optim: OptimConfig = OptimConfig(lr=3e-4, schedule="cosine")
-    """The schedule counts updates. It is constant in the paper, and so in the recipes."""
+    """The optimizer. The schedule counts updates; it is constant in the paper and the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def completed(self) -> "Config":

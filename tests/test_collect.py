@@ -1,6 +1,11 @@
 """Rollouts of an update: groups of equal rewards are replaced by those of other turns."""
 
-from helpers.collecting import resampled
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+from helpers.collecting import collector_of, resampled, scored
+from mtsql.rl import collect, rewards
+from mtsql.rl.samples import has_signal
 
 TURNS = [f"t{i}" for i in range(8)]
 FIRST = ["t7", "t6", "t3"]
@@ -48,3 +53,22 @@ def test_without_resampling_the_metrics_do_not_name_it():
     tried, metrics = resampled(TURNS, rounds=0, equal=TURNS)
     assert tried == [FIRST] and metrics["zero_variance_frac"] == 1
     assert not any(name.startswith("resample/") for name in metrics)
+
+
+def test_a_component_of_the_group_is_logged_and_gives_the_group_a_signal(monkeypatch):
+    group = [scored(1, num_tokens=3), scored(1, num_tokens=2)]
+    collector = collector_of([])
+    assert not has_signal(group, collector.advantage)
+    monkeypatch.setitem(
+        rewards.GROUP_COMPONENTS,
+        "overlong",  # a name that has a weight
+        lambda group, config: [-float(len(one.ids)) for one in group],
+    )
+    monkeypatch.setattr(collect, "rollout", lambda *args, **options: group)
+    monkeypatch.setattr(collect, "Engine", lambda *args: None)
+    collector = collector_of([], renderer=SimpleNamespace(stop_ids=[0]))
+    monkeypatch.setattr(collect, "generation_weights", lambda *args: nullcontext())
+    [played], _ = collect.Collector.play(collector, [], "train", num_samples=2, update=0)
+    assert [one.components for one in played] == [{"overlong": -3.0}, {"overlong": -2.0}]
+    assert [one.reward for one in played] == [-2.0, -1.0]
+    assert has_signal(played, collector.advantage)

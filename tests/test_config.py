@@ -93,6 +93,12 @@ def test_no_script_takes_shortened_flags(kind):
         ("group_size: null\n", "group_size is null"),
         ("group_siz: 3\n", "unknown key group_siz (did you mean group_size?)"),
         ("reward:\n  weights:\n    exx: 1\n", "unknown key reward.weights.exx"),
+        (
+            "warm_start: {epoch: 1}\n",
+            "unknown key warm_start.epoch (did you mean warm_start.epochs",
+        ),
+        ("warm_start: {optim: {schedule: x}}\n", "warm_start.optim.schedule is x: expected one of"),
+        ("warm_start: {epochs: many}\n", "warm_start.epochs is many: expected a number"),
         ("a: \x01\n", "recipe.yaml"),
         ("group_size: 3\ngroup_size: 4\n", "the key group_size appears twice"),
         ("optim: {lr: 1}\nenv: {}\noptim: {betas: [0, 0]}\n", "the key optim appears twice"),
@@ -159,7 +165,7 @@ def test_resume_refuses_another_run_folder_and_a_run_of_another_script(tmp_path)
     with pytest.raises(ValueError, match="--run has no effect with resume"):
         parse("--resume", str(tmp_path), "--run", "runs/new")
     assert parse("--resume", str(tmp_path), "--run", f"{tmp_path}/").resume == str(tmp_path)
-    with pytest.raises(ValueError, match="config.yaml: did another script start this run"):
+    with pytest.raises(ValueError, match="did another script or version of mtsql start it"):
         parse("--resume", str(tmp_path), kind=train_sft.Config)
 
 

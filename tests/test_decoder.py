@@ -184,6 +184,13 @@ def changed(family: str, **keys) -> PreTrainedConfig:
 
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+PARTIAL = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "partial_rotary_factor": 0.5,
+}
 
 
 @pytest.mark.parametrize(
@@ -195,6 +202,7 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
         (changed("llama", attention_dropout=0.1), "attention_dropout is 0.1: it must be 0"),
         (changed("qwen2", layer_types=["sliding_attention"] * 2), "sliding-window"),
         (changed("llama", rope_parameters=DYNAMIC), "rope_type 'dynamic' is not supported"),
+        (changed("llama", rope_parameters=PARTIAL), "partial_rotary_factor is not supported"),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused_by_name(config, words):

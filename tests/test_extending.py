@@ -1,4 +1,5 @@
-"""A new tool, reward, loss, data format or prompt is an edit in one file. Each test makes the edit.
+"""A new tool, reward, loss, preset, data format or prompt is an edit in one file. Each test makes
+the edit.
 
 The copy of a single module is loaded beside the unchanged rest. Where other modules must see the
 edit, a new process runs on a copy of the whole tree.
@@ -205,6 +206,16 @@ def test_a_new_loss_is_a_branch_of_policy_loss(load):
     assert stats["logprob_gap"] == 0.5
 
 
+def test_a_new_preset_is_an_entry_with_its_name(load):
+    entry = "PRESETS: dict[Preset, dict[str, object]] = {\n"
+    with_entry = (entry, entry + '    "mine": {"loss.kl_coef": 0.0},\n')
+    with_name = ('"reinforce_pp"]', '"reinforce_pp", "mine"]')
+    assert load("rl/presets.py", with_entry, with_name).PRESETS["mine"] == {"loss.kl_coef": 0.0}
+    for alone in (with_entry, with_name):
+        with pytest.raises(ValueError, match="mine must stand in Preset and in PRESETS"):
+            load("rl/presets.py", alone)
+
+
 NEW_FORMAT = '''def _read_pairs(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Blocks of three lines: database, question, SQL."""
     for number, block in enumerate(read_text(file).strip().split("\\n\\n"), 1):
@@ -221,7 +232,7 @@ def test_a_new_data_format_is_a_function_in_questions(load, tmp_path):
         ("def read_json_list(", NEW_FORMAT),
         (
             '    if suffix in (".csv", ".tsv"):\n',
-            '    if suffix == ".txt":\n        found = _joined(_read_pairs(file))\n'
+            '    if suffix == ".txt":\n        entries = _read_pairs(file)\n'
             '    elif suffix in (".csv", ".tsv"):\n',
         ),
     )

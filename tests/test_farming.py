@@ -115,6 +115,13 @@ def test_a_broken_rule_is_named_with_its_policy():
         "all: 90 % of the honest exec_verify; at most 50 % is allowed",
         "all: 44 % of the honest total; at most 33 % is allowed",
     ]
+    report.honest["ex"] = -0.8
+    report.earned["a penalty"] = earned("blind", -0.3, 0.0, 0.0)  # a smaller one is not farmed
+    report.earned["a bonus"] = earned("blind", 0.1, 0.0, 0.0)
+    assert not any(rule.startswith("a penalty") for rule in _broken_rules(report, RewardWeights()))
+    assert any(rule.startswith("a bonus") for rule in _broken_rules(report, RewardWeights()))
+    report.honest["ex"] = 0.8
+    del report.earned["a penalty"], report.earned["a bonus"]
     without = RewardWeights(exec_verify=0)  # a term that no reward holds cannot be farmed
     assert len(list(_broken_rules(report, without))) == 2
 

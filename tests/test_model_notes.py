@@ -126,6 +126,7 @@ def test_a_byte_order_mark_is_skipped(folder):
         ("[1]", "expected a JSON object, found [1]"),
         ('{"run": "x"}', "unknown key run"),
         ('{"env": {"nope": 1}}', "unknown key env.nope"),
+        ('{"env": {"max_steps": 4}}', "another version of mtsql"),
         ('{"sampling": {"temperature": 1}}', "unknown key sampling.temperature"),
         ('{"env": 3}', "env is 3, but it has keys of its own"),
         ('{"env": {"max_replies": "many"}}', "env.max_replies is "),

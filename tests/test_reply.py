@@ -226,6 +226,31 @@ def test_arguments_have_the_types_that_the_tool_declares(given, read):
     assert read is None or parse_reply(format_reply(reply), PARAMETERS) == reply
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1e999"])
+def test_a_number_is_finite(value):
+    text = (
+        f'<tool_call>{{"name": "look", "arguments": {{"limit": 3, "share": {value}}}}}</tool_call>'
+    )
+    assert parse_reply(text, PARAMETERS).action is ParseError.BAD_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    "given", ["", ', "arguments": null', ', "arguments": ""', ', "parameters": {}']
+)
+def test_arguments_may_be_missing_where_none_is_required(given):
+    tools = {
+        "now": (),
+        "list": (Parameter("limit", "integer", "", is_required=False),),
+        **PARAMETERS,
+    }
+    for name in ("now", "list"):
+        text = f'<tool_call>{{"name": "{name}"{given}}}</tool_call>'
+        assert parse_reply(text, tools).action == ToolCall(name, {})
+    for name in ("look", "unknown"):
+        text = f'<tool_call>{{"name": "{name}"{given}}}</tool_call>'
+        assert parse_reply(text, tools).action is ParseError.BAD_ARGUMENTS
+
+
 def test_an_argument_nested_too_deeply_is_bad():
     deep = '{"limit": 3, "names": ' + "[" * 900 + "]" * 900 + "}"
     text = f'<tool_call>{{"name": "look", "arguments": {deep}}}</tool_call>'

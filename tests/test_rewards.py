@@ -4,7 +4,9 @@ and changes of an episode that change no reward."""
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from helpers import episodes
 from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, answer, call, make_env, singers
@@ -201,6 +203,27 @@ def test_a_group_component_gives_each_trajectory_of_the_group_its_value(monkeypa
     monkeypatch.setitem(rewards.GROUP_COMPONENTS, "shortest", shortest)
     values = [parts["shortest"] for parts in group_components(group, RewardConfig())]
     assert values == [0, 1, 1]
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.bool_(True), torch.tensor(1.0), True, 1])
+def test_a_component_becomes_a_plain_number(monkeypatch, value):
+    monkeypatch.setattr(rewards, "COMPONENTS", {"new": lambda trajectory, config: value})
+    monkeypatch.setitem(rewards.GROUP_COMPONENTS, "other", lambda group, config: [value])
+    for parts in (
+        reward_components(None, RewardConfig()),
+        *group_components([None], RewardConfig()),
+    ):
+        assert [type(each) for each in parts.values()] == [float] and set(parts.values()) == {1.0}
+
+
+@pytest.mark.parametrize("score", [lambda: float("nan"), lambda: int("two")])
+def test_a_bug_of_a_reward_is_no_mistake_of_the_user(monkeypatch, score):
+    monkeypatch.setattr(rewards, "COMPONENTS", {"new": lambda trajectory, config: score()})
+    monkeypatch.setitem(rewards.GROUP_COMPONENTS, "other", lambda group, config: [score()])
+    with pytest.raises(RuntimeError, match="the reward new raised a ValueError"):
+        reward_components(None, RewardConfig())
+    with pytest.raises(RuntimeError, match="the reward other raised a ValueError"):
+        group_components([None], RewardConfig())
 
 
 def test_rewards_use_the_limits_of_the_episodes_tools(play):

@@ -5,8 +5,9 @@ import pytest
 from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, call, make_env, singers
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.protocol import Parameter
 from mtsql.agent.reply import format_reply
-from mtsql.agent.tools import TOOLS, tool_schemas, tools_named
+from mtsql.agent.tools import TOOLS, Tool, check_tools, tool_schemas, tools_named
 from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryStatus
 
@@ -49,6 +50,36 @@ def test_schemas_of_the_papers_tools():
 def test_tools_are_listed_in_the_order_of_their_names():
     assert tools_named(BOTH) == TOOLS and tools_named(()) == ()
     assert tools_named(MEMORY + EXEC) == TOOLS[::-1]
+
+
+def fail(episode, arguments):
+    """A tool with a bug."""
+    return int("two")
+
+
+def test_a_faulty_entry_is_named():
+    again = Tool("exec_sql", "Run it.", (), fail)
+    with pytest.raises(ValueError, match="TOOLS has 2 tools named exec_sql"):
+        check_tools([*TOOLS, again])
+    judged = Tool("look", "Look.", (), fail, verdict_tag="look_verify")
+    with pytest.raises(ValueError, match="look: verdict_tag is 'look_verify', neither"):
+        check_tools([judged])
+    with pytest.raises(ValueError, match="parameter limit: the type 'int' is none of sql, string"):
+        Parameter("limit", "int", "How many.")
+
+
+def test_a_bug_of_a_tool_is_no_mistake_of_the_user(database, monkeypatch):
+    monkeypatch.setattr("mtsql.agent.tools.TOOLS", (Tool("look", "Look.", (), fail),))
+    env = make_env(database, tools=("look",))
+    with pytest.raises(RuntimeError, match="the tool look raised a ValueError: invalid literal"):
+        env.step('<tool_call>{"name": "look"}</tool_call>')
+
+
+def test_an_argument_that_is_not_required_may_be_null(database, monkeypatch):
+    limit = Parameter("limit", "integer", "How many.", is_required=False)
+    monkeypatch.setattr("mtsql.agent.tools.TOOLS", (Tool("look", "Look.", (limit,), fail),))
+    [message], _ = make_env(database, style=PromptStyle.FULL, tools=("look",)).reset()
+    assert '"arguments": {"limit": INTEGER or null}}' in message["content"]
 
 
 def test_only_the_full_style_with_several_replies_gives_schemas_to_the_chat_template(database):

@@ -96,7 +96,15 @@ def read_notes(file: Path) -> dict[str, Any]:
     values = read_json(file, is_strict=True)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a JSON object, found {values!r:.80}")
-    known = flat(to_dict(parse_values(Notes, values, str(file))))
+    try:
+        known = flat(to_dict(parse_values(Notes, values, str(file))))
+    except ValueError as error:
+        if "unknown key" not in str(error):
+            raise
+        advice = (
+            "if another version of mtsql wrote the file, correct it, or remove it and give flags"
+        )
+        raise ValueError(f"{error}; {advice}") from error
     del known[WITHOUT_EFFECT]
     for key in flat(values):
         if key not in known:

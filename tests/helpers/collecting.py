@@ -57,6 +57,28 @@ class ScriptedCollector(Collector):
         return groups, SimpleNamespace(tokens_computed=3, tokens_distinct=2)
 
 
+def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
+    """A collector for training turns with these ids, in groups of two."""
+    corpus = SimpleNamespace(turns=[SimpleNamespace(turn_id=turn_id) for turn_id in turns])
+    usual = {
+        "ranks": Ranks(),
+        "policy": None,
+        "compute_dtype": None,
+        "renderer": None,
+        "corpora": {"train": corpus},
+        "env_maker": lambda split: None,
+        "engine": EngineConfig(),
+        "sampling": SamplingConfig(),
+        "reward": RewardConfig(),
+        "advantage": AdvantageConfig(zero_variance="drop", on_truncated="drop"),
+        "group_size": 2,
+        "resample_rounds": 0,
+        "max_prompt_tokens": 9,
+        "seed": 0,
+    }
+    return ScriptedCollector(**usual | fields)
+
+
 def resampled(
     turns: list[str],
     rounds: int,
@@ -68,22 +90,10 @@ def resampled(
     """Collect an update of a curriculum of one stage. Returns this rank's turns of each rollout
     and the metrics."""
     curriculum = Curriculum([turns], (1.0,), seed=1)
-    corpus = SimpleNamespace(turns=[SimpleNamespace(turn_id=turn_id) for turn_id in turns])
-    collector = ScriptedCollector(
+    collector = collector_of(
+        turns,
         ranks=Ranks.of(accelerator) if accelerator else Ranks(),
-        policy=None,
-        compute_dtype=None,
-        renderer=None,
-        corpora={"train": corpus},
-        env_maker=None,
-        engine=EngineConfig(),
-        sampling=SamplingConfig(),
-        reward=RewardConfig(),
-        advantage=AdvantageConfig(zero_variance="drop", on_truncated="drop"),
-        group_size=2,
         resample_rounds=rounds,
-        max_prompt_tokens=9,
-        seed=0,
         equal=tuple(equal),
         truncated=tuple(truncated),
     )

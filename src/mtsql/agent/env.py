@@ -15,7 +15,7 @@ from mtsql.agent import prompts
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Action, Answer, ParseError, Reply, ToolCall, parse_reply
-from mtsql.agent.tools import Episode, tool_schemas, tools_named
+from mtsql.agent.tools import Episode, bugs_of, tool_schemas, tools_named
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, QueryStatus
@@ -204,7 +204,8 @@ class SqlEnv:
         for tool in self.tools:
             if tool.name == call.name:
                 episode = Episode(self.turn, self.database, self.config, self.style, meter)
-                result = tool.run(episode, call.arguments)
+                with bugs_of(f"the tool {tool.name}"):
+                    result = tool.run(episode, call.arguments)
                 return ReplyRecord(
                     reply, result.observation, result.sql, result.status, result.is_empty
                 )

@@ -183,13 +183,16 @@ def _tool_line(tool: "Tool", with_arguments: bool) -> str:
 
 
 def _argument_shapes(parameters_of_tools: Iterable[tuple[Parameter, ...]]) -> list[str]:
-    """How the arguments of tools are written, each different way once: `{"code": QUERY}`."""
+    """How the arguments of tools are written, each different way once: `{"code": QUERY}`. An
+    argument that is not required is written `"limit": INTEGER or null`."""
     shapes = []
     for parameters in parameters_of_tools:
-        pairs = [
-            f'"{parameter.name}": {"QUERY" if parameter.type == "sql" else parameter.type.upper()}'
-            for parameter in parameters
-        ]
+        pairs = []
+        for parameter in parameters:
+            value = "QUERY" if parameter.type == "sql" else parameter.type.upper()
+            pairs.append(
+                f'"{parameter.name}": {value}{"" if parameter.is_required else " or null"}'
+            )
         shape = "{" + ", ".join(pairs) + "}"
         if shape not in shapes:
             shapes.append(shape)

@@ -4,6 +4,7 @@
 names without brackets.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +48,18 @@ class Parameter:
     """What the tool schema says about it."""
     is_required: bool = True
 
+    def __post_init__(self) -> None:
+        if self.type not in PYTHON_TYPES:
+            known = ", ".join(PYTHON_TYPES)
+            raise ValueError(f"parameter {self.name}: the type {self.type!r} is none of {known}")
+
     def accepts(self, value: object) -> bool:
-        """Whether a value of a JSON object has this type. JSON's true and false are no numbers."""
+        """Whether a value of a JSON object has this type. JSON's true and false are no numbers, nor
+        are the NaN and Infinity that Python reads."""
         if isinstance(value, bool):
             return self.type == "boolean"
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
         return isinstance(value, PYTHON_TYPES[self.type])
 
     def schema(self) -> dict[str, str]:

@@ -248,7 +248,9 @@ def _as_call(value: dict | list, tools: ToolParameters) -> ToolCall | ParseError
         return ParseError.NO_NAME
     name = _without_surrogates(value["name"])
     given = value.get("arguments", value.get("parameters"))
-    if isinstance(given, str):
+    if given is None or given == "":  # no arguments, as a tool without required ones may be called
+        given = {}
+    elif isinstance(given, str):
         given, _ = read_json_at(given, 0)
     if not isinstance(given, dict):
         return ParseError.BAD_ARGUMENTS

@@ -16,7 +16,8 @@ schemas, the check of arguments and the list of tools in the prompt are made fro
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,9 @@ class ToolResult:
     """What a call returns."""
 
     observation: str
-    """The text that the model reads next."""
+    """The text that the model reads next. It is not shortened: a tool keeps to
+    `config.max_observation_chars` itself. One that does not fit into the trajectory ends the
+    episode."""
     sql: str | None = None
     """The query that the call proposes, if it proposes one. Rewards compare it with the gold
     SQL."""
@@ -81,7 +84,8 @@ class Tool:
     """A sentence in the numbered steps of the FULL prompt: when to call the tool. `{when}` becomes
     "once the query runs well" if exec_sql is in use, and "with a candidate query" if not."""
     verdict_tag: str = ""
-    """The tag in which the model judges what the tool returned. Empty: it does not."""
+    """The tag in which the model judges what the tool returned: `exec_verify` or `memory_verify`,
+    the two that a reply is read for. Empty: it does not judge."""
 
 
 def _exec_sql(episode: Episode, arguments: dict[str, Any]) -> ToolResult:
@@ -146,6 +150,22 @@ TOOLS: tuple[Tool, ...] = (
 )
 
 
+def check_tools(tools: Sequence[Tool]) -> None:
+    """ValueError for two tools of one name, and for a verdict tag that no reply is read for."""
+    for name, count in Counter(tool.name for tool in tools).items():
+        if count > 1:
+            raise ValueError(f"agent/tools.py: TOOLS has {count} tools named {name}")
+    for tool in tools:
+        if tool.verdict_tag not in ("", EXEC_VERIFY, MEMORY_VERIFY):
+            raise ValueError(
+                f"agent/tools.py: {tool.name}: verdict_tag is {tool.verdict_tag!r}, "
+                f"neither {EXEC_VERIFY} nor {MEMORY_VERIFY} nor empty"
+            )
+
+
+check_tools(TOOLS)
+
+
 def tools_named(names: Sequence[str]) -> tuple[Tool, ...]:
     """The tools with these names, in the order of the names. ValueError for a name that is unknown
     or comes twice."""
@@ -156,6 +176,17 @@ def tools_named(names: Sequence[str]) -> tuple[Tool, ...]:
         if count > 1:
             raise ValueError(f"env.tools: {name} stands there {count} times; once is enough")
     return tuple(known[name] for name in names)
+
+
+@contextmanager
+def bugs_of(what: str) -> Iterator[None]:
+    """A ValueError inside is a bug of `what`, such as a new tool, and becomes a RuntimeError. The
+    scripts take a ValueError for a mistake in flags or files and show one line of it, but a bug
+    needs its traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise RuntimeError(f"{what} raised a ValueError: {error}") from error
 
 
 def tool_schemas(tools: Collection[Tool]) -> list[dict[str, Any]]:

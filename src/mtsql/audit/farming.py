@@ -7,6 +7,10 @@ There are two rules for such blind policies:
 - None may earn more than half of the honest value of a component.
 
 The honest total and the honest values are the least that any honest policy earns.
+
+The policies play text, and always in the same way. So a component that counts tokens tells nothing
+here, and components of the group are not in the table: all trajectories of a policy would earn the
+same.
 """
 
 import random
@@ -96,7 +100,7 @@ def _broken_rules(report: FarmingReport, weights: RewardWeights) -> Iterator[str
         for term, mean in earned.means.items():
             most = MAX_TOTAL if term == TOTAL else MAX_TERM
             has_weight = term == TOTAL or getattr(weights, term) > 0
-            if has_weight and mean > most * report.honest[term]:
+            if has_weight and mean > most * max(0.0, report.honest[term]):  # penalties are below 0
                 what = "the honest total" if term == TOTAL else f"the honest {term}"
                 share = f"{_percent(mean, report.honest[term])} of {what}"
                 yield f"{name}: {share}; at most {100 * most:.0f} % is allowed"

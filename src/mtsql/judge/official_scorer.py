@@ -94,7 +94,9 @@ def _parser() -> OneLineParser:
     path("--pred", "one SQL a line", required=True)
     path("--tables", "tables.json", required=True)
     path("--databases", "folders with <id>/<id>.sqlite", required=True, nargs="+")
-    parser.add_argument("--etype", choices=("all", "match", "exec"), default="all")
+    etypes = ("all", "match", "exec")
+    what = "scores to compute: exact match, execution, or all (default)"
+    parser.add_argument("--etype", choices=etypes, default="all", help=what)
     switch("--keep-distinct", "execution: leave DISTINCT in the queries that run")
     switch("--plug-value", "execution: also try the gold's literals in the prediction")
     switch("--compare-values", "exact match: compare literals")

@@ -76,8 +76,11 @@ def rotary_frequencies(config: PreTrainedConfig) -> tuple[torch.Tensor, float]:
     cosines and sines."""
     kind = config.rope_parameters.get("rope_type", "default")
     with torch.device("cpu"):  # also where the model is made on the meta device
-        if kind != "default":
-            return ROPE_INIT_FUNCTIONS[kind](config)
         size = head_size(config)
+        if kind != "default":
+            frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config)
+            if 2 * len(frequencies) != size:
+                raise ValueError("partial_rotary_factor is not supported: whole heads are rotated")
+            return frequencies, factor
         exponents = torch.arange(0, size, 2, dtype=torch.float32) / size  # (D/2,)
         return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0

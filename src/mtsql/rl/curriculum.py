@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """The stages and their share of the updates. The bounds of the stages, as success fractions,
-    are ours: the paper gives none."""
+    """The stages and their share of the updates. The bounds are ours: the paper gives none."""
 
     probe_samples: int = 20
     """Rollouts per training turn before the first update, to count successes (paper: 20). 0 skips

@@ -1,11 +1,13 @@
 """Published algorithms as sets of ordinary keys.
 
+To add one, name it in `Preset` and give it an entry in `PRESETS`.
+
 A preset sets the objective and not the sizes of a run (batch, group, learning rate). Two values
 depend on the run: loss.constant_length only scales the step, and reward.overlong_buffer is a fifth
 of the embedded default's trajectory budget, as DAPO's is of its own (4096 of 20480 tokens).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"]
 
@@ -82,3 +84,6 @@ PRESETS: dict[Preset, dict[str, object]] = {
     },
 }
 """Name -> {flag: value}."""
+
+for _name in sorted({*get_args(Preset)} ^ PRESETS.keys()):
+    raise ValueError(f"rl/presets.py: {_name} must stand in Preset and in PRESETS")

@@ -2,9 +2,9 @@
 
 To add a reward, write a function here, name it in `COMPONENTS`, and give it a weight, which is a
 field of `RewardWeights` with the same name. The function takes `(trajectory, config)` and returns a
-number, usually in [0, 1]. It finds text and database results in `trajectory.env.records`, tokens in
-`trajectory.ids`, and the turn with its gold SQL in `trajectory.turn`. A reward that compares the
-trajectories of a group goes into `GROUP_COMPONENTS`.
+finite number, usually in [0, 1]. It finds text and database results in `trajectory.env.records`,
+tokens in `trajectory.ids`, and the turn with its gold SQL in `trajectory.turn`. A reward that
+compares the trajectories of a group goes into `GROUP_COMPONENTS`.
 
 The components below use parsed replies and query statuses, never text patterns in observations.
 Answers are parsed from the model's own reply, so nothing that a database or the memory returned can
@@ -16,6 +16,7 @@ before the next call. Other differences: SQL is judged as it was written and as 
 call of a tool that is not in use does not count, and a repeated call counts once (calls.py).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -25,6 +26,7 @@ from typing import Literal
 from mtsql.agent.env import SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Verdict
+from mtsql.agent.tools import bugs_of
 from mtsql.judge.agreement import written_match
 from mtsql.judge.clause_f1 import clause_f1
 from mtsql.judge.exact_match import exact_match
@@ -173,16 +175,30 @@ def reward_components(trajectory: Trajectory, config: RewardConfig) -> dict[str,
     Queries run within the limits of the episode's own tools (`env.config.query`).
     """
     names = [name for name in COMPONENTS if name != "overlong" or config.overlong_buffer]
-    return {name: COMPONENTS[name](trajectory, config) for name in names}
+    components = {}
+    for name in names:
+        with bugs_of(f"the reward {name}"):
+            components[name] = _number(COMPONENTS[name](trajectory, config))
+    return components
 
 
 def group_components(group: list[Trajectory], config: RewardConfig) -> list[dict[str, float]]:
     """The group's own components for each of its trajectories."""
     components: list[dict[str, float]] = [{} for _ in group]
     for name, score in GROUP_COMPONENTS.items():
-        for one, value in zip(components, score(group, config), strict=True):
-            one[name] = value
+        with bugs_of(f"the reward {name}"):
+            for one, value in zip(components, score(group, config), strict=True):
+                one[name] = _number(value)
     return components
+
+
+def _number(value: float) -> float:
+    """A component's value as a plain float: the run folder cannot hold numbers of numpy and torch.
+    ValueError if it is not finite, because it would make the whole update NaN."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"it returned {number}")
+    return number
 
 
 def total_reward(components: dict[str, float], weights: RewardWeights) -> float:

@@ -71,7 +71,7 @@ def parse_config(
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
         for run, _ in _words(argv, "--resume"):
-            where = f" ({run}/config.yaml: did another script start this run?)"
+            where = f" ({run}/config.yaml: did another script or version of mtsql start it?)"
         raise ValueError(_explained(error, kind) + where) from error
     for recipe in parsed.get("config") or []:
         _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
@@ -218,15 +218,17 @@ def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> Non
             raise ValueError(f"{where}: {prefix}{name} is {value!r}, but it has keys of its own")
 
 
-def _explained(error: Exception, kind: type) -> str:
-    """An error of the parser as a line that says what was expected."""
+def _explained(error: Exception, kind: type, prefix: str = "") -> str:
+    """An error of the parser as a line that says what was expected. `prefix`: the place of `kind`
+    in the whole configuration."""
     text = " ".join(str(error).split())
     unrecognized = re.search(r"unrecognized arguments: (\S+)", text)
     if unrecognized:
         return f"{unrecognized[1]!r} belongs to no flag: flags are written --key value"
     unknown = re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '?([\w.]+)'?", text)
     if unknown:
-        key = ".".join(filter(None, unknown.groups()))
+        optional = re.match(r'Parser key "([\w.]+)": Does not validate against any of', text)
+        key = ".".join(filter(None, [optional and optional[1], *unknown.groups()]))
         return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
     missing = re.search(r"argument (--[\w.]+): expected one argument", text)
     if missing:
@@ -239,12 +241,30 @@ def _explained(error: Exception, kind: type) -> str:
             key = f"{key}.{nested[1]}"
             value = nested[2].strip("'")
         hint = _hint(kind, key)
+        nested_error = _error_in_section(hint, value)
+        if nested_error is not None:
+            return _explained(*nested_error, f"{prefix}{key}.")
         if hint is not None:
-            return f"{key} is {value[:80] or 'empty'}: expected {_expected(hint)}"
+            return f"{prefix}{key} is {value[:80] or 'empty'}: expected {_expected(hint)}"
     section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
     if section:
         return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
     return in_a_line(error)
+
+
+def _error_in_section(hint: Any, value: str) -> tuple[ArgumentError, type] | None:
+    """The parser's error for the keys of an optional section (`X | None`), and the section's type.
+    The parser itself only says that the section as a whole is wrong. None if there is no error."""
+    section = next((one for one in get_args(hint) if is_dataclass(one)), None)
+    if section is None or not value.startswith("{"):
+        return None
+    try:
+        _parser(section, "").parse_object(yaml.safe_load(value))
+    except ArgumentError as error:
+        return error, section
+    except (ValueError, TypeError, yaml.YAMLError):
+        pass
+    return None
 
 
 def _keys(kind: type, prefix: str = "") -> list[str]:
