@@ -3,13 +3,16 @@
 import re
 import shutil
 import signal
+from functools import partial
 
 import pytest
 
+from helpers import runs
 from helpers.runs import (
     FLAGS,
     FSDP,
-    ROOT,
+    SMALL_RL,
+    SMALL_SFT,
     TWO,
     assert_same_run,
     assert_same_tensors,
@@ -18,13 +21,13 @@ from helpers.runs import (
     metrics,
     num_lines,
     num_updates_done,
-    start,
     stop_when,
     updates,
     wait_until,
 )
 from mtsql.run.checkpoint import newest_checkpoint
 
+start = partial(runs.start, script=SMALL_RL)
 OBJECTIVES = (
     "--advantage.baseline mean --advantage.scale group --num_passes 2"
     " --minibatches 2 --old_logprobs recomputed --curriculum.resample_rounds 1"
@@ -99,7 +102,7 @@ def test_resampling_and_several_steps_are_resumed_exactly(folder):
 @pytest.mark.slow
 def test_sft_killed_and_stopped_is_the_straight_run(folder):
     flags = [*FLAGS[:6], "--sft.max_samples", "32", "--sft.epochs", "3", "--checkpoint.every", "3"]
-    script = ROOT / "train_sft.py"
+    script = SMALL_SFT
     finish(start(*flags, "--run", "runs/sft", cwd=folder, script=script))
     run = folder / "runs/sft-killed"
     process = start(*flags, "--run", "runs/sft-killed", cwd=folder, script=script)

@@ -65,7 +65,7 @@ def untimed(line):
     return {k: v for k, v in json.loads(line).items() if k != "time" and not k.endswith("_secs")}
 
 
-def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, capsys):
+def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, capsys, small_world):
     monkeypatch.chdir(tmp_path)
     asked = []
 

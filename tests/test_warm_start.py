@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import train_sft
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from helpers.runs import FLAGS, finish, start, stop_when
+from helpers import runs
+from helpers.runs import FLAGS, SMALL_RL, finish, stop_when
 from mtsql import warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
@@ -24,6 +26,7 @@ from mtsql.run.launch import NOTHING_LEARNED
 from mtsql.run.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 
+start = partial(runs.start, script=SMALL_RL)
 LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
 
 
@@ -69,7 +72,7 @@ def test_the_same_command_continues_a_warm_start_and_leaves_nothing_behind(strai
     assert "no warm start" not in out
 
 
-def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatch):
+def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatch, small_world):
     small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
     sft = train_sft.Config(
         model=ModelConfig(embedded=small),
