@@ -22,7 +22,7 @@ from mtsql.engine.engine import EngineConfig
 from mtsql.files import WriteError
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
-from mtsql.run.launch import NOTHING_LEARNED
+from mtsql.run.launch import NOTHING_LEARNED, run_script
 from mtsql.run.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 
@@ -109,11 +109,17 @@ def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "straight", "world"]
 
 
-def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(tmp_path):
+def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(
+    tmp_path, monkeypatch, capsys, small_world
+):
     flags = [*FLAGS, "--warm_start", "null", "--num_updates", "1", "--reward.overlong_buffer", "0"]
     flags += ["--advantage.baseline", "mean", "--loss.kl_coef", "0"]
-    _, err = finish(start(*flags, cwd=tmp_path), expected=NOTHING_LEARNED)
-    last = err.strip().splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [train_rl.__file__, *flags])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
+    assert stop.value.code == NOTHING_LEARNED
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("warning: no optimizer step was taken in 1 updates")
     lines = map(json.loads, (tmp_path / "runs/rl/metrics.jsonl").read_text().splitlines())
     assert [line["num_steps"] for line in lines if line["stage"] == "rl"] == [0]
