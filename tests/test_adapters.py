@@ -16,8 +16,8 @@ from helpers.adapter_folders import (
     learner_logprobs,
     peft_logprobs,
     rollout_logprobs,
-    save_base,
 )
+from helpers.models import save_embedded
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.packing import pack
 from mtsql.model.adapters import DEFAULT_TARGETS
@@ -54,7 +54,7 @@ COMPUTED = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+    return save_embedded(tmp_path_factory.mktemp("adapters") / "base")
 
 
 @pytest.fixture(scope="module")

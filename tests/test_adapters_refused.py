@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from helpers.adapter_folders import by_peft, change, refusal, save_base
+from helpers.adapter_folders import by_peft, change, refusal
+from helpers.models import save_embedded
 from mtsql.model.policy import ModelConfig, load_policy, policy_shape
 
 OTHER_TYPES = [
@@ -70,7 +71,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+    return save_embedded(tmp_path_factory.mktemp("adapters") / "base")
 
 
 @pytest.fixture(scope="module")

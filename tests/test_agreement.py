@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SINGERS, make_database
+from helpers.databases import make_database
+from helpers.shows import SINGERS
 from helpers.unusual import make_unusual
 from mtsql.judge.agreement import (
     agrees_but_for_ties,

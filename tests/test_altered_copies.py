@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SHOWS, USA, make_database
+from helpers.databases import make_database
+from helpers.shows import SHOWS, USA
 from helpers.unusual import CODES, NUM_SHOPS, NUMBER_LIKE, make_unusual
 from mtsql.judge.altered_copies import altered
 from mtsql.judge.content import TableRows, memory_copy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import make_database
+from helpers.databases import make_database
 from mtsql.audit import checks
 from mtsql.audit.__main__ import main
 from mtsql.audit.checks import audit

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SHOWS, USA, make_database
+from helpers.databases import make_database
+from helpers.shows import SHOWS, USA
 from helpers.unusual import make_unusual
 from mtsql.judge import content
 from mtsql.judge.content import Content, TableRows, content_of, memory_copy

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.databases import make_database
 from helpers.official import conformance_pairs
-from helpers.shows import SHOWS, USA, make_database
+from helpers.shows import SHOWS, USA
 from helpers.unusual import NUM_SHOPS, make_unusual
 from mtsql.judge.agreement import written_match
 from mtsql.judge.guard import Evidence, evidence, trial_of

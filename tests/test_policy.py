@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config
 
-from mtsql.agent.protocol import TAGS
+from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.learner.packed_attention import PackedContext
 from mtsql.model.policy import (
     AdapterConfig,
@@ -21,11 +21,7 @@ from mtsql.model.policy import (
     reference,
     save_policy,
 )
-from mtsql.model.tokenizer import train_tokenizer
 
-SIZE = EmbeddedConfig(
-    num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48
-)
 LORA = AdapterConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 IDS = torch.arange(9)  # (T,)
 
@@ -47,13 +43,13 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("policies") / "base"
-    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, path)
+    save_policy(build_embedded(tokenizer, EMBEDDED, seed=1), tokenizer, path)
     return str(path)
 
 
@@ -71,10 +67,10 @@ def adapted(folder: str, gradient_checkpointing: bool = False) -> torch.nn.Modul
 def test_the_embedded_model_is_drawn_from_its_seed_alone(tokenizer):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = build_embedded(tokenizer, SIZE, seed=1)
+    first = build_embedded(tokenizer, EMBEDDED, seed=1)
     assert torch.equal(before, torch.get_rng_state())
-    assert same_bits(bits(first), bits(build_embedded(tokenizer, SIZE, seed=1)))
-    assert not same_bits(bits(first), bits(build_embedded(tokenizer, SIZE, seed=2)))
+    assert same_bits(bits(first), bits(build_embedded(tokenizer, EMBEDDED, seed=1)))
+    assert not same_bits(bits(first), bits(build_embedded(tokenizer, EMBEDDED, seed=2)))
     assert first.lm_head.weight is first.model.embed_tokens.weight
     assert first.config.vocab_size == len(tokenizer)
     default = build_embedded(tokenizer, EmbeddedConfig(), seed=0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import make_database
+from helpers.databases import make_database
 from mtsql.audit.reader import read_sql
 from mtsql.audit.rewritings import REWRITINGS, rewritings_of
 from mtsql.audit.statement import Unreadable

@@ -15,13 +15,12 @@ import eval as eval_script
 import train_rl
 import train_sft
 
+from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.protocol import TAGS
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, check_engine
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
 from mtsql.model.policy import (
-    EmbeddedConfig,
     ModelConfig,
     build_embedded,
     load_policy,
@@ -30,26 +29,17 @@ from mtsql.model.policy import (
     save_policy,
 )
 from mtsql.model.sizes import BUDGETS, max_positions, require_embeddings, require_positions
-from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.checks import check_config
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
 
-SIZE = EmbeddedConfig(
-    num_layers=2,
-    hidden_size=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=16,
-    max_positions=64,
-)
+SIZE = replace(EMBEDDED, max_positions=64)
 TOKEN_BYTES = 2 * 2 * 1 * 8 * 4  # keys and values, layers, heads, head_dim, float32
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
+    return tiny_tokenizer()
 
 
 @pytest.fixture
