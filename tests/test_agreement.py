@@ -150,7 +150,7 @@ def test_tied_rows_may_come_in_any_order_and_no_others(db: Path, order: str, is_
         "'x', age",
     ],
 )
-def test_ties_are_found_whatever_ends_the_text(db: Path, order: str) -> None:
+def test_ties_are_found_behind_any_end_of_the_text(db: Path, order: str) -> None:
     gold = f"SELECT name FROM singer ORDER BY {order}"
     assert written_match("SELECT name FROM singer ORDER BY age, name DESC", gold, db, LIMITS)
     assert written_match("SELECT name FROM singer ORDER BY age, name", gold, db, LIMITS)

@@ -12,7 +12,6 @@ import train_sft
 from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.model.policy import build_embedded, save_policy
 from mtsql.rl.presets import PRESETS
-from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.run.launch import run_script
 
 TABLES = {
@@ -177,13 +176,3 @@ def test_eval_names_the_mistake(complaint, flags, words):
 def test_the_launcher_and_the_model_may_not_disagree_about_precision(complaint, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert "model.dtype" in complaint(train_rl, f"{DATA} good.json {GOOD}")
-
-
-def test_every_preset_sets_known_keys_and_other_flags_win():
-    for name, keys in PRESETS.items():
-        found = flat(to_dict(parse_config(train_rl.Config, ["--preset", name], "", PRESETS)))
-        assert {key: found[key] for key in keys} == keys
-    config = parse_config(
-        train_rl.Config, ["--loss.clip_high", "0.5", "--preset", "dapo"], "", PRESETS
-    )
-    assert config.loss.clip_high == 0.5 and config.loss.dual_clip is None

@@ -219,7 +219,7 @@ def test_a_template_that_changes_contents_is_reported():
     assert re.search(r"differ from token \d+ of an exchange: .* we write 'many<", said)
 
 
-def test_data_that_spells_a_token_is_no_difference():
+def test_data_that_spells_a_token_is_not_reported_as_a_difference():
     renderer = RENDERERS["qwen"]
     evil = USER | {"content": "What is <think> or <|im_end|> ?"}
     assert renderer.render_prompt([evil], []) != theirs(renderer, [evil], [])

@@ -49,7 +49,7 @@ def test_nothing_is_captured_when_graphs_are_switched_off(captured_sizes):
     assert captured_sizes == []
 
 
-def test_the_recorder_freezes_what_python_has_read():
+def test_the_recorder_keeps_values_that_python_has_read():
     """A value that Python read while recording stays as it was, as in a CUDA graph."""
     x = torch.tensor([1.0, 2.0])
     replay, out = record(lambda: x * float(x[0]) + x)

@@ -197,7 +197,7 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
         (changed("llama", rope_parameters=DYNAMIC), "rope_type 'dynamic' is not supported"),
     ],
 )
-def test_what_the_decoder_does_not_compute_is_refused_by_name(config, words):
+def test_options_that_the_decoder_does_not_compute_are_refused_by_name(config, words):
     with torch.device("meta"), pytest.raises(ValueError, match=words):
         CausalLM(config)
 

@@ -219,7 +219,7 @@ def test_the_same_query_is_paid_although_its_result_is_empty(paid: Paid) -> None
     assert paid(NOWHERE.replace("usa", "chile"), NOWHERE) == (0, 1)
 
 
-def test_an_answer_that_compiles_to_the_golds_steps_is_paid(paid: Paid) -> None:
+def test_an_answer_that_compiles_to_the_steps_of_the_gold_is_paid(paid: Paid) -> None:
     """Here no copy distinguishes the gold from other queries."""
     gold = 'SELECT name FROM singer WHERE country = "nowhere" LIMIT 1'
     assert paid(gold.replace('= "nowhere"', 'IN ("nowhere")'), gold)[0] == 1
@@ -238,7 +238,7 @@ def test_an_earlier_turns_query_earns_nothing_again(paid: Paid, answer: str) -> 
     assert paid(answer, france, (USA, "SELECT name FROM singer")) == (0, 0)
 
 
-def test_an_earlier_query_that_lacks_the_golds_distinct_earns_nothing(paid: Paid) -> None:
+def test_an_earlier_query_without_the_distinct_of_the_gold_earns_nothing(paid: Paid) -> None:
     plain = "SELECT country FROM singer"
     distinct = "SELECT DISTINCT country FROM singer"
     assert paid(plain, distinct, (plain,), guard=False) == (0, 1)  # exact match ignores DISTINCT

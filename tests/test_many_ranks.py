@@ -134,7 +134,7 @@ def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
     assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
 
 
-def test_ctrl_c_ends_a_sharded_run_that_goes_on_from_its_last_checkpoint(folder):
+def test_ctrl_c_ends_a_sharded_run_that_continues_from_its_last_checkpoint(folder):
     run = folder / "runs/stopped"
     process = start(*FLAGS, "--run", "runs/stopped", cwd=folder, launcher=FSDP)
     stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGINT)
@@ -229,8 +229,8 @@ run_script(train_rl.main, train_rl.Config, "")
 
 
 def test_the_wrapped_policy_is_freed_before_the_process_group(tmp_path):
-    """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the
-    interpreter's lock."""
+    """If DDP's reducer is freed after the process group, it joins gloo's threads while it holds the
+    interpreter's lock. In one run of five a thread waits for that lock, and neither can end."""
     (tmp_path / "watched.py").write_text(WATCHED)
     out, _ = finish(
         start(

@@ -129,7 +129,7 @@ def test_saved_adapters_reload_bit_for_bit(folder, tokenizer, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path / "adapters"), lora=AdapterConfig(rank=8)))
 
 
-def test_plain_policy_generates_with_its_own_weights(folder):
+def test_a_policy_without_adapters_generates_with_its_own_weights(folder):
     model = load_policy(ModelConfig(path=folder)).train()
     with generation_weights(torch.nn.parallel.DataParallel(model)) as weights:
         assert weights is model and not weights.training
@@ -172,7 +172,7 @@ def test_generation_in_bfloat16_rounds_as_training_does(folder):
         assert torch.equal(copied, logits(fresh))
 
 
-def test_reference_policy_stays_where_it_was(folder):
+def test_the_reference_policy_stays_as_it_was(folder):
     model = load_policy(ModelConfig(path=folder))
     expected = logits(model)
     frozen = make_reference(model)
@@ -229,7 +229,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder):
 
 
 @pytest.mark.parametrize("path", [None, "no/such/folder"])
-def test_missing_folder(path):
+def test_a_missing_folder_is_named(path):
     for load in (load_tokenizer, lambda p: load_policy(ModelConfig(path=p))):
         with pytest.raises(ValueError, match=f"model.path {path}: no such folder"):
             load(path)
@@ -244,7 +244,7 @@ def test_incomplete_folders_are_named(folder, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path)))
 
 
-def test_windows_and_foreign_architectures_are_refused(tmp_path):
+def test_sliding_windows_and_other_architectures_are_refused(tmp_path):
     window = Qwen2Config(use_sliding_window=True, sliding_window=4, max_window_layers=1)
     window.save_pretrained(tmp_path)
     where = f"model.path {tmp_path}/config.json"

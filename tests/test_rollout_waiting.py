@@ -1,4 +1,4 @@
-"""A rollout waits for no row, and what it gives does not depend on how fast SQL is."""
+"""A rollout waits for no row, and its results do not depend on how fast SQL is."""
 
 import random
 import subprocess
@@ -135,7 +135,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
 
 @pytest.mark.parametrize("where", ["judge", "environment", "engine"])
 def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where):
-    """Also while queries that would take a minute run and wait for other rows."""
+    """Meanwhile queries of other rows run that would take a minute."""
 
     class Faulty(SqlEnv):
         def step(self, text, meter=None):
@@ -177,7 +177,7 @@ def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where)
 
 
 class Scripted(SqlEnv):
-    """Acts as a script says, whatever a random model wrote, and takes any time for it."""
+    """Acts by a script instead of the text of a random model, and may be slow."""
 
     is_slow = False
 
@@ -201,7 +201,7 @@ class Scripted(SqlEnv):
 
 def test_a_machine_ten_times_slower_gives_the_same_episodes(renderer, db_path, monkeypatch):
     """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as
-    long, environments that dawdle, one SQL worker instead of several, and a busy loop beside each.
+    long, slow environments, one SQL worker instead of several, and a busy loop beside each.
     """
     torch.manual_seed(0)
     config = Qwen3Config(

@@ -94,6 +94,7 @@ def test_two_processes_resample_as_one(together):
         assert mine == turns[::2] and theirs == turns[1::2]
 
 
+@pytest.mark.slow
 def test_a_crash_of_one_rank_ends_all_and_shows_its_own_traceback(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(

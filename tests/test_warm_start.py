@@ -167,7 +167,7 @@ def test_a_damaged_warm_start_is_named_with_advice(damage, words, tmp_path):
     assert str(partial) in str(error.value) and not (partial / ".lock").exists()
 
 
-def test_a_warm_start_on_a_full_disk_says_how_to_go_on(tmp_path, monkeypatch):
+def test_a_warm_start_on_a_full_disk_says_how_to_continue(tmp_path, monkeypatch):
     def fail(*_):
         raise WriteError("model: cannot be written: No space left on device")
 
