@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen
 
 from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.learner.packed_attention import PackedContext
+from mtsql.model import policy as policies
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -217,6 +218,15 @@ def test_sharded_policy_is_gathered(folder, tokenizer, tmp_path):
         assert not (tmp_path / "not_mine").exists()
     finally:
         destroy_process_group()
+
+
+def test_rows_that_the_ranks_do_not_divide_are_saved(folder, tokenizer, tmp_path, monkeypatch):
+    """FSDP2 gathers such a weight as a part of a longer tensor."""
+    model = load_policy(ModelConfig(path=folder))
+    monkeypatch.setattr(policies, "is_sharded", lambda model: True)
+    monkeypatch.setattr(policies, "gather_full", lambda w: torch.cat([w, w[:1]])[: len(w)])
+    save_policy(model, tokenizer, tmp_path / "policy")
+    assert same_bits(bits(model), bits(load_policy(ModelConfig(path=str(tmp_path / "policy")))))
 
 
 def test_gradient_checkpointing_changes_no_gradient(folder):
