@@ -4,8 +4,9 @@
     accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
     accelerate launch train_rl.py --resume runs/rl         # after a kill: continues bit for bit
 
-`train` below is the algorithm, in the paper's order: pick, roll out, score, compute advantages,
-learn, record. It departs from the published system (paper section 4) in these points:
+`train` below is the algorithm in the order of the paper (MTSQL-R1, arXiv 2510.12831, section 4):
+pick, roll out, score, compute advantages, learn, record. It departs from the published system in
+these points:
 
 (1) Verdicts are read from their own tags, and statuses come from the executor. (2) Clause F1 is the
 paper's set-based one; `reward.strict_clauses` gives that of the released code. (3) An answer is
@@ -208,6 +209,7 @@ def train(
     curriculum = progress.curriculum
     start = progress.num_done
     for update in log.progress(range(start, config.num_updates), "rl"):
+        # First evaluate, then save: a checkpoint holds the EX of its own weights.
         if progress.ex is None and is_due(update, config.eval_every):
             progress.ex = evaluate_held_out(config, log, collector, update)
         if update > start and is_due(update, config.checkpoint.every):
@@ -239,7 +241,7 @@ def train(
             log.metrics({"stage": "rl", "update": update, "curriculum_stage": stage, **metrics})
             log.trajectories(update, [scored.readable() for group in groups for scored in group])
             progress.num_done = update + 1
-            progress.ex = None
+            progress.ex = None  # that of the old weights
 
 
 def learn(
@@ -279,7 +281,7 @@ def record(curriculum: Curriculum, groups: list[Group], ranks: Ranks, num_attemp
 
 
 def is_due(update: int, every: int) -> bool:
-    """Whether something that happens every so many updates (0: never) happens at this one."""
+    """Whether an event that occurs once in `every` updates (0: never) occurs in this one."""
     return every > 0 and update % every == 0
 
 

@@ -4,10 +4,10 @@
     accelerate launch train_sft.py --source self ...       # the model's own rollouts (algorithm 1)
     accelerate launch train_sft.py --resume runs/sft       # after a kill: continues bit for bit
 
-It departs from the paper in these points: (1) a model that knows nothing can start from
-demonstrations (`source`), because it has no correct rollouts to keep; (2) "Easy-SQL" is the
-official hardness `easy`; (3) rollouts that differ are chosen by token counts and not by an
-embedding model.
+It departs from the paper (MTSQL-R1, arXiv 2510.12831, section 3) in these points: (1) a model that
+knows nothing can start from demonstrations (`source`), because it has no correct rollouts to keep;
+(2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that differ are chosen by token counts
+and not by an embedding model.
 """
 
 import json
@@ -124,6 +124,7 @@ class Progress:
     update: int = 0
     """Finished optimizer steps of all rounds."""
     round: int = 0
+    """The round that is trained; 0 without rounds (source=demonstrations)."""
     done: int = 0
     """Finished optimizer steps of this round."""
 

@@ -1,12 +1,12 @@
-"""Attacks on the sandbox: what ended each, after how long, with how much memory. Prints a table.
+"""Attack the sandbox. Prints a table: what ended each attack, after how long, with how much memory.
 
     python benchmarks/attacks.py                     # deadline 0.5 s
-    python benchmarks/attacks.py --timeout_secs 30   # the default deadline: what ends before it
+    python benchmarks/attacks.py --timeout_secs 30   # the default deadline
 
 Each attack runs in a Python process of its own, on a database that is made for it, after a small
-query. `parent MB` is what the attack added to the peak memory of that process, `worker MB` is the
-peak of its largest worker. The folder of the database must be the same after the attack, byte for
-byte.
+query. `parent MB` is the increase of that process's peak memory during the attack, and `worker MB`
+the peak memory of its largest worker. The folder of the database must be the same after the attack,
+byte for byte.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.worker_pool import the_pool
 
 LONG = "hex(zeroblob(19980))"  # a text of 39,960 characters
-HALF = "hex(zeroblob(9990)) || '1'"
-SET = "'" + "1" * 3300 + "0'"
+HALF = "hex(zeroblob(9990)) || '1'"  # 19,980 zeros and a one
+SET = "'" + "1" * 3300 + "0'"  # characters for trim() to remove
 COUNTER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
 SCHEMA = f"""
 CREATE TABLE big (i INTEGER); INSERT INTO big {COUNTER} SELECT i FROM n LIMIT 3000;
@@ -67,7 +67,8 @@ def planned(max_bytes: int = 18_000) -> str:
 
 
 def bomb(times: int = 40) -> str:
-    """Each CTE joins the one before with itself: compiling it takes memory without end."""
+    """CTEs of which each joins the one before with itself: compiling them takes memory without
+    end."""
     ctes = [f", c{i} AS (SELECT a.x FROM c{i - 1} a, c{i - 1} b)" for i in range(1, times)]
     return "WITH c0 AS (SELECT 1 AS x)" + "".join(ctes) + f" SELECT count(*) FROM c{times - 1}"
 

@@ -1,4 +1,4 @@
-"""What several benchmarks share: the model, and the time, memory and speed of this process."""
+"""Code that several benchmarks share: they make the model, and measure time, memory and speed."""
 
 import ctypes
 import time
@@ -27,9 +27,11 @@ DTYPES = {"float32": "no", "bfloat16": "bf16"}
 def make_model(
     path: str | None, num_layers: int, width: int, vocab: int, kind: Literal["ours", "sdpa"]
 ) -> CausalLM | PreTrainedModel:
-    """The model in the folder `path`, or one of SmolLM2's kind with seeded random weights (30
-    layers of width 576 and a vocabulary of 49,152 are SmolLM2-135M); fp32. It is our decoder, or
-    transformers' with SDPA, with the same weights."""
+    """Load the model in the folder `path`, or make one like SmolLM2 with seeded random weights.
+
+    30 layers of width 576 and a vocabulary of 49,152 are SmolLM2-135M. Weights are float32. The
+    decoder is ours, or transformers' with SDPA and the same weights.
+    """
     model = _model(path, num_layers, width, vocab)
     return from_transformers(model) if kind == "ours" else model
 
@@ -77,8 +79,7 @@ def autocast(dtype: str) -> torch.autocast:
 def matmul_speeds(secs: float = 1.5) -> list[float]:
     """Floating-point operations per second of each 2048-cube matmul that fits into `secs`.
 
-    Take the median: it is the speed that the machine keeps up. A single matmul is often a fifth
-    faster.
+    The median is the speed that the machine can sustain. A single matmul is often a fifth faster.
     """
     a = torch.randn(2048, 2048)
     b = torch.randn(2048, 2048)
@@ -123,9 +124,9 @@ class Stopwatch:
 class LargestTensor(TorchDispatchMode):
     """A context that remembers the largest tensor that an operator makes, in backward too.
 
-    `elements` is the size of the largest tensor. `activation` is that of the largest one which has
-    not the shape of a weight (gradients and optimizer states have). It is slow, so nothing inside
-    it should be timed.
+    `elements` is the size of the largest tensor. `activation` is the size of the largest tensor
+    that does not have the shape of a weight, as gradients and optimizer states have. The context is
+    slow, so nothing inside it should be timed.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -34,7 +34,7 @@ class ModelFlags:
 
 @dataclass(frozen=True)
 class FolderFlags(ModelFlags):
-    """The same, or the model in a folder."""
+    """The same model, or one in a folder."""
 
     model: str | None = None
     """A Hugging Face folder instead of random weights."""
@@ -67,8 +67,7 @@ def print_json(result: dict, is_one_line: bool = False) -> None:
 
 
 def as_words(flags: dict) -> list[str]:
-    """Flags as words of a command line. JSON writes lists, true and false as the parser reads
-    them."""
+    """Write flags as words of a command line. Values are JSON, which the parser reads."""
     words = []
     for name, value in flags.items():
         if value is not None:
@@ -78,8 +77,8 @@ def as_words(flags: dict) -> list[str]:
 
 
 def settings(flags: FolderFlags) -> dict:
-    """All flags as they are printed with a result. Where a folder was given, the shape of the
-    random model had no effect and is left out."""
+    """All flags, as they are printed with a result. If a model folder is given, the shape of the
+    random model has no effect and is left out."""
     values = asdict(flags)
     if flags.model:
         for name in ("num_layers", "width", "vocab"):
@@ -90,7 +89,7 @@ def settings(flags: FolderFlags) -> dict:
 def trl_version(python: str) -> str:
     """The version of TRL that the interpreter `python` has, without importing it.
 
-    Asked before anything slow runs. ValueError that names the flag if there is none.
+    Benchmarks call this before anything slow. ValueError that names the flag if TRL is missing.
     """
     question = "import importlib.metadata; print(importlib.metadata.version('trl'))"
     try:
@@ -106,7 +105,7 @@ def trl_version(python: str) -> str:
 
 
 def run_contestant(python: str, script: str | Path, words: list[str]) -> dict:
-    """Run a script in a process of its own; returns the JSON object on the last line it prints.
+    """Run a script in a process of its own. Returns the JSON object on the last line it prints.
 
     ValueError with the last line of its standard error if it fails.
     """

@@ -2,10 +2,10 @@
 
     python benchmarks/judge.py --examples metrics_examples.jsonl --data data
 
-The official figures are those of taoyds/test-suite-sql-eval, whole program, on Spider dev. Gold
-queries are parsed, and their results kept, before the clock starts; no prediction is seen twice.
-Processor time of all threads of this process is printed too. It does not contain the queries
-themselves, which run in SQL workers.
+The official figures are those of the whole program taoyds/test-suite-sql-eval on Spider dev. Gold
+queries are parsed and run before the clock starts, and their results are kept. No prediction is
+seen twice. The processor time of all threads of this process is printed too. It does not contain
+the queries themselves, which run in SQL workers.
 """
 
 import json
@@ -38,7 +38,7 @@ class Flags:
     threads: int = os.cpu_count() or 1
     """Threads that ask for execution matches."""
     num_passes: int = 5
-    """Passes over the examples, of which the fastest counts."""
+    """Number of passes over the examples. The fastest one counts."""
 
 
 def measure(
@@ -47,7 +47,7 @@ def measure(
     each: Callable[..., Iterable[bool]],
     num_passes: int,
 ) -> dict[str, float]:
-    """Seconds per 1,000 calls of the judge. `each` is map, or the map of a pool of threads."""
+    """Measure the seconds per 1,000 calls of the judge. `each` is map, or a thread pool's map."""
     secs = []
     cpu_secs = []
     for number in range(1, num_passes + 1):

@@ -1,6 +1,6 @@
-"""The same update by this repository's learner and by a padded one: forward, loss, backward.
+"""Compute the same update (forward, loss, backward) with our learner and with a padded one.
 
-Both compute GRPO on fresh samples: the ratio is 1 and there is no KL.
+Both compute GRPO on fresh samples, so the ratio is 1, without a KL penalty.
 
 Legend: B rows, T tokens of the longest row, V vocabulary.
 """
@@ -50,7 +50,7 @@ def make_samples(
 
 
 def learn_ours(model: nn.Module, samples: list[Sample], max_tokens: int, dtype: str) -> float:
-    """Accumulate the gradient as this repository does; returns the loss."""
+    """Accumulate the gradient as this repository does. Returns the loss."""
     module = PolicyModule(model)
     total = denominator(samples, LOSS)
     loss = 0.0
@@ -130,11 +130,11 @@ def tokens_of_padded(samples: list[Sample], max_tokens: int) -> int:
 
 
 def num_operations(model: nn.Module, samples: list[Sample], max_tokens: int) -> float:
-    """Floating-point operations that our update cannot avoid.
+    """Floating-point operations that our update cannot avoid. They are
 
-    They are 6 per weight and token in the layers (in the last MLP per weight and trained position),
-    8 per head weight and trained position (logits are computed twice), and 14 per head dimension
-    and pair of a query and a key that it may see.
+    - 6 per weight and token in the layers, but in the last MLP per weight and trained position;
+    - 8 per weight of the head and trained position, because logits are computed twice;
+    - 14 per head dimension and pair of a query and a key that the query may see.
     """
     config = model.config
     batches = pack(samples, max_tokens)
@@ -155,8 +155,8 @@ def _matrix_elements(module: nn.Module) -> int:
 
 
 def _num_pairs(batch: Batch) -> int:
-    """Pairs of a query and a key that it may see. A span is (prompt start, prompt end, start, end)
-    of one sample; samples of a group share their prompt."""
+    """Number of pairs of a query and a key that the query may see. A span is (prompt start, prompt
+    end, start, end) of one sample; samples of a group share their prompt."""
     num_pairs = 0
     for start, end in {span[:2] for span in batch.spans}:
         num_prompt = end - start

@@ -6,16 +6,16 @@
     python benchmarks/rollout.py --num_layers 6 --with_trl true --trl_python /path/to/python
 
 Prints JSON. Both play the dialogues of workload.py on the same random weights. The loop does what
-tool-calling trainers without an inference server do: for each reply it computes the whole
+tool-calling trainers without an inference server do. For each reply it computes the whole
 conversation again, in a left-padded batch, until the longest reply of the batch is done. Useful
 tokens are the sampled ones.
 
 It also prints
 
-- the share of our time that the matmuls alone would take on this machine at the batch sizes of our
-  steps: those with weights (`linear_frac`), and those together with attention's (`matmul_frac`;
-  keys and values are read once per row, a prompt's once per group);
-- the time of a step with a single row, and of reading the weights once;
+- the share of our time that matmuls alone would take on this machine, at the batch sizes of our
+  engine iterations: `linear_frac` counts matmuls with weights, and `matmul_frac` also counts those
+  of attention (keys and values are read once per row, those of a prompt once per group);
+- the time of an engine iteration with a single row, and of reading the weights once;
 - the speed of the engine with a model that costs nothing.
 
 With `--with_trl true` the tool loop of TRL's GRPOTrainer plays them too, in a process of its own:
@@ -59,16 +59,16 @@ class Flags(PeerFlags, WorkloadFlags, ModelFlags):
     cache_bytes: int = 1536 << 20
     """Memory for keys and values."""
     block_size: int = 32
-    """Tokens in a block of the cache."""
+    """Number of tokens in a block of the key/value cache."""
     curve: list[int] | None = None
-    """Measure only our time, for each of these numbers of replies."""
+    """Measure only our engine's time, for each of these numbers of replies."""
     with_generate: bool = True
-    """Compare the loop around generate."""
+    """Compare with the loop around generate."""
     only_generate: bool = False
     """Measure only the loop around generate, in this process."""
     keep_memory: bool = True
-    """malloc keeps freed memory, as in our scripts. In a comparison the loop around generate runs
-    without this, because its users have it so."""
+    """malloc keeps freed memory, as in our scripts. In a comparison, the loop around generate runs
+    without this, as it does for its users."""
 
     @property
     def num_rows(self) -> int:
@@ -82,7 +82,7 @@ class Flags(PeerFlags, WorkloadFlags, ModelFlags):
 
 
 class FreeDecoder(nn.Module):
-    """A decoder that costs nothing, to see what everything around it costs."""
+    """A decoder that costs nothing, to measure what everything else costs."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class FreeDecoder(nn.Module):
 
 
 def generate_loop(model: nn.Module, work: Workload) -> None:
-    """Each reply after a fresh prefill of the conversation so far."""
+    """Generate each reply after a fresh prefill of the conversation so far."""
     num_rows, num_replies = work.lengths.shape
     samples_per_prompt = num_rows // len(work.prompts)
     contexts = [list(work.prompts[row // samples_per_prompt]) for row in range(num_rows)]
@@ -127,9 +127,9 @@ def fastest(run: Callable[[], object], num_runs: int = 3) -> float:
 
 
 def linear_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
-    """Seconds that the matmuls with the model's weights alone take in these steps.
+    """Seconds that the matmuls with the model's weights alone take in these engine iterations.
 
-    They are measured at powers of two and interpolated between them.
+    They are measured at batch sizes that are powers of two, and interpolated between these.
     """
     layers = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
 
@@ -151,8 +151,8 @@ def linear_secs(model: nn.Module, steps: Counter, max_rows: int) -> float:
 def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int) -> float:
     """Seconds that attention's matmuls alone take.
 
-    Those of decoding are measured as a batched matmul over 400 MB of keys and values. Those of
-    chunks are counted, at the speed of a large matmul.
+    The matmuls of decoding are measured, as a batched matmul over 400 MB of keys and values. The
+    matmuls of chunks are counted, at the speed of a large matmul.
     """
     block_size = engine.pool.block_size
     num_blocks = (400 << 20) // (block_size * HEAD_DIM * 4)
@@ -180,7 +180,7 @@ def attention_secs(engine: ForcedLengths, config: LlamaConfig, num_samples: int)
 
 
 def single_row(engine: ForcedLengths, model: nn.Module) -> dict[str, float]:
-    """Seconds of a decode step of one row, and of one pass over the weights."""
+    """Measure a decode iteration of a single row, and one pass over the weights."""
     engine.force(np.full((1, 1), 999))
     (handle,) = engine.open_group(list(range(100)), [(0, 0, 0, 0)])
     step_secs = []
@@ -195,14 +195,14 @@ def single_row(engine: ForcedLengths, model: nn.Module) -> dict[str, float]:
             weight.sum()
 
     return {
-        "step_secs": median(step_secs[2:]),  # the first steps compute the prompt
+        "step_secs": median(step_secs[2:]),  # the first iterations compute the prompt
         "read_weights_secs": fastest(read_weights, num_runs=5),
     }
 
 
 def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict[str, float]:
-    """The speed at which 256 rows decode 64 tokens each with a decoder, a head and a cache of one
-    layer, all of which cost next to nothing."""
+    """Measure the speed at which 256 rows decode 64 tokens each, with a decoder, a head and a cache
+    of one layer that cost next to nothing."""
     values = config.to_dict() | {"num_hidden_layers": 1}
     model = CausalLM(LlamaConfig(**values)).eval()
     engine = ForcedLengths(model, (), sampling, EngineConfig(256, 64, 256 << 20))
@@ -217,8 +217,8 @@ def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict[str, float
 def play_ours(
     flags: Flags, model: nn.Module, num_replies: int
 ) -> tuple[dict[str, float], Counter, ForcedLengths]:
-    """Play the workload with our engine; returns its figures, the sizes of its steps, the
-    engine."""
+    """Play the workload with our engine. Returns its figures, the number of iterations by scheduled
+    tokens, and the engine."""
     work = make_workload(flags.num_prompts, flags.num_samples, num_replies, flags.vocab)
     engine = ForcedLengths(model, (), sampling_config(flags), flags.engine_config(flags.num_rows))
     start = time.perf_counter()
@@ -255,7 +255,7 @@ def play_generate(flags: Flags, model: nn.Module) -> dict[str, float | bool]:
 
 
 def measure_engine(flags: Flags, model: nn.Module) -> dict[str, dict]:
-    """Our engine: the workload, a single row, and without the model's cost."""
+    """Measure our engine on the workload, on a single row, and without the cost of the model."""
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     figures, steps, engine = play_ours(flags, model, flags.num_replies)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,11 +1,11 @@
-"""What SQL costs: small queries from one and from many threads, and rollouts with runaway queries.
+"""Measure what SQL costs: small queries from one and many threads, rollouts with runaway queries.
 
     python benchmarks/sql.py                              # small queries
     python benchmarks/sql.py --rollouts_too true          # and rollouts, SmolLM2-135M's shape
     python benchmarks/sql.py --rollouts_too true --num_layers 4 --width 192 --vocab 2048
 
-Prints JSON. Small queries are all different, so that no result is cached; then one query is asked
-again and again.
+Prints JSON. Small queries are all different, so that no result is cached. Then a single query is
+repeated, whose result is cached.
 
 Rollouts play turns of the embedded world with replies of forced lengths (weights and text do not
 matter for speed). What a reply does is scripted: three calls of the gold query, each with a remark
@@ -54,27 +54,27 @@ class Flags(ModelFlags):
     """Flags of benchmarks/sql.py."""
 
     num_queries: int = 10_000
-    """Small queries from each number of threads."""
+    """Number of small queries, for each number of threads."""
     rollouts_too: bool = False
     """Play rollouts too, on a random model of the given shape."""
     num_turns: int = 8
-    """Turns of a rollout."""
+    """Number of turns of a rollout."""
     num_samples: int = 4
-    """Trajectories of each turn."""
+    """Number of trajectories of each turn."""
     num_pairs: int = 1
-    """Rollouts without and with runaway queries."""
+    """Number of rollouts without runaway queries, and also of rollouts with them."""
     runaway_frac: float = 0.02
     """Fraction of the calls that are joins of eight tables."""
     max_vm_steps: int = QueryConfig().max_vm_steps
     """Steps of SQLite's virtual machine after which a query ends."""
     num_sql_workers: int = 0
-    """Processes that run queries (0: as many as there are processors)."""
+    """Number of processes that run queries (0: as many as there are processors)."""
     toy_folder: str = "data/toyworld"
-    """Where the embedded world is kept."""
+    """Folder of the embedded world."""
 
 
 def small_queries(num_queries: int, folder: Path) -> dict[str, float]:
-    """Microseconds of each query."""
+    """Measure the microseconds of a query."""
     path = folder / "small.sqlite"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL)")
@@ -100,7 +100,8 @@ def small_queries(num_queries: int, folder: Path) -> dict[str, float]:
 
 
 class RandomLengths(Engine):
-    """Replies end by a stop id, at lengths that depend on the row and the reply only."""
+    """An engine that ends replies by a stop id, at lengths that depend on the row and the reply
+    only."""
 
     def _stop_reason(self, row: Row) -> StopReason | None:
         self.lengths = getattr(self, "lengths", None) or {}
@@ -115,7 +116,7 @@ class Scripted(SqlEnv):
     """An environment that acts as the benchmark says, whatever was sampled."""
 
     def __init__(self, *arguments: object, sample: str, runaways: set[int]) -> None:
-        """Calls whose numbers are in `runaways` are joins of eight tables."""
+        """`runaways` are the numbers of the calls that are joins of eight tables."""
         super().__init__(*arguments)
         self.sample = sample
         self.runaways = runaways

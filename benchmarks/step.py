@@ -9,20 +9,22 @@
 The workload is that of workload.py. Ours runs what train_rl.py runs: `generation_weights`, an
 Engine, `rollout` with its threads and delayed observations, `batch_advantages` and
 `Learner.optimizer_step`. Only the environment and the renderer are stand-ins, and a subclass of the
-engine ends replies where the workload says. TRL runs `trainer.train()`; trl_peer.py says how, and with
-which settings. `trl` has its defaults; `trl_tuned` has no gradient checkpointing and projects
-completions only. It learns from `trl_batch` rows at a time and generates for all rows at once.
-Rewards are the sample's number, so no group has zero variance. Ours learns from 4,096 tokens at a
-time, as configs/rl_sparc_smollm2.yaml does.
+engine ends replies where the workload says. Ours learns from 4,096 tokens at a time, as
+configs/rl_sparc_smollm2.yaml does. The reward of a sample is its number, so no group has zero
+variance.
 
-Each contestant has a process of its own: one small update to warm up, a whole one that shows its
-memory, then `num_updates` that are timed and averaged, in memory that the process already has, like
-the updates of a long run. `cpu_secs` is processor time: where it is far below `secs` times the
-threads, others were using the machine. `*_tokens` count token slots that ran through the model,
-padding included.
+TRL runs `trainer.train()`; trl_peer.py says how, and with which settings. `trl` has its defaults;
+`trl_tuned` has no gradient checkpointing and projects completions only. Both learn from `trl_batch`
+rows at a time and generate for all rows at once.
 
-Sampled ids differ (different generators), hence losses are not compared. Both sample from the plain
-distribution.
+Each contestant has a process of its own. A small update warms it up, a whole one shows its memory,
+and `num_updates` further ones are timed and averaged. These use memory that the process already
+has, as in a long run. `cpu_secs` is processor time: if it is far below `secs` times the number of
+threads, other programs were using the machine. `*_tokens` count token slots that ran through the
+model, padding included.
+
+Sampled ids differ because the generators differ, so losses are not compared. Both sample from the
+unmodified distribution.
 """
 
 import sys
@@ -68,13 +70,13 @@ class Flags(PeerFlags, WorkloadFlags, FolderFlags):
     who: Literal["ours", "trl", "trl_tuned"] | None = None
     """Measure only this contestant, in this process."""
     num_updates: int = 1
-    """Updates that are timed."""
+    """Number of updates that are timed."""
     max_batch_tokens: int = 4096
-    """Tokens of a micro-batch of ours."""
+    """Number of tokens of one of our micro-batches."""
     trl_batch: int = 8
-    """Rows that TRL learns from at a time."""
+    """Number of rows that TRL learns from at a time."""
     cache_bytes: int = 1536 << 20
-    """Memory for our keys and values."""
+    """Bytes for our keys and values."""
 
     @property
     def num_rows(self) -> int:
@@ -123,7 +125,7 @@ def rewards_of(num_samples: int) -> list[float]:
 def play(
     flags: Flags, policy: torch.nn.Module, work: Workload, update: int
 ) -> tuple[list[Trajectory], int]:
-    """Roll out the workload; returns the trajectories and the tokens that the engine computed."""
+    """Roll out the workload. Returns the trajectories and the tokens that the engine computed."""
     max_scheduled_tokens = max(1024, 4 * flags.num_rows)
     config = EngineConfig(flags.num_rows, 32, flags.cache_bytes, max_scheduled_tokens)
     budgets = SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=work.budget + 8)
@@ -151,7 +153,7 @@ def play(
 
 
 def run_ours(flags: Flags, works: list[Workload]) -> list[dict]:
-    """Run an update on each workload; returns the figures of each."""
+    """Run an update on each workload. Returns the figures of each."""
     accelerator = Accelerator(cpu=True, mixed_precision=DTYPES[flags.dtype])
     torch.set_num_threads(flags.threads)
     keep_freed_memory()
@@ -179,8 +181,8 @@ def run_ours(flags: Flags, works: list[Workload]) -> list[dict]:
 
 
 def run_trl(flags: Flags, works: list[Workload]) -> list[dict]:
-    """The same by `trainer.train()`. Its rollout is what `_generate` takes, and learning is the
-    rest of the step."""
+    """Do the same with `trainer.train()`. The time of `_generate` counts as rollout, and the rest
+    of an optimizer step as learning."""
     import trl_peer
 
     policy = make_model(flags.model, flags.num_layers, flags.width, flags.vocab, "sdpa")
@@ -217,7 +219,7 @@ def run_trl(flags: Flags, works: list[Workload]) -> list[dict]:
 
 
 def start(update: int) -> Stopwatch:
-    """Start the time of an update. Update 1 also restarts the peak of memory."""
+    """Start the stopwatch of an update. Update 1 also resets the peak of memory."""
     if update == 1:
         reset_peak()
     return Stopwatch()
@@ -254,7 +256,7 @@ def contest(flags: Flags) -> dict:
 
 
 def compare(flags: Flags) -> dict:
-    """Measure all contestants, each in a process of its own; times of the others are also given as
+    """Measure all contestants, each in a process of its own. Times of the others are also given as
     multiples of ours."""
     results: dict = {}
     words = as_words(asdict(flags))

@@ -1,26 +1,28 @@
-"""TRL's GRPOTrainer as a contestant: its own code, made to play a given workload.
+"""Make TRL's GRPOTrainer play a given workload with its own code, as a contestant.
 
-Needs `pip install trl`, which the product does not. How it is driven, and what that costs it:
+This needs `pip install trl`; mtsql itself does not. How the trainer is driven, and what this costs:
 
 - **Ids.** The tokenizer is a stand-in that maps the word `t17` to the id 17. Its chat template
   writes contents as they are, so prompts and observations have exactly the workload's ids. TRL's
   rendering, tokenizing, suffix and mask code all run.
 - **Lengths of replies.** `model.generate` gets a logits processor that forbids the end-of-turn id
-  until a row has its length, and then allows only that id: one column is written per step. Rows
-  that are done stay in the batch until the longest one is, as always in `generate`; no token beyond
-  the longest row is made.
+  until a row has its length, and then allows only that id: one column is written per token. As
+  always in `generate`, rows that are done stay in the batch until the longest one is done. No token
+  beyond the longest row is generated.
 - **Tool calls.** Instead of reading text, the stand-in's `parse_response` answers with a call to
   `look` for every reply but the last. That is cheaper than the parser which it replaces. `look`
   returns the observation at once (no SQL).
 - **Given trajectories** (for the update alone) enter by `rollout_func`, TRL's own hook for custom
   rollouts.
 
-Settings are TRL's defaults except SDPA attention, no saving or reports, no shuffle of the prompts,
-the group's size, a completion budget that nothing exceeds, and the precision that the benchmark is
-asked for. (TRL's own default is bf16 autocast, on CPUs too: faster than fp32 where there are bf16
-instructions such as AMX, slower where they are emulated.) `tuned` turns off two more things that
-cost time: gradient checkpointing, on by default, and the projection of prompt positions to the
-vocabulary, which TRL leaves out on a GPU only. Its continuous batching and vLLM are not used.
+Settings are TRL's defaults, with these exceptions: SDPA attention, no saving or reports, no shuffle
+of the prompts, the group's size, a completion budget that nothing exceeds, and the precision. The
+precision is what the benchmark is asked for. TRL's own default is bf16 autocast, on CPUs too, which
+is faster than fp32 on CPUs with bf16 instructions such as AMX and slower on others.
+
+`tuned` turns off two more things that take time. They are gradient checkpointing, which is on by
+default, and the projection of prompt positions to the vocabulary, which TRL omits only on a GPU.
+TRL's continuous batching and vLLM are not used.
 
 Legend: B rows of a generation batch, V vocabulary.
 """
@@ -47,26 +49,26 @@ TEMPLATE = (
     "{{- call.function.name + ' ' + (call.function.arguments | tojson) + ' ' }}{%- endfor %}"
     "{%- if m.role == 'assistant' %}{{- eos_token + ' ' }}{%- endif %}{%- endfor %}"
 )
-"""Contents and nothing else: an observation is its own words, after the reply's end-of-turn id."""
+"""The template writes contents only. An observation follows the reply's end-of-turn id."""
 
 
 def to_text(ids: list[int]) -> str:
-    """Words that the stand-in's tokenizer reads as exactly these ids."""
+    """Words that the stand-in for the tokenizer reads as exactly these ids."""
     return " ".join(f"t{i}" for i in ids)
 
 
 @dataclass
 class Script:
-    """What shall happen in one rollout, and how far it is."""
+    """The replies and observations of one rollout, and how far the rollout is."""
 
     lengths: list[list[int]] = field(default_factory=list)
-    """Tokens of a reply, by row and reply."""
+    """Number of tokens of each reply, by row and reply."""
     observations: list[list[list[int]]] = field(default_factory=list)
-    """Ids of an observation, by row and reply."""
+    """Ids of each observation, by row and reply."""
     num_generated: int = 0
-    """Calls of `generate` so far: each makes one reply of every row."""
+    """Number of calls of `generate` so far. Each call generates one reply of every row."""
     num_parsed: int = 0
-    """Replies read so far: row by row, then the next reply."""
+    """Number of replies read so far: the first reply of every row, then the second ones."""
 
     def begin(self, lengths: Iterable[Iterable[int]], observations: list[list[list[int]]]) -> None:
         """Start a rollout."""
@@ -77,7 +79,7 @@ class Script:
 
 
 class Words(PreTrainedTokenizerFast):
-    """The tokenizer's stand-in. `script` says what a reply is."""
+    """A stand-in for the tokenizer. `script` says what a reply is."""
 
     script: Script
 
@@ -140,8 +142,8 @@ class ForcedLengths(LogitsProcessor):
 
 
 class Steps(TrainerCallback):
-    """Calls `before(step)` and `after(step)` around each optimizer step, which includes generation,
-    micro-batches and AdamW."""
+    """A callback that calls `before(step)` and `after(step)` around each optimizer step, which
+    includes generation, micro-batches and AdamW."""
 
     def __init__(self, before: Callable[[int], None], after: Callable[[int], None]) -> None:
         self.before = before
@@ -155,7 +157,7 @@ class Steps(TrainerCallback):
 
 
 class Slots:
-    """Counts token slots that run through the model since `clear`. Padding counts, the
+    """A counter of the token slots that ran through the model since `clear`. Padding counts; the
     recomputation of gradient checkpointing does not."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -170,7 +172,7 @@ class Slots:
         self.calls += 1
 
     def clear(self) -> None:
-        """Start to count anew."""
+        """Set the count to 0."""
         self.count = 0
         self.calls = 0
 
@@ -206,9 +208,9 @@ def make_peer(
     """A GRPOTrainer over `prompts`, in this order, `prompts_per_step` for each optimizer step and
     `num_samples` trajectories for each prompt.
 
-    `batch` is its per_device_train_batch_size, and `rewards` has one reward for each row of a step.
-    With `given`, trajectories come from there, as `rollout_func` returns them; without, the trainer
-    generates and calls the tool.
+    `batch` is its per_device_train_batch_size. `rewards` has one reward for each row of an
+    optimizer step. `given` is a `rollout_func` that returns the trajectories; without it, the
+    trainer generates them and calls the tool.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -288,8 +290,8 @@ def make_peer(
 
 
 def _meter_rollout(peer: Peer, check: bool) -> None:
-    """Time `_generate` (render, generate, tool loop). With `check`, RuntimeError unless its
-    trajectories are those of the script."""
+    """Time `_generate` (render, generate, tool loop). With `check`, raise a RuntimeError if its
+    trajectories differ from those of the script."""
     inner = peer.trainer._generate
 
     def generate(prompts: list) -> tuple:

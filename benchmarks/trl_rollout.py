@@ -5,9 +5,9 @@
 
 What is timed is TRL's `_generate` inside `trainer.train()`. It renders the prompts, calls
 transformers' `generate` for a reply of all rows, reads the replies, runs the tool and calls
-`generate` again on the longer prompts, until no row calls a tool. A small training step comes
-before, as a warm-up; the rest of the timed step is left out. How TRL is driven is described in
-trl_peer.py.
+`generate` again on the longer prompts, until no row calls a tool. A small optimizer step before it
+is the warm-up. The rest of the timed optimizer step is left out. trl_peer.py describes how TRL is
+driven.
 """
 
 import sys

@@ -1,15 +1,15 @@
-"""One learner update (log-probs, loss, backward, optimizer step) against padded learners.
+"""Compare an update (log-probs, loss, backward, optimizer step) of our learner and of padded ones.
 
     python benchmarks/update.py                             # a model of SmolLM2-135M's shape
     python benchmarks/update.py --num_layers 4              # a quick look
     python benchmarks/update.py --num_layers 4 --with_trl true
     python benchmarks/update.py --num_layers 2 --vocab 151936 --allocations true
 
-Prints JSON. All contestants get the same weights, trajectories and loss (GRPO on fresh samples: the
-ratio is 1, there is no KL), and each runs in a process of its own: one small update that allocates
-optimizer state, a whole one that shows its memory, then three that are timed, of which the middle
-one counts. Their `loss` and `grad_norm` must agree (TRL's in four digits: its warm-up moves the
-weights by a rate of 1e-6).
+Prints JSON. All contestants get the same weights, trajectories and loss: GRPO on fresh samples, so
+the ratio is 1, without a KL penalty. Each runs in a process of its own. A small update allocates
+the optimizer state, a whole one shows the memory, and three are timed, of which the median counts.
+Their `loss` and `grad_norm` must agree (TRL's in four digits only, because its warm-up changes the
+weights at a learning rate of 1e-6).
 
 - `padded` is what small trainers do: every sample repeats its prompt, rows are padded to the
   longest, and logits exist at every position.
@@ -20,14 +20,17 @@ weights by a rate of 1e-6).
 
 On fresh samples TRL computes no old log-probs, and neither do the others.
 
-Memory is the peak resident size during the update above what is resident before it, without
-gradients: ours and padded hold theirs already, and TRL's, freed between steps, are subtracted.
-`cpu_secs` is processor time: where it is far below `secs` times the threads, others were using the
-machine. `matmul_frac` is the speed of the counted operations as a share of a large matmul's speed,
-which is the median of the matmuls computed for a second and a half before and after each timed
-update (`matmul_best_gflops` is the fastest of them). `--allocations true` repeats the update,
-untimed, and reports the largest tensors that were made, to show whether one is as large as
-positions times vocabulary; `largest_activation_elements` leaves out tensors of a weight's shape.
+- Memory is the peak resident size during the update minus the resident size before it. Gradients do
+  not count: ours and padded have allocated them before, and TRL's, which are freed between
+  optimizer steps, are subtracted.
+- `cpu_secs` is processor time. If it is far below `secs` times the number of threads, other
+  programs were using the machine.
+- `matmul_frac` is the speed of the counted operations as a share of a large matmul's speed. The
+  latter is the median of the matmuls that are computed for a second and a half before and after
+  each timed update (`matmul_best_gflops` is the fastest of them).
+- `--allocations true` repeats the update, untimed, and reports the largest tensors. They show
+  whether one is as large as positions times vocabulary. `largest_activation_elements` leaves out
+  tensors that have the shape of a weight.
 """
 
 import sys
@@ -76,13 +79,13 @@ class Flags(PeerFlags, FolderFlags):
     """Flags of benchmarks/update.py."""
 
     num_prompts: int = 1
-    """Groups of an update."""
+    """Number of groups of an update."""
     num_samples: int = 8
-    """Trajectories of a group."""
+    """Number of trajectories of a group."""
     prompt_tokens: int = 600
-    """Tokens of a prompt."""
+    """Number of tokens of a prompt."""
     max_batch_tokens: int = 8192
-    """Tokens of a micro-batch."""
+    """Number of tokens of a micro-batch."""
     who: Literal["ours", "padded", "trl", "trl_tuned"] | None = None
     """Measure only this contestant, in this process."""
     trl_batches: list[int] = field(default_factory=lambda: [8, 2])
@@ -96,13 +99,13 @@ class Flags(PeerFlags, FolderFlags):
 
 
 def middle(timed: list[dict[str, float]]) -> dict:
-    """The times of the middle one of the timed updates, and the seconds of all."""
+    """The times of the update with the median seconds, and the seconds of all timed updates."""
     by_secs = sorted(timed, key=lambda times: times["secs"])
     return {**by_secs[len(timed) // 2], "all_secs": [times["secs"] for times in timed]}
 
 
 def largest_tensors(largest: LargestTensor) -> dict[str, int]:
-    """What `--allocations true` reports."""
+    """The sizes that `--allocations true` reports."""
     return {
         "largest_tensor_elements": largest.elements,
         "largest_activation_elements": largest.activation,
@@ -160,7 +163,7 @@ def learn_here(flags: Flags, vocab: int) -> dict:
 def our_throughput(
     flags: Flags, model: nn.Module, samples: list[Sample], secs: float, matmul_speed: float
 ) -> dict[str, float]:
-    """Tokens that ours computes, and how fast its operations are done."""
+    """The tokens that our learner computes, and the speed of its operations."""
     num_tokens = sum(batch.num_computed for batch in pack(samples, flags.max_batch_tokens))
     num_operations = learners.num_operations(model, samples, flags.max_batch_tokens)
     return {
@@ -174,8 +177,8 @@ def our_throughput(
 def learn_with_trl(flags: Flags, vocab: int) -> dict:
     """Measure TRL's update, in this process.
 
-    Optimizer step 0 warms up on two tokens a row, step 1 shows the memory, the next NUM_TIMED are
-    timed. With `--allocations true` one more follows, whose tensors are looked at.
+    Optimizer step 0 warms up on two tokens a row, step 1 shows the memory, and the next NUM_TIMED
+    are timed. With `--allocations true`, one more step follows, whose tensors are measured.
     """
     import trl_peer
 
@@ -296,7 +299,7 @@ def words_for(flags: Flags, who: str, **changes: object) -> list[str]:
 
 
 def fastest_tuned(flags: Flags) -> dict:
-    """TRL without what slows it down, at the fastest of `trl_batches`."""
+    """The figures of `trl_tuned` with the fastest of `trl_batches`."""
     runs = []
     for batch in flags.trl_batches:
         words = words_for(flags, "trl_tuned", trl_batches=[batch])

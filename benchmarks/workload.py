@@ -1,4 +1,4 @@
-"""The dialogues that benchmarks play: prompts, replies of forced lengths, observations. No SQL.
+"""The dialogues that benchmarks play: prompts, replies of forced lengths, observations, no SQL.
 
 Prompts have about 600 tokens, replies 20 to 120 and observations about 80. Token ids are random,
 because weights and text do not matter for speed.
@@ -16,19 +16,19 @@ from mtsql.engine.scheduler import Plan, Row
 
 @dataclass(frozen=True)
 class WorkloadFlags:
-    """How much is played."""
+    """The size of a workload."""
 
     num_prompts: int = 8
-    """Prompts of a rollout."""
+    """Number of prompts of a rollout."""
     num_samples: int = 4
-    """Trajectories of each prompt."""
+    """Number of trajectories of each prompt."""
     num_replies: int = 4
-    """Replies of each trajectory."""
+    """Number of replies of each trajectory."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated. A row is one trajectory; rows of one prompt follow each other."""
+    """The ids of a rollout. A row is one trajectory; the rows of one prompt are consecutive."""
 
     prompts: list[list[int]]
     lengths: np.ndarray  # (rows, replies) forced length of each reply
@@ -36,17 +36,17 @@ class Workload:
 
     @property
     def num_sampled(self) -> int:
-        """Tokens of all replies."""
+        """Number of tokens of all replies."""
         return int(self.lengths.sum())
 
     @property
     def num_observed(self) -> int:
-        """Tokens of all observations."""
+        """Number of tokens of all observations."""
         return sum(len(ids) for row in self.observations for ids in row)
 
     @property
     def num_tokens(self) -> int:
-        """Distinct tokens: each prompt once, replies and observations."""
+        """Number of distinct tokens: each prompt once, all replies and observations."""
         return sum(map(len, self.prompts)) + self.num_sampled + self.num_observed
 
     @property
@@ -73,7 +73,7 @@ class Workload:
 
 
 def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: int) -> Workload:
-    """The same workload whenever the arguments are the same."""
+    """Make a workload. The same arguments always give the same workload."""
     rng = np.random.default_rng(0)
     num_rows = num_prompts * num_samples
 
@@ -90,11 +90,11 @@ class ForcedLengths(Engine):
     """An engine that ends replies where the workload says, and counts what attention reads."""
 
     num_own_tokens = 0
-    """Cached tokens of the rows themselves that decoding read."""
+    """Number of cached tokens that decoding read, without those of prompts."""
     num_shared_tokens = 0
-    """Cached tokens of prompts that decoding read: once per group and step."""
+    """Number of cached tokens of prompts that decoding read, once per group and iteration."""
     num_pairs = 0
-    """Pairs of a query and a key in chunks of prompts and observations."""
+    """Number of pairs of a query and a key in chunks of prompts and observations."""
 
     def force(self, lengths: np.ndarray) -> None:
         """Force these lengths, (rows, replies); a row is known by its handle."""
@@ -102,7 +102,7 @@ class ForcedLengths(Engine):
         self.num_done = np.zeros(len(lengths), dtype=int)  # replies that ended, per row
 
     def play(self, work: Workload) -> Counter:
-        """Play the whole workload; returns how many steps computed how many tokens."""
+        """Play the whole workload. Returns how many iterations had each number of tokens."""
         self.force(work.lengths)
         num_samples = len(work.lengths) // len(work.prompts)
         for turn, prompt in enumerate(work.prompts):
@@ -133,7 +133,7 @@ class ForcedLengths(Engine):
 
 
 class StopsAsPolicy(ForcedLengths):
-    """The same, but replies end by a stop id, as `rollout` expects of replies worth answering."""
+    """The same engine, but replies end by a stop id, because `rollout` answers no others."""
 
     def _stop_reason(self, row: Row) -> StopReason | None:
         if super()._stop_reason(row) is None:

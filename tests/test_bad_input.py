@@ -131,7 +131,7 @@ GOOD = "--model.path models/good"
             f"{DATA} good.json {GOOD} --max_prompt_tokens 5",
             "max_prompt_tokens is 5, but the shortest",
         ),
-        ("--warm_start_folder file", "warm_start_folder file: cannot be made a folder"),
+        ("--warm_start_folder file", "warm_start_folder file: cannot create this folder"),
         (
             f"{DATA} good.json {GOOD} --model.lora.rank 4 --model.lora.targets [nope]",
             "model.lora.targets",

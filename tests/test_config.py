@@ -61,7 +61,7 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--model.path="], "model.path is empty"),
         (["--config", ""], "--config is empty"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
-        (["--config", "/"], "--config /: a folder"),
+        (["--config", "/"], "--config /: this is a folder"),
         (["--warm_start.optim.l", "1"], "unknown flag --warm_start.optim.l"),
         (["--warm_start", "3"], "warm_start is 3: expected keys of its own or null"),
     ],
@@ -97,8 +97,8 @@ def test_no_script_takes_shortened_flags(kind):
         ("group_size: 3\ngroup_size: 4\n", "the key group_size appears twice"),
         ("optim: {lr: 1}\nenv: {}\noptim: {betas: [0, 0]}\n", "the key optim appears twice"),
         ("? [a]\n: 1\n", "recipe.yaml"),
-        ("config: other.yaml\n", "config is a flag only"),
-        ("print_config: true\n", "print_config is a flag only"),
+        ("config: other.yaml\n", "config works only as a flag"),
+        ("print_config: true\n", "print_config works only as a flag"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, text, words):

@@ -109,7 +109,9 @@ def test_a_changed_file_is_named(key, file, is_moved, run):
 def test_a_moved_file_may_be_given_with_its_new_path(key, run):
     named = Path(NAMED[key])
     os.renames(named, f"moved/{named.name}")
-    line = f"{key} {named}: no such file or folder: where it was moved, name it anew with --{key}$"
+    line = (
+        f"{key} {named}: no such file or folder: if it was moved, give its new place with --{key}$"
+    )
     with pytest.raises(ValueError, match=line):
         check(Config())
     check(with_key(key, f"moved/{named.name}"))
@@ -168,7 +170,7 @@ def test_files_that_the_run_does_not_use_may_move_with_the_others(key, run):
 @pytest.mark.parametrize("gone", ["files/database/a/a.sqlite", "files/model/tokenizer.json"])
 def test_a_file_that_is_missing_in_a_folder_is_named(gone, run):
     Path(gone).unlink()
-    with pytest.raises(ValueError, match=f"{gone}: no such file: put it back or, where the files"):
+    with pytest.raises(ValueError, match=f"{gone}: no such file: put it back or, if the files"):
         check(Config())
 
 

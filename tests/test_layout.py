@@ -27,9 +27,9 @@ MAY_IMPORT = {
     "learner": {"model", "run.ranks"},
     "rl": {"agent", "judge", "engine", "learner", "model", "sql", "run.ranks"},
     "schema": {"sql"},
-    "model_notes": {"run", "agent", "engine"},
+    "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
-    "session": {"run", "learner", "model", "model_notes", "workbench"},
+    "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
     "warm_start": {"run", "workbench"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }

@@ -216,5 +216,5 @@ def test_a_lock_that_cannot_be_written_is_a_one_line_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file: cannot be made a folder"):
+    with pytest.raises(ValueError, match="file: cannot create this folder"):
         RunLock(tmp_path / "file").acquire()

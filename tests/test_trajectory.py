@@ -36,7 +36,7 @@ def test_each_sampled_token_needs_a_logprob():
 
 def test_a_sample_has_an_entry_for_each_token_after_the_prompt():
     trajectory = two_replies()
-    sample = trajectory.to_sample([0.5] * 4, ref_logprobs=[-0.5] * 4)
+    sample = trajectory.to_sample([0.5] * 4)
     assert (sample.prompt_ids, sample.ids) == ([1, 2, 3], [10, 11, 20, 12])
     assert (sample.loss_mask, sample.old_logprobs) == ([1, 1, 0, 1], trajectory.logprobs)
-    assert (sample.advantages, sample.ref_logprobs) == ([0.5] * 4, [-0.5] * 4)
+    assert (sample.advantages, sample.ref_logprobs) == ([0.5] * 4, None)

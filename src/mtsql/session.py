@@ -10,25 +10,45 @@ The order of a run:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
 from mtsql.files import read_text
 from mtsql.learner.step import Learner
 from mtsql.model.policy import is_sharded, save_policy
-from mtsql.model_notes import notes_of
-from mtsql.run.checkpoint import Checkpoint, done_at_stop, save_checkpoint
+from mtsql.model_notes import EpisodeConfig, notes_of
+from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, done_at_stop, save_checkpoint
 from mtsql.run.config import to_dict
 from mtsql.run.inputs import check_files, check_inputs, hash_inputs, keep_inputs
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, check_free, writing
 from mtsql.run.seeds import seed_update
 from mtsql.run.signals import ignore_stops
+from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import Workbench, digest, set_up
 
 
-def check_folder(config: Any, ranks: Ranks) -> None:
+class RunConfig(EpisodeConfig, Protocol):
+    """What the configurations of train_sft.py and train_rl.py have in common."""
+
+    @property
+    def run(self) -> str: ...
+
+    @property
+    def resume(self) -> str | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+
+
+def check_folder(config: RunConfig, ranks: Ranks) -> None:
     """ValueError, before anything is loaded, if the run folder holds another run, or if the files
     of a resumed run have changed."""
     run = Path(config.run)
@@ -42,7 +62,7 @@ def check_folder(config: Any, ranks: Ranks) -> None:
 class Session:
     """The parts of a training run that do not depend on what is learned."""
 
-    config: Any
+    config: RunConfig
     accelerator: Accelerator
     ranks: Ranks
     workbench: Workbench
@@ -103,7 +123,7 @@ class Session:
 
 
 def open_session(
-    config: Any,
+    config: RunConfig,
     begun: Checkpoint | None,
     accelerator: Accelerator,
     *,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -21,8 +21,14 @@ from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import NotFinite, make_folder
 from mtsql.workbench import digest, warm_start_texts
 
+if TYPE_CHECKING:  # the scripts import the package, not the other way round
+    import train_sft
 
-def warm_start_key(sft: Any) -> str:
+Train = Callable[["train_sft.Config", Checkpoint | None, Accelerator], None]
+"""The function `warm_start` of train_sft.py."""
+
+
+def warm_start_key(sft: "train_sft.Config") -> str:
     """A hash of everything that a warm start depends on, except for the code that learns: the
     settings, the precision that `model.dtype` means on this machine, and the texts to learn
     from."""
@@ -35,10 +41,10 @@ def warm_start_key(sft: Any) -> str:
 
 
 def kept_warm_start(
-    sft: Any,
+    sft: "train_sft.Config",
     parent: Path,
     accelerator: Accelerator,
-    train: Callable[[Any, Checkpoint | None, Accelerator], None],
+    train: Train,
 ) -> Path:
     """The model of a warm start that is kept in a folder of `parent`. It is made if it is not
     there; see `make_warm_start`."""
@@ -52,10 +58,10 @@ def kept_warm_start(
 
 
 def make_warm_start(
-    sft: Any,
+    sft: "train_sft.Config",
     folder: Path,
     accelerator: Accelerator,
-    train: Callable[[Any, Checkpoint | None, Accelerator], None],
+    train: Train,
 ) -> None:
     """Make the warm start of a configuration of train_sft.py. `train` is that script's
     `warm_start`.
@@ -83,7 +89,7 @@ def make_warm_start(
                 if not is_begun:
                     raise
                 advice = f"the warm start in {partial} was begun earlier; if it is damaged, delete "
-                raise ValueError(f"{error}; {advice}that folder to train it anew") from error
+                raise ValueError(f"{error}; {advice}that folder to train it again") from error
             accelerator.free_memory()
             if ranks.is_main:
                 os.replace(partial, folder)

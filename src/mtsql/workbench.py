@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mtsql.agent import prompt_text, prompts, protocol
 from mtsql.agent.demonstrations import fit
@@ -26,6 +27,7 @@ from mtsql.engine.engine import EngineConfig, check_engine
 from mtsql.files import print_line
 from mtsql.model import chat_template, rendering
 from mtsql.model import tokenizer as tokenizing
+from mtsql.model.decoder import CausalLM
 from mtsql.model.policy import (
     ModelConfig,
     build_embedded,
@@ -42,6 +44,9 @@ from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.worker_pool import set_num_workers
 
+if TYPE_CHECKING:  # peft takes seconds to import
+    from peft import PeftModel
+
 NUM_TOKENIZER_TURNS = 3000
 NUM_PROBED_TURNS = 20
 VOLATILE = re.compile(r"random|\bnow\b|current_", re.IGNORECASE)
@@ -55,7 +60,7 @@ class Workbench:
 
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
-    policy: PreTrainedModel
+    policy: "CausalLM | PeftModel"
     corpora: dict[str, Corpus]
     env: EnvConfig
     style: PromptStyle

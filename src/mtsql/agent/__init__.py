@@ -1,2 +1,2 @@
-"""The agent as text: protocol, prompts, reply parser, tools, memory, environment. This room imports
-only `mtsql.sql`."""
+"""The agent as text: protocol, prompts, reply parser, tools, memory, environment. It imports only
+`mtsql.sql`."""

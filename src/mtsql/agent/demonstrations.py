@@ -19,7 +19,7 @@ VERDICT_ON = {EXEC_SQL: "exec_verdict", MEMORY_RETRIEVE: "memory_verdict"}
 def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
     """The replies of an agent that has only the tools `offered`.
 
-    A verdict or a thought of a removed reply passes on to the next reply that stays, if it still
+    A verdict or a thought of a removed reply moves to the next reply that is kept, if it still
     holds there. If both tools are offered, the replies are returned unchanged.
     """
     missing = VERDICT_ON.keys() - set(offered)
@@ -63,10 +63,11 @@ def _still_holds(
 ) -> bool:
     """Whether the thought of a reply makes sense to an agent without the missing tools.
 
-    A thought describes the observation before it, so it goes if the call that led to it goes. The
-    exception is a thought that refuses a query as incoherent: it is about the conversation, which
-    the agent sees in any case. The first thought is about the query that follows, so it stays only
-    if the first reply that stays gives that query. A thought that names a missing tool always goes.
+    A thought describes the observation before it, so it is removed together with the call that led
+    to that observation. The exception is a thought that refuses a query as incoherent: it is about
+    the conversation, which the agent sees in any case. The first thought is about the query that
+    follows, so it is kept only if the first reply that is kept gives that query. A thought that
+    names a missing tool is always removed.
     """
     reply = replies[index]
     if any(tool in reply.think for tool in missing):

@@ -123,7 +123,9 @@ class SqlEnv:
     """One episode. Several threads may run episodes side by side, but only one thread at a time may
     use this one."""
 
-    def __init__(self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle):
+    def __init__(
+        self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle
+    ) -> None:
         self.turn = turn
         self.database = database
         self.config = config
@@ -148,7 +150,7 @@ class SqlEnv:
         """Act on a reply: the observation to show next, or how the episode ended. RuntimeError
         after the end.
 
-        `meter` is told what the queries cost while they run.
+        `meter` counts what the queries cost while they run.
         """
         if self.outcome is not None:
             raise RuntimeError(

@@ -87,10 +87,10 @@ class Reply:
 def parse_reply(text: str, tools: ToolParameters | None = None) -> Reply:
     """Parse a reply to an environment with these `tools`.
 
-    If there are a tool call and an answer, the call counts (the episode goes on, as in the paper).
-    Of several calls the first counts, of several answers the last. Malformed actions count only if
-    no other action is well formed: then the first one is the reply's error. Half of a surrogate
-    pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
+    If there are a tool call and an answer, the call counts (the episode continues, as in the
+    paper). Of several calls the first counts, of several answers the last. Malformed actions count
+    only if no other action is well formed: then the first one is the reply's error. Half of a
+    surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
     tools = {} if tools is None else tools
     parts = _take_apart(text, tools)
@@ -246,7 +246,7 @@ def _as_call(value: dict | list, tools: ToolParameters) -> ToolCall | ParseError
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return ParseError.NO_NAME
-    name = _whole(value["name"])
+    name = _without_surrogates(value["name"])
     given = value.get("arguments", value.get("parameters"))
     if isinstance(given, str):
         given, _ = read_json_at(given, 0)
@@ -267,7 +267,7 @@ def _fitting(given: dict[str, Any], parameters: tuple[Parameter, ...]) -> dict[s
         if not parameter.accepts(value):
             return None
         try:
-            value = _whole(value)
+            value = _without_surrogates(value)
         except RecursionError:  # nested hundreds of levels deep
             return None
         arguments[parameter.name] = without_fence(value) if parameter.type == "sql" else value
@@ -339,12 +339,12 @@ def _verdict(said: str, tag: str) -> Verdict | None:
     return None
 
 
-def _whole(value: Any) -> Any:
+def _without_surrogates(value: Any) -> Any:
     """A JSON value with U+FFFD for each lone surrogate, which no file and no tokenizer takes."""
     if isinstance(value, str):
         return re.sub("[\ud800-\udfff]", "\ufffd", value)
     if isinstance(value, list):
-        return [_whole(item) for item in value]
+        return [_without_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_whole(key): _whole(item) for key, item in value.items()}
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
     return value

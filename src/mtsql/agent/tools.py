@@ -49,7 +49,7 @@ class Episode:
     config: "EnvConfig"
     style: PromptStyle
     meter: WorkMeter | None = None
-    """Is told what the queries of the call cost: pass it to `run_query`."""
+    """Counts what the queries of the call cost: pass it to `run_query`."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Look at a data set before training on it: golds that cannot be judged, correct answers that the
-reward does not pay, and rewards that an answer gets for nothing.
+"""Look at a data set before training on it. The audit finds gold queries that cannot be judged,
+correct answers that the reward does not pay, and wrong answers that it pays.
 
     python -m mtsql.audit                                                   # the toy world
     python -m mtsql.audit --data.train train.json --data.dev dev.json --data.tables tables.json \\
@@ -7,11 +7,11 @@ reward does not pay, and rewards that an answer gets for nothing.
 
 Prints what it found with the worst cases, and writes `audit.json` (every case) and `leave_out.tsv`
 (turn id and reason) to the run folder. With `--data.leave_out runs/audit-sparc/leave_out.tsv`, a
-training leaves those turns out. The audit asks the reward itself what a gold or an attack earns,
-with the limits of `env.query`.
+training leaves those turns out. What a gold query or an attack earns is computed by the reward
+itself, with the limits of `env.query`.
 
-`--rewritings true` also answers with other texts of each gold that mean the same. `--farming true`
-does something else: it prints what policies that understand nothing earn beside honest ones.
+`--rewritings true` also answers with other texts of each gold query that mean the same. `--farming
+true` makes no audit. It prints what policies that understand nothing earn, beside honest ones.
 """
 
 import json
@@ -55,7 +55,7 @@ def _look(config: Config, file: Path) -> None:
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    # Ids and golds hold any text, so no markup is read in it.
+    # Ids and gold queries may hold any text, so brackets in them must not be read as markup.
     console = Console(width=width, markup=False, emoji=False)
     if skipped := describe_skipped(corpus):
         with printing():

@@ -1,4 +1,5 @@
-"""Answers that need no understanding of the question. If one earns anything, it can be farmed."""
+"""Answers that need no understanding of the question. If the reward pays one, a policy can learn to
+give it always."""
 
 from collections.abc import Iterator
 

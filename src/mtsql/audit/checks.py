@@ -1,7 +1,7 @@
-"""Check each turn: can its gold be judged, and which answers does the reward pay?
+"""Check each turn: can its gold query be judged, and which answers does the reward pay?
 
-Whether a gold can be judged shows when it runs as it is written. What a gold, an attack or a
-rewriting earns is asked of the reward itself.
+To see whether a gold query can be judged, it is run as it is written. What a gold query, an attack
+or a rewriting earns is computed by the reward itself. "The gold" is short for the gold query.
 """
 
 import json
@@ -185,7 +185,7 @@ class _TurnAudit:
         return "fixed" if all(orders) else "tied"
 
     def check_rows(self, order: Order) -> None:
-        """Note what makes the gold's rows a weak evidence."""
+        """Note what makes the gold's rows weak evidence."""
         gold = self.gold
         detail = f"{len(gold.rows)} rows"
         if order == "undetermined":
@@ -216,7 +216,7 @@ class _TurnAudit:
             self.found.set_aside[kind] = (text, reason)
 
     def try_attacks(self) -> dict[str, str]:
-        """Try every attack; return those that the reward pays as it is configured, by name."""
+        """Try every attack. Returns attack -> SQL for those that the configured reward pays."""
         guarded = self.config.reward
         unguarded = replace(guarded, guard=False)
         paid: dict[str, str] = {}

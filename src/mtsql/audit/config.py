@@ -19,8 +19,8 @@ LEFT_OUT_BY_DEFAULT = (
     "farmable",
 )
 """Checks of turns that should not be trained on: the correct answer earns nothing or earns by luck,
-a wrong one earns as much, or another turn teaches the same. A gold that is paid in ex but not in em
-still teaches what is correct."""
+a wrong one earns as much, or another turn is the same. A turn whose gold query earns ex but not em
+stays, because it still teaches what is correct."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Config:
     """Wording of the prompts (default: brief on the toy world, full on real data)."""
     reward: RewardConfig = RewardConfig()
     tokenizer: str | None = None
-    """A model folder whose tokenizer counts the prompts. Without one, 4 characters count as a
-    token."""
+    """A model folder whose tokenizer counts the tokens of prompts. Without one, 4 characters count
+    as a token."""
     max_prompt_tokens: int = 4000
-    """Budget of a prompt."""
+    """Maximum number of tokens of a prompt; the check `prompt over budget` lists longer ones."""
     leave_out: tuple[str, ...] = LEFT_OUT_BY_DEFAULT
     """Checks whose turns are written to leave_out.tsv. For a turn that fails several, the first of
     them is the reason."""
     max_dialogues: int = 0
     """Number of dialogues to look at, from the first one (0 = all)."""
     rewritings: bool = False
-    """Also answer each turn with other texts of its gold that mean the same, and count which ones
-    the reward pays. Takes several times as long."""
+    """Also answer each turn with other texts of its gold query that mean the same, and count which
+    ones the reward pays. This takes several times as long."""
     farming: bool = False
-    """Do something else: let policies that understand nothing play turns of the split, and compare
-    what they earn with what honest ones earn. Writes farming.json."""
+    """Instead of an audit, let policies that understand nothing play turns of the split, and
+    compare what they earn with what honest ones earn. Writes farming.json."""
     num_farming_turns: int = 100
     """Number of turns that these policies play, drawn from the split (0 = all)."""
 

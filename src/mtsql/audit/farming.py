@@ -1,9 +1,12 @@
 """Compare the reward of policies that understand nothing with the reward of honest ones.
 
 A reward can be farmed if a policy that understands nothing earns much of what an honest one earns.
-There are two rules: no such policy may earn more than a third of the honest total, and none may
-earn more than half of the honest value of a component. The honest total and the honest values are
-the least that any honest policy earns.
+There are two rules for such blind policies:
+
+- None may earn more than a third of the honest total.
+- None may earn more than half of the honest value of a component.
+
+The honest total and the honest values are the least that any honest policy earns.
 """
 
 import random

@@ -15,12 +15,13 @@ from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.attacks import literal
 from mtsql.audit.reader import read_sql
-from mtsql.audit.statement import Unreadable
+from mtsql.audit.statement import Unreadable, replaced
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, run_query
 from mtsql.sql.schema import Database, Table, quoted
 
-PASS, NO_PASS = Verdict.PASS, Verdict.NO_PASS
+PASS = Verdict.PASS
+NO_PASS = Verdict.NO_PASS
 _LITERAL = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w.])\d+(?![\w.])""")
 
 
@@ -99,7 +100,8 @@ def _answer(sql: str, e: Verdict | None = None, m: Verdict | None = None) -> Rep
 
 def _as_taught(scene: Scene, queries: Sequence[str], answer: str | None = None) -> list[Reply]:
     """Run the queries and judge each by its result, ask the memory if there is one, and answer."""
-    replies, seen = [], None
+    replies = []
+    seen = None
     for sql in queries:
         replies.append(_call(sql, e=seen))
         seen = scene.verdict(sql)
@@ -153,7 +155,8 @@ def _literal_changed(scene: Scene) -> str:
     places = list(_LITERAL.finditer(scene.last_sql))
     if not places:
         return f"{scene.last_sql.rstrip('; ')} LIMIT 1000"
-    last, sql = places[-1], scene.last_sql
+    last = places[-1]
+    sql = scene.last_sql
     return sql[: last.start()] + other(last) + sql[last.end() :]
 
 
@@ -164,9 +167,9 @@ def _columns_reversed(scene: Scene) -> str:
         return scene.last_sql
     first = min(statement.selects, key=lambda select: select.start)
     texts = [statement.text(item) for item in reversed(first.items)]
-    start, end = first.items[0][0], first.items[-1][1]
-    edits = {at: ", ".join(texts) if at == start else "" for at in range(start, end)}
-    return statement.text(edits=edits)
+    start = first.items[0][0]
+    end = first.items[-1][1]
+    return statement.text(edits=replaced((start, end), ", ".join(texts)))
 
 
 def _wrapped(scene: Scene) -> str:

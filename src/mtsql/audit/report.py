@@ -9,7 +9,7 @@ from mtsql.audit.rewritings import REWRITINGS
 
 CHECKS = {
     "gold fails": "the gold does not run within the limits",
-    "gold unpaid ex": "the reward does not pay ex for the gold itself, so for no correct answer",
+    "gold unpaid ex": "the reward pays no ex for the gold itself, hence none for a correct answer",
     "gold unpaid em": "the reward pays ex but not em for the gold itself",
     "gold empty": "the gold returns nothing: paid only with the structure",
     "gold undetermined": "which rows the gold returns depends on the order of storage",
@@ -21,7 +21,7 @@ CHECKS = {
     "prompt over budget": "the prompt is longer than max_prompt_tokens",
     "farmable": "an attack below is paid although the guard is on",
 }
-"""Check -> what it means that a turn fails it."""
+"""Check -> what it means that a turn fails it. "The gold" is short for the gold query."""
 ATTACKS = {
     "SELECT 1": "the number 1, whatever the question is",
     "constant": "the gold's only row, written down",
@@ -60,10 +60,11 @@ class Attack:
 
 @dataclass
 class Rewriting:
-    """The golds that have a kind of rewriting, and those for which the reward pays it.
+    """How many gold queries have a kind of rewriting, and how many of those rewritings are paid.
 
-    num_unpaid_telling: golds without ex for it that are neither empty nor untellable.
-    num_set_aside: golds whose rewriting did not return the gold's rows within the limits; it is
+    num_unpaid_telling: the rewriting earns no ex, although the gold query passes the checks `gold
+    empty` and `gold untellable`.
+    num_set_aside: the rewriting did not return the gold query's rows within the limits, so it is
     not tried as an answer.
     """
 
@@ -140,7 +141,7 @@ def _rewritings_table(report: Report) -> Table:
         "tried on",
         "paid in ex",
         "%",
-        "unpaid, telling gold",
+        "wrongly unpaid",
         "paid in em",
         "set aside",
         "example",

@@ -65,7 +65,7 @@ class BlockVisits:
         num_tokens: int,
         tables: np.ndarray,
         lengths: np.ndarray,
-    ):
+    ) -> None:
         """`tables` and `lengths` as for `step_context`; `num_tokens`: T."""
         self.pool = pool
         self.num_rows = len(lengths)
@@ -109,7 +109,7 @@ class BlockVisits:
     def _make_buffers(
         self, num_heads: int, drawn: list[tuple[slice | np.ndarray, np.ndarray]]
     ) -> None:
-        """Memory for the scores and outputs of all parts, which every layer writes anew."""
+        """Memory for the scores and outputs of all parts, which every layer overwrites."""
         pool = self.pool
         per_head = num_heads // pool.num_kv_heads
         num_parts = len(self.queries)  # M
@@ -141,7 +141,7 @@ class BlockVisits:
         no_token = to_device(np.where(is_empty, -np.inf, 0), device).to(dtype)
         self.no_token = no_token[:, None].expand(-1, num_heads, -1).flatten(0, 1)  # (R*H, S)
 
-    def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         """query (1, H, T, D) -> (R, H, D)."""
         keys = self.pool.keys[layer]
         values = self.pool.values[layer]
@@ -150,7 +150,7 @@ class BlockVisits:
         for visit in self.visits:
             q = query[visit.parts].view(*visit.scores.shape[:2], head_dim)  # (N*K, C*H/K, D)
             k = keys[visit.blocks].flatten(0, 1).transpose(1, 2)  # (N*K, D, S)
-            torch.baddbmm(visit.scores, q, k, beta=0, alpha=scaling, out=visit.scores)
+            torch.baddbmm(visit.scores, q, k, beta=0, alpha=scale, out=visit.scores)
         self.scores.index_add_(0, self.last, self.no_token)
         scores = self.scores.to(torch.promote_types(keys.dtype, torch.float32))
         probs = scores.softmax(-1)  # (M, S)

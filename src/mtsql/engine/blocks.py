@@ -37,7 +37,7 @@ class BlockPool:
         dtype: torch.dtype,
         device: torch.device,
         use_flash: bool = False,
-    ):
+    ) -> None:
         """`use_flash`: whether flash-attn reads the blocks. It wants another order in memory."""
         self.block_size = block_size
         self.num_blocks = num_blocks

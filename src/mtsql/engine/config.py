@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PreTrainedConfig
 
 from mtsql.model.policy import EmbeddedConfig
 
-ModelShape = PretrainedConfig | EmbeddedConfig
+ModelShape = PreTrainedConfig | EmbeddedConfig
 """The configuration of a model folder, or the sizes of an embedded model that is to be built."""
 MAX_ROWS = 1 << 16  # each row has a table with room for all blocks of the cache
 
@@ -30,7 +30,7 @@ class EngineConfig:
     cuda_graphs: bool = True
     """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16); elsewhere there are none."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_rows", "block_size", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name} is {getattr(self, name)}: it must be at least 1")

@@ -1,8 +1,8 @@
-"""Decode steps as CUDA graphs: one launch a step instead of some hundreds, so that a GPU does not
+"""Decode steps as CUDA graphs: one launch a step instead of several hundred, so that a GPU does not
 wait for Python.
 
 A graph repeats the same kernels on the same addresses. So everything that changes from step to step
-is in one tensor of integers, a line for each row, which is filled anew before each replay and read
+is in one tensor of integers, a line for each row, which is filled before each replay and read
 by the captured kernels. There is one graph for each size of a ladder of batch sizes and table
 widths. A step takes the next larger one; the lines left over repeat its first row, which writes the
 same key and value to the same place again. Graphs are captured when they are first needed and last
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.paged_attention import FlashContext
+from mtsql.model.decoder import Decoder
 
 LADDER_STEP = 64  # batch sizes: powers of two up to this, then its multiples
 WARM_UPS = 2  # runs before a capture, which must not record lazily made handles and autocast copies
@@ -29,7 +30,7 @@ HEADER = 4  # integers of a line before its block table: id, position, block, of
 class TableContext(FlashContext):
     """The attention of a decode step that reads all its places from one device tensor."""
 
-    def __init__(self, pool: BlockPool, lines: Tensor):
+    def __init__(self, pool: BlockPool, lines: Tensor) -> None:
         """lines (N, HEADER + B) int64: id of the new token, its position, the block and the offset
         where its key and value go, and the row's block table."""
         _, positions, blocks, offsets = lines[:, :HEADER].unbind(1)
@@ -50,7 +51,7 @@ class Graph(NamedTuple):
 class DecodeGraphs:
     """Runs the steps of one engine in which rows only decode; see the module's docstring."""
 
-    def __init__(self, decoder: torch.nn.Module, pool: BlockPool):
+    def __init__(self, decoder: Decoder, pool: BlockPool) -> None:
         self.decoder = decoder
         self.pool = pool
         self.captured: dict[tuple[int, int], Graph] = {}  # by (N, B)

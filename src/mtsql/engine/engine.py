@@ -64,7 +64,7 @@ class Engine:
         stop_ids: tuple[int, ...],
         sampling: SamplingConfig,
         limits: EngineConfig | None = None,
-    ):
+    ) -> None:
         """`model` must be in eval mode.
 
         Keys and values are kept in the dtype of the weights or, inside `torch.autocast`, in that of
@@ -295,7 +295,7 @@ class Engine:
         return completions
 
     def _stop_reason(self, row: Row) -> StopReason | None:
-        """Why the row's reply ends with its newest token, or None if it goes on."""
+        """Why the row's reply ends with its newest token, or None if the reply continues."""
         if row.ids[-1] in self.stop_ids:
             return StopReason.STOP_ID
         if len(row.ids) >= self.sampling.max_trajectory_tokens:

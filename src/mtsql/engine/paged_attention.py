@@ -76,14 +76,12 @@ def step_context(
 class PagedContext:
     """Writes the new keys and values of a step to their blocks; subclasses attend to them."""
 
-    def __init__(self, pool: BlockPool, places: list[Tensor]):
+    def __init__(self, pool: BlockPool, places: list[Tensor]) -> None:
         """`places`: block (T,), key head (K, 1) and offset (T,) of each new token."""
         self.pool = pool
         self.places = places
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
         dtype = self.pool.data.dtype  # autocast leaves some of the three in float32
         query = query.to(dtype)
@@ -91,10 +89,10 @@ class PagedContext:
         value = value.to(dtype)
         self.pool.keys[layer].index_put_(self.places, key[0])
         self.pool.values[layer].index_put_(self.places, value[0])
-        return self._attend(layer, query, key, value, scaling)[None]
+        return self._attend(layer, query, key, value, scale)[None]
 
     def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         """query (1, H, T, D), key and value (1, K, T, D) -> (T, H, D)."""
         raise NotImplementedError
@@ -110,7 +108,7 @@ class FlashContext(PagedContext):
         tables: Tensor,
         lengths: Tensor,
         chunks: "_RaggedChunks | None",
-    ):
+    ) -> None:
         """tables (R, B) and lengths (R,) int32 on the device, as for `step_context`."""
         super().__init__(pool, places)
         self.tables = tables
@@ -118,7 +116,7 @@ class FlashContext(PagedContext):
         self.chunks = chunks
 
     def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         """query (1, H, T, D) -> (T, H, D); keys and values are read from the cache."""
         query = query[0].transpose(0, 1)  # (T, H, D)
@@ -133,7 +131,7 @@ class FlashContext(PagedContext):
                 values,
                 cache_seqlens=self.lengths,
                 block_table=self.tables,
-                softmax_scale=scaling,
+                softmax_scale=scale,
                 causal=True,
             )
             parts.append(rows[:, 0])
@@ -146,7 +144,7 @@ class FlashContext(PagedContext):
                 self.chunks.cu_length,
                 self.chunks.max_new,
                 self.chunks.max_length,
-                softmax_scale=scaling,
+                softmax_scale=scale,
                 causal=True,
                 block_table=self.chunks.tables,
             )
@@ -157,7 +155,7 @@ class FlashContext(PagedContext):
 class _RaggedChunks:
     """The chunks of a step as flash-attn wants them: cumulated lengths and padded tables, int32."""
 
-    def __init__(self, chunks: list[Chunk], device: torch.device):
+    def __init__(self, chunks: list[Chunk], device: torch.device) -> None:
         new = [chunk.stop - chunk.start for chunk in chunks]
         length = [chunk.length for chunk in chunks]
         width = max(len(chunk.blocks) for chunk in chunks)
@@ -182,7 +180,7 @@ class CpuContext(PagedContext):
         tables: np.ndarray,
         lengths: np.ndarray,
         chunks: list[Chunk],
-    ):
+    ) -> None:
         """The arguments of `step_context`."""
         super().__init__(pool, places)
         self.chunks = chunks
@@ -192,18 +190,18 @@ class CpuContext(PagedContext):
         )
 
     def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         """query (1, H, T, D), key and value (1, K, T, D) -> (T, H, D)."""
         parts = []
         if self.visits is not None:
-            parts.append(self.visits.attend(layer, query, scaling))
+            parts.append(self.visits.attend(layer, query, scale))
         for chunk in self.chunks:
-            parts.append(self._attend_chunk(layer, query, key, value, chunk, scaling))
+            parts.append(self._attend_chunk(layer, query, key, value, chunk, scale))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _attend_chunk(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scale: float
     ) -> Tensor:
         """query (1, H, T, D) of the step -> (stop - start, H, D) of the chunk."""
         inside = slice(chunk.start, chunk.stop)
@@ -227,7 +225,7 @@ class CpuContext(PagedContext):
             value,
             attn_mask=mask,
             is_causal=mask is None,
-            scale=scaling,
+            scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return out[0].transpose(0, 1)

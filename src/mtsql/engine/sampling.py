@@ -23,23 +23,20 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How replies are drawn and how long they may get.
-
-    Attributes:
-        temperature: 0 takes the most probable token.
-        top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
-        top_k: keep this many of the most probable tokens; 0 keeps all.
-        max_reply_tokens: tokens one reply may have, its stop id included.
-        max_trajectory_tokens: tokens a trajectory may have after its prompt, observations included.
-    """
+    """How replies are drawn and how long they may get."""
 
     temperature: float = 1.0
+    """0 takes the most probable token."""
     top_p: float = 1.0
+    """Keep the smallest set of tokens with at least this probability; 1 keeps all."""
     top_k: int = 0
+    """Keep this many of the most probable tokens; 0 keeps all."""
     max_reply_tokens: int = 512
+    """Tokens one reply may have, its stop id included."""
     max_trajectory_tokens: int = 4096
+    """Tokens a trajectory may have after its prompt, observations included."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise ValueError(
                 f"sampling.temperature must be 0 (greedy) or more, not {self.temperature}"

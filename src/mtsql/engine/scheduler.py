@@ -4,7 +4,7 @@ rows and blocks.
 Rows are served oldest first. A row *waits* until it finds a seat and blocks, then is *cached* until
 it is closed or preempted. A cached row whose reply has been handed out is *idle*: it keeps its
 blocks and gives up its seat. When blocks run out the youngest cached row is preempted: it loses its
-blocks, waits, and is computed again. The oldest row can always go on, so nothing deadlocks.
+blocks, waits, and is computed again. The oldest row can always continue, so nothing deadlocks.
 """
 
 import bisect
@@ -72,7 +72,7 @@ class Plan:
 class Scheduler:
     """Rows, their places in the cache, and the plan of each step."""
 
-    def __init__(self, pool: BlockPool, max_rows: int, max_scheduled_tokens: int):
+    def __init__(self, pool: BlockPool, max_rows: int, max_scheduled_tokens: int) -> None:
         self.pool = pool
         self.max_rows = max_rows
         self.max_scheduled_tokens = max_scheduled_tokens

@@ -1,4 +1,4 @@
-"""Scores of single turns -> the official tables."""
+"""Compute the official tables from the scores of single turns."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ TURNS = ("1", "2", "3", "4", "> 4")
 class Score:
     """The verdicts on one turn.
 
-    turn: counted from 0. hardness: None if the gold does not parse. em, ex: None if not computed.
+    turn: counted from 0. hardness: None if the gold query does not parse. em, ex: None if not
+    computed.
     """
 
     interaction: Hashable
@@ -108,7 +109,7 @@ def _all_part_figures(scores: Sequence[Score]) -> dict[str, PartFigures]:
 
 
 def _part_figures(parts: Sequence[Part]) -> PartFigures:
-    """Accuracy is taken over the predictions that have the part, recall over the golds."""
+    """Accuracy is taken over the predictions that have the part, recall over the gold queries."""
     if not parts:
         return PartFigures(0.0, 0.0, 0.0)
     accuracy = _mean([part.f1 == 1 for part in parts if part.num_pred > 0])

@@ -1,7 +1,7 @@
-"""Whether two queries, run as they are written, return the same rows: the judge of the rewards.
+"""The reward's judge: whether two queries, run as they are written, return the same rows.
 
-The official verdict (execution_match.py) differs. It changes the text of both queries first, and
-it takes any ORDER BY in the gold, even a nested one, as the order of the result.
+The official verdict (execution_match.py) differs in two ways. It changes the text of both queries
+first, and it takes any ORDER BY in the gold query, even a nested one, as the order of the result.
 """
 
 import math
@@ -58,7 +58,7 @@ def _masked(sql: str) -> str:
 
 
 def tie_breakers(sql: str, num_columns: int) -> tuple[str, str] | None:
-    """Two variants of an ordered query that break ties in opposite ways. None if it has no order.
+    """Two variants of an ordered query, which break ties in opposite ways. None without ORDER BY.
 
     For two columns, `ORDER BY a LIMIT 3` becomes `ORDER BY a, 1 ASC, 2 ASC LIMIT 3` and
     `ORDER BY a, 1 DESC, 2 DESC LIMIT 3`. Both return the same rows in the same order if no rows
@@ -144,8 +144,8 @@ def agrees_but_for_ties(pred: Rows, gold: Rows, mirrored: Rows) -> bool:
     pred = rounded(pred)
     if len(pred) != len(gold):
         return False
-    # The name of its block becomes one more cell of each row. So rows may change places within a
-    # block only, while columns may change places in all blocks alike.
+    # Each row gets the number of its block as one more cell. So rows may change places only within
+    # a block, while columns may change places only in all blocks alike.
     names = []
     for number, (start, end) in enumerate(_tie_blocks(gold, mirrored)):
         names += [f"block {number}"] * (end - start)
@@ -172,7 +172,8 @@ def _tie_blocks(rows: Rows, mirrored: Rows) -> Iterator[tuple[int, int]]:
 
 
 def stable_order(rows: Rows, mirrored: Rows, gold_sql: str) -> bool | None:
-    """Whether the gold fixes the order of its rows; None if it does not even fix the rows.
+    """Whether the gold query fixes the order of its rows. None if it does not even fix which rows
+    it returns.
 
     mirrored: its rows on the same data, stored in the opposite order.
     """

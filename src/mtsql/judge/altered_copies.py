@@ -1,4 +1,4 @@
-"""Small altered copies of a database, on which a query that agreed with the gold by accident
+"""Small altered copies of a database, on which a query that agreed with the gold query by accident
 disagrees.
 
 The idea is that of distilled test suites (Zhong, Yu and Klein, EMNLP 2020), made cheap:
@@ -142,7 +142,7 @@ class _Altering:
             if link_table == name:
                 references[place] = new_keys.get((parent, key), [])
         refers_by_key = any(place in references for place in primary_key)
-        own_keys = frozenset(() if refers_by_key else primary_key[:1])
+        own_keys = frozenset() if refers_by_key else frozenset(primary_key[:1])
         unique = self.content.unique[name]
         return new_rows(
             table.rows,

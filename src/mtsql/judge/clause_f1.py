@@ -1,4 +1,4 @@
-"""A process reward that no query has to run for: how much of the gold's clauses a query has."""
+"""A process reward that runs no query: how much of the gold query's clauses another query has."""
 
 from mtsql.judge.sql_parser import parse_sql
 from mtsql.judge.sql_query import OrderBy, Query

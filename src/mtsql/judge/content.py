@@ -24,9 +24,9 @@ MAX_CELL_BYTES = 2000
 MAX_READ_BYTES = 32 * 2**20
 """Limit of what is read of one database, counted as Python objects."""
 MAX_CACHED_BYTES = 128 * 2**20
-"""Limit of all databases together that stay in memory for later copies."""
+"""Limit of the memory in which databases are kept for later copies, for all databases together."""
 MAX_COMPARED_COLUMNS = 400
-"""References that no key declares are looked for if a database has at most this many columns."""
+"""Maximum number of columns of a database in which undeclared references are looked for."""
 _LOGGER = logging.getLogger(__name__)
 _CHECK = re.compile(r"\bcheck\s*\(", re.IGNORECASE)
 
@@ -159,8 +159,8 @@ def content_of(db_path: Path) -> Content:
     """Read every ordinary table of a database file.
 
     A table gives at most `MAX_READ_ROWS` rows and its share of `MAX_READ_BYTES`; longer values are
-    truncated. Tables that cannot be read are left out. There are none if the file cannot be read
-    in time. Raises DatabaseFileError if the file is missing or is not a file.
+    truncated. Tables that cannot be read are left out, and all tables if the file cannot be read in
+    time. Raises DatabaseFileError if the file is missing or is not a file.
     """
     path, version = file_version(db_path)
     return _CONTENTS.get(content_hash(path, version), lambda _: _read(db_path))

@@ -157,7 +157,7 @@ def _all_or_nothing(gold: object, pred: object, is_same: bool) -> Part:
 
 
 def _connectors_part(gold: Query, pred: Query) -> Part:
-    """The score of AND and OR in WHERE. Quirk: the counts of gold and prediction are swapped."""
+    """The score of AND and OR in WHERE. Quirk: the counts of both queries are swapped."""
     gold_words = set(gold.where[1::2])
     pred_words = set(pred.where[1::2])
     if gold_words == pred_words:

@@ -151,7 +151,7 @@ class _Partial:
 class _ColumnMapping:
     """A search for an order of the prediction's columns that makes the multisets of rows equal.
 
-    It maps one column of the gold after the other, and goes back where no column fits.
+    It maps one column of the gold query after the other, and goes back if no column fits.
     """
 
     def __init__(self, pred: Rows, gold: Rows) -> None:

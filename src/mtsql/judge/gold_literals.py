@@ -1,4 +1,4 @@
-"""The literals of a gold, and values that meet its comparisons with them."""
+"""The literals of a gold query, and values that satisfy its comparisons with them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mtsql.judge.sql_query import ColumnName, Condition, Query
 from mtsql.sql.schema import Schema, fold
 
 MAX_EXAMPLES = 3
-"""Number of texts of a column that stand for a LIKE pattern."""
+"""Number of texts that are taken from a column as matches of a LIKE pattern."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class _Pattern:
     text: str
 
     def examples(self, column: Sequence[object]) -> list[str]:
-        """Texts that match. A pattern without letters may describe dates or numbers; then the texts
-        are the column's own, because other text around the pattern would give no date."""
+        """Texts that match. A pattern without letters may describe dates or numbers. Then the texts
+        are taken from the column, because the pattern with other text around it is not a date."""
         bare = self.text.replace("%", "")
         if any(map(str.isalpha, bare)):
             return [bare, self.text.replace("%", "x")]
@@ -32,9 +32,9 @@ class _Pattern:
 
 
 def examples_of(content: Content, gold_sql: str, schema: Schema) -> dict[str, dict[int, list]]:
-    """Folded table name -> place of a column -> values that meet the gold's comparisons with it.
+    """Folded table name -> place of a column -> values that satisfy the comparisons with it.
 
-    No values are found for a gold that does not parse.
+    No values are found for a gold query that does not parse.
     """
     gold = parse_sql(gold_sql, schema)
     literals = sorted(set(_literals(gold)), key=repr) if gold else []
@@ -74,7 +74,7 @@ def _literals(query: Query) -> Iterator[tuple[ColumnName, float | int | str | _P
 def _stored(value: float | str) -> float | int | str | _Pattern:
     """A parsed literal as SQLite would store it.
 
-    A quoted number stays a text: SQLite turns it into a number where the column asks for numbers.
+    A quoted number stays a text. SQLite turns it into a number if the column holds numbers.
     """
     if isinstance(value, str):
         text = value.strip('"')

@@ -1,16 +1,27 @@
-"""Whether an execution match proves anything: the check between rows that agree and a reward.
+"""The guard: it checks that an answer whose rows agree with the gold query's did not get them by
+accident.
 
-A policy learns whatever is rewarded, and rows often agree by accident: `SELECT 3` where the gold
-counts three rows, a filter left out where it keeps every row of a tiny database, a list of the
-values that a tool has shown, anything without rows where the gold has none, the last turn's SQL
-once more. So an answer also runs on altered copies of the database (altered_copies.py), where only
-a query with the same meaning still agrees. The guard can only turn a match into a mismatch. The
-official metrics have no such guard, and evaluation uses none.
+A policy learns whatever is rewarded, and rows often agree by accident:
 
-How a copy is made: `content_of` reads a database (content.py), `altered` changes the content
-(altered_copies.py), `memory_copy` packs it, a SQL worker builds it in its memory
-(mtsql/sql/connection.py), and `trial_of` runs the gold on it. `evidence` compares an answer with
-the gold's rows there.
+- `SELECT 3`, where the gold query counts three rows;
+- an answer without a filter, where the filter keeps every row of a tiny database;
+- a list of the values that a tool has shown;
+- anything without rows, where the gold query returns none;
+- the last turn's SQL once more.
+
+So an answer also runs on altered copies of the database (altered_copies.py), where only a query
+with the same meaning still agrees. The guard can only turn a match into a mismatch. The official
+metrics have no such guard, and evaluation uses none.
+
+How a copy is made and used:
+
+1. `content_of` reads a database (content.py).
+2. `altered` changes the content (altered_copies.py), and `memory_copy` packs it.
+3. A SQL worker builds the copy in its memory (mtsql/sql/connection.py).
+4. `trial_of` runs the gold query on it.
+5. `evidence` compares an answer's rows there with the gold query's.
+
+In this folder, "the gold" is short for the gold query.
 """
 
 import re
@@ -47,12 +58,12 @@ from mtsql.sql.sandbox import (
 from mtsql.sql.schema import Schema, fold
 
 NUM_COPIES = 8
-"""Number of copies that are made for a gold."""
+"""Number of copies that are made for a gold query."""
 MAX_COPIES = 12
-"""Limit of copies for a gold whose result is a constant on all copies so far."""
+"""Maximum number of copies, for a gold query whose result is a constant on all copies so far."""
 SECS_PER_TICK = 0.1
 """Time limit of a query on a copy, in seconds for each million VM steps of its budget. The steps
-themselves take a tenth of that; only work that is not counted in steps takes longer."""
+themselves take a tenth of that, so only work that is not counted in steps reaches the limit."""
 MAX_CACHED_BYTES = 128 * 2**20
 """Limit of all cached trials together."""
 _TRIAL_BYTES = 1000
@@ -237,7 +248,7 @@ def _make_trial(gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfi
             mirrored = result  # something in its CREATE statements does not allow another order
         if not result.is_ok or not mirrored.is_ok:
             if QueryStatus.TIMEOUT in (result.status, mirrored.status):
-                break  # it would take as long on the other copies
+                break  # the gold would take as long on the other copies
             continue
         num_run += 1
         rows = _rows_with_ties(gold_sql, database, result, mirrored, copy_limits)

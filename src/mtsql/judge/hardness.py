@@ -54,7 +54,8 @@ def _num_nested(query: Query) -> int:
 
 
 def _num_others(query: Query) -> int:
-    """How many of these are more than one: aggregates, results, items of WHERE, grouping columns.
+    """Official component 3: how many of these four occur more than once: aggregates, results, items
+    of WHERE, grouping columns.
 
     Connectors are items of WHERE too, so two conditions are three items.
     """

@@ -4,9 +4,9 @@ An answer may list the values that it has seen, as in `IN (...)` or BETWEEN the 
 largest. It agrees with a gold that has no filter as long as the database has no other values. So
 altered copies get new values in their columns, and new rows with new keys.
 
-A correct answer may rely on some properties, and these stay: a unique column is still unique, a
-reference still refers to a row, a date is still a date, numbers keep their sign, and no NULL is
-added.
+A correct answer may rely on some properties of the database, so these stay. A unique column is
+still unique, a reference still refers to a row, a date is still a date, numbers keep their sign,
+and no NULL is added.
 """
 
 import random

@@ -1,4 +1,5 @@
-"""Parsed queries without what exact match ignores: literals, DISTINCT, names of one foreign key.
+"""Remove from parsed queries what exact match ignores: literals, DISTINCT, which of two columns of
+a foreign key is named.
 
 SELECT DISTINCT T2.singer_id ... WHERE age > 30   is compared as
 SELECT singer.singer_id ... WHERE age > None      if song.singer_id refers to singer.singer_id
@@ -107,10 +108,12 @@ class _Normalizer:
         if isinstance(condition, str):
             raise _OfficialCrash
         expression = condition.expression
+        if not is_nested:
+            expression = self.expression(expression)
         return Condition(
             condition.is_negated,
             condition.operator,
-            expression if is_nested else self.expression(expression),
+            expression,
             self.value(condition.value),
             self.value(condition.high_value),
         )

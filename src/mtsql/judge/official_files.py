@@ -33,7 +33,7 @@ class GoldLine:
 def read_gold(path: Path) -> list[list[GoldLine]]:
     """Read the interactions of a gold file.
 
-    Raises ValueError naming file and line where the tab is missing or the id is no plain name.
+    ValueError that names file and line if the tab is missing or the id is not a plain name.
     """
     interactions = []
     for lines in _read_interactions(path):
@@ -77,9 +77,9 @@ def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:
 def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
     """Find the files of a database in the first folder that has any.
 
-    All files `<db_id>/*.sqlite*` belong to it: several make a test suite, and a prediction must
-    agree on each. In a folder without any, it is the one file that DatabaseFolder finds. Raises
-    ValueError if there is no file, naming the one that is missing, or if a file is no database.
+    All files `<db_id>/*.sqlite*` belong to the database. Several files are a test suite, and a
+    prediction must agree on each. In a folder without such files, it is the one file that
+    DatabaseFolder finds. ValueError that names the file if there is none or it is not a database.
     """
     names = ", ".join(map(str, folders))
     checked_id(db_id, names)
@@ -98,7 +98,7 @@ def database_files(db_id: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _may_be_database(path: Path) -> bool:
-    """Whether the name is that of no working file of SQLite and of no hidden file."""
+    """Whether this is neither the name of a temporary file of SQLite nor that of a hidden file."""
     is_working_file = path.name.endswith(("-journal", "-wal", "-shm"))
     return not is_working_file and not path.name.startswith(".")
 
@@ -115,7 +115,7 @@ def _require_database(path: Path) -> None:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     if start not in (b"", SQLITE_START):
-        raise ValueError(f"{path}: no SQLite database: get this file again")
+        raise ValueError(f"{path}: not an SQLite database: download this file again")
 
 
 def predictions_text(predictions: Iterable[tuple[str, str | None]]) -> str:

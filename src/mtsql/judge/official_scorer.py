@@ -99,7 +99,7 @@ def _parser() -> OneLineParser:
     switch("--plug-value", "execution: also try the gold's literals in the prediction")
     switch("--compare-values", "exact match: compare literals")
     switch("--compare-distinct", "exact match: compare DISTINCT of columns")
-    switch("--official-zip", "cut the longer of two interactions silently")
+    switch("--official-zip", "truncate the longer of two interactions without an error")
     number("--threads", os.cpu_count() or 1, "number of queries that run at a time")
     steps = OFFICIAL_LIMITS.max_vm_steps
     number("--max-steps", steps, f"limit of VM steps for a query (default: {steps:,})")

@@ -1,4 +1,4 @@
-"""Parts of a database in which foreign keys stay whole: each row's references still find a row."""
+"""Take parts of a database in which foreign keys stay whole: each reference still finds a row."""
 
 import random
 from collections import Counter
@@ -36,8 +36,8 @@ def sample(
     """Take some rows of each table, and all rows that these refer to.
 
     The rows are some that hold a literal of the gold (`examples`: table -> place of a column ->
-    values), and blocks at regular distances. Blocks, because rows that belong together are often
-    neighbours.
+    values), and blocks at regular distances. Blocks are taken because rows that belong together are
+    often neighbours.
     """
     rows = {fold(table.name): table.rows for table in tables}
     kept: dict[str, set[int]] = {}
@@ -122,7 +122,8 @@ def drop_rows(
 def _drop_referring(
     rows: dict[str, list[tuple]], is_kept: dict[str, list[bool]], links: Sequence[Link]
 ) -> None:
-    """Drop the rows whose referred rows are all gone, then those that referred to them, and so on.
+    """Drop the rows whose referred rows are all dropped, then the rows that referred to these, and
+    so on.
 
     A key is (table, place of the column, text). A key is lost once no kept row has it.
     """

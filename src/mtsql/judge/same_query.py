@@ -1,4 +1,4 @@
-"""Whether two texts are the same query. It finds answers that repeat the SQL of an earlier turn."""
+"""Whether two texts are the same query. This finds answers that repeat an earlier turn's SQL."""
 
 import re
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def _columns(sql: str, schema: Schema) -> list[str]:
 
 
 class Copied(Enum):
-    """What an answer repeats of an earlier turn's query, where this turn's gold is another one."""
+    """What an answer repeats of an earlier turn's query that is not the gold query of this turn."""
 
     NO = "no"
     STRUCTURE = "structure"

@@ -1,8 +1,8 @@
 """Score files in the official format.
 
-Where the official program silently cuts the longer of two interactions, this one stops with an
-error, unless `is_official_zip` is set. Where the official program crashes on a gold that does not
-parse or run, this one lists the gold, gives it 0, and continues.
+If two interactions differ in length, the official program truncates the longer one without an
+error. This one stops with an error, unless `is_official_zip` is set. The official program crashes
+on a gold query that does not parse or run. This one lists the query, gives it 0, and continues.
 """
 
 import os
@@ -46,7 +46,7 @@ class ScorerConfig:
     compare_distinct: bool = False
     """Exact match: compare DISTINCT."""
     is_official_zip: bool = False
-    """Cut the longer of two interactions silently."""
+    """Truncate the longer of two interactions without an error."""
     num_threads: int = os.cpu_count() or 1
     limits: QueryConfig = OFFICIAL_LIMITS
 
@@ -57,7 +57,7 @@ class ScorerConfig:
 
 @dataclass(frozen=True)
 class GoldError:
-    """A gold that no prediction can match."""
+    """A gold query that no prediction can match."""
 
     gold: GoldLine
     reason: str
@@ -91,7 +91,7 @@ def score_files(
 ) -> Report:
     """Score a prediction file, after matching each gold with itself.
 
-    Raises ValueError naming file and line for a database that is missing in tables_file or
+    ValueError that names file and line for a database that is missing in tables_file or
     database_dirs, and for files that differ in their numbers of interactions or turns.
     """
     interactions = read_gold(gold_file)
@@ -135,7 +135,7 @@ def _pair(
             line = gold_turns[0].line if gold_turns else "-"
             where = f"interaction {interaction + 1} (gold line {line})"
             counts = f"{len(gold_turns)} and {len(pred_turns)} turns"
-            raise ValueError(f"{files}: {where}: {counts}; --official-zip cuts the longer one")
+            raise ValueError(f"{files}: {where}: {counts}; --official-zip truncates the longer one")
         for turn, (gold, pred) in enumerate(zip(gold_turns, pred_turns, strict=False)):
             pairs.append(_Pair(interaction, turn, gold, pred))
     return pairs

@@ -1,6 +1,6 @@
-"""SQL text -> Query, by the grammar of the official Spider / SParC / CoSQL evaluator, with quirks.
+"""Parse SQL by the grammar of the official Spider / SParC / CoSQL evaluator, quirks included.
 
-The grammar covers less than SQL and differs from it: the whole text has one map of aliases, commas
+The grammar covers less than SQL and differs from it. The whole text has one map of aliases, commas
 in SELECT are optional, text after a complete query is ignored, and conditions have no brackets.
 Published exact match figures depend on these rules, so each one is kept and named where it is
 applied. A text outside the grammar gives None.
@@ -305,7 +305,7 @@ class _Parser:
         if number is not None:
             self.at += 1
             return number
-        # Quirk: the official parser cuts the bracket off a column and then cannot read the rest.
+        # Quirk: the official parser removes the bracket of a column and then cannot read the rest.
         if has_bracket or token in _AGGREGATES:
             raise Unparseable("a column in brackets as value")
         is_distinct = self.accept("distinct")

@@ -1,4 +1,4 @@
-"""SQL text -> tokens, as the official evaluator makes them."""
+"""Split SQL into tokens as the official evaluator does."""
 
 import re
 

@@ -21,6 +21,113 @@ PIECE_LOGITS = {"cpu": 2**19, "cuda": 2**26}
 """Number of logits that the softmax works on at a time: on a CPU as many as its cache holds."""
 
 
+class PolicyModule(nn.Module):
+    """The policy as the learner calls it: it takes a batch and returns log-probs and entropy at its
+    trained positions.
+
+    The whole computation is inside `forward`, so wrappers (DDP, FSDP) see every use of a parameter.
+    `temperature` is that of sampling: the learner scores what was sampled.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes that FSDP2 shards one by one. Accelerate asks the module that it is given."""
+        return self.model._no_split_modules
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probs (P,), entropy (P,)) of `batch`."""
+        return token_logprobs(self.model, batch, self.temperature)
+
+
+def token_logprobs(
+    model: nn.Module, batch: Batch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling
+    temperature. `model` is a `CausalLM`, or peft's wrapper of one.
+
+    ValueError for an adapted head, and for a sample longer than the model's positions.
+    """
+    causal_lm = without_adapters(model)
+    head = causal_lm.lm_head
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"the output head is a {type(head).__name__}, not a plain linear layer: leave it "
+            "unadapted"
+        )
+    _require_positions(batch, max_positions(causal_lm.config))
+    context = PackedContext(batch.spans, batch.ids.device)
+    hidden = causal_lm.model(batch.ids, batch.position_ids, context, batch.sources)  # (P, W)
+    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
+
+
+def _require_positions(batch: Batch, positions: int | None) -> None:
+    lengths = [
+        (prompt_end - prompt_start) + (end - start)
+        for prompt_start, prompt_end, start, end in batch.spans
+    ]
+    longest = max(lengths, default=0)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"a sample of {longest} tokens, its prompt included, is longer than the model's "
+            f"{positions} positions (max_position_embeddings): lower max_prompt_tokens or "
+            "sampling.max_trajectory_tokens"
+        )
+
+
+@torch.no_grad()
+def score(
+    module: nn.Module, samples: list[Sample], max_tokens: int, device: torch.device
+) -> list[list[float]]:
+    """Log-probs of each sample under `module` (a PolicyModule), one per token of its ids, 0 where
+    the mask is 0.
+
+    The learner computes `ref_logprobs` with it (adapters off, or a frozen copy), and `old_logprobs`
+    if an update has several passes.
+    """
+    scores = [[0.0] * len(sample.ids) for sample in samples]
+    for batch in pack(samples, max_tokens):
+        logprobs, _ = module(batch.to(device))
+        remaining = iter(logprobs.tolist())  # those of all samples of the batch, one after another
+        for index in batch.indices:
+            for position, is_trained in enumerate(samples[index].loss_mask):
+                if is_trained:
+                    scores[index][position] = next(remaining)
+    return scores
+
+
+def head_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of `targets` (P,) and entropy at each row of `hidden` (P, W), under a head of
+    `weight` (V, W) and `bias` (V,) or None. Both are (P,), in fp32 or wider, and differentiable in
+    hidden, weight and bias.
+
+    `chunk` rows of logits exist at a time (default: by CHUNK_LOGITS). Under autocast the matmul is
+    computed in its type.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    hidden = hidden.to(dtype)
+    weight = weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if chunk is None:
+        limit = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"])
+        chunk = max(MIN_CHUNK, limit // len(weight))
+    # Backward recomputes the logits outside autocast, so forward must compute them without it too.
+    with torch.autocast(device, enabled=False):
+        return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
+
+
 class _HeadLogprobs(torch.autograd.Function):
     """(hidden (P, W), weight (V, W), bias (V,) or None, targets (P,)) -> (log-probs (P,), entropy
     (P,)) of softmax((hidden weight^T + bias) / temperature). Keeps no logits: backward computes
@@ -131,110 +238,3 @@ def _replace_by_gradient(
 
 def _entropy(probs: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return -torch.linalg.vecdot(probs, logp)
-
-
-def head_logprobs(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    temperature: float = 1.0,
-    chunk: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob of `targets` (P,) and entropy at each row of `hidden` (P, W), under a head of
-    `weight` (V, W) and `bias` (V,) or None. Both are (P,), in fp32 or wider, and differentiable in
-    hidden, weight and bias.
-
-    `chunk` rows of logits exist at a time (default: by CHUNK_LOGITS). Under autocast the matmul is
-    computed in its type.
-    """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    hidden = hidden.to(dtype)
-    weight = weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    if chunk is None:
-        limit = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"])
-        chunk = max(MIN_CHUNK, limit // len(weight))
-    # Backward recomputes the logits outside autocast, so forward must compute them without it too.
-    with torch.autocast(device, enabled=False):
-        return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
-
-
-class PolicyModule(nn.Module):
-    """The policy as the learner calls it: it takes a batch and returns log-probs and entropy at its
-    trained positions.
-
-    The whole computation is inside `forward`, so wrappers (DDP, FSDP) see every use of a parameter.
-    `temperature` is that of sampling: the learner scores what was sampled.
-    """
-
-    def __init__(self, model: nn.Module, temperature: float = 1.0):
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        """The classes that FSDP2 shards one by one. Accelerate asks the module that it is given."""
-        return self.model._no_split_modules
-
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probs (P,), entropy (P,)) of `batch`."""
-        return token_logprobs(self.model, batch, self.temperature)
-
-
-def token_logprobs(
-    model: nn.Module, batch: Batch, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probs (P,), entropy (P,)) at the trained positions of `batch`, at the sampling
-    temperature. `model` is a `CausalLM`, or peft's wrapper of one.
-
-    ValueError for an adapted head, and for a sample longer than the model's positions.
-    """
-    causal_lm = without_adapters(model)
-    head = causal_lm.lm_head
-    if not isinstance(head, nn.Linear):
-        raise ValueError(
-            f"the output head is a {type(head).__name__}, not a plain linear layer: leave it "
-            "unadapted"
-        )
-    _require_positions(batch, max_positions(causal_lm.config))
-    context = PackedContext(batch.spans, batch.ids.device)
-    hidden = causal_lm.model(batch.ids, batch.position_ids, context, batch.sources)  # (P, W)
-    return head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature)
-
-
-def _require_positions(batch: Batch, positions: int | None) -> None:
-    lengths = [
-        (prompt_end - prompt_start) + (end - start)
-        for prompt_start, prompt_end, start, end in batch.spans
-    ]
-    longest = max(lengths, default=0)
-    if positions is not None and longest > positions:
-        raise ValueError(
-            f"a sample of {longest} tokens, its prompt included, is longer than the model's "
-            f"{positions} positions (max_position_embeddings): lower max_prompt_tokens or "
-            "sampling.max_trajectory_tokens"
-        )
-
-
-@torch.no_grad()
-def score(
-    module: nn.Module, samples: list[Sample], max_tokens: int, device: torch.device
-) -> list[list[float]]:
-    """Log-probs of each sample under `module` (a PolicyModule), one per token of its ids, 0 where
-    the mask is 0.
-
-    The learner computes `ref_logprobs` with it (adapters off, or a frozen copy), and `old_logprobs`
-    if an update has several passes.
-    """
-    scores = [[0.0] * len(sample.ids) for sample in samples]
-    for batch in pack(samples, max_tokens):
-        logprobs, _ = module(batch.to(device))
-        remaining = iter(logprobs.tolist())  # those of all samples of the batch, one after another
-        for index in batch.indices:
-            for position, is_trained in enumerate(samples[index].loss_mask):
-                if is_trained:
-                    scores[index][position] = next(remaining)
-    return scores

@@ -7,14 +7,13 @@ P trained positions of a batch. `ratio` = exp(log-prob now - log-prob at samplin
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from mtsql.learner.packing import Batch, Sample
 
 KlEstimator = Literal["k1", "k2", "k3"]
-KL_ESTIMATORS = get_args(KlEstimator)
 MAX_LOG_RATIO = 20.0  # log-ratios are clamped to this: exp of larger ones overflows
 
 
@@ -48,7 +47,7 @@ class LossConfig:
     constant_length: int | None = None
     """Tokens that each trajectory counts as, for aggregate=constant only."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
             raise ValueError("loss.clip_low must be above 0 and at most 1, loss.clip_high above 0")
         if self.dual_clip is not None and self.dual_clip <= 1:

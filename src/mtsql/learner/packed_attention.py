@@ -71,7 +71,7 @@ class PackedContext:
     elsewhere one row after the other.
     """
 
-    def __init__(self, spans: tuple[tuple[int, int, int, int], ...], device: torch.device):
+    def __init__(self, spans: tuple[tuple[int, int, int, int], ...], device: torch.device) -> None:
         """`spans`: (prompt start, prompt end, start, end) of each sample in the flat batch, as
         `pack` lays them out: each prompt is followed by its samples, with nothing between."""
         groups: dict[Span, list[Span]] = {}
@@ -177,14 +177,14 @@ class PackedContext:
 
 
 def _causal(span: Span, is_first: bool) -> list[Part]:
-    """A span that sees itself causally: pieces of equal length, at most CAUSAL_TOKENS, that see
+    r"""A span that sees itself causally: pieces of equal length, at most CAUSAL_TOKENS, that see
     themselves; a shorter last piece; and what lies before each piece.
 
         keys ->   1 2 3 r
-        piece 1   \\ . . .     \\ causal, one part for all pieces of equal length
-        piece 2   # \\ . .     # dense, one part a piece
-        piece 3   # # \\ .     r the remainder: fewer tokens than a piece
-        rest r    # # # \\
+        piece 1   \ . . .     \ causal, one part for all pieces of equal length
+        piece 2   # \ . .     # dense, one part a piece
+        piece 3   # # \ .     r the remainder: fewer tokens than a piece
+        rest r    # # # \
     """
     first, last = span
     pieces_by_thread = min(torch.get_num_threads(), (last - first) // PIECE_TOKENS)

@@ -6,6 +6,7 @@ predicts it happens in `_lay_out` and nowhere else: `sources[p]` is the flat ind
 state predicts `targets[p]`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -32,11 +33,11 @@ class Sample:
     prompt_ids: list[int]
     ids: list[int]
     loss_mask: list[int]
-    advantages: list[float] | tuple = ()
-    old_logprobs: list[float] | tuple = ()
+    advantages: Sequence[float] = ()
+    old_logprobs: Sequence[float] = ()
     ref_logprobs: list[float] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError(
                 "a sample needs a prompt: its first token is predicted from the prompt's last"

@@ -70,11 +70,12 @@ class Learner:
         over all ranks, plus grad_norm. If no rank has a sample with a gradient, nothing happens
         (no step by momentum or weight decay alone) and the result is empty.
         """
-        part = sum(s.num_trained for s in samples)
-        if self.loss is not None:
-            part = denominator(samples, self.loss)
+        if self.loss is None:
+            mine = float(sum(sample.num_trained for sample in samples))
+        else:
+            mine = denominator(samples, self.loss)
             samples = with_gradient(samples, self.loss)
-        divisor = self.ranks.sum({"part": float(part)})["part"]
+        divisor = self.ranks.sum({"divisor": mine})["divisor"]
         batches = pack(samples, self.max_batch_tokens)
         num_batches = max(self.ranks.gather([len(batches)]))
         if not num_batches:

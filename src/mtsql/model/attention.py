@@ -1,7 +1,7 @@
 """The interface between the decoder and attention, which generation and training share.
 
 The decoder projects and rotates queries, keys and values. Which token may see which is not its
-concern: a *context*, made anew for each forward pass, computes the attention.
+concern: a new *context* for each forward pass computes the attention.
 `learner/packed_attention.py` implements it for training (samples that share a prompt, in a flat
 batch) and `engine/paged_attention.py` for generation (keys and values in a paged cache).
 """

@@ -19,7 +19,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     return unwrap(inner) if isinstance(inner, torch.nn.Module) else model
 
 
-def without_adapters(model: torch.nn.Module) -> torch.nn.Module:
+def without_adapters(model: torch.nn.Module) -> CausalLM:
     """The decoder and its head, of which peft may have wrapped some layers."""
     return model.get_base_model() if is_adapted(model) else model
 

@@ -38,7 +38,7 @@ class Linear(nn.Linear):
 class Norm(nn.Module):
     """Division by the root mean square, times a weight."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
@@ -51,7 +51,7 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Projections and rotation; the context does the rest."""
 
-    def __init__(self, config: PreTrainedConfig, index: int):
+    def __init__(self, config: PreTrainedConfig, index: int) -> None:
         super().__init__()
         self.index = index
         self.head_size = head_size(config)
@@ -87,7 +87,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """The weights of a gated MLP; `normed_mlp` computes with them."""
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         has_bias = biases(config).mlp
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=has_bias)
@@ -98,7 +98,7 @@ class Mlp(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm and added to what came in."""
 
-    def __init__(self, config: PreTrainedConfig, index: int):
+    def __init__(self, config: PreTrainedConfig, index: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, index)
         self.mlp = Mlp(config)
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """All of the model but its head."""
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         # The embedding of the padding token gets no gradient, as in transformers.
         self.embed_tokens = nn.Embedding(
@@ -177,7 +177,7 @@ class CausalLM(nn.Module):
     _no_split_modules = ["DecoderLayer"]
     """Accelerate reads here which classes FSDP2 shards one by one."""
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         check_architecture(config)
         self.config = config

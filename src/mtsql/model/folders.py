@@ -59,7 +59,7 @@ class reading:
     """A context in which a library reads a file: its errors become a ValueError of one line that
     begins with `where`, and its own warnings and progress bars are off."""
 
-    def __init__(self, where: str):
+    def __init__(self, where: str) -> None:
         self.where = where
 
     def __enter__(self) -> None:

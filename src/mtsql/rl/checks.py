@@ -1,16 +1,19 @@
 """Which flags of train_rl.py do not go together. `config` is its configuration."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mtsql.model.sizes import require_room_in_batch
 
+if TYPE_CHECKING:  # the scripts import the package, not the other way round
+    from train_rl import Config
 
-def max_tokens(config: Any) -> int:
+
+def max_tokens(config: "Config") -> int:
     """Tokens of the longest sample: its prompt and its trajectory."""
     return config.max_prompt_tokens + config.sampling.max_trajectory_tokens
 
 
-def check_config(config: Any) -> None:
+def check_config(config: "Config") -> None:
     """ValueError that names the flags of an impossible combination, before anything is loaded."""
     if config.group_size < 2 and config.advantage.compares:
         raise ValueError(

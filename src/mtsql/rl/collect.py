@@ -65,19 +65,19 @@ class Collector:
         groups: list[Group] = []
         tried: list[str] = []
         counts = RolloutCounts()
-        now = picked
+        turn_ids = picked  # those of the next rollout
         for num_resampled in range(self.resample_rounds + 1):
-            mine = [turns[turn_id] for turn_id in self.ranks.share(now)]
+            mine = [turns[turn_id] for turn_id in self.ranks.share(turn_ids)]
             new, engine = self.play(mine, "train", num_samples=self.group_size, update=update)
             groups += new
-            tried += now
+            tried += turn_ids
             counts.add(engine, sum(has_signal(group, self.advantage) for group in new))
             total = self.ranks.sum(counts.values())
             num_missing = len(picked) - int(total["with_signal"])
             if num_resampled == self.resample_rounds:
                 break
-            now = curriculum.resample(update, num_updates, num_missing, tried)
-            if not now:
+            turn_ids = curriculum.resample(update, num_updates, num_missing, tried)
+            if not turn_ids:  # every group has a signal, or the stage has no further turn
                 break
         metrics = {
             "rollout_computed_per_distinct": total["computed"] / max(1.0, total["distinct"]),
@@ -117,6 +117,11 @@ class Collector:
             self._add_group_components(group)
         return groups, engine
 
+    def _score(self, trajectory: Trajectory) -> Scored:
+        """The trajectory with its own components; those of its group are added later."""
+        components = reward_components(trajectory, self.reward)
+        return Scored(trajectory, components, total_reward(components, self.reward.weights))
+
     def _add_group_components(self, group: Group) -> None:
         """Add the components that need the whole group, when all of its episodes are finished."""
         trajectories = [one.trajectory for one in group]
@@ -124,10 +129,6 @@ class Collector:
         for one, values in zip(group, components, strict=True):
             one.components |= values
             one.reward += total_reward(values, self.reward.weights)
-
-    def _score(self, trajectory: Trajectory) -> Scored:
-        components = reward_components(trajectory, self.reward)
-        return Scored(trajectory, components, total_reward(components, self.reward.weights))
 
     def probe_parts(self, config: CurriculumConfig) -> list[list[Turn]]:
         """The training turns to probe, in parts, each of which all ranks share."""

@@ -60,7 +60,6 @@ def evaluate(
     *,
     history: History = "gold",
     max_prompt_tokens: int,
-    seed: int = 0,
 ) -> tuple[list[TurnScore], list[Trajectory]]:
     """Play one episode of each turn with the engine's sampling (greedy at temperature 0), and score
     the episodes.
@@ -82,8 +81,8 @@ def evaluate(
             wave,
             make_env,
             num_samples=1,
-            seed=seed,
-            update=-1 if seed else 0,
+            seed=0,
+            update=0,
             max_prompt_tokens=max_prompt_tokens,
             judge=lambda trajectory: (trajectory, score_turn(trajectory)),
         ):

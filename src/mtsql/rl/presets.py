@@ -13,8 +13,8 @@ PRESETS: dict[Preset, dict[str, object]] = {
     # As MTSQL-R1 runs it (paper section 4.5). DeepSeekMath's first form has
     # loss.aggregate=trajectory, loss.kl_coef=0.04, loss.dual_clip=null.
     "grpo": {"advantage.zero_variance": "count", "loss.kl_coef": 0.001},
-    # Liu et al. 2025: neither the length of a trajectory nor the spread of its group's rewards
-    # weighs it; no KL.
+    # Liu et al. 2025: a trajectory's weight depends neither on its length nor on the spread of
+    # its group's rewards; no KL.
     "dr_grpo": {
         "advantage.scale": "none",
         "advantage.zero_variance": "count",

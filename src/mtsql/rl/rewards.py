@@ -10,7 +10,7 @@ The components below use parsed replies and query statuses, never text patterns 
 Answers are parsed from the model's own reply, so nothing that a database or the memory returned can
 inject one.
 
-Source: paper sections 4.2 and 4.3. The defects of the released scorer (section 4.4) are mended: the
+Source: paper sections 4.2 and 4.3. The defects of the released scorer (section 4.4) are fixed: the
 status comes from the executor, each verdict is read from its own tag, and a verdict must come
 before the next call. Other differences: SQL is judged as it was written and as the tool runs it, a
 call of a tool that is not in use does not count, and a repeated call counts once (calls.py).

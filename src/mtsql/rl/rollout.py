@@ -5,8 +5,8 @@ observation joins a later engine step, and a finished trajectory is judged while
 
 Tokens depend on (seed, update, turn, sample, position) alone, so they are the same whenever SQL
 returns. The last bits of their log-probs are not: they depend on which rows are computed together.
-Hence the engine step in which an observation joins is counted from its reply by the work of its
-queries and not by the clock, and two rollouts of the same weights are equal bit for bit.
+Therefore an observation joins a number of engine steps after its reply that depends on the work of
+its queries and not on the clock. Two rollouts of the same weights are then equal bit for bit.
 """
 
 import hashlib
@@ -86,20 +86,19 @@ def rollout(
         live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place in `judged`, trajectory)
         for number, turn in enumerate(turns):
             envs = [make_env(turn) for _ in range(num_samples)]
-            prompts = [renderer.render_prompt(*env.reset()) for env in envs]
+            prompt = renderer.render_prompt(*envs[0].reset())  # the same for the whole group
             budget = engine.sampling.max_trajectory_tokens
             group = [
-                Trajectory(turn, i, prompts[0], env, max_tokens=budget)
-                for i, env in enumerate(envs)
+                Trajectory(turn, i, prompt, env, max_tokens=budget) for i, env in enumerate(envs)
             ]
             places = range(number * num_samples, (number + 1) * num_samples)
-            if len(prompts[0]) > max_prompt_tokens:
+            if len(prompt) > max_prompt_tokens:
                 for place, trajectory in zip(places, group, strict=True):
                     trajectory.env.end(Outcome.PROMPT_TOKENS)
                     judged[place] = judges.submit(judge, trajectory)
                 continue
             keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
-            handles = engine.open_group(prompts[0], keys)
+            handles = engine.open_group(prompt, keys)
             live.update(zip(handles, zip(places, group, strict=True), strict=True))
 
         def finish(handle: int) -> None:

@@ -62,14 +62,13 @@ class Trajectory:
         """Tokens the policy sampled."""
         return sum(self.loss_mask)
 
-    def to_sample(self, advantages: list[float], ref_logprobs: list[float] | None = None) -> Sample:
+    def to_sample(self, advantages: list[float]) -> Sample:
         """The learner's view: ids, mask, log-probs and one advantage for each token after the
-        prompt."""
+        prompt. Without `advantages` the sample is for SFT, or only to be scored."""
         return Sample(
             prompt_ids=self.prompt_ids,
             ids=self.ids,
             loss_mask=self.loss_mask,
             advantages=advantages,
             old_logprobs=self.logprobs,
-            ref_logprobs=ref_logprobs,
         )

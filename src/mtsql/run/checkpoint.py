@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a killed run needs to continue bit for bit as if never killed.
+"""Write and read checkpoints: what a killed run needs to continue, bit for bit as if uninterrupted.
 
     <run>/checkpoints/update-00020/      after 20 updates
         model/                           an ordinary Hugging Face or peft folder: eval.py loads it
@@ -47,8 +47,8 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "env.num_sql_workers",
 )
-"""Keys that a resumed run may change. All but the batch and engine sizes leave its numbers
-unchanged."""
+"""Keys that a resumed run may change. Of these, only the batch and engine sizes change its
+numbers."""
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
@@ -58,8 +58,8 @@ LEFTOVERS = {
     "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",
     "trajectories": r"\.update-[0-9]+\.txt\.partial",
 }
-"""Folder of a run -> names of files that a killed process leaves there half written or half
-deleted."""
+"""Folder inside a run -> pattern of the files in it that a killed process leaves half written or
+half deleted."""
 REPLACED = re.compile(r"\.(update-[0-9]+)\.replaced")
 """The name of a checkpoint while another one of the same update takes its place."""
 
@@ -79,8 +79,8 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
             raise ValueError(
-                "checkpoint.every and keep_best must not be negative, "
-                "checkpoint.keep_last at least 1"
+                "checkpoint.every and checkpoint.keep_best must not be negative, and "
+                "checkpoint.keep_last must be at least 1"
             )
 
 
@@ -93,7 +93,7 @@ def save_checkpoint(
     config: CheckpointConfig,
     is_main: bool = True,
 ) -> None:
-    """Write the checkpoint of `update` finished updates, then delete those not to be kept.
+    """Write the checkpoint of `update` finished updates, then delete older ones as `config` says.
 
     `save_model(folder)` is called on every rank, because all ranks gather sharded weights. The main
     rank does the rest. WriteError that names the folder if the disk is full or the folder cannot be
@@ -181,10 +181,10 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
 
 
 def clean(run: Path) -> None:
-    """Delete what a killed process of this run left half written. To be called under its lock.
+    """Delete what a killed process of this run left half written. The caller holds the run's lock.
 
     Only files and folders with the names that this program uses for them are touched. A checkpoint
-    that was being replaced at the kill gets its name back.
+    that was being replaced when the process was killed gets its name back.
     """
     with writing(f"run {run} (to delete what a killed process left)"):
         for path in (run / "checkpoints").glob(".update-*.replaced"):
@@ -226,7 +226,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise ValueError(f"{folder / 'state.json'} cannot be read as JSON; {advice}") from error
     if not _is_state(state):
         raise ValueError(
-            f"{folder} is not a checkpoint of this program (its state.json has not the format "
+            f"{folder} is not a checkpoint of this program (the format of its state.json is not "
             f"{FORMAT}): move it away to resume from the checkpoint before it"
         )
     if not _is_of(folder, state):
@@ -314,21 +314,22 @@ def _is_state(state: Any) -> bool:
     """Whether the content of a state.json is one that `save_checkpoint` has written."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         return False
-    files, ex = state.get("files"), state.get("ex") or {}
+    files = state.get("files")
+    ex = state.get("ex") or {}
     has_sizes = isinstance(files, dict) and all(type(size) is int for size in files.values())
     has_scores = isinstance(ex, dict) and all(type(x) in (int, float) for x in ex.values())
     return has_sizes and has_scores and type(state.get("update")) is int
 
 
 def _is_of(folder: Path, state: dict[str, Any]) -> bool:
-    """Whether a checkpoint has its own name. A copy with a higher number would always be taken for
-    the newest one."""
+    """Whether the name of a checkpoint's folder has the number of its update. A renamed copy with a
+    higher number would always be taken for the newest checkpoint."""
     match = NAME.fullmatch(folder.name)
     return match is None or int(match[1]) == state["update"]
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The size of each file in a folder, by its path in there."""
+    """The size of each file in a folder, by its path relative to the folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 

@@ -1,4 +1,4 @@
-"""Configurations: recipes and dotted flags to nested dataclasses and back, through jsonargparse."""
+"""Turn recipes and dotted flags into nested dataclasses and back, with jsonargparse."""
 
 import math
 import os
@@ -32,12 +32,13 @@ def parse_config(
 ) -> Any:
     """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
-    `--preset NAME` stands for the flags of `presets[NAME]`. It wins over recipes, and flags after
-    it win over it. If a recipe names a preset, the recipe's own keys win. `--resume RUN` stands for
-    `--config RUN/config.yaml`, and all other flags win. If `kind` has a static method
-    `first_recipe(model_path)`, the file that it returns, if any, is read before all recipes.
-    `--print_config` prints what would run, and exits. What would run is the result of the method
-    `completed()`, if `kind` has one: the configuration, checked, with derived values set.
+    - `--preset NAME` stands for the flags of `presets[NAME]`. It wins over recipes, and flags after
+      it win over it. If a recipe names a preset, the recipe's own keys win.
+    - `--resume RUN` stands for `--config RUN/config.yaml`, and all other flags win over it.
+    - If `kind` has a static method `first_recipe(model_path)`, the file that it returns, if any, is
+      read before all recipes.
+    - `--print_config` prints the configuration that would run, and exits. If `kind` has a method
+      `completed()`, its result is printed: the configuration, checked, with derived values set.
 
     ValueError, in a line that names the fault, for an unknown or shortened flag, a value of the
     wrong type, a number that is not finite, or a recipe that cannot be read.
@@ -60,7 +61,8 @@ def parse_config(
             raise ValueError(f"--run has no effect with resume {resume}: leave it out")
         implied = _implied_flags(parsed.get("preset"), resume, presets or {})
         if implied:
-            # Later flags win. Implied flags come first, but those of --preset after all recipes.
+            # Later flags win. So the flags that --resume or a recipe's preset implies come first,
+            # and those of the flag --preset come after all recipes.
             place = 0
             if resume is None and _words(argv, "--preset"):
                 place = max((end for _, end in _words(argv, "--config")), default=0)
@@ -82,7 +84,9 @@ def parse_config(
     is_printed = values.pop("print_config")
     config = _usable(kind(**values), "")
     if is_printed:
-        print(as_yaml(config.completed() if hasattr(config, "completed") else config), end="")
+        if hasattr(config, "completed"):
+            config = config.completed()
+        print(as_yaml(config), end="")
         raise SystemExit(0)
     return config
 
@@ -102,10 +106,12 @@ def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
         if not file or not os.path.exists(file):
             raise ValueError(f"--config {file or 'is empty'}: no such file")
         if os.path.isdir(file):
-            raise ValueError(f"--config {file}: a folder, name a recipe in it")
+            raise ValueError(f"--config {file}: this is a folder: name a recipe in it")
         own = sorted(OWN_FLAGS & set(read_yaml(file)))
         if own:
-            raise ValueError(f"recipe {file}: {own[0]} is a flag only: take it out of the recipe")
+            raise ValueError(
+                f"recipe {file}: {own[0]} works only as a flag: remove it from the recipe"
+            )
     return parser.parse_args(argv)
 
 
@@ -160,7 +166,7 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
 
 
 class _Formatter(DefaultHelpFormatter):
-    """A description in --help keeps its lines."""
+    """Keep the line breaks of a description in --help."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))

@@ -20,6 +20,7 @@ FILES = "files"
 WHOLE_BYTES = 32 << 20
 """Maximum size of a file that is hashed as a whole."""
 BLOCK_BYTES = 1 << 16
+"""Size of a block of a larger file."""
 NUM_BLOCKS = 64
 """Number of blocks of a larger file that are hashed with its size. They are evenly spread and
 include the first one, which holds a counter that SQLite raises when it writes."""
@@ -29,7 +30,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 WITHOUT_EFFECT = ("mtsql.json",)
 """Files of a model folder that only set defaults. The run's configuration has all values."""
 BY_STEM = ("data.train", "data.dev", "data.dev_seen")
-"""Files whose name, without its ending, is the beginning of the ids of their turns."""
+"""Keys of the files whose name, without its ending, begins the ids of their turns."""
 MAY_MOVE = (
     *BY_STEM,
     "data.tables",
@@ -81,8 +82,8 @@ def _path(config: Any, key: str) -> str | None:
 
 
 def check_places(run: Path, config: Any) -> None:
-    """ValueError that names the key if files of a run to resume are missing, or if their name would
-    give other ids to their turns. Only inputs.json is read."""
+    """Check that the files of a run to resume exist and that their names give the same ids to their
+    turns. ValueError that names the key. Of the run, only inputs.json is read."""
     for key, entry in _read(run).get(FILES, {}).items():
         then = Path(entry["path"])
         now = _path(config, key)
@@ -92,7 +93,7 @@ def check_places(run: Path, config: Any) -> None:
         flag = f"resume {run}: {key} {path}"
         if not path.exists() and key != "data.toy_folder":  # it is written again
             raise ValueError(
-                f"{flag}: no such file or folder: where it was moved, name it anew with --{key}"
+                f"{flag}: no such file or folder: if it was moved, give its new place with --{key}"
             )
         if key in BY_STEM and path.stem != then.stem:
             raise ValueError(
@@ -102,8 +103,8 @@ def check_places(run: Path, config: Any) -> None:
 
 
 def check_files(run: Path, config: Any) -> None:
-    """ValueError that names the key and the file if a file of a run to resume is missing or has
-    another content than at its start. Runs without a list of files pass."""
+    """Check that the files of a run to resume exist and have not changed since the run was started.
+    ValueError that names the key and the file. Runs without a list of files pass."""
     check_places(run, config)
     for key, entry in _read(run).get(FILES, {}).items():
         path = Path(_path(config, key))
@@ -115,8 +116,8 @@ def check_files(run: Path, config: Any) -> None:
             file = path if is_file else path / name
             if not file.is_file():
                 raise ValueError(
-                    f"resume {run}: {key} {file}: no such file: put it back or, where the files "
-                    f"were moved, name their place with --{key}"
+                    f"resume {run}: {key} {file}: no such file: put it back or, if the files were "
+                    f"moved, give their new place with --{key}"
                 )
             if _hash(file, key) != value:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""A separate program: wait until a script's launcher has ended, then print a line.
+"""A separate program that waits until a script's launcher has ended and then prints a line.
 
     python last_line.py LAUNCHER_PID LINE EXIT_CODE
 
@@ -36,7 +36,7 @@ def main(launcher: int, line: str, code: int) -> None:
     except FileExistsError:
         return
     print(line, file=sys.stderr, flush=True)
-    os.close(2)  # whoever reads our output need not wait longer
+    os.close(2)  # a program that reads our output to its end need not wait longer
     time.sleep(OTHERS_SECS)
     os.unlink(mark)
 

@@ -98,10 +98,11 @@ def run_folder(
     """Hold the lock of a run folder inside the `with`. No rank reads or writes the run outside of
     it.
 
-    ValueError, on the main rank, if another process has the run. Files that a killed process left
-    half written are deleted. If the run is stopped, or if it cannot go on because a file cannot be
-    written or a number is not finite, the error says what is kept and how to go on, in the words of
-    `kept`; not if the run cannot be resumed (`can_resume`). `purpose` and `wait` as in `RunLock`.
+    ValueError, on the main rank, if another process has the lock. Files that a killed process left
+    half written are deleted. A run can end early: by a signal, because a file cannot be written, or
+    because a number is not finite. Then `kept(folder)` completes the message, which says what is
+    kept and how to continue. `can_resume` is False for a run that keeps nothing. `purpose` and
+    `wait` are those of `RunLock`.
     """
     lock = RunLock(folder, purpose, wait)
 
@@ -183,10 +184,10 @@ def find_launcher() -> Launcher | None:
 
 
 def leave_group() -> None:
-    """Leave the ranks' process group. To be called when nothing holds the wrapped policy any more.
+    """Leave the ranks' process group. Call it when nothing refers to the wrapped policy any more.
 
     If DDP's reducer is freed after the process group, it joins gloo's threads while holding the
-    GIL; a thread that waits for the GIL then deadlocks, or the process aborts (seen with torch
+    GIL. A thread that waits for the GIL then deadlocks, or the process aborts (seen with torch
     2.13).
     """
     gc.collect()

@@ -42,8 +42,8 @@ class Owner:
     """Identity of the running kernel; empty where the system has none."""
     pid: int
     created: float
-    """Start of the process in seconds since 1970. A later process with the same id has another
-    start."""
+    """Start of the process in seconds since 1970. It distinguishes the process from a later one
+    with the same id."""
     since: str
     command: str
 
@@ -66,9 +66,9 @@ class Owner:
 class RunLock:
     """Hold the lock of a folder inside a `with`. The folder is made if there is none.
 
-    If another process holds the lock: ValueError, in one line that begins with `purpose` and says
-    which process it is. With `wait`, print that line once and wait until the lock is released.
-    A folder that was made here and is still empty at the end is removed.
+    If another process holds the lock, raise a ValueError of one line, which begins with `purpose`
+    and says which process it is. With `wait`, print that line once and wait until the lock is
+    released. A folder that was made here and is still empty at the end is removed.
     """
 
     def __init__(self, folder: Path, purpose: str = "run", wait: bool = False) -> None:
@@ -92,7 +92,7 @@ class RunLock:
             self._make_folder()
         except OSError as error:
             raise ValueError(
-                f"{self.purpose} {self.folder}: cannot be made a folder: {error.strerror}"
+                f"{self.purpose} {self.folder}: cannot create this folder: {error.strerror}"
             ) from error
         has_said = False
         try:
@@ -163,7 +163,8 @@ class RunLock:
                     return holder
                 _write(file, path)
                 self._place = os.open(self.folder, os.O_RDONLY)
-                self._file, is_ours = file, True
+                self._file = file
+                is_ours = True
                 return None
             finally:
                 if not is_ours:
@@ -184,7 +185,7 @@ class RunLock:
             )
         return (
             f"{start}. This host cannot see whether it still runs: wait until it ends, or delete "
-            f"{self.folder / FILE_NAME} if it is gone"
+            f"{self.folder / FILE_NAME} if it has ended"
         )
 
 

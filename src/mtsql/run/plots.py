@@ -1,4 +1,4 @@
-"""Figures from what a run wrote."""
+"""Plot the figures of a run from the files that it wrote."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The processes of a run. All that crosses from one to another goes through `Ranks`."""
+"""The processes of a run. Everything that they exchange goes through `Ranks`."""
 
 import time
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Ranks:
         """Call a function on the main rank while the others wait.
 
         If it raises a ValueError, the run ends: the main rank with that error, the others without
-        a word.
+        a message.
         """
         error = None
         if self.is_main:

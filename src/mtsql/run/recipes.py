@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
     """YAML without aliases and without repeated keys.
 
     A few lines of aliases can stand for more values than fit into memory, or for a list that holds
-    itself. Of two equal keys, the first value would be lost.
+    itself. If a key is repeated, its first value would be lost.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:

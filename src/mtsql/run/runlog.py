@@ -1,5 +1,5 @@
-"""What a run leaves: configuration, versions, metrics.jsonl, readable trajectories, lines on the
-screen.
+"""Write the log of a run: configuration, versions, metrics.jsonl, readable trajectories, and lines
+on the screen.
 
 If a file cannot be written, because the disk is full or the run folder was deleted, the WriteError
 names it.
@@ -60,7 +60,7 @@ class RunLog:
         if not is_main:
             return
         if resume_at is not None:
-            self._go_on(config, *resume_at)
+            self._continue(config, *resume_at)
             return
         check_free(self.folder)
         self._keep_config("config.yaml", config)
@@ -74,7 +74,7 @@ class RunLog:
         """metrics.jsonl in the run folder."""
         return self.folder / "metrics.jsonl"
 
-    def _go_on(self, config: Any, update: int, num_bytes: int) -> None:
+    def _continue(self, config: Any, update: int, num_bytes: int) -> None:
         """Truncate metrics.jsonl to its first `num_bytes` and store the configuration and versions
         that the run continues with."""
         file = self.metrics_file
@@ -95,7 +95,7 @@ class RunLog:
             save_config(config, self.folder / name)
 
     def print(self, text: str) -> None:
-        """A line on the screen."""
+        """Print a line on the screen, on the main rank only."""
         if self.is_main:
             print_line(text)
 
@@ -159,7 +159,7 @@ class RunLog:
 
     def _write(self, path: Path, text: str) -> None:
         if not self.folder.is_dir():  # it is not made again, because its metrics are lost
-            raise WriteError(f"{path}: cannot be written: the run folder is gone")
+            raise WriteError(f"{path}: cannot be written: the run folder was deleted")
         write_text(path, text)
 
     def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
@@ -186,8 +186,8 @@ def _block(name: str, record: dict[str, Any]) -> str:
 
 @contextmanager
 def writing(what: Path | str) -> Iterator[None]:
-    """An error inside the `with` that means that `what` (a file) cannot be written becomes a
-    WriteError that names it."""
+    """Turn an error inside the `with` that means that the file `what` cannot be written into a
+    WriteError that names the file."""
     try:
         yield
     finally:
@@ -215,7 +215,7 @@ def _append(file: Path, line: str) -> None:
 
 
 def check_free(folder: Path, can_resume: bool = True) -> None:
-    """Make the folder of a new run. ValueError if it already holds a run or cannot be made."""
+    """Create the folder of a new run. ValueError if it already holds a run or cannot be created."""
     if (folder / "metrics.jsonl").exists():
         advice = f", or --resume {folder}" if can_resume else " or remove it"
         raise ValueError(f"run {folder} already holds a run: name a new folder with --run{advice}")
@@ -223,12 +223,12 @@ def check_free(folder: Path, can_resume: bool = True) -> None:
 
 
 def make_folder(folder: Path, what: str) -> None:
-    """Make a folder if there is none. ValueError that begins with `what` (the flag) if it cannot be
-    made."""
+    """Create a folder if there is none. ValueError that begins with `what` (the flag) if it cannot
+    be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{what} {folder}: cannot be made a folder: {error.strerror}") from error
+        raise ValueError(f"{what} {folder}: cannot create this folder: {error.strerror}") from error
 
 
 def _not_default(config: Any) -> str:

@@ -58,7 +58,8 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
             raised_at.append(now)
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = _handle(STOPS if on_sigterm else (signal.SIGINT,), stop)
+    handled = STOPS if on_sigterm else (signal.SIGINT,)
+    before = _handle(handled, stop)
     try:
         yield
     finally:
@@ -101,7 +102,7 @@ def peers_may_stop() -> Iterator[None]:
 
 def follow_launcher() -> None:
     """Have the system send SIGTERM when the launcher of this process ends, however it ends (Linux
-    only). A launcher that is told to end does not always tell its processes."""
+    only). A launcher that gets a signal does not always pass it on to its processes."""
     parent = os.getppid()
     if sys.platform != "linux" or not _is_launched(parent):
         return

@@ -98,8 +98,8 @@ class SharedCache(Generic[V]):
             self.bytes_stored = 0
 
     def start_afresh(self) -> None:
-        """Start empty in a forked child: the threads that compute values exist in the parent
-        only."""
+        """Start empty in a forked child, because the threads that compute values exist in the
+        parent only."""
         self._lock = threading.Lock()
         self._values = OrderedDict()
         self._pending = {}
@@ -113,8 +113,8 @@ class SharedCache(Generic[V]):
             meter.add()
 
     def _end(self, key: Hashable, mine: _Pending[V]) -> None:
-        """If this thread was computing the value, store it or forget the try, and wake the threads
-        that wait for it."""
+        """If this thread was computing the value, store it or discard the attempt, and wake the
+        threads that wait for it."""
         with self._lock:
             if self._pending.get(key) is not mine:
                 return
@@ -123,7 +123,7 @@ class SharedCache(Generic[V]):
                 if mine.is_made:
                     self._store(key, mine.value)
                 else:
-                    # The ticks of a failed try belong to no result, so no meter keeps them.
+                    # The ticks of a failed attempt belong to no result, so no meter keeps them.
                     for meter in mine.meters:
                         meter.add(-mine.num_ticks)
             finally:

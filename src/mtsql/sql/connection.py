@@ -1,9 +1,9 @@
-"""A SQLite connection that allows reading only, and the clock that ends its queries. Runs in a SQL
-worker.
+"""A SQLite connection that allows reading only, and the clock that ends its queries. Both run in a
+SQL worker.
 
-A query is bounded by an authorizer, by SQLite's limits on sizes, by counting its rows, by a budget
-of virtual-machine steps, which gives the same verdict on every machine, and by a deadline that is
-checked at each tick of the clock.
+Five things bound a query: an authorizer, SQLite's limits on sizes, a count of its rows, a budget of
+virtual-machine steps, and a deadline that is checked at each tick of the clock. The budget gives
+the same verdict on every machine; the deadline does not.
 """
 
 import sqlite3
@@ -51,7 +51,7 @@ _KNOWN_MODULES = frozenset(
 
 
 class Refusal(Exception):
-    """This module has ended the query, not SQLite."""
+    """Raised when this module, and not SQLite, ends a query."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
@@ -59,10 +59,10 @@ class Refusal(Exception):
 
 
 def row_bytes(row: tuple) -> int:
-    """About the memory that a row takes as Python objects.
+    """Estimate the memory that a row takes as Python objects.
 
-    It depends on the values only. `sys.getsizeof` would not do: it gives more for a short text once
-    SQLite has seen it.
+    The estimate depends on the values only. `sys.getsizeof` is not used, because it returns more
+    for a short text once SQLite has seen it.
     """
     num_bytes = 56 + 40 * len(row)
     for cell in row:
@@ -74,8 +74,8 @@ def row_bytes(row: tuple) -> int:
 
 
 class SeededRandom:
-    """random() and randomblob(): numbers that depend on the query's text only, so that a run can
-    be repeated (splitmix64)."""
+    """The numbers of random() and randomblob(). They depend on the query's text only, so that a run
+    can be repeated (splitmix64)."""
 
     def __init__(self) -> None:
         self.state = 0
@@ -222,8 +222,8 @@ class Clock:
     """Counts the ticks of a running query, reports each, and ends the query at its budget or its
     deadline."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.tell = tell
+    def __init__(self, on_tick: Callable[[], None]) -> None:
+        self.on_tick = on_tick
         self.start(1, 0.0)
 
     def start(self, max_ticks: int, timeout_secs: float) -> None:
@@ -237,7 +237,7 @@ class Clock:
     def tick(self) -> bool:
         """SQLite calls this after each interval of steps; the result True ends the query."""
         self.num_ticks += 1
-        self.tell()
+        self.on_tick()
         self.is_late = time.monotonic() > self.deadline
         return self.is_late or self.num_ticks >= self.max_ticks
 

@@ -1,7 +1,7 @@
 """Find the file of a database by its id.
 
 A folder of databases has `<id>/<id>.sqlite`, or `<id>.sqlite` in the folder itself. Other endings
-are .sqlite3, .db and .db3, in upper or lower case. The id is compared with its case.
+are .sqlite3, .db and .db3, in upper or lower case. The comparison of ids is case-sensitive.
 """
 
 import os
@@ -24,7 +24,7 @@ class DatabaseFolder:
         if not self.path.is_dir():
             fault = "no such folder of databases"
             if self.path.is_file():
-                fault = "a file, name the folder it is in"
+                fault = "this is a file: name the folder that it is in"
             raise ValueError(f"{self.path}: {fault}")
         self.names = _names_in(self.path)
         self.flat: dict[str, list[Path]] = {}
@@ -43,7 +43,7 @@ class DatabaseFolder:
                 path = folder / name
                 if is_database_name(name) and path.stem == db_id and path.is_file():
                     found.append(path)
-        # A link to a file is no second file.
+        # A link to a file does not count as a second file.
         found = list({path.resolve(): path for path in found}.values())
         if len(found) > 1:
             paths = ", ".join(map(str, sorted(found)))
@@ -91,7 +91,8 @@ def is_database_name(name: str) -> bool:
 
 
 def unread_changes(path: Path) -> str:
-    """The part of a message about changes in a `-wal` file, which is not read; empty without it."""
+    """The part of a message that warns of changes in a `-wal` file, which is not read. Empty if
+    there is no such file."""
     wal = Path(f"{path}-wal")
     if not wal.is_file() or wal.stat().st_size == 0:
         return ""

@@ -14,8 +14,8 @@ from mtsql.toyworld.world import WorldConfig, write_toy_world
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the dialogues and databases are. With no file named, the toy world is written once to
-    `toy_folder`."""
+    """Where the dialogues and databases are. If no file is named, the toy world is used; it is
+    written once, to `toy_folder`."""
 
     train: str | None = None
     """Training dialogues: a SParC, CoSQL, Spider or BIRD JSON file, or .jsonl or .csv with db_id,
@@ -44,7 +44,8 @@ class DataConfig:
             raise ValueError(f"data.{named[0]} is set: {' and '.join(missing)} must be set too")
         if self.leave_out and named and not self.train:
             raise ValueError(
-                "data.leave_out is set, but data.train is not: it only concerns the training split"
+                "data.leave_out is set, but data.train is not: leave_out only has an effect on the "
+                "training split"
             )
 
     @property
@@ -104,8 +105,8 @@ def load_split(config: DataConfig, name: str) -> Corpus:
 
 
 def read_leave_out(file: Path) -> dict[str, str]:
-    """Turn id -> reason. ValueError that names file and line if a line is malformed or names a turn
-    again."""
+    """Read turn id -> reason. ValueError that names file and line if a line is malformed or names a
+    turn a second time."""
     reasons: dict[str, str] = {}
     for number, line in enumerate(read_lines(file, "data.leave_out"), 1):
         where = f"data.leave_out {file}, line {number}"

@@ -10,7 +10,7 @@ from mtsql.sql.schema import Database, Schema, first_difference, load_schemas, s
 
 @dataclass(frozen=True)
 class Turn:
-    """One user question. Indices count from 0 in the file, whatever was skipped before.
+    """One user question. Indices count from 0 in the file, skipped turns included.
 
     turn_id: "train:12:3" is turn 3 of dialogue 12 in train.json.
     history: (question, gold SQL) of all earlier turns of the dialogue, the oldest first.
@@ -49,8 +49,8 @@ class Skip:
 class Corpus:
     """Dialogues, and the databases that they use by their ids.
 
-    skipped: what the file holds and no run can use. left_out: turn id -> reason, for the turns that
-    the user left out.
+    skipped: the turns of the file that no run can use. left_out: turn id -> reason, for the turns
+    that the user left out.
     """
 
     dialogues: list[Dialogue]
@@ -74,13 +74,15 @@ def load_corpus(
     text stays. tables_file: the official tables.json; None: schemas are read from the database
     files.
 
-    These are left out and listed in `skipped`: a dialogue whose database is not in the tables file,
-    has no file (database_files.py says where it is looked for) or has one that SQLite cannot read;
-    a dialogue without turns; a turn without SQL together with all later turns of its dialogue. The
-    later turns are left out because their questions refer to a turn ("which of these ...") whose
-    SQL is not known.
+    These are left out and listed in `skipped`:
 
-    ValueError names the file or folder that is missing or malformed (with the entry and the key),
+    - a dialogue whose database is not in the tables file, has no file (database_files.py says where
+      it is looked for), or has a file that SQLite cannot read;
+    - a dialogue without turns;
+    - a turn without SQL and all later turns of its dialogue, because their questions refer to a
+      turn ("which of these ...") whose SQL is not known.
+
+    A ValueError names the file or folder that is missing or malformed (with the entry and the key),
     the first difference between a database in use and the tables file, or the file that has no
     usable turn.
     """

@@ -3,8 +3,8 @@
 import threading
 
 WAKE_SECS = 1.0
-"""A waiting thread wakes this often, because Python handles a signal that arrives just before a
-wait only when the wait ends."""
+"""A waiting thread wakes up after this time at the latest, because Python handles a signal that
+arrives just before a wait only when the wait ends."""
 
 
 class WorkMeter:

@@ -16,8 +16,8 @@ class QueryStatus(Enum):
 
 @dataclass(frozen=True)
 class QueryConfig:
-    """Limits of one query. ValueError that names the field if a limit is not positive or too large
-    for SQLite or the system."""
+    """Limits of one query. ValueError that names the field if a limit is not positive, or is too
+    large for SQLite or the system."""
 
     max_vm_steps: int = 50_000_000
     """Steps of SQLite's virtual machine. 50 million take 0.5 to 1.5 s; the verdict is the same

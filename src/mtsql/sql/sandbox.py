@@ -36,11 +36,14 @@ What is covered. tests/test_sandbox.py and test_sandbox_bounds.py attack each li
 
 random() and randomblob() return the same numbers for the same text, so that a run can be repeated.
 
-What is not covered. date('now') and its kind are not fixed: their results differ from day to day. A
-file that changes *while* a query reads it, or that changes and keeps its size and times. A stored
-value longer than `max_value_bytes` cannot be returned; the other columns of its row can. An
-exploited bug of SQLite has the rights of the user, in a process without the model: for databases
-from strangers, run the whole training in a container.
+What is not covered:
+
+- The date. date('now') and similar calls return different results from day to day.
+- A file that changes *while* a query reads it, or that changes and keeps its size and times.
+- Long values. A stored value longer than `max_value_bytes` cannot be returned; the other columns of
+  its row can.
+- Bugs of SQLite itself. Code that exploits one has the rights of the user, in a process without the
+  model. For databases from strangers, run the whole training in a container.
 """
 
 import hashlib
@@ -105,8 +108,8 @@ class DatabaseFileError(Exception):
 def run_query(
     source: Source, sql: str, config: QueryConfig = _DEFAULT, meter: WorkMeter | None = None
 ) -> QueryResult:
-    """Run one query as `runnable` writes it, or return its cached result. No SQL and no file raises
-    an exception: the status says what happened.
+    """Run one query as `runnable` writes it, or return its cached result. Faulty SQL or a damaged
+    file does not raise an exception: the status says what happened.
 
     `meter` counts the query's ticks while it runs, or all of them at once if its result was cached.
     """
@@ -149,7 +152,7 @@ def read_tables(
 
 
 def clear_result_cache() -> None:
-    """Remove all cached results, so that a test or a benchmark runs every query again."""
+    """Remove all cached results, so that a test or a benchmark can run every query again."""
     _RESULTS.clear()
 
 
@@ -266,7 +269,7 @@ def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
 
 
 def _other_kind(db_path: Path) -> str:
-    """What the file is, if it is no database but a kind of file that is often found instead."""
+    """Say what the file is, if it is a kind of file that is often found in place of a database."""
     with open(db_path, "rb") as file:
         start = file.read(KIND_BYTES)
     return "" if start.startswith(b"SQLite format 3\0") else kind_of(start)

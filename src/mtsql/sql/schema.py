@@ -32,8 +32,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Schema:
-    """The tables and foreign keys of a database, in the case and the order of their source. Indices
-    in tables.json count columns in this order.
+    """The tables and foreign keys of a database, spelled and ordered as in their source. Indices in
+    tables.json count columns in this order.
 
     A foreign key is a pair (referring column, referred column). A key over several columns is
     several pairs, as in tables.json.

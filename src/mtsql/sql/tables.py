@@ -1,5 +1,5 @@
-"""Read a database's schema and rows, and write them as the statements of a copy. Runs in a SQL
-worker and never executes SQL of a model."""
+"""Read a database's schema and rows, and write them as the statements of a copy. This code runs in
+a SQL worker and never executes SQL of a model."""
 
 import re
 import sqlite3
@@ -33,11 +33,13 @@ def read_tables(
     """-> (name, CREATE statement, columns, rows) of every ordinary table, and the CREATE statements
     of indexes and views.
 
-    Only stored columns are read: SQLite computes the generated ones again.
-    max_rows: of each table. max_value_bytes: longer values are cut, except texts that may be JSON.
-    max_bytes: of all rows as Python objects. Each table gets an equal share; the rows beyond it are
-    left out. Virtual tables, and tables that SQLite cannot read (a damaged page, a name that is not
-    UTF-8), are left out.
+    Only stored columns are read, because SQLite computes the generated ones again. Virtual tables,
+    and tables that SQLite cannot read (a damaged page, a name that is not UTF-8), are left out.
+
+    max_rows: limit for each table.
+    max_value_bytes: longer values are truncated, except texts that may be JSON.
+    max_bytes: limit of all rows, counted as Python objects. Each table gets an equal share; the
+    rows beyond it are left out.
     """
     kinds = _table_kinds(connection)
     creates = []
@@ -85,7 +87,7 @@ def _read_rows(
     rows = []
     num_bytes = 0
     for row in connection.execute(query, (max_rows,)):
-        row = tuple(_cut(cell, max_value_bytes) for cell in row)
+        row = tuple(_truncated(cell, max_value_bytes) for cell in row)
         num_bytes += row_bytes(row)
         if num_bytes > max_bytes:
             break
@@ -93,7 +95,7 @@ def _read_rows(
     return columns, rows
 
 
-def _cut(cell: object, max_bytes: int) -> object:
+def _truncated(cell: object, max_bytes: int) -> object:
     may_be_json = isinstance(cell, str) and cell.startswith(("{", "["))
     if isinstance(cell, (str, bytes)) and not may_be_json:
         return cell[:max_bytes]
@@ -127,8 +129,8 @@ _ROW_ORDER = re.compile(
 def _without_row_order(create: str, columns: list[str]) -> str:
     """A CREATE statement of the same table whose rows SQLite stores in the order of insertion.
 
-    INTEGER PRIMARY KEY and WITHOUT ROWID store rows by their key. INT is INTEGER without that. A
-    table with a column named integer stays as it is.
+    INTEGER PRIMARY KEY and WITHOUT ROWID store rows by their key. INT PRIMARY KEY does not, and its
+    column has the same affinity. A table with a column named integer stays as it is.
     """
     if any(column.lower() == "integer" for column in columns):
         return create
@@ -180,7 +182,7 @@ def read_schema(connection: sqlite3.Connection) -> list[tuple[str, list[tuple], 
         try:
             columns = connection.execute(_COLUMNS, (name,)).fetchall()
             keys = connection.execute(_FOREIGN_KEYS, (name,)).fetchall()
-        except UNREADABLE as error:  # a view over tables that are gone, a module that is not loaded
+        except UNREADABLE as error:  # a view over deleted tables, or a module that is not loaded
             if is_out_of_memory(error):
                 raise
             continue

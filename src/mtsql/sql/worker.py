@@ -12,8 +12,13 @@ value. A length of 0 is a tick: the running query has taken another `TICK_VM_STE
 The process ends when stdin is closed, which also happens when the parent dies. In the middle of a
 query it ends at the next tick, or by its alarm if no tick comes.
 
-Four limits hold for the process: the operating system bounds its memory, SQLite's own limit lies
-below that, it cannot write a byte into any file, and the parent kills it at the query's deadline.
+Four limits hold for the process:
+
+- The operating system bounds its memory.
+- SQLite has a memory limit of its own, which is lower.
+- The process cannot write a byte into any file.
+- The parent kills it at the query's deadline.
+
 Each connection has further limits (connection.py).
 """
 
@@ -224,8 +229,8 @@ def _tick(replies: int) -> None:
 
 
 def _tell_fault(replies: int, kind: type, error: BaseException, trace: object) -> None:
-    """Send the traceback of a bug to the parent, which raises it. stderr would not do: it may be a
-    file, and this process cannot write files."""
+    """Send the traceback of a bug to the parent, which raises it. stderr is not used, because it
+    may be a file, and this process cannot write files."""
     import traceback
 
     write_message(replies, "".join(traceback.format_exception(kind, error, trace)))

@@ -38,7 +38,7 @@ class WorkerPool:
 
     def __init__(self, size: int) -> None:
         if size < 1:
-            raise ValueError(f"a pool of SQL workers needs at least 1, not {size}")
+            raise ValueError(f"a pool of SQL workers needs at least 1 worker, found {size}")
         self.size = size
         self.counts: Counter[str] = Counter()
         # A plain lock, entered in C: Ctrl-C cannot come between taking it and its `with` block.
@@ -130,7 +130,7 @@ class WorkerPool:
         `resume`."""
         self._num_stops += 1
         self._is_stopped = True
-        # Without the lock, too, the workers end: the end of the process must not hang.
+        # The workers are ended even without the lock, so that the process cannot hang at its end.
         is_locked = self._lock.acquire(timeout=LOCK_SECS)
         idle = self._idle
         self._idle = []
@@ -244,7 +244,7 @@ class WorkerPool:
         return worker
 
     def _give(self, worker: WorkerProcess, is_sound: bool, topic: Hashable) -> None:
-        """Take a worker back after a request, or end it if it must not serve another one."""
+        """Return a worker to the pool after a request, or end it if it must not serve again."""
         is_sound = is_sound and len(self._all) <= self.size and not self._is_stopped
         if not is_sound and worker.process.returncode is None:
             worker.kill()
@@ -325,7 +325,7 @@ def query_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def _forget() -> None:
-    """Start without workers in a forked child: those of the parent are not its own."""
+    """Start without workers in a forked child, because the parent's workers serve the parent."""
     global _POOL_LOCK
     _POOL_LOCK = threading.Lock()
     for pool in _POOLS:

@@ -18,7 +18,7 @@ START_SECS = 120.0
 """Seconds that a new worker may take until it is ready. It takes 0.03 s on an idle machine."""
 MAX_POLL_MS = 1_000_000
 PIPE_BYTES = 4096
-"""Bytes that a pipe takes without waiting once it is ready (PIPE_BUF)."""
+"""Number of bytes that a pipe accepts without waiting once it is ready (PIPE_BUF)."""
 _SOURCES = str(Path(__file__).resolve().parents[2])
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from mtsql.sql.worker import main; main()"
 
@@ -104,7 +104,7 @@ class WorkerProcess:
         self.close_pipes()
 
     def close_pipes(self) -> None:
-        """An idle worker ends by itself after this."""
+        """Close the pipes. An idle worker then ends by itself."""
         self.process.stdin.close()
         self.process.stdout.close()
 

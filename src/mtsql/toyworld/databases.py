@@ -11,7 +11,7 @@ from mtsql.toyworld.words import CATEGORIES, FIRST, LAST, NUMBERS
 NUM_PARENTS = 10
 NUM_CHILDREN = 45
 NUM_PARENTS_WITH_CHILD = 8
-"""Children belong to the first eight parents, so at least two parents have no child."""
+"""Children belong to the first eight parents only, so at least two parents have no child."""
 
 
 def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: int) -> Domain:
@@ -47,7 +47,7 @@ def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: in
 
 
 def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
-    """The rows of a table. Enters the values and spellings of its columns in the domain."""
+    """Draw the rows of a table, and enter the values and spellings of its columns in the domain."""
     num_rows = NUM_CHILDREN if table == domain.child else NUM_PARENTS
     names = [f"{first} {last}".title() for first in FIRST for last in LAST]
     columns: list = [range(1, num_rows + 1), rng.sample(names, num_rows)]

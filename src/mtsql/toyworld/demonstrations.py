@@ -1,7 +1,7 @@
-"""Demonstrations: how an agent would answer a turn of the embedded world in at most four steps.
+"""Demonstrations: how an agent would answer a turn of the embedded world in at most four replies.
 
-The strategies vary on purpose. Some steps guess a spelling, misread the schema or forget a filter,
-see that the result is wrong, and correct it.
+Each reply is a step of the demonstration. The strategies vary on purpose: some demonstrations first
+guess a spelling, misread the schema or forget a filter, and then correct the query.
 """
 
 import random
@@ -12,22 +12,23 @@ from mtsql.toyworld.states import Domain, Filter, RunQuery, State, say, to_sql
 from mtsql.toyworld.words import CATEGORIES, NUMBERS
 
 HASTY = {True: 0.6, False: 0.35}
-"""Share of demonstrations that answer at once, where a value's spelling is unknown (True) and
-elsewhere. They are right, but only because they were chosen in hindsight, as rejection sampling
-chooses: a policy that copies them guesses spellings it could have looked up. Reinforcement has to
-find that."""
+"""Share of demonstrations that answer at once, if a value's spelling is unknown (True) and if not
+(False). They are always right, as after rejection sampling, so a policy that copies them guesses
+spellings that it could look up. RL has to discover that looking them up is better."""
 
 # The other demonstrations draw one number in [0, 1). The strategies are tried in the order below,
 # and the first whose range holds the number and that fits the turn is taken. The ranges overlap,
 # because most strategies fit few turns.
 LOOKS_FIRST_FROM = 0.85
-"""A spelling is looked up before any query. Below, the agent guesses it and then looks it up."""
+"""From this number on, the agent looks up a spelling before any query. Below it, the agent guesses
+the spelling and then looks it up."""
 FORGETS_ABOVE = 0.93
-"""The first query forgets the filters of earlier turns."""
+"""Above this number, the first query forgets the filters of earlier turns."""
 MISREADS_BELOW = 0.3
-"""The first query has a wrong table, alias or column name, and fails."""
+"""Below this number, the first query has a wrong table, alias or column name, and fails."""
 AMBIGUOUS_ABOVE = 0.85
-"""The first query of a join writes `name`, which both tables have, without an alias, and fails."""
+"""Above this number, the first query of a join fails, because it writes `name`, a column of both
+tables, without an alias."""
 
 WRONG_TABLE_SHARE = 0.6
 """Share of the misread queries on one table that name the other table; the others name a column
@@ -40,8 +41,8 @@ Plan = list[tuple[str, str]]
 def demonstrate(
     state: State, before: State | None, domain: Domain, rng: random.Random, run: RunQuery
 ) -> list[dict]:
-    """Steps (world.py shows their keys) that end with the state's SQL. `before` is the state of
-    the last turn, None at the first turn."""
+    """Make the steps of a demonstration (world.py shows their keys). The last one answers with the
+    state's SQL. `before` is the state of the last turn, None at the first turn."""
     gold = to_sql(state, domain)
     unknown = _unknown_spellings(state, before)
     if rng.random() < HASTY[bool(unknown)]:
@@ -183,7 +184,8 @@ def _with_other_alias(gold: str, rng: random.Random) -> tuple[str, str]:
 def _steps(
     plan: Plan, rejecting: int | None = None, thoughts: dict[int, str] | None = None
 ) -> list[dict]:
-    """A plan as steps. Each step accepts the result of the step before, except step `rejecting`."""
+    """Write a plan as steps. Each one judges the result before it `pass`, except the one at the
+    place `rejecting`."""
     steps = []
     action_before = ""
     for number, (action, sql) in enumerate(plan):

@@ -1,7 +1,6 @@
 """The dialogue grammar of the embedded world: opening questions and follow-ups.
 
-A follow-up says only what changes, so everything else that was asked before stays in force without
-being said.
+A follow-up says only what changes. Everything else that was asked before is still meant.
 """
 
 import random

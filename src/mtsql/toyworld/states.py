@@ -11,7 +11,7 @@ ABOVE_AVERAGE = "above average"
 """The operator of a filter that compares a column with its average, in a nested query."""
 
 RunQuery = Callable[[str], list[tuple] | None]
-"""Gives the rows of a query, or None if the query fails."""
+"""A function from a query to its rows, or to None if the query fails."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 values of these columns."""
 
 # (thing, what it belongs to): one database each. Plurals are regular. A held-out pair never occurs
-# in training, but each of its words does, in another database: a model that starts from nothing can
-# only know words that it has seen.
+# in training, but each of its words occurs in another training database, because a model that
+# starts from nothing knows only the words that it has seen.
 TRAIN_DOMAINS = (
     ("singer", "band"),
     ("song", "album"),
@@ -92,7 +92,7 @@ CATEGORIES = {
     "type": ("small", "large", "classic", "modern"),
     "language": ("english", "french", "hindi", "arabic", "thai"),
 }
-# Column -> (lowest, highest, step) of its values.
+# Column -> (lowest value, highest value, distance between values).
 NUMBERS = {
     "age": (18, 70, 1),
     "year": (1980, 2020, 1),

@@ -1,10 +1,10 @@
 """The embedded world: many small SQLite databases and SParC-like dialogues made from a seed.
 
-It is small enough for two CPU cores and hard enough that running, checking and correcting pay off:
-only a database knows how it spells a text value, and follow-ups keep earlier filters without saying
-so. It writes the files of the public data sets, so nothing else knows that it is a toy, and a
-demonstrations.jsonl, one JSON object a line: {"turn_id", "steps": [{"think", "exec_verdict",
-"memory_verdict", "action", "sql"}]} without any protocol tag.
+It is small enough for two CPU cores and hard enough that running, checking and correcting queries
+pay off. Only the database shows how a text value is spelled, and follow-ups keep earlier filters
+without saying so. The files have the formats of the public data sets, so they are read like any
+other data. Besides, there is a demonstrations.jsonl, one JSON object a line: {"turn_id", "steps":
+[{"think", "exec_verdict", "memory_verdict", "action", "sql"}]} without any protocol tag.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SOURCES = (
 )
 """The code that decides what the world looks like: all files of this folder."""
 MAX_ROWS = 25
-"""A turn with a longer result is not told, except an opening turn of up to MAX_FIRST_ROWS rows."""
+"""Maximum number of rows of a turn's result. Opening turns may have up to MAX_FIRST_ROWS rows."""
 MAX_FIRST_ROWS = 45
 MAX_TRIES = 40
 """Follow-ups that are tried for one dialogue before another opening question is drawn."""
@@ -44,17 +44,17 @@ MAX_TRIES = 40
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """How much of the world is written."""
+    """The size of the world: numbers of databases and of dialogues."""
 
     num_train_databases: int = 300
-    """Too many to learn their spellings by heart."""
+    """Training databases: too many to memorise their spellings."""
     num_dev_databases: int = 24
     train_dialogues: int = 15
-    """Per training database."""
+    """Dialogues of train.json for each training database."""
     seen_dialogues: int = 1
-    """Per training database, for dev_seen.json."""
+    """Dialogues of dev_seen.json for each training database."""
     dev_dialogues: int = 8
-    """Per held-out database."""
+    """Dialogues of dev.json for each held-out database."""
 
     def __post_init__(self) -> None:
         if min(self.num_train_databases, self.num_dev_databases) < 1:
@@ -64,7 +64,7 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class ToldDialogue:
+class MadeDialogue:
     """A dialogue as train.json has it, and the steps that demonstrate each of its turns."""
 
     entry: dict
@@ -99,18 +99,18 @@ def write_toy_world(folder: Path, seed: int = 0, size: WorldConfig = WorldConfig
     dev_domains = _make_databases(partial, dev_pairs, seed)
     _write_json(partial / "tables.json", [tables_entry(d) for d in train_domains + dev_domains])
 
-    told: dict[str, list[ToldDialogue]] = {"train": [], "dev_seen": [], "dev": []}
+    made: dict[str, list[MadeDialogue]] = {"train": [], "dev_seen": [], "dev": []}
     train_counts = {"train": size.train_dialogues, "dev_seen": size.seen_dialogues}
     for domain in train_domains:
-        _tell_dialogues(partial, domain, seed, train_counts, told)
+        _add_dialogues(partial, domain, seed, train_counts, made)
     for domain in dev_domains:
-        _tell_dialogues(partial, domain, seed, {"dev": size.dev_dialogues}, told)
+        _add_dialogues(partial, domain, seed, {"dev": size.dev_dialogues}, made)
 
-    for split, told_of_split in told.items():
+    for split, of_split in made.items():
         # In mixed order, so that the first dialogues of a file are a fair sample of all databases.
-        random.Random(f"{seed}/order/{split}").shuffle(told_of_split)
-        _write_json(partial / f"{split}.json", [dialogue.entry for dialogue in told_of_split])
-    lines = "".join(json.dumps(record) + "\n" for record in _demonstrations(told["train"]))
+        random.Random(f"{seed}/order/{split}").shuffle(of_split)
+        _write_json(partial / f"{split}.json", [dialogue.entry for dialogue in of_split])
+    lines = "".join(json.dumps(record) + "\n" for record in _demonstrations(made["train"]))
     (partial / "demonstrations.jsonl").write_text(lines, encoding="utf-8")
     _write_json(partial / "toyworld.json", stamp)
     os.replace(partial, folder)
@@ -163,14 +163,14 @@ def _make_databases(folder: Path, pairs: list[tuple[str, str]], seed: int) -> li
     return domains
 
 
-def _tell_dialogues(
+def _add_dialogues(
     folder: Path,
     domain: Domain,
     seed: int,
     counts: dict[str, int],
-    told: dict[str, list[ToldDialogue]],
+    made: dict[str, list[MadeDialogue]],
 ) -> None:
-    """Add dialogues about a database to `told`: for each split, as many as `counts` says."""
+    """Add dialogues about a database to `made`: for each split, as many as `counts` says."""
     path = folder / "database" / domain.db_id / f"{domain.db_id}.sqlite"
     rng = random.Random(f"{seed}/dialogues/{domain.db_id}")
     seen: set[tuple[str, ...]] = set()
@@ -184,15 +184,15 @@ def _tell_dialogues(
 
         for split, count in counts.items():
             for _ in range(count):
-                told[split].append(_tell_dialogue(domain, rng, run, seen))
+                made[split].append(_make_dialogue(domain, rng, run, seen))
 
 
-def _tell_dialogue(
+def _make_dialogue(
     domain: Domain, rng: random.Random, run: RunQuery, seen: set[tuple[str, ...]]
-) -> ToldDialogue:
+) -> MadeDialogue:
     """A dialogue of 2 to 5 turns, with a demonstration of each turn.
 
-    seen: the questions of all earlier dialogues about the database. None of them is told again.
+    seen: the questions of all earlier dialogues about the database. No dialogue repeats them.
     """
     while True:
         turns = _draw_turns(domain, rng, run)
@@ -209,7 +209,7 @@ def _tell_dialogue(
         {"utterance": question, "query": to_sql(state, domain)} for question, state in turns
     ]
     entry = {"database_id": domain.db_id, "interaction": interaction}
-    return ToldDialogue(entry, steps)
+    return MadeDialogue(entry, steps)
 
 
 def _draw_turns(domain: Domain, rng: random.Random, run: RunQuery) -> list[tuple[str, State]]:
@@ -236,8 +236,9 @@ def _draw_turns(domain: Domain, rng: random.Random, run: RunQuery) -> list[tuple
 def _is_sound(state: State, before: State | None, domain: Domain, run: RunQuery) -> bool:
     """Whether the result of a turn makes a good question.
 
-    It is neither empty nor long and is not NULL or a count of zero alone. LIMIT decides no tie. It
-    differs from the result of the last turn and from the result without the newest filter.
+    The result is not empty, not long, and not only NULL or a count of zero. LIMIT does not
+    decide a tie. The result differs from that of the last turn and from that without the newest
+    filter.
     """
     rows = run(to_sql(state, domain))
     max_rows = MAX_FIRST_ROWS if before is None else MAX_ROWS
@@ -258,7 +259,7 @@ def _is_sound(state: State, before: State | None, domain: Domain, run: RunQuery)
     return True
 
 
-def _demonstrations(train: list[ToldDialogue]) -> Iterator[dict]:
+def _demonstrations(train: list[MadeDialogue]) -> Iterator[dict]:
     """A record for each turn of train.json, in the order of the file."""
     for place, dialogue in enumerate(train):
         for index, steps in enumerate(dialogue.steps):
