@@ -2,16 +2,12 @@
 
 import json
 import mmap
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import eval as eval_script
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import eval as eval_script
 import train_rl
 import train_sft
 

@@ -160,7 +160,9 @@ def test_a_damaged_warm_start_is_named_with_advice(damage, words, tmp_path):
     for name, text in damage.items():
         (partial / name).write_text(text)
     sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
-    with pytest.raises(ValueError, match=f"{words}.* delete that folder to train it again") as error:
+    with pytest.raises(
+        ValueError, match=f"{words}.* delete that folder to train it again"
+    ) as error:
         warm_start.make_warm_start(
             sft, tmp_path / "seed0-key", Accelerator(cpu=True), train_sft.warm_start
         )

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL_RL = ROOT / "tests/scripts/small_rl.py"
-SMALL_SFT = ROOT / "tests/scripts/small_sft.py"
+SCRIPTS = ROOT / "tests/scripts"
+SMALL_RL = SCRIPTS / "small_rl.py"
+SMALL_SFT = SCRIPTS / "small_sft.py"
 """train_rl.py and train_sft.py on a toy world of few databases."""
 FLAGS = (
     "--model.embedded.hidden_size 32 --model.embedded.num_layers 1"
