@@ -46,7 +46,7 @@ def played(run, update):
     return sorted(line for line in lines if line[0] == update)
 
 
-def copy_back_to(run, copy, update):
+def copy_as_of(run, copy, update):
     """A copy of a run as it was right after its checkpoint of `update`."""
     shutil.copytree(run, copy)
     for place in (copy / "checkpoints").iterdir():
@@ -88,14 +88,14 @@ def test_shards_and_one_process_are_the_same_run_and_each_resumes_the_other(fold
         ("shards-to-one", "shards", ()),
         ("one-to-two", "straight", TWO),
     ):
-        copy_back_to(runs / source, runs / name, 2)
+        copy_as_of(runs / source, runs / name, 2)
         play_and_finish(folder, "--resume", f"runs/{name}", launcher=launcher)
         assert_close_run(runs / "straight", runs / name)
         for update in (2, 3):
             there = played(runs / name, update)
             assert there == played(runs / "straight", update) and len(there) == 9
         assert not played(runs / name, 1)
-    copy_back_to(runs / "shards", runs / "shards-again", 2)
+    copy_as_of(runs / "shards", runs / "shards-again", 2)
     play_and_finish(folder, "--resume", "runs/shards-again", launcher=FSDP)
     shutil.copytree(
         runs / "shards/trajectories", runs / "shards-again/trajectories", dirs_exist_ok=True
