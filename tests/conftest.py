@@ -7,6 +7,8 @@ import pytest
 from hypothesis import settings
 
 from helpers.databases import SHOP, make_database, snapshot
+from helpers.small_world import SMALL
+from mtsql.sql import datasets
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Hypothesis reports slow examples as failures. On a busy machine every example may be slow.
@@ -20,6 +22,12 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the official data folder ../shared is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts write and read a toy world of few databases."""
+    monkeypatch.setattr(datasets, "WorldConfig", lambda: SMALL)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from helpers.adapter_folders import (
     learner_logprobs,
     peft_logprobs,
     rollout_logprobs,
-    save_base,
 )
+from helpers.models import save_embedded
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.packing import pack
 from mtsql.model.adapters import DEFAULT_TARGETS
@@ -54,7 +54,7 @@ COMPUTED = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+    return save_embedded(tmp_path_factory.mktemp("adapters") / "base")
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +185,12 @@ def test_a_fresh_adapter_is_saved_with_a_path_from_anywhere(base, tmp_path, monk
         ),
     ],
 )
-def test_flags_that_an_adapter_contradicts(lora, words, adapter):
+def test_flags_that_contradict_an_adapter_are_refused(lora, words, adapter):
     with pytest.raises(ValueError, match=words):
         load_policy(ModelConfig(path=str(adapter), lora=AdapterConfig(**lora)))
 
 
-def test_flags_that_an_adapter_confirms(adapter, base):
+def test_flags_that_confirm_an_adapter_are_accepted(adapter, base):
     lora = AdapterConfig(rank=4, alpha=8, targets=("down_proj", "q_proj"))
     assert load_policy(ModelConfig(path=str(adapter), lora=lora))
     for alone in (replace(lora, rank=0, targets=None), replace(lora, rank=0, alpha=None)):

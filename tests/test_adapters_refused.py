@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from helpers.adapter_folders import by_peft, change, refusal, save_base
+from helpers.adapter_folders import by_peft, change, refusal
+from helpers.models import save_embedded
 from mtsql.model.policy import ModelConfig, load_policy, policy_shape
 
 OTHER_TYPES = [
@@ -70,7 +71,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return save_base(tmp_path_factory.mktemp("adapters") / "base")
+    return save_embedded(tmp_path_factory.mktemp("adapters") / "base")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_other_kinds_are_refused_by_name(keys, adapter):
     ],
     ids=str,
 )
-def test_ill_values_are_named(keys, adapter):
+def test_impossible_values_are_named(keys, adapter):
     change(adapter, **keys)
     assert str(adapter) in refusal(adapter)
 
@@ -115,7 +116,7 @@ def test_ill_values_are_named(keys, adapter):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "null", "{", '{"a": NaN}', "[" * 10**5, "\ufeff{}"]
 )
-def test_damaged_configurations(text, adapter):
+def test_a_damaged_configuration_is_named(text, adapter):
     (adapter / "adapter_config.json").write_text(text)
     assert f"{adapter}/adapter_config.json" in refusal(adapter)
 
@@ -147,7 +148,7 @@ def test_the_file_of_weights_must_fit(kind, adapter):
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x00" * 100])
-def test_a_damaged_or_absent_file_of_weights(content, adapter):
+def test_a_damaged_or_missing_file_of_weights_is_named(content, adapter):
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(content)
     assert str(file) in refusal(adapter)
@@ -156,7 +157,7 @@ def test_a_damaged_or_absent_file_of_weights(content, adapter):
 
 
 @pytest.mark.parametrize("moved", ["/no/such/base", "no/such", "", None, 3, "org/name-on-the-hub"])
-def test_a_base_that_moved(moved, adapter):
+def test_a_base_that_has_moved_is_named(moved, adapter):
     change(adapter, base_model_name_or_path=moved)
     text = refusal(adapter)
     assert f"base_model_name_or_path in {adapter}/adapter_config.json" in text
@@ -165,14 +166,14 @@ def test_a_base_that_moved(moved, adapter):
         policy_shape(ModelConfig(path=str(adapter)))
 
 
-def test_a_base_that_is_an_adapter(adapter, tmp_path):
+def test_a_base_that_is_an_adapter_is_refused(adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "second")
     for named in (tmp_path / "second", adapter):  # another one, and itself
         change(tmp_path / "second", base_model_name_or_path=str(named))
         assert f"is {named}, itself an adapter" in refusal(tmp_path / "second")
 
 
-def test_a_quantised_base(base, adapter, tmp_path):
+def test_a_quantised_base_is_refused(base, adapter, tmp_path):
     shutil.copytree(base, tmp_path / "quantised")
     file = tmp_path / "quantised" / "config.json"
     kind = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
@@ -181,7 +182,7 @@ def test_a_quantised_base(base, adapter, tmp_path):
     assert f"{file}: quantization_config is set" in refusal(adapter)
 
 
-def test_several_adapters_in_one_folder(base, tmp_path):
+def test_several_adapters_in_one_folder_are_refused(base, tmp_path):
     model = by_peft(base)
     model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path / "both", selected_adapters=["second"])

@@ -26,20 +26,20 @@ def advantages_of(rewards: list[float], **config) -> list[float]:
     return found
 
 
-def test_grpo_by_hand():
+def test_grpo_has_the_advantages_written_by_hand():
     """Mean 1, deviations -1 0 1, sample std 1: paper section 4.5."""
     expected = [-1 / (1 + 1e-6), 0, 1 / (1 + 1e-6)]
     assert advantages_of([0.0, 1.0, 2.0]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_dr_grpo_and_rloo_by_hand():
+def test_dr_grpo_and_rloo_have_the_advantages_written_by_hand():
     rewards = [0.0, 1.0, 5.0]
     assert advantages_of(rewards, scale="none") == [-2.0, -1.0, 3.0]
     rloo = advantages_of(rewards, baseline="leave_one_out", scale="none")
     assert rloo == [0 - 3.0, 1 - 2.5, 5 - 0.5]
 
 
-def test_over_the_batch_by_hand():
+def test_batch_statistics_have_the_advantages_written_by_hand():
     groups = [[0.0, 2.0], [5.0, 5.0]]
     # group means leave -1 1 0 0, of sample std sqrt(2/3)
     centred = AdvantageConfig(scale="batch", eps=0.0)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SINGERS, make_database
+from helpers.databases import make_database
+from helpers.shows import SINGERS
+from helpers.unusual import make_unusual
 from mtsql.judge.agreement import (
     agrees_but_for_ties,
     is_ordered,
@@ -17,8 +19,10 @@ from mtsql.judge.agreement import (
     written_match,
 )
 from mtsql.judge.execution_match import execution_match
+from mtsql.judge.guard import Evidence, evidence
 from mtsql.sql.runnable import runnable
 from mtsql.sql.sandbox import QueryConfig
+from mtsql.sql.schema import schema_from_sqlite
 
 LIMITS = QueryConfig()
 
@@ -146,11 +150,62 @@ def test_tied_rows_may_come_in_any_order_and_no_others(db: Path, order: str, is_
         "'x', age",
     ],
 )
-def test_ties_are_found_whatever_ends_the_text(db: Path, order: str) -> None:
+def test_ties_are_found_behind_any_end_of_the_text(db: Path, order: str) -> None:
     gold = f"SELECT name FROM singer ORDER BY {order}"
     assert written_match("SELECT name FROM singer ORDER BY age, name DESC", gold, db, LIMITS)
     assert written_match("SELECT name FROM singer ORDER BY age, name", gold, db, LIMITS)
     assert not written_match("SELECT name FROM singer ORDER BY age DESC", gold, db, LIMITS)
+
+
+MOST = "SELECT place FROM shop GROUP BY place ORDER BY count(*) DESC LIMIT 1"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "wrong"),
+    [
+        (
+            MOST,
+            "SELECT place FROM shop GROUP BY place HAVING count(*) = "
+            "(SELECT max(c) FROM (SELECT count(*) AS c FROM shop GROUP BY place))",
+            None,
+        ),
+        (MOST, MOST.replace("GROUP BY place", "GROUP BY place, place"), MOST.replace("DESC", "")),
+        (
+            MOST,
+            "SELECT place FROM (SELECT place, rank() OVER (ORDER BY count(*) DESC) AS r "
+            "FROM shop GROUP BY place) WHERE r = 1",
+            None,
+        ),
+        (
+            "SELECT name FROM shop ORDER BY grp",
+            "SELECT name FROM shop ORDER BY grp, id DESC",
+            "SELECT name FROM shop ORDER BY -grp, id DESC",
+        ),
+        (
+            "SELECT name FROM shop WHERE id < 20 ORDER BY grp -- so",
+            "SELECT name FROM shop WHERE id < 20 ORDER BY grp, name DESC",
+            "SELECT name FROM shop WHERE id < 20 ORDER BY -grp, name DESC",
+        ),
+        (
+            "SELECT max(grp) FROM shop WHERE zip = '02101'",
+            "SELECT grp FROM shop WHERE zip = '02101' ORDER BY grp DESC LIMIT 1",
+            "SELECT -grp FROM shop WHERE zip = '02101' ORDER BY grp DESC LIMIT 1",
+        ),
+    ],
+)
+def test_ties_take_nothing_from_an_answer_with_the_same_meaning(
+    tmp_path_factory: pytest.TempPathFactory, gold: str, answer: str, wrong: str | None
+) -> None:
+    path = make_unusual(tmp_path_factory.mktemp("ties") / "shops.sqlite")
+    schema = schema_from_sqlite(path)
+
+    def is_right(sql: str) -> bool:
+        is_match = written_match(sql, gold, path, LIMITS)
+        return is_match and evidence(sql, gold, schema, path, LIMITS) is Evidence.AGREES
+
+    assert is_right(answer)
+    if wrong:
+        assert not is_right(wrong)
 
 
 def test_columns_change_places_in_all_blocks_of_ties_alike() -> None:

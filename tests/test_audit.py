@@ -1,15 +1,12 @@
 """The audit finds each check's and each attack's case in a data set that has one of each."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers.shows import make_database
+from helpers.databases import make_database
 from mtsql.audit import checks
 from mtsql.audit.__main__ import main
 from mtsql.audit.checks import audit
@@ -21,7 +18,6 @@ from mtsql.sql.datasets import DataConfig, load_split
 from mtsql.sql.sandbox import clear_result_cache
 from mtsql.sql.worker_pool import set_num_workers
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = "SELECT name FROM singer"
 DIALOGUES = [
     [
@@ -187,7 +183,7 @@ def test_the_number_of_workers_changes_no_finding(files: DataConfig) -> None:
     assert reports[0] == reports[1]
 
 
-def test_rewritings_of_the_golds_are_tried_and_counted(
+def test_rewritings_of_gold_queries_are_tried_and_counted(
     files: DataConfig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -283,17 +279,3 @@ def test_a_tokenizer_counts_the_prompts(files: DataConfig, tmp_path: Path) -> No
 def test_an_unknown_check_is_named() -> None:
     with pytest.raises(ValueError, match="leave_out: no check 'nonsense'; there are gold fails"):
         Config(leave_out=("nonsense",))
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"), [(["--nonsense", "3"], "nonsense"), (["--data.dev", "x"], "data.dev")]
-)
-def test_a_wrong_flag_ends_the_command_with_one_line(
-    tmp_path: Path, flags: list[str], words: str
-) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "mtsql.audit", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
-    assert done.returncode != 0
-    assert words in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr

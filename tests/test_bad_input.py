@@ -9,16 +9,11 @@ import pytest
 import train_rl
 import train_sft
 
-from mtsql.agent.protocol import TAGS
-from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
-from mtsql.model.tokenizer import train_tokenizer
+from helpers.models import EMBEDDED, tiny_tokenizer
+from mtsql.model.policy import build_embedded, save_policy
 from mtsql.rl.presets import PRESETS
-from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.run.launch import run_script
 
-SIZE = EmbeddedConfig(
-    num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
-)
 TABLES = {
     "db_id": "one",
     "table_names_original": ["t"],
@@ -35,8 +30,8 @@ TABLES = {
 def models(tmp_path_factory):
     """Model folders: `good`, and `mute` whose tokenizer has no chat template."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
-    policy = build_embedded(tokenizer, SIZE, seed=1)
+    tokenizer = tiny_tokenizer()
+    policy = build_embedded(tokenizer, EMBEDDED, seed=1)
     save_policy(policy, tokenizer, folder / "good")
     tokenizer.chat_template = None
     save_policy(policy, tokenizer, folder / "mute")
@@ -181,13 +176,3 @@ def test_eval_names_the_mistake(complaint, flags, words):
 def test_the_launcher_and_the_model_may_not_disagree_about_precision(complaint, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert "model.dtype" in complaint(train_rl, f"{DATA} good.json {GOOD}")
-
-
-def test_every_preset_sets_known_keys_and_other_flags_win():
-    for name, keys in PRESETS.items():
-        found = flat(to_dict(parse_config(train_rl.Config, ["--preset", name], "", PRESETS)))
-        assert {key: found[key] for key in keys} == keys
-    config = parse_config(
-        train_rl.Config, ["--loss.clip_high", "0.5", "--preset", "dapo"], "", PRESETS
-    )
-    assert config.loss.clip_high == 0.5 and config.loss.dual_clip is None

@@ -2,19 +2,24 @@
 
 import json
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import train_rl
 
 from helpers.checkpoints import full_disk, save_too_much, write
 from mtsql.run.checkpoint import (
     CheckpointConfig,
+    check_unchanged,
     checkpoints,
     clean,
     newest_checkpoint,
     read_checkpoint,
 )
+from mtsql.run.config import as_yaml
 
 
 @pytest.mark.parametrize(
@@ -212,3 +217,14 @@ def dies_at(place, replace):
 
 class Killed(BaseException):  # noqa: N818
     """Stands for SIGKILL: nothing is tidied up after it."""
+
+
+def test_a_changed_key_is_named_when_a_run_is_resumed(tmp_path):
+    started = train_rl.Config()
+    (tmp_path / "config.yaml").write_text(as_yaml(started))
+    check_unchanged(started, tmp_path)
+    check_unchanged(replace(started, checkpoint=CheckpointConfig(every=7)), tmp_path)
+    changed = replace(started, num_updates=9)
+    words = f"num_updates is 9, but {tmp_path} was started with {started.num_updates}: leave it"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_unchanged(changed, tmp_path)

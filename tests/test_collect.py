@@ -13,7 +13,7 @@ THEN = ["t1", "t4", "t2", "t5", "t0"]
 """The turns that the curriculum's seed picks for the update, and the order of the others."""
 
 
-def test_an_update_without_equal_groups_takes_one_rollout():
+def test_an_update_without_zero_variance_groups_takes_one_rollout():
     tried, metrics = resampled(TURNS, rounds=5)
     assert tried == [FIRST]
     assert metrics == {
@@ -27,7 +27,7 @@ def test_an_update_without_equal_groups_takes_one_rollout():
     }
 
 
-def test_equal_groups_are_replaced_until_enough_groups_have_a_signal():
+def test_zero_variance_groups_are_replaced_until_enough_groups_have_a_signal():
     tried, metrics = resampled(TURNS, rounds=5, equal=("t7", "t6", "t1"))
     assert tried == [FIRST, THEN[:2], THEN[2:3]]  # never the same turn twice
     assert metrics["resample/rounds"] == 2
@@ -35,7 +35,7 @@ def test_equal_groups_are_replaced_until_enough_groups_have_a_signal():
     assert metrics["zero_variance_frac"] == 0.5
 
 
-def test_a_dropped_trajectory_does_not_make_a_group_unequal():
+def test_a_dropped_trajectory_gives_its_group_no_variance():
     tried, _ = resampled(TURNS, rounds=5, truncated=("t7",))
     assert tried == [FIRST, THEN[:1]]
 

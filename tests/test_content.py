@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SHOWS, USA, make_database
+from helpers.databases import make_database
+from helpers.shows import SHOWS, USA
+from helpers.unusual import make_unusual
 from mtsql.judge import content
 from mtsql.judge.content import Content, TableRows, content_of, memory_copy
 from mtsql.judge.guard import Evidence, evidence
@@ -38,6 +40,26 @@ def test_a_copy_holds_the_tables_and_its_mirror_holds_them_in_opposite_order(db:
         assert run_query(mirror, f'SELECT {names} FROM "{quoted}"').rows == table.rows[::-1]
     assert run_query(Mirror(db), "SELECT * FROM song").rows == read.tables[1].rows[::-1]
     assert memory_copy(both) == copy != mirror
+
+
+def test_copies_of_any_kind_of_table_have_its_rows_and_indexes(tmp_path: Path) -> None:
+    path = make_unusual(tmp_path / "shops.sqlite")
+    copy = memory_copy(content_of(path))
+    mirror = memory_copy(content_of(path), is_reversed=True)
+    for table in ("place", "shop", "strict_one", "fact"):
+        own = run_query(path, f"SELECT * FROM {table}").rows
+        assert len(own) > 1
+        for source, expected in ((copy, own), (mirror, own[::-1]), (Mirror(path), own[::-1])):
+            assert run_query(source, f"SELECT * FROM {table}").rows == expected
+    condition = "WHERE grp > 2 AND name > 'Shop 4'"
+    for sql in (
+        f"SELECT count(*) FROM shop INDEXED BY by_group {condition}",
+        f"SELECT count(*) FROM shop INDEXED BY by_name {condition}",
+        "SELECT count(*), sum(twice) FROM shop",
+    ):
+        result = run_query(path, sql)
+        assert result.is_ok
+        assert run_query(copy, sql).rows == run_query(mirror, sql).rows == result.rows
 
 
 def test_large_values_are_truncated(tmp_path: Path) -> None:
@@ -107,6 +129,33 @@ def test_an_answer_is_judged_although_a_table_cannot_be_read(
     assert "singer" in {table.name for table in schema.tables}
     assert evidence(answer, gold, schema, path, LIMITS) is Evidence.AGREES
     assert evidence("SELECT 2", gold, schema, path, LIMITS) is Evidence.DIFFERS
+
+
+def test_an_index_that_cannot_be_copied_takes_nothing_from_other_answers(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, a INT, integer INT)")
+        rows = [(i % 5,) for i in range(50)]
+        connection.executemany("INSERT INTO t (a, integer) VALUES (?, 1)", rows)
+        connection.execute("CREATE INDEX j ON t (a)")
+        # The text of the index is not UTF-8.
+        odd_text = "'CREATE INDEX j ON t (a) -- ' || x'ff'"
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(f"UPDATE sqlite_master SET sql = {odd_text} WHERE name = 'j'")
+        connection.execute("ANALYZE")
+    schema = schema_from_sqlite(path)
+
+    def found(answer: str, gold: str = "SELECT id FROM t WHERE a = 3 AND integer = 1") -> Evidence:
+        assert run_query(path, answer).is_ok
+        return evidence(answer, gold, schema, path, LIMITS)
+
+    assert found("SELECT id FROM t WHERE a + 0 = 3 AND 1 = integer") is Evidence.AGREES
+    assert found("SELECT id FROM t INDEXED BY j WHERE a = 3") is Evidence.UNKNOWN
+    # The column `integer` has a single value, but gets others on copies.
+    assert found("SELECT id FROM t WHERE a + 0 = 3") is Evidence.DIFFERS
+    for table in ("sqlite_stat1", "main.sqlite_stat1", '"sqlite_stat1"'):
+        answer = f"SELECT 10 FROM {table} LIMIT 1"
+        assert found(answer, "SELECT count(*) FROM t WHERE a = 3") is Evidence.DIFFERS
 
 
 def test_a_database_that_cannot_be_read_in_time_is_tried_once_and_gives_no_evidence(

@@ -4,7 +4,7 @@ without."""
 import pytest
 import torch
 
-from helpers.engine import FAMILIES, check_dialogues, make_engine, play, prompts, tiny
+from helpers.engine import FAMILY, check_dialogues, make_engine, play, prompts, tiny
 from helpers.flash_double import record, replace_flash_attn
 from mtsql.engine import cuda_graphs
 
@@ -25,7 +25,7 @@ def captured_sizes(monkeypatch) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@FAMILY
 def test_graphs_change_no_token(family, captured_sizes):
     engine = make_engine(tiny(family, torch.float64), temperature=0.7, max_reply_tokens=9)
     groups = prompts(3, 17, 8)
@@ -49,7 +49,7 @@ def test_nothing_is_captured_when_graphs_are_switched_off(captured_sizes):
     assert captured_sizes == []
 
 
-def test_the_recorder_freezes_what_python_has_read():
+def test_the_recorder_keeps_values_that_python_has_read():
     """A value that Python read while recording stays as it was, as in a CUDA graph."""
     x = torch.tensor([1.0, 2.0])
     replay, out = record(lambda: x * float(x[0]) + x)

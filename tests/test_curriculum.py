@@ -15,7 +15,7 @@ COUNTS = {
 }
 
 
-def test_buckets_are_the_papers():
+def test_buckets_have_the_bounds_of_the_paper():
     curriculum = build_curriculum(COUNTS, CurriculumConfig(), seed=0)
     assert curriculum.stages == [["easy"], ["middle"], ["hard", "never"]]
     assert curriculum.num_dropped == 1

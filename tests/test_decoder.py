@@ -205,7 +205,7 @@ PARTIAL = {
         (changed("llama", rope_parameters=PARTIAL), "partial_rotary_factor is not supported"),
     ],
 )
-def test_what_the_decoder_does_not_compute_is_refused_by_name(config, words):
+def test_options_that_the_decoder_does_not_compute_are_refused_by_name(config, words):
     with torch.device("meta"), pytest.raises(ValueError, match=words):
         CausalLM(config)
 

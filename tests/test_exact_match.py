@@ -44,7 +44,7 @@ def test_each_rule_gives_the_official_verdict(
     assert (int(match.is_match), int(match.is_parsed)) == (int(row["em"]), int(row["parsed"]))
 
 
-def test_golds_match_themselves_unless_they_contain_value(
+def test_gold_queries_match_themselves_unless_they_contain_value(
     shared: Path, schemas: dict[str, Schema]
 ) -> None:
     golds = all_golds(shared)

@@ -139,7 +139,7 @@ def test_policies_play_what_they_say(data):
     assert [policy.play(scene) for policy in blind] == [policy.play(hidden) for policy in blind]
 
 
-def test_changed_versions_of_the_last_query(tmp_path):
+def test_blind_policies_change_the_last_query_in_four_ways(tmp_path):
     columns = (Column("name", "text"), Column("age", "number"))
     schema = Schema("d", (Table("singer", columns),))
     last = 'SELECT name, age FROM singer WHERE age > 30 AND name != "x"'

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from helpers.databases import make_database
 from helpers.official import conformance_pairs
-from helpers.shows import SHOWS, USA, make_database
+from helpers.shows import SHOWS, USA
+from helpers.unusual import NUM_SHOPS, make_unusual
 from mtsql.judge.agreement import written_match
 from mtsql.judge.guard import Evidence, evidence, trial_of
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, clear_result_cache, run_query
-from mtsql.sql.schema import Schema, load_schemas, schema_from_sqlite
+from mtsql.sql.schema import Database, Schema, load_schemas, schema_from_sqlite
 from mtsql.sql.worker_pool import the_pool
 
 LIMITS = QueryConfig()
@@ -30,6 +32,12 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def schema(db: Path) -> Schema:
     return schema_from_sqlite(db)
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    path = make_unusual(tmp_path_factory.mktemp("guard") / "shops.sqlite")
+    return Database(schema_from_sqlite(path), path)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +109,47 @@ def test_agreement_by_accident_earns_nothing(paid: Paid, gold: str, answer: str)
     assert paid(answer, gold)[0] == 0
 
 
+SEEN = {
+    "names": "SELECT name FROM place",
+    "codes": "SELECT code FROM place",
+    "threes": "SELECT name FROM shop WHERE grp = 3",
+}
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("SELECT name FROM place", "SELECT name FROM place WHERE name IN ({names})"),
+        ("SELECT code FROM place", "SELECT code FROM place WHERE code IN ({codes})"),
+        ("SELECT code FROM place", "SELECT code FROM place WHERE code BETWEEN 'c0' AND 'c7'"),
+        ("SELECT id FROM shop", "SELECT id FROM shop WHERE id BETWEEN 1 AND 120"),
+        (
+            "SELECT DISTINCT grp FROM shop",
+            "SELECT DISTINCT grp FROM shop WHERE grp IN (0, 1, 2, 3, 4, 5, 6)",
+        ),
+        ("SELECT grp FROM shop", "SELECT grp FROM shop WHERE grp BETWEEN 0 AND 6"),
+        (
+            "SELECT DISTINCT place FROM shop",
+            "SELECT DISTINCT place FROM shop WHERE place IN ({codes})",
+        ),
+        (
+            "SELECT opened FROM shop",
+            "SELECT opened FROM shop WHERE opened BETWEEN '2000-01-11' AND '2019-09-11'",
+        ),
+        ("SELECT max(grp) FROM shop", "SELECT 6"),
+        (SEEN["threes"], "SELECT name FROM shop WHERE name IN ({threes})"),
+    ],
+)
+def test_a_list_or_range_of_the_values_in_the_database_earns_nothing(
+    unusual: Database, gold: str, answer: str
+) -> None:
+    for key, sql in SEEN.items():
+        values = [f"'{value}'" for (value,) in run_query(unusual.path, sql).rows]
+        answer = answer.replace(f"{{{key}}}", ", ".join(values))
+    assert written_match(answer, gold, unusual.path, LIMITS)
+    assert evidence(answer, gold, unusual.schema, unusual.path, LIMITS) is Evidence.DIFFERS
+
+
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
@@ -170,7 +219,7 @@ def test_the_same_query_is_paid_although_its_result_is_empty(paid: Paid) -> None
     assert paid(NOWHERE.replace("usa", "chile"), NOWHERE) == (0, 1)
 
 
-def test_an_answer_that_compiles_to_the_golds_steps_is_paid(paid: Paid) -> None:
+def test_an_answer_that_compiles_to_the_steps_of_the_gold_is_paid(paid: Paid) -> None:
     """Here no copy distinguishes the gold from other queries."""
     gold = 'SELECT name FROM singer WHERE country = "nowhere" LIMIT 1'
     assert paid(gold.replace('= "nowhere"', 'IN ("nowhere")'), gold)[0] == 1
@@ -189,7 +238,7 @@ def test_an_earlier_turns_query_earns_nothing_again(paid: Paid, answer: str) -> 
     assert paid(answer, france, (USA, "SELECT name FROM singer")) == (0, 0)
 
 
-def test_an_earlier_query_that_lacks_the_golds_distinct_earns_nothing(paid: Paid) -> None:
+def test_an_earlier_query_without_the_distinct_of_the_gold_earns_nothing(paid: Paid) -> None:
     plain = "SELECT country FROM singer"
     distinct = "SELECT DISTINCT country FROM singer"
     assert paid(plain, distinct, (plain,), guard=False) == (0, 1)  # exact match ignores DISTINCT
@@ -223,14 +272,27 @@ def test_an_answer_that_fails_on_a_copy_differs(db: Path, schema: Schema) -> Non
     assert evidence(indexed, gold, schema, db, LIMITS) is Evidence.DIFFERS
 
 
-def test_an_answer_that_does_not_end_on_a_copy_differs(db: Path, schema: Schema) -> None:
-    """The gold ends there. Otherwise an answer could choose to be judged on the database alone."""
-    gold = "SELECT count(*) FROM singer"
-    limits = QueryConfig(max_vm_steps=100_000)
-    assert trial_of(gold, schema, db, limits).copies
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
-    slow = f"{gold} WHERE 0 = ({endless} SELECT i FROM n LIMIT 1 OFFSET 99999)"
-    assert evidence(slow, gold, schema, db, limits) is Evidence.DIFFERS
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "zeroblob(1000000000)",
+        "json_extract('{}', 'no such table')",
+        "abs(-9223372036854775807 - 1)",
+        "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n)",
+        "length(trim(hex(zeroblob(15000)), '1' || hex(zeroblob(15000)))) + random()",
+    ],
+)
+def test_an_answer_that_fails_or_does_not_end_on_other_rows_differs(
+    unusual: Database, elsewhere: str
+) -> None:
+    """It recognises the database by its number of rows. The gold ends on copies; otherwise an
+    answer could choose to be judged on the database alone."""
+    gold = "SELECT count(*) FROM shop WHERE grp = 3"
+    is_here = f"(SELECT count(*) FROM shop) = {NUM_SHOPS}"
+    [[count]] = run_query(unusual.path, gold).rows
+    answer = f"SELECT CASE WHEN {is_here} THEN {count} ELSE {elsewhere} END"
+    assert run_query(unusual.path, answer).rows == ((count,),)
+    assert evidence(answer, gold, unusual.schema, unusual.path, LIMITS) is Evidence.DIFFERS
 
 
 def test_copies_on_which_the_gold_varies_with_the_order_of_storage_are_not_used(
@@ -263,6 +325,14 @@ def test_copies_need_no_files(
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert evidence(answer, USA, schema, db, LIMITS) is Evidence.AGREES
+
+
+def test_names_that_differ_in_letters_beyond_ascii_are_judged(tmp_path: Path) -> None:
+    script = 'CREATE TABLE "É" (a INT); CREATE TABLE "é" (b INT); INSERT INTO "É" VALUES (1), (2);'
+    path = make_database(tmp_path / "x.sqlite", script)
+    turn = Turn("x:0:0", 0, "x", "?", 'SELECT a FROM "É"')
+    schema = schema_from_sqlite(path)
+    assert answer_scores(turn.sql, turn, schema, path, RewardConfig(), LIMITS)[0] == 1
 
 
 def test_a_missing_database_gives_no_evidence(schema: Schema, tmp_path: Path) -> None:

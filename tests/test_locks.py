@@ -116,7 +116,7 @@ def test_a_lock_file_without_an_owner_is_taken_over(text, tmp_path, monkeypatch)
     assert tmp_path.is_dir()
 
 
-def test_without_flock_the_text_decides(tmp_path, monkeypatch):
+def test_without_flock_the_text_of_the_file_decides(tmp_path, monkeypatch):
     process = holder(tmp_path / "run")
     monkeypatch.setattr(fcntl, "flock", no_flock)
     with pytest.raises(ValueError, match=f"process {process.pid} "), RunLock(tmp_path / "run"):

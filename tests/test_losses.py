@@ -151,7 +151,7 @@ def test_gspo_gradient_is_the_sequence_ratio_times_the_mean_of_the_token_gradien
     assert logprobs.grad.tolist() == pytest.approx([-0.7 * ratio / 3] * 3)
 
 
-def test_kl_estimators_by_hand():
+def test_kl_estimators_have_the_values_written_by_hand():
     p = torch.tensor([-1.0, -5.0])
     q = torch.tensor([-2.0, 30.0])
     assert kl_estimate(p, q, "k1").tolist() == [1.0, -20.0]  # the log ratio is clamped to 20

@@ -1,61 +1,42 @@
 """train_rl.py on one process, on two, with shards and on two machines is one and the same run."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers import runs
 from helpers.runs import (
     FLAGS,
     FSDP,
     ROOT,
+    SCRIPTS,
+    SMALL_RL,
     TWO,
     assert_same_run,
+    clean_environment,
     finish,
     kill_when,
     num_updates_done,
-    start,
     stop_when,
     updates,
 )
 
+start = partial(runs.start, script=SMALL_RL)
 pytestmark = pytest.mark.slow
-RECORDED = f"""
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-import train_rl
-from mtsql.rl.collect import Collector
-from mtsql.run.launch import run_script
-
-play = Collector.play
-flag = "--run" if "--run" in sys.argv else "--resume"
-run = Path(sys.argv[sys.argv.index(flag) + 1])
-
-def recorded(self, turns, split, *, num_samples, update):
-    groups, engine = play(self, turns, split, num_samples=num_samples, update=update)
-    if update < 2**31:
-        with open(run.with_name(run.name + "-played-" + os.environ.get("RANK", "0")), "a") as file:
-            for trajectory in [scored.trajectory for group in groups for scored in group]:
-                print(json.dumps([update, trajectory.turn.turn_id, trajectory.ids]), file=file)
-    return groups, engine
-
-Collector.play = recorded
-run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
-"""
 
 
 def play_and_finish(folder, *flags, launcher=()):
     """Start train_rl.py with its rollouts written down, and see it end well."""
-    (folder / "recorded.py").write_text(RECORDED)
-    finish(start(*flags, cwd=folder, launcher=launcher, script=folder / "recorded.py"))
+    script = SCRIPTS / "recorded_rl.py"
+    finish(start(*flags, cwd=folder, launcher=launcher, script=script))
 
 
 def played(run, update):
@@ -65,7 +46,7 @@ def played(run, update):
     return sorted(line for line in lines if line[0] == update)
 
 
-def cut_back(run, copy, update):
+def copy_as_of(run, copy, update):
     """A copy of a run as it was right after its checkpoint of `update`."""
     shutil.copytree(run, copy)
     for place in (copy / "checkpoints").iterdir():
@@ -107,14 +88,14 @@ def test_shards_and_one_process_are_the_same_run_and_each_resumes_the_other(fold
         ("shards-to-one", "shards", ()),
         ("one-to-two", "straight", TWO),
     ):
-        cut_back(runs / source, runs / name, 2)
+        copy_as_of(runs / source, runs / name, 2)
         play_and_finish(folder, "--resume", f"runs/{name}", launcher=launcher)
         assert_close_run(runs / "straight", runs / name)
         for update in (2, 3):
             there = played(runs / name, update)
             assert there == played(runs / "straight", update) and len(there) == 9
         assert not played(runs / name, 1)
-    cut_back(runs / "shards", runs / "shards-again", 2)
+    copy_as_of(runs / "shards", runs / "shards-again", 2)
     play_and_finish(folder, "--resume", "runs/shards-again", launcher=FSDP)
     shutil.copytree(
         runs / "shards/trajectories", runs / "shards-again/trajectories", dirs_exist_ok=True
@@ -134,7 +115,7 @@ def test_two_processes_in_bfloat16_score_what_they_sampled(launcher, folder):
     assert {w.dtype for w in load_file(run / "model/model.safetensors").values()} == {torch.float32}
 
 
-def test_ctrl_c_ends_a_sharded_run_that_goes_on_from_its_last_checkpoint(folder):
+def test_ctrl_c_ends_a_sharded_run_that_continues_from_its_last_checkpoint(folder):
     run = folder / "runs/stopped"
     process = start(*FLAGS, "--run", "runs/stopped", cwd=folder, launcher=FSDP)
     stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGINT)
@@ -185,7 +166,7 @@ def two_machines(folder, script, *flags):
 
 def test_two_machines_end_with_the_parameters_of_two_processes(folder):
     finish(start(*FLAGS, "--run", "runs/two", cwd=folder, launcher=TWO))
-    for process in two_machines(folder, ROOT / "train_rl.py", *FLAGS, "--run", "runs/machines"):
+    for process in two_machines(folder, SMALL_RL, *FLAGS, "--run", "runs/machines"):
         finish(process)
     # Not bit for bit: a rank that is alone on its machine takes all cores, and more threads sum in
     # another order.
@@ -193,68 +174,21 @@ def test_two_machines_end_with_the_parameters_of_two_processes(folder):
 
 
 def test_a_crash_on_one_machine_ends_both_and_shows_its_own_traceback(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(
-        "from mtsql.run.launch import make_accelerator, start_missing_ranks\n"
-        "start_missing_ranks()\n"
-        "accelerator = make_accelerator('no')\n"
-        "if accelerator.process_index == 1:\n"
-        "    raise RuntimeError('the reward of machine 1 is broken')\n"
-        "accelerator.wait_for_everyone()\nimport time; time.sleep(3000)\n"
-    )
-    processes = two_machines(tmp_path, script)
+    processes = two_machines(tmp_path, SCRIPTS / "crashing_rank.py")
     errors = [process.communicate(timeout=900)[1] for process in processes]
     assert all(process.returncode for process in processes)  # neither slept
-    assert "RuntimeError: the reward of machine 1 is broken" in errors[1]
-
-
-WATCHED = f"""
-import sys, weakref
-sys.path.insert(0, {str(ROOT)!r})
-import torch, train_rl
-from accelerate import Accelerator
-from mtsql.run.launch import run_script
-
-def prepare(self, *things, plain=Accelerator.prepare):
-    prepared = plain(self, *things)
-    weakref.finalize(prepared[0], say)
-    return prepared
-
-def say():
-    print("freed inside the group:", torch.distributed.is_initialized(), flush=True)
-
-Accelerator.prepare = prepare
-run_script(train_rl.main, train_rl.Config, "")
-"""
+    assert "RuntimeError: the reward of this rank is broken" in errors[1]
 
 
 def test_the_wrapped_policy_is_freed_before_the_process_group(tmp_path):
-    """A DDP reducer that goes after it waits, one time in five, for a thread that waits for the
-    interpreter's lock."""
-    (tmp_path / "watched.py").write_text(WATCHED)
-    out, _ = finish(
-        start(
-            *FLAGS, "--run", "runs/two", cwd=tmp_path, launcher=TWO, script=tmp_path / "watched.py"
-        )
-    )
+    """If DDP's reducer is freed after the process group, it joins gloo's threads while it holds the
+    interpreter's lock. In one run of five a thread waits for that lock, and neither can end."""
+    flags = [*FLAGS, "--run", "runs/two"]
+    script = SCRIPTS / "watched_rl.py"
+    out, _ = finish(start(*flags, cwd=tmp_path, launcher=TWO, script=script))
     said = [line for line in out.splitlines() if "freed inside the group" in line]
-    assert [line.split()[-1] for line in said] == [
-        "True"
-    ] * 4  # a warm start and a run, on two ranks
-
-
-ONE_RANK = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import mtsql.session, train_rl
-from mtsql.run.launch import run_script
-
-if os.environ.get("RANK") == "1":
-    def refuse(*arguments, **options):
-        raise ValueError("model.path x: this rank cannot read it")
-    mtsql.session.set_up = refuse
-run_script(train_rl.main, train_rl.Config, "")
-"""
+    # A warm start and a run, on two ranks.
+    assert [line.split()[-1] for line in said] == ["True"] * 4
 
 
 @pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["loud", "quiet"])
@@ -268,8 +202,7 @@ def test_a_mistake_on_two_processes_is_the_last_line(case, quiet, tmp_path):
         (tmp_path / "runs" / "rl" / "metrics.jsonl").touch()
         words = "already holds a run"
     else:
-        script = tmp_path / "one_rank.py"
-        script.write_text(ONE_RANK)
+        script = SCRIPTS / "one_rank_fails.py"
         flags = ["--num_updates", "2", "--warm_start", "null"]
     launcher = [sys.executable, *TWO[:2], *quiet, *TWO[2:]]
     done = subprocess.run(
@@ -278,7 +211,7 @@ def test_a_mistake_on_two_processes_is_the_last_line(case, quiet, tmp_path):
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=clean_environment(),
         check=False,
     )
     last = done.stderr.strip().splitlines()[-1]

@@ -9,28 +9,23 @@ import pytest
 import train_rl
 import train_sft
 
+from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.protocol import TAGS
 from mtsql.engine.sampling import SamplingConfig
 from mtsql.model.policy import (
     AdapterConfig,
-    EmbeddedConfig,
     ModelConfig,
     build_embedded,
     load_policy,
     save_policy,
 )
-from mtsql.model.tokenizer import train_tokenizer
 from mtsql.model_notes import differences, notes_of, prompt_style
 from mtsql.run.config import flat, parse_config, to_dict
 from mtsql.sql import datasets
 from mtsql.sql.sandbox import QueryConfig
 from mtsql.toyworld.world import WorldConfig
 
-SIZE = EmbeddedConfig(
-    num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
-)
 TRAINED = train_rl.Config(
     style=PromptStyle.BRIEF,
     env=EnvConfig(
@@ -43,14 +38,14 @@ TRAINED = train_rl.Config(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
+    return tiny_tokenizer()
 
 
 @pytest.fixture
 def folder(tokenizer, tmp_path):
     """A model folder as a run of `TRAINED` leaves it."""
     save_policy(
-        build_embedded(tokenizer, SIZE, seed=1),
+        build_embedded(tokenizer, EMBEDDED, seed=1),
         tokenizer,
         tmp_path / "model",
         notes=notes_of(TRAINED),
@@ -97,7 +92,7 @@ def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
 
 
 def test_a_model_without_notes_has_the_defaults_of_the_script(tokenizer, tmp_path):
-    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, tmp_path / "model")
+    save_policy(build_embedded(tokenizer, EMBEDDED, seed=1), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model/mtsql.json").exists()
     config = parsed("--model.path", tmp_path / "model")
     assert config == replace(eval_script.Config(), model=ModelConfig(path=str(tmp_path / "model")))
@@ -170,7 +165,7 @@ def test_the_notes_are_renamed_into_place_together_with_the_weights(folder, toke
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(TypeError):
         save_policy(
-            build_embedded(tokenizer, SIZE, seed=2),
+            build_embedded(tokenizer, EMBEDDED, seed=2),
             tokenizer,
             folder,
             notes={"mtsql.json": {"env": 1j}},

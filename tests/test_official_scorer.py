@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     return make_scoring_folder(tmp_path)
 
 
-def test_tables_of_a_small_file(folder: Path) -> None:
+def test_the_report_of_a_small_file_has_the_expected_tables(folder: Path) -> None:
     golds = [NAMES, AGES, OLDEST, "", NAMES, NAMES, "", OLDEST]
     preds = [NAMES, AGES, NAMES, "", NAMES, "SELECT name , age FROM singer", ""]
     preds += [OLDEST.replace("35", "39")]
@@ -33,7 +33,7 @@ def test_tables_of_a_small_file(folder: Path) -> None:
     ]
 
 
-def test_bad_golds_are_printed_first(folder: Path) -> None:
+def test_bad_gold_queries_are_printed_first(folder: Path) -> None:
     text = format_report(score(folder, ["SELECT age FROM singer )"], [NAMES]))
     assert text.startswith("gold error, line 1 (shows): does not run on shows.sqlite")
 

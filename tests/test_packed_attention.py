@@ -61,7 +61,7 @@ def spans_of(
     return tuple(spans), at
 
 
-def test_spans_of_two_groups():
+def test_two_groups_have_the_spans_written_by_hand():
     # P P P a b b Q c
     assert spans_of([(3, [1, 2]), (1, [1])]) == (((0, 3, 3, 4), (0, 3, 4, 6), (6, 7, 7, 8)), 8)
 

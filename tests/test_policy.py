@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config
 
-from mtsql.agent.protocol import TAGS
+from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.learner.packed_attention import PackedContext
+from mtsql.model import policy as policies
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -21,11 +22,7 @@ from mtsql.model.policy import (
     reference,
     save_policy,
 )
-from mtsql.model.tokenizer import train_tokenizer
 
-SIZE = EmbeddedConfig(
-    num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48
-)
 LORA = AdapterConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 IDS = torch.arange(9)  # (T,)
 
@@ -47,13 +44,13 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("policies") / "base"
-    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, path)
+    save_policy(build_embedded(tokenizer, EMBEDDED, seed=1), tokenizer, path)
     return str(path)
 
 
@@ -71,10 +68,10 @@ def adapted(folder: str, gradient_checkpointing: bool = False) -> torch.nn.Modul
 def test_the_embedded_model_is_drawn_from_its_seed_alone(tokenizer):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = build_embedded(tokenizer, SIZE, seed=1)
+    first = build_embedded(tokenizer, EMBEDDED, seed=1)
     assert torch.equal(before, torch.get_rng_state())
-    assert same_bits(bits(first), bits(build_embedded(tokenizer, SIZE, seed=1)))
-    assert not same_bits(bits(first), bits(build_embedded(tokenizer, SIZE, seed=2)))
+    assert same_bits(bits(first), bits(build_embedded(tokenizer, EMBEDDED, seed=1)))
+    assert not same_bits(bits(first), bits(build_embedded(tokenizer, EMBEDDED, seed=2)))
     assert first.lm_head.weight is first.model.embed_tokens.weight
     assert first.config.vocab_size == len(tokenizer)
     default = build_embedded(tokenizer, EmbeddedConfig(), seed=0)
@@ -133,7 +130,7 @@ def test_saved_adapters_reload_bit_for_bit(folder, tokenizer, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path / "adapters"), lora=AdapterConfig(rank=8)))
 
 
-def test_plain_policy_generates_with_its_own_weights(folder):
+def test_a_policy_without_adapters_generates_with_its_own_weights(folder):
     model = load_policy(ModelConfig(path=folder)).train()
     with generation_weights(torch.nn.parallel.DataParallel(model)) as weights:
         assert weights is model and not weights.training
@@ -176,7 +173,7 @@ def test_generation_in_bfloat16_rounds_as_training_does(folder):
         assert torch.equal(copied, logits(fresh))
 
 
-def test_reference_policy_stays_where_it_was(folder):
+def test_the_reference_policy_stays_as_it_was(folder):
     model = load_policy(ModelConfig(path=folder))
     expected = logits(model)
     frozen = make_reference(model)
@@ -223,6 +220,15 @@ def test_sharded_policy_is_gathered(folder, tokenizer, tmp_path):
         destroy_process_group()
 
 
+def test_rows_that_the_ranks_do_not_divide_are_saved(folder, tokenizer, tmp_path, monkeypatch):
+    """FSDP2 gathers such a weight as a part of a longer tensor."""
+    model = load_policy(ModelConfig(path=folder))
+    monkeypatch.setattr(policies, "is_sharded", lambda model: True)
+    monkeypatch.setattr(policies, "gather_full", lambda w: torch.cat([w, w[:1]])[: len(w)])
+    save_policy(model, tokenizer, tmp_path / "policy")
+    assert same_bits(bits(model), bits(load_policy(ModelConfig(path=str(tmp_path / "policy")))))
+
+
 def test_gradient_checkpointing_changes_no_gradient(folder):
     gradients = []
     for on in (False, True):
@@ -233,7 +239,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder):
 
 
 @pytest.mark.parametrize("path", [None, "no/such/folder"])
-def test_missing_folder(path):
+def test_a_missing_folder_is_named(path):
     for load in (load_tokenizer, lambda p: load_policy(ModelConfig(path=p))):
         with pytest.raises(ValueError, match=f"model.path {path}: no such folder"):
             load(path)
@@ -248,7 +254,7 @@ def test_incomplete_folders_are_named(folder, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path)))
 
 
-def test_windows_and_foreign_architectures_are_refused(tmp_path):
+def test_sliding_windows_and_other_architectures_are_refused(tmp_path):
     window = Qwen2Config(use_sliding_window=True, sliding_window=4, max_window_layers=1)
     window.save_pretrained(tmp_path)
     where = f"model.path {tmp_path}/config.json"

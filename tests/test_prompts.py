@@ -1,4 +1,5 @@
-"""The texts that the model reads for each choice of tools; results, cut by rows and characters."""
+"""The texts that the model reads for each choice of tools. Results are shown up to a number of rows
+and of characters."""
 
 import re
 from dataclasses import replace
@@ -243,11 +244,11 @@ def shown(rows, style, max_rows=10, max_chars=60):
         ([("a" * 60,)], BRIEF, "a" * 60),
     ],
 )
-def test_a_result_is_shown_and_cut(rows, style, text):
+def test_a_result_is_shown_up_to_its_limits(rows, style, text):
     assert shown(rows, style) == text
 
 
-def test_an_error_is_shown_and_cut():
+def test_an_error_is_shown_up_to_its_limit():
     error = QueryResult(QueryStatus.ERROR, message="no such column: " + "x" * 99)
     assert show_result(error, 10, 30, FULL) == "error: no such column: xxxxxxx... cut here"
 

@@ -59,7 +59,7 @@ def test_the_parsed_query_of_official_files_is_not_read_as_sql(tmp_path):
 
 @pytest.mark.parametrize("key", ["query", "SQL", "sql"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.json"])
-def test_single_questions_are_read_whatever_the_key_of_their_sql(tmp_path, key, name):
+def test_single_questions_are_read_with_any_key_for_their_sql(tmp_path, key, name):
     entries = [{"db_id": "one", "question": f"q{i}", key: f" SELECT {i} "} for i in range(3)]
     lines = "\n\n".join(map(json.dumps, entries)) + "\n\n"
     found = read(tmp_path, name, lines if name != "a.json" else entries)

@@ -154,9 +154,10 @@ def test_a_page_names_no_path_of_some_machine():
             assert start not in page.read_text(), page
 
 
-def test_the_pages_that_the_readme_names_exist():
+def test_the_files_that_the_readme_names_exist():
     names = re.findall(
-        r"`((?:docs|tests|configs|tools)/[\w./]+)`", (ROOT / "README.md").read_text()
+        r"`((?:docs|tests|configs|tools|src)/[\w./]+|(?:train_|eval)\w*\.py)`",
+        (ROOT / "README.md").read_text(),
     )
     assert len(names) > 5
     for name in names:

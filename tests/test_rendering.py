@@ -143,7 +143,7 @@ LLAMA_CONTROL = [
 ]
 
 
-def test_llama3_by_hand():
+def test_llama3_has_the_ids_written_by_hand():
     renderer = Renderer(byte_tokenizer(LLAMA_CONTROL, [], LLAMA_TEMPLATE))
     begin, end_of_text, header, end_header, stop = range(256, 261)
     to_reply = [header, *chars("assistant"), end_header, 198, 198]

@@ -48,7 +48,7 @@ def test_a_reply_is_read_into_thought_verdict_and_call():
         ("<tool_call>" + "[" * 100_000 + "</tool_call>", ParseError.BAD_JSON),
     ],
 )
-def test_what_cannot_be_acted_on_is_named(text, error):
+def test_a_reply_without_a_valid_action_names_its_error(text, error):
     assert parse_reply(text).action is error
 
 
@@ -60,7 +60,7 @@ def test_tags_inside_the_thinking_are_thoughts():
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_a_further_thought_changes_nothing_wherever_it_stands(place):
+def test_a_further_thought_changes_nothing_at_any_place(place):
     pieces = [
         "<think>a</think>",
         "<exec_verify>pass</exec_verify>",
@@ -166,7 +166,7 @@ def test_a_verdict_is_read_outside_of_actions_only():
     assert parse_reply(named).exec_verdict is Verdict.NO_PASS
 
 
-def test_linear_in_a_megabyte():
+def test_a_megabyte_takes_linear_time():
     start = time.perf_counter()
     for tag in PIECES:
         parse_reply(tag * 120_000)

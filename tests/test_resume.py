@@ -3,13 +3,16 @@
 import re
 import shutil
 import signal
+from functools import partial
 
 import pytest
 
+from helpers import runs
 from helpers.runs import (
     FLAGS,
     FSDP,
-    ROOT,
+    SMALL_RL,
+    SMALL_SFT,
     TWO,
     assert_same_run,
     assert_same_tensors,
@@ -18,13 +21,12 @@ from helpers.runs import (
     metrics,
     num_lines,
     num_updates_done,
-    start,
     stop_when,
     updates,
-    wait_until,
 )
 from mtsql.run.checkpoint import newest_checkpoint
 
+start = partial(runs.start, script=SMALL_RL)
 OBJECTIVES = (
     "--advantage.baseline mean --advantage.scale group --num_passes 2"
     " --minibatches 2 --old_logprobs recomputed --curriculum.resample_rounds 1"
@@ -50,30 +52,20 @@ def test_the_straight_run_learned_and_its_first_pass_had_ratio_one(folder):
     assert lines[0]["loss/kl"] == pytest.approx(0, abs=1e-9) and lines[-1]["loss/kl"] > 0
 
 
-def test_a_run_killed_again_and_again_is_the_straight_run(folder):
+def test_a_run_that_was_killed_and_stopped_is_the_straight_run(folder):
     run = folder / "runs/killed"
     process = start(*FLAGS, "--run", "runs/killed", cwd=folder)
     kill_when(process, lambda: list(run.glob("checkpoints/.update-00001.partial")))
-    process = start("--resume", "runs/killed", cwd=folder)
-    kill_when(process, lambda: num_updates_done(run) == 2)
-    # SIGTERM leaves a checkpoint of its own moment, with a model folder that loads. While the run
-    # goes on, no other process gets it.
+    # After SIGTERM a run writes a checkpoint although none is due.
     process = start("--resume", "runs/killed", "--checkpoint.every", "0", cwd=folder)
-    lock, owner = run / ".lock", f'"pid": {process.pid},'
-    wait_until(lambda: lock.exists() and owner in lock.read_text(), process)
-    process.send_signal(signal.SIGSTOP)
-    _, err = finish(start("--resume", "runs/killed", cwd=folder), expected=1)
-    refusal = f"error: run runs/killed: in use by process {process.pid} on host"
-    assert refusal in err.splitlines()[-1]
-    process.send_signal(signal.SIGCONT)
-    stop_when(process, lambda: num_updates_done(run) == 3, signal.SIGTERM)
+    stop_when(process, lambda: num_updates_done(run) == 2, signal.SIGTERM)
     _, err = finish(process, expected=143)
     assert re.fullmatch(
         r"terminated \(SIGTERM\): \d updates are done; continue with --resume runs/killed",
         err.splitlines()[-1],
     )
     assert "Traceback" not in err
-    assert newest_checkpoint(run).name >= "update-00003"
+    assert newest_checkpoint(run).name >= "update-00002"
     assert (newest_checkpoint(run) / "model/config.json").is_file()
     finish(start("--resume", "runs/killed", cwd=folder))
     assert_same_run(folder / "runs/straight", run)
@@ -99,29 +91,26 @@ def test_resampling_and_several_steps_are_resumed_exactly(folder):
 @pytest.mark.slow
 def test_sft_killed_and_stopped_is_the_straight_run(folder):
     flags = [*FLAGS[:6], "--sft.max_samples", "32", "--sft.epochs", "3", "--checkpoint.every", "3"]
-    script = ROOT / "train_sft.py"
+    script = SMALL_SFT
     finish(start(*flags, "--run", "runs/sft", cwd=folder, script=script))
     run = folder / "runs/sft-killed"
     process = start(*flags, "--run", "runs/sft-killed", cwd=folder, script=script)
     kill_when(process, lambda: num_lines(run) == 5)
     assert newest_checkpoint(run).name == "update-00003"
-    go_on = ["--resume", "runs/sft-killed"]
-    process = start(*go_on, "--checkpoint.every", "0", cwd=folder, script=script)
+    again = ["--resume", "runs/sft-killed"]
+    process = start(*again, "--checkpoint.every", "0", cwd=folder, script=script)
     stop_when(process, lambda: num_lines(run) == 8, signal.SIGINT)
     _, err = finish(process, expected=130)
     assert "updates are done; continue with --resume runs/sft-killed" in err
     assert newest_checkpoint(run).name >= "update-00008"
-    finish(start(*go_on, cwd=folder, script=script))
+    finish(start(*again, cwd=folder, script=script))
     assert metrics(folder / "runs/sft") == metrics(run) and len(metrics(run)) == 12
     weights = "model/model.safetensors"
     assert_same_tensors(folder / "runs/sft" / weights, run / weights)
-    changed = ["--resume", "runs/sft", "--sft.epochs", "1"]
-    _, err = finish(start(*changed, cwd=folder, script=script), expected=1)
-    assert "sft.epochs is 1.0, but runs/sft was started with 3.0" in err.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_two_processes_are_resumed_exactly_and_one_may_go_on_alone(folder):
+def test_two_processes_are_resumed_exactly_and_one_may_continue_alone(folder):
     finish(start(*FLAGS, "--run", "runs/two", cwd=folder, launcher=TWO))
     run = folder / "runs/two-killed"
     process = start(*FLAGS, "--run", "runs/two-killed", cwd=folder, launcher=TWO)
@@ -151,10 +140,3 @@ def test_two_processes_resample_and_step_as_one(launcher, folder):
     for mine, theirs in zip(one, two, strict=True):
         for key in keys:
             assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
-
-
-def test_a_changed_key_is_named_when_a_run_is_resumed(folder):
-    flags = "--resume runs/straight --num_updates 9".split()
-    _, err = finish(start(*flags, cwd=folder), expected=1)
-    words = "num_updates is 9, but runs/straight was started with 4"
-    assert words in err.splitlines()[-1] and "Traceback" not in err

@@ -9,12 +9,13 @@ import pytest
 import torch
 import train_sft
 
+from helpers.models import EMBEDDED
 from mtsql import workbench
 from mtsql.agent import env as env_module
 from mtsql.agent import prompts
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.model.policy import ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.inputs import check_inputs, keep_inputs
 from mtsql.sql import datasets
@@ -24,9 +25,6 @@ from mtsql.toyworld.world import WorldConfig, write_toy_world
 from mtsql.warm_start import warm_start_key
 
 WORLD = WorldConfig(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
-TINY = EmbeddedConfig(
-    num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
-)
 
 
 @pytest.fixture
@@ -121,7 +119,7 @@ def change_weights(patch, world):
 )
 def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatch):
     config = train_sft.Config(
-        model=ModelConfig(embedded=TINY),
+        model=ModelConfig(embedded=EMBEDDED),
         style=PromptStyle.FULL,
         sft=train_sft.SftConfig(epochs=1, max_samples=4, samples_per_update=2),
         checkpoint=CheckpointConfig(every=1, keep_best=0),

@@ -248,13 +248,13 @@ def test_process_rewards_need_the_ending_that_the_switch_names(
     assert process == [float(quality >= needed)] * 3
 
 
-def test_right_means_right_in_result_or_in_structure(play):
+def test_an_answer_is_right_in_its_result_or_in_its_structure(play):
     replies = [call("junk"), answer(GOLD.replace("30", "77"), ran=NO_PASS)]
     parts = play(replies, RewardConfig())
     assert (parts["ex"], parts["em"], parts["exec_verify"]) == (0, 1, 1)
 
 
-def test_an_honest_look_and_an_honest_correction_cost_nothing_by_default(play):
+def test_looking_at_the_data_and_correcting_a_query_cost_nothing_by_default(play):
     guess = [call(GOLD), answer(ran=PASS)]
     look = [call(LOOK), call(GOLD, ran=PASS), answer(ran=PASS)]
     correct = [call("SELECT nope"), call(GOLD, ran=NO_PASS), answer(ran=PASS)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import make_database
+from helpers.databases import make_database
 from mtsql.audit.reader import read_sql
 from mtsql.audit.rewritings import REWRITINGS, rewritings_of
 from mtsql.audit.statement import Unreadable
@@ -354,7 +354,9 @@ def test_a_rewriting_returns_the_rows_of_its_query_and_is_paid(
         "PRAGMA table_info(singer)",
     ],
 )
-def test_a_query_that_is_not_read_for_sure_has_no_rewritings(schema: Schema, sql: str) -> None:
+def test_a_query_that_is_not_read_with_certainty_has_no_rewritings(
+    schema: Schema, sql: str
+) -> None:
     with pytest.raises(Unreadable):
         read_sql(sql, schema)
     assert rewritings_of(sql, schema) == {}

@@ -1,4 +1,4 @@
-"""Rewritings of real golds return the gold's rows, and the reward pays them."""
+"""Rewritings of real gold queries return their rows, and the reward pays them."""
 
 import random
 from dataclasses import replace
@@ -47,7 +47,7 @@ def _sample(corpus: Corpus) -> Corpus:
 
 
 @pytest.mark.slow
-def test_rewritings_of_real_golds_return_their_rows(reports: dict[str, Report]) -> None:
+def test_rewritings_of_real_gold_queries_return_their_rows(reports: dict[str, Report]) -> None:
     for name, report in reports.items():
         # A sub-query that runs once for each row may be too slow for the limits. Nothing else may
         # go wrong.
@@ -56,7 +56,7 @@ def test_rewritings_of_real_golds_return_their_rows(reports: dict[str, Report]) 
 
 
 @pytest.mark.slow
-def test_rewritings_of_real_golds_are_paid(reports: dict[str, Report]) -> None:
+def test_rewritings_of_real_gold_queries_are_paid(reports: dict[str, Report]) -> None:
     shares = {}
     for kind in REWRITINGS:
         tallies = [report.rewritings[kind] for report in reports.values()]

@@ -1,22 +1,23 @@
-"""A rollout waits for no row, and what it gives does not depend on how fast SQL is."""
+"""A rollout waits for no row, and its results do not depend on how fast SQL is."""
 
 import random
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from helpers import episodes
+from helpers.databases import make_database
+from helpers.scripted_engine import ScriptedEngine
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
-from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
-from mtsql.engine.engine import Completion, Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.agent.reply import Verdict, format_reply
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
 from mtsql.model.decoder import from_transformers
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
@@ -36,13 +37,9 @@ RUNAWAY = (
 
 @pytest.fixture(scope="module")
 def db_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("db") / "toy.sqlite"
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("CREATE TABLE singer (name TEXT, age INTEGER)")
-        connection.executemany(
-            "INSERT INTO singer VALUES (?, ?)", [(f"n{i}", 20 + i % 30) for i in range(60)]
-        )
-    return path
+    rows = ", ".join(f"('n{i}', {20 + i % 30})" for i in range(60))
+    script = f"CREATE TABLE singer (name TEXT, age INTEGER); INSERT INTO singer VALUES {rows};"
+    return make_database(tmp_path_factory.mktemp("db") / "toy.sqlite", script)
 
 
 @pytest.fixture(scope="module")
@@ -58,52 +55,12 @@ def turn(name="dev:0:0"):
     return Turn(name, 0, "toy", "which singers are older than 26 ?", GOLD)
 
 
-def call(sql, **verdicts):
-    return format_reply(Reply(ToolCall("exec_sql", {"code": sql}), **verdicts))
+def call(sql):
+    return format_reply(episodes.call(sql))
 
 
 def answer(sql=GOLD):
-    return format_reply(Reply(Answer(sql), exec_verdict=Verdict.PASS))
-
-
-class PacedEngine:
-    """A scripted engine that takes so many steps for each reply, and notes at which step an
-    observation joins."""
-
-    sampling = SamplingConfig()
-
-    def __init__(self, renderer, script, secs=0.0):
-        """`script[i]`: the (number of steps, reply) pairs of the i-th row."""
-        self.renderer, self.script, self.secs = renderer, [list(row) for row in script], secs
-        self.now, self.left, self.joined, self.closed = 0, {}, [], []
-
-    @property
-    def has_work(self):
-        return bool(self.left)
-
-    def open_group(self, prompt_ids, noise_keys):
-        handles = list(range(len(self.left), len(self.left) + len(noise_keys)))
-        self.left.update((handle, self.script[handle][0][0]) for handle in handles)
-        return handles
-
-    def extend(self, handle, ids):
-        self.joined.append((self.now, handle))
-        self.left[handle] = self.script[handle][0][0]
-
-    def close(self, handle):
-        self.closed.append((self.now, handle))
-
-    def step(self):
-        self.now += 1
-        time.sleep(self.secs)
-        done = []
-        for handle in list(self.left):
-            self.left[handle] -= 1
-            if self.left[handle] == 0:
-                del self.left[handle]
-                ids = self.renderer.render_reply(self.script[handle].pop(0)[1])
-                done.append(Completion(handle, ids, [-0.5] * len(ids), StopReason.STOP_ID))
-        return done
+    return format_reply(episodes.answer(sql, ran=Verdict.PASS))
 
 
 def play(
@@ -124,8 +81,8 @@ def play(
 
 
 def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
-    """A runaway of five million steps comes five engine steps later than a small query, kept or
-    not; others go on."""
+    """The observation of a query of five million steps comes five engine steps later than that of a
+    small query, whether its result is cached or not. Other rows decode meanwhile."""
     script = [
         [(3, call(GOLD)), (1, answer())],
         [(3, call(RUNAWAY.format(0))), (1, answer())],
@@ -142,29 +99,27 @@ def test_an_observation_joins_by_the_work_of_its_query(renderer, db_path):
     ]
     clear_result_cache()
     for secs in (0.0, 0.03, 0.0):  # SQL slower than the steps, faster, and all of it kept
-        engine = PacedEngine(renderer, script, secs)
+        engine = ScriptedEngine(renderer, script, step_secs=secs)
         trajectories = play(engine, renderer, db_path, 5, max_vm_steps=5_000_000)
-        assert engine.joined == expected
+        assert [(now, handle) for now, handle, _ in engine.extended] == expected
         statuses = [t.env.records[0].status for t in trajectories]
         assert statuses == [QueryStatus.OK, *[QueryStatus.TIMEOUT] * 3, QueryStatus.OK]
         assert all(t.outcome is Outcome.ANSWERED for t in trajectories)
 
 
-def test_steps_are_counted_on_while_no_row_decodes(renderer, db_path):
+def test_steps_are_counted_while_no_row_decodes(renderer, db_path):
     script = [[(1, call(RUNAWAY.format(1))), (1, call(GOLD)), (1, answer())]]
-    engine = PacedEngine(renderer, script)
+    engine = ScriptedEngine(renderer, script)
     [trajectory] = play(engine, renderer, db_path, 1, max_vm_steps=3_000_000)
-    assert (
-        engine.now == 3
-        and len(trajectory.reply_spans) == 3
-        and trajectory.outcome is Outcome.ANSWERED
-    )
+    assert engine.now == 3
+    assert len(trajectory.reply_spans) == 3
+    assert trajectory.outcome is Outcome.ANSWERED
 
 
 def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
     judged = threading.Event()
 
-    class Waiting(PacedEngine):
+    class Waiting(ScriptedEngine):
         def step(self):
             assert self.now < 10 or judged.wait(20), "nobody judged the first trajectory"
             return super().step()
@@ -180,7 +135,7 @@ def test_a_finished_trajectory_is_judged_while_others_decode(renderer, db_path):
 
 @pytest.mark.parametrize("where", ["judge", "environment", "engine"])
 def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where):
-    """Also while queries that would take a minute run and wait for other rows."""
+    """Meanwhile queries of other rows run that would take a minute."""
 
     class Faulty(SqlEnv):
         def step(self, text, meter=None):
@@ -188,7 +143,7 @@ def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where)
                 raise LookupError("a fault")
             return super().step(text, meter)
 
-    class FaultyEngine(PacedEngine):
+    class FaultyEngine(ScriptedEngine):
         def step(self):
             if where == "engine" and self.now == 6:
                 raise LookupError("a fault")
@@ -205,7 +160,7 @@ def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where)
     start = time.monotonic()
     with pytest.raises(LookupError):
         play(
-            FaultyEngine(renderer, script, 0.01),
+            FaultyEngine(renderer, script, step_secs=0.01),
             renderer,
             db_path,
             9,
@@ -216,13 +171,13 @@ def test_a_fault_is_raised_without_waiting_for_queries(renderer, db_path, where)
         )
     assert time.monotonic() - start < 20
     assert (
-        play(PacedEngine(renderer, [[(1, answer())]]), renderer, db_path, 1)[0].outcome
+        play(ScriptedEngine(renderer, [[(1, answer())]]), renderer, db_path, 1)[0].outcome
         is Outcome.ANSWERED
     )
 
 
 class Scripted(SqlEnv):
-    """Acts as a script says, whatever a random model wrote, and takes any time for it."""
+    """Acts by a script instead of the text of a random model, and may be slow."""
 
     is_slow = False
 
@@ -246,7 +201,7 @@ class Scripted(SqlEnv):
 
 def test_a_machine_ten_times_slower_gives_the_same_episodes(renderer, db_path, monkeypatch):
     """Tokens, log-probs and rewards bit for bit. A slower machine is one with deadlines a tenth as
-    long, environments that dawdle, one SQL worker instead of several, and a busy loop beside each.
+    long, slow environments, one SQL worker instead of several, and a busy loop beside each.
     """
     torch.manual_seed(0)
     config = Qwen3Config(

@@ -92,7 +92,7 @@ def test_a_deleted_run_folder_is_a_line(name, is_blocked, tmp_path):
     ],
     ids=["begun", "checkpoint", "nothing"],
 )
-def test_a_run_that_ends_before_its_time_says_how_to_go_on(make, words, tmp_path):
+def test_a_run_that_ends_early_says_how_to_continue(make, words, tmp_path):
     for error in (NotFinite("loss is not finite"), KeyboardInterrupt()):
         run = tmp_path / type(error).__name__
         with (

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SINGERS, make_database
+from helpers.databases import make_database
+from helpers.shows import SINGERS
 from mtsql.sql.runnable import runnable
 from mtsql.sql.sandbox import run_query
 

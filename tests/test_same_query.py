@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shows import SINGERS, USA, make_database
+from helpers.databases import make_database
+from helpers.shows import SINGERS, USA
 from mtsql.judge.same_query import Copied, copied_from_history, has_same_program
 from mtsql.sql.sandbox import QueryConfig
 from mtsql.sql.schema import Schema, schema_from_sqlite

@@ -209,7 +209,7 @@ def test_rows_that_a_table_rejects_are_left_out():
     assert run_query(unknown, "SELECT count(*) FROM t").rows == ((4,),)
 
 
-def test_a_worker_has_its_alarm_whatever_its_parent_does_with_signals(tmp_path):
+def test_a_worker_has_its_alarm_if_its_parent_ignores_signals(tmp_path):
     """The parent ignores and blocks SIGALRM, and is killed in the middle of a query without
     ticks."""
     path = make_database(tmp_path / "x.sqlite", "CREATE TABLE t (a)")

@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     return make_scoring_folder(tmp_path)
 
 
-def test_figures_of_a_small_file(folder: Path) -> None:
+def test_a_small_file_has_the_figures_written_by_hand(folder: Path) -> None:
     golds = [NAMES, AGES, OLDEST, "", NAMES, NAMES, "", OLDEST]
     preds = [NAMES, AGES, NAMES, "", NAMES, "SELECT name , age FROM singer", ""]
     preds += [OLDEST.replace("35", "39")]
@@ -49,7 +49,7 @@ def test_an_empty_interaction_counts_as_right(folder: Path) -> None:
     assert summary.by_hardness["all"] == Figures(2, 0.0, 0.0)
 
 
-def test_bad_golds_are_listed_and_get_zero(folder: Path) -> None:
+def test_bad_gold_queries_are_listed_and_get_zero(folder: Path) -> None:
     golds = [
         "SELECT name FROM nowhere",
         "SELECT age FROM singer )",
@@ -125,7 +125,7 @@ def test_keep_distinct_executes_distinct(folder: Path) -> None:
     assert not score(folder, [gold], [pred], keep_distinct=True).scores[0].ex
 
 
-def test_plug_value_tries_the_golds_literals(folder: Path) -> None:
+def test_plug_value_tries_the_literals_of_the_gold(folder: Path) -> None:
     gold = "SELECT age FROM singer WHERE age > 35"
     pred = gold.replace("35", "1")
     assert not score(folder, [gold], [pred]).scores[0].ex

@@ -65,7 +65,7 @@ def untimed(line):
     return {k: v for k, v in json.loads(line).items() if k != "time" and not k.endswith("_secs")}
 
 
-def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, capsys):
+def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, capsys, small_world):
     monkeypatch.chdir(tmp_path)
     asked = []
 
@@ -101,7 +101,7 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     assert stages == ["round0"] * 2 + ["round1"] * 2
     assert Path("runs/self/model/model.safetensors").is_file()
 
-    # a run that dies in its second round goes on there, without rolling out again
+    # A run that dies in its second round continues there without another rollout.
     config = replace(config, run="runs/died", checkpoint=CheckpointConfig(every=1, keep_best=0))
     with monkeypatch.context() as patch:
         steps, optimizer_step = iter(range(9)), Learner.optimizer_step

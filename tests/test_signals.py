@@ -30,7 +30,7 @@ def handlers():
 
 
 @BOTH
-def test_a_signal_raises_once_and_waits_for_the_end_of_no_interrupt(number, kind):
+def test_a_signal_raises_once_and_only_after_no_interrupt_has_ended(number, kind):
     with pytest.raises(KeyboardInterrupt) as stop, stoppable():
         with no_interrupt():
             os.kill(os.getpid(), number)

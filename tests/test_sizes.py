@@ -2,26 +2,21 @@
 
 import json
 import mmap
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import eval as eval_script
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import eval as eval_script
 import train_rl
 import train_sft
 
+from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.agent.prompts import PromptStyle
-from mtsql.agent.protocol import TAGS
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, check_engine
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
 from mtsql.model.policy import (
-    EmbeddedConfig,
     ModelConfig,
     build_embedded,
     load_policy,
@@ -30,26 +25,17 @@ from mtsql.model.policy import (
     save_policy,
 )
 from mtsql.model.sizes import BUDGETS, max_positions, require_embeddings, require_positions
-from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.checks import check_config
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import set_up
 
-SIZE = EmbeddedConfig(
-    num_layers=2,
-    hidden_size=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=16,
-    max_positions=64,
-)
+SIZE = replace(EMBEDDED, max_positions=64)
 TOKEN_BYTES = 2 * 2 * 1 * 8 * 4  # keys and values, layers, heads, head_dim, float32
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
+    return tiny_tokenizer()
 
 
 @pytest.fixture
@@ -76,7 +62,7 @@ class Short:
 
 
 @pytest.mark.parametrize("longer", [20, 1, 0, -1, -20])
-def test_a_tokenizer_longer_than_the_embedding(longer, tokenizer, tmp_path):
+def test_a_tokenizer_longer_than_the_embedding_is_refused(longer, tokenizer, tmp_path):
     policy = build_embedded(Short(tokenizer, longer), SIZE, seed=1)
     save_policy(policy, tokenizer, tmp_path / "model")
     path = str(tmp_path / "model")
@@ -107,12 +93,12 @@ def test_a_tokenizer_longer_than_the_embedding(longer, tokenizer, tmp_path):
         ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 256, 256),
     ],
 )
-def test_positions_of_a_model(rope, stated, positions, folder):
+def test_the_positions_of_a_model_are_read_from_its_configuration(rope, stated, positions, folder):
     change(folder, max_position_embeddings=stated, rope_parameters={**rope, "rope_theta": 1e4})
     assert max_positions(policy_shape(ModelConfig(path=folder))) == positions
 
 
-def test_more_tokens_than_positions(folder):
+def test_more_tokens_than_positions_are_refused(folder):
     loaded = policy_shape(ModelConfig(path=folder))
     for shape, key in ((loaded, "max_position_embeddings"), (SIZE, "model.embedded.max_positions")):
         require_positions(shape, 64)
@@ -177,18 +163,18 @@ def test_the_defaults_of_the_scripts_fit():
         ),
     ],
 )
-def test_a_batch_takes_the_longest_sample(check, config, words):
+def test_a_batch_too_small_for_the_longest_sample_is_refused(check, config, words):
     with pytest.raises(ValueError, match=words):
         check(config)
 
 
-def test_a_batch_just_long_enough():
+def test_a_batch_just_large_enough_is_accepted():
     check_config(train_rl.Config(max_batch_tokens=4640))
     train_sft.check(train_sft.Config(source="self", sft=train_sft.SftConfig(max_batch_tokens=8096)))
 
 
 @pytest.mark.parametrize("prompt", range(1, 14))
-def test_what_check_engine_takes_the_engine_takes_too(prompt, folder):
+def test_the_engine_accepts_the_sizes_that_check_engine_accepts(prompt, folder):
     """In the smallest cache that passes, a prompt and trajectory of that length find room."""
     model = load_policy(ModelConfig(path=folder)).eval()
     sampling, size = SamplingConfig(max_reply_tokens=5, max_trajectory_tokens=5), 4
@@ -232,7 +218,7 @@ def test_limits_name_their_keys(limits, words):
 
 
 @pytest.mark.parametrize("limits", [{"cache_bytes": 1000}, {"block_size": 10**9}])
-def test_a_cache_below_a_block(limits, folder):
+def test_a_cache_smaller_than_a_block_is_refused(limits, folder):
     model = load_policy(ModelConfig(path=folder)).eval()
     with pytest.raises(
         ValueError, match="engine.cache_bytes is .* less than a block of engine.block_size"
@@ -243,7 +229,7 @@ def test_a_cache_below_a_block(limits, folder):
 @pytest.mark.parametrize(
     "error", [OSError(12, "Cannot allocate memory"), MemoryError(), OverflowError("too large")]
 )
-def test_no_memory_for_the_cache(error, folder, monkeypatch):
+def test_a_cache_that_finds_no_memory_is_named(error, folder, monkeypatch):
     def refuse(*_):
         raise error
 
@@ -254,7 +240,7 @@ def test_no_memory_for_the_cache(error, folder, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_more_cache_than_any_machine_has(folder):
+def test_more_cache_than_any_machine_has_is_refused(folder):
     model = load_policy(ModelConfig(path=folder)).eval()
     with pytest.raises(ValueError, match="no memory for engine.cache_bytes"):
         Engine(model, (), SamplingConfig(), EngineConfig(cache_bytes=10**30, block_size=10**25))

@@ -76,7 +76,7 @@ def test_several_passes_equal_a_loop_over_tokens():
     assert got["weights"] == pytest.approx(some_weights(learner), abs=1e-4)
 
 
-def test_with_recomputed_log_probs_the_first_ratio_is_one_and_the_gap_is_told():
+def test_with_recomputed_log_probs_the_first_ratio_is_one_and_the_gap_is_returned():
     learner = make_learner()
     samples = sum(groups_of(without_advantage=(1,), old=-5.0), [])
     fresh, gap = learner.with_recomputed(samples)

@@ -69,7 +69,7 @@ def repr_without_places(value):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", WRITTEN)
-def test_how_a_file_is_written_makes_no_difference(tmp_path, name, how):
+def test_byte_order_marks_and_line_ends_make_no_difference(tmp_path, name, how):
     read, text = FILES[name]
     file = tmp_path / name
     file.write_bytes(text.encode())

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: tags are tokens, and a word is one token wherever it stands."""
+"""The embedded model's tokenizer: tags are tokens, and a word is one token at any place."""
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -27,7 +27,7 @@ def test_control_tokens_have_the_first_ids_and_tags_the_last(tokenizer):
     "text",
     ["singer(x)", "(singer", "a.singer", "the_singer", "'singer'", "\nsinger", "1singer"],
 )
-def test_a_word_is_the_same_token_wherever_it_stands(tokenizer, text):
+def test_a_word_is_the_same_token_at_any_place(tokenizer, text):
     (word,) = tokenizer.encode(" singer")
     assert word in Renderer(tokenizer).render_observation(text)
 

@@ -17,7 +17,7 @@ def database(tmp_path_factory):
     return singers(tmp_path_factory.mktemp("db") / "shows.sqlite")
 
 
-def test_schemas_of_the_papers_tools():
+def test_the_papers_tools_have_the_schemas_written_by_hand():
     def schema(name: str, description: str, code: str) -> dict:
         return {
             "type": "function",

@@ -3,29 +3,13 @@ shared."""
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 
 from helpers.collecting import resampled
 from helpers.learning import one_update, several_steps
-from helpers.runs import launch
+from helpers.runs import SCRIPTS, launch
 
-RANK = f"""
-import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from mtsql.run.launch import leave_group, make_accelerator, start_missing_ranks
-start_missing_ranks()
-from helpers.collecting import resampled
-from helpers.learning import one_update, several_steps
-accelerator, results = make_accelerator("no"), {{}}
-for name, (what, inputs) in json.loads(sys.argv[1]).items():
-    results[name] = globals()[what](**inputs, accelerator=accelerator)
-    accelerator.free_memory()
-Path(sys.argv[2], f"{{accelerator.process_index}}.json").write_text(json.dumps(results))
-leave_group()
-"""
 EQUAL = ["t1", "t2", "t4", "t5", "t7"]
 RESAMPLED = {"turns": [f"t{i}" for i in range(8)], "rounds": 9, "equal": EQUAL}
 ALL_GROUPS = [[0, 1, 2, 3, 4]]
@@ -34,10 +18,8 @@ ALL_GROUPS = [[0, 1, 2, 3, 4]]
 
 def ranks(flags, work, folder):
     """What each of two ranks returns for the named calls in `work`, made one after another."""
-    script = folder / "rank.py"
-    script.write_text(RANK)
     flags = ["--num_processes", "2", *flags]
-    done = launch(flags, script, json.dumps(work), str(folder), cwd=folder)
+    done = launch(flags, SCRIPTS / "learning_rank.py", json.dumps(work), str(folder), cwd=folder)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -94,17 +76,9 @@ def test_two_processes_resample_as_one(together):
         assert mine == turns[::2] and theirs == turns[1::2]
 
 
+@pytest.mark.slow
 def test_a_crash_of_one_rank_ends_all_and_shows_its_own_traceback(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(
-        "from mtsql.run.launch import make_accelerator, start_missing_ranks\n"
-        "start_missing_ranks()\n"
-        "accelerator = make_accelerator('no')\n"
-        "if accelerator.process_index == 1:\n"
-        "    raise RuntimeError('the reward of rank 1 is broken')\n"
-        "accelerator.wait_for_everyone()\nimport time; time.sleep(100)\n"
-    )
     start = time.monotonic()
-    done = launch(["--num_processes", "2"], script, cwd=tmp_path)
+    done = launch(["--num_processes", "2"], SCRIPTS / "crashing_rank.py", cwd=tmp_path)
     assert done.returncode != 0 and time.monotonic() - start < 90
-    assert "RuntimeError: the reward of rank 1 is broken" in done.stderr
+    assert "RuntimeError: the reward of this rank is broken" in done.stderr

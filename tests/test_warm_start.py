@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,19 @@ import train_sft
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from helpers.runs import FLAGS, finish, start, stop_when
+from helpers import runs
+from helpers.runs import FLAGS, SMALL_RL, finish, stop_when
 from mtsql import warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
 from mtsql.files import WriteError
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
-from mtsql.run.launch import NOTHING_LEARNED
+from mtsql.run.launch import NOTHING_LEARNED, run_script
 from mtsql.run.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
 
+start = partial(runs.start, script=SMALL_RL)
 LONG = ["--warm_start.max_samples", "64", "--warm_start.epochs", "6", "--num_updates", "1"]
 
 
@@ -69,7 +72,7 @@ def test_the_same_command_continues_a_warm_start_and_leaves_nothing_behind(strai
     assert "no warm start" not in out
 
 
-def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatch):
+def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatch, small_world):
     small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
     sft = train_sft.Config(
         model=ModelConfig(embedded=small),
@@ -106,11 +109,17 @@ def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "straight", "world"]
 
 
-def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(tmp_path):
+def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(
+    tmp_path, monkeypatch, capsys, small_world
+):
     flags = [*FLAGS, "--warm_start", "null", "--num_updates", "1", "--reward.overlong_buffer", "0"]
     flags += ["--advantage.baseline", "mean", "--loss.kl_coef", "0"]
-    _, err = finish(start(*flags, cwd=tmp_path), expected=NOTHING_LEARNED)
-    last = err.strip().splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [train_rl.__file__, *flags])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train_rl.main, train_rl.Config, "", train_rl.PRESETS)
+    assert stop.value.code == NOTHING_LEARNED
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("warning: no optimizer step was taken in 1 updates")
     lines = map(json.loads, (tmp_path / "runs/rl/metrics.jsonl").read_text().splitlines())
     assert [line["num_steps"] for line in lines if line["stage"] == "rl"] == [0]
@@ -151,14 +160,16 @@ def test_a_damaged_warm_start_is_named_with_advice(damage, words, tmp_path):
     for name, text in damage.items():
         (partial / name).write_text(text)
     sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
-    with pytest.raises(ValueError, match=f"{words}.* delete that folder to train it again") as error:
+    with pytest.raises(
+        ValueError, match=f"{words}.* delete that folder to train it again"
+    ) as error:
         warm_start.make_warm_start(
             sft, tmp_path / "seed0-key", Accelerator(cpu=True), train_sft.warm_start
         )
     assert str(partial) in str(error.value) and not (partial / ".lock").exists()
 
 
-def test_a_warm_start_on_a_full_disk_says_how_to_go_on(tmp_path, monkeypatch):
+def test_a_warm_start_on_a_full_disk_says_how_to_continue(tmp_path, monkeypatch):
     def fail(*_):
         raise WriteError("model: cannot be written: No space left on device")
 

@@ -8,31 +8,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mtsql.agent.protocol import TAGS
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample, pack
 from mtsql.model.policy import (
     AdapterConfig,
-    EmbeddedConfig,
     ModelConfig,
-    build_embedded,
     generation_weights,
     load_policy,
-    save_policy,
 )
-from mtsql.model.tokenizer import train_tokenizer
 
-SIZE = EmbeddedConfig(
-    num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32
-)
 SAMPLE = Sample(prompt_ids=[30, 31, 32], ids=[40, 41, 42, 43], loss_mask=[1] * 4)
-
-
-def save_base(folder: Path) -> Path:
-    """The base model of the adapters, saved in `folder`."""
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
-    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder)
-    return folder
 
 
 def by_peft(base: Path, **keys) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Checkpoints of a model that is not there, and a disk that is full."""
+"""Checkpoints without a model, and a disk that is full."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def write(
 
 @contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
-    """Inside the `with` no file grows beyond so many bytes. A writer sees it as a full disk."""
+    """Inside the `with` no file grows beyond `num_bytes`. A writer sees it as a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

@@ -5,16 +5,15 @@ import functools
 import numpy as np
 import pytest
 import torch
-import transformers
 
-from helpers.models import with_exact_norms
+from helpers.models import FAMILIES, with_exact_norms
 from mtsql.engine.config import EngineConfig, block_bytes
 from mtsql.engine.engine import Completion, Engine
 from mtsql.engine.sampling import NoiseKey, SamplingConfig
 from mtsql.model.decoder import from_transformers
 
 VOCAB = 61
-TINY = dict(
+SHAPE = dict(
     vocab_size=VOCAB,
     hidden_size=32,
     intermediate_size=48,
@@ -26,11 +25,12 @@ TINY = dict(
     eos_token_id=None,
     pad_token_id=0,
 )
-FAMILIES = {
-    "qwen3": ("Qwen3", dict(head_dim=12, tie_word_embeddings=True)),
-    "qwen2": ("Qwen2", dict(tie_word_embeddings=False)),
-    "llama": ("Llama", dict(num_key_value_heads=4, tie_word_embeddings=True)),
+SPECIAL = {
+    "qwen3": dict(head_dim=12, tie_word_embeddings=True),
+    "qwen2": dict(tie_word_embeddings=False),
+    "llama": dict(num_key_value_heads=4, tie_word_embeddings=True),
 }
+"""What the model of a family does not have from `SHAPE`."""
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 Played = dict[int, list[Completion]]
@@ -41,10 +41,10 @@ Played = dict[int, list[Completion]]
 def tiny(family: str = "qwen3", dtype: torch.dtype = torch.float32, kind: str = "ours"):
     """A random model: our decoder, or with kind "sdpa" that of transformers with the same weights.
     Larger weights than usual: no near-uniform logits."""
-    name, extra = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**TINY | extra)
+    config_class, model_class, _ = FAMILIES[family]
+    config = config_class(**SHAPE | SPECIAL[family])
     torch.manual_seed(5)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype).eval()
+    model = model_class(config).to(dtype).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:

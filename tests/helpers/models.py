@@ -1,4 +1,7 @@
-"""Tiny models in float64: ours, and transformers' with the same weights."""
+"""Tiny models: the embedded one as a saved folder, and in float64 ours and transformers' with the
+same weights."""
+
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -6,13 +9,17 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from mtsql.agent.protocol import TAGS
 from mtsql.model.decoder import CausalLM, from_transformers
+from mtsql.model.policy import EmbeddedConfig, build_embedded, save_policy
+from mtsql.model.tokenizer import train_tokenizer
 
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], bool]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, False),
@@ -29,6 +36,22 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+EMBEDDED = EmbeddedConfig(
+    num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=24
+)
+"""The sizes of the tiny embedded model."""
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 300 tokens."""
+    return train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
+
+
+def save_embedded(folder: Path, size: EmbeddedConfig = EMBEDDED) -> Path:
+    """Save the tiny embedded model and its tokenizer in `folder`."""
+    tokenizer = tiny_tokenizer()
+    save_policy(build_embedded(tokenizer, size, seed=1), tokenizer, folder)
+    return folder
 
 
 def tiny_model(family: str) -> CausalLM:

@@ -35,7 +35,7 @@ def table_rows(name: str) -> list[dict[str, str]]:
 
 
 def conformance_pairs(shared: Path) -> list[dict]:
-    """Predictions and golds with the verdicts of the official program."""
+    """Predictions and gold queries with the verdicts of the official program."""
     text = (shared / "conformance" / "metrics_examples.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 

@@ -13,6 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "tests/scripts"
+SMALL_RL = SCRIPTS / "small_rl.py"
+SMALL_SFT = SCRIPTS / "small_sft.py"
+"""train_rl.py and train_sft.py on a toy world of few databases."""
 FLAGS = (
     "--model.embedded.hidden_size 32 --model.embedded.num_layers 1"
     " --model.embedded.intermediate_size 32 --warm_start.max_samples 32 --warm_start.epochs 1"
@@ -32,10 +36,12 @@ FSDP = [*TWO, "--use_fsdp", "--fsdp_version", "2"]
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without the traces of a launcher, with one thread."""
+    """This process's environment without the traces of a launcher, with one thread. The scripts of
+    the repository and the helpers of the tests can be imported."""
     launched = ("ACCELERATE_", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-    return {**kept, "OMP_NUM_THREADS": "1"}
+    folders = [str(ROOT), str(ROOT / "tests"), *filter(None, [kept.get("PYTHONPATH")])]
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def start(

@@ -1,9 +1,5 @@
 """Two small databases of singers and songs for the tests of the reward's judge."""
 
-import sqlite3
-from contextlib import closing
-from pathlib import Path
-
 SINGERS = """
 CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INT, value INT);
 CREATE TABLE song (id INTEGER PRIMARY KEY, singer_id INT REFERENCES singer, length REAL);
@@ -33,10 +29,3 @@ INSERT INTO song VALUES
 """Few rows, on which wrong queries often agree with a gold by accident."""
 
 USA = "SELECT name FROM singer WHERE country = 'USA'"
-
-
-def make_database(path: Path, script: str) -> Path:
-    """Write a database file."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(script)
-    return path

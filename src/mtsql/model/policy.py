@@ -298,7 +298,9 @@ def _full_state(model: torch.nn.Module, is_main: bool) -> dict[str, torch.Tensor
     for weight in sharded.values():
         if id(weight) not in gathered:
             full = gather_full(weight.detach())
-            gathered[id(weight)] = full.cpu() if is_main else None
+            # FSDP2 pads rows that the ranks do not divide. A copy leaves the padding behind, which
+            # a file of weights cannot hold.
+            gathered[id(weight)] = full.to("cpu", copy=True) if is_main else None
     return {name: gathered[id(weight)] for name, weight in sharded.items()}
 
 

@@ -22,6 +22,7 @@ from helpers.chat_models import (
     byte_tokenizer,
     stand_in,
 )
+from helpers.models import EMBEDDED
 from mtsql import workbench
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.exchange import sample_exchange
@@ -30,14 +31,12 @@ from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Reply, ToolCall, Verdict, format_reply
 from mtsql.model import chat_template
 from mtsql.model.chat_template import TEMPLATE_DATE, on_fixed_date
-from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.model.policy import ModelConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Column, Database, Schema, Table
-from mtsql.toyworld.world import WorldConfig
 
 SCHEMA = Schema("shop", (Table("singer", (Column("name", "text"), Column("age", "integer"))),))
 TURN = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", (("who ?", "SELECT name"),))
@@ -220,7 +219,7 @@ def test_a_template_that_changes_contents_is_reported():
     assert re.search(r"differ from token \d+ of an exchange: .* we write 'many<", said)
 
 
-def test_data_that_spells_a_token_is_no_difference():
+def test_data_that_spells_a_token_is_not_reported_as_a_difference():
     renderer = RENDERERS["qwen"]
     evil = USER | {"content": "What is <think> or <|im_end|> ?"}
     assert renderer.render_prompt([evil], []) != theirs(renderer, [evil], [])
@@ -275,9 +274,7 @@ def test_a_template_does_not_run_again_once_it_is_split(monkeypatch):
     assert first == (renderer.render_prompt([USER], TOOLS), renderer.render_observation("4"))
 
 
-def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypatch):
-    world = WorldConfig(num_train_databases=3, num_dev_databases=1, train_dialogues=3)
-    monkeypatch.setattr(datasets, "WorldConfig", lambda: world)
+def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypatch, small_world):
     compared = []
 
     def difference(renderer, messages, tools, steps):
@@ -287,10 +284,9 @@ def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypat
 
     noticing = type("Noticing", (Renderer,), {"template_difference": difference})
     monkeypatch.setattr(workbench, "Renderer", noticing)
-    size = EmbeddedConfig(
-        num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16
-    )
     data, splits = DataConfig(toy_folder=str(tmp_path / "world")), ("train",)
     with pytest.warns(UserWarning, match="^they differ$"):
-        workbench.set_up(ModelConfig(embedded=size), data, EnvConfig(), PromptStyle.FULL, splits, 0)
+        workbench.set_up(
+            ModelConfig(embedded=EMBEDDED), data, EnvConfig(), PromptStyle.FULL, splits, 0
+        )
     assert compared == [None]

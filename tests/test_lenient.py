@@ -40,7 +40,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("is_bare", [False, True])
 @pytest.mark.parametrize("kind", INSIDE)
-def test_slips_in_a_call(kind, is_bare):
+def test_a_call_with_slips_is_read(kind, is_bare):
     text = INSIDE[kind] if is_bare else f"<tool_call>\n{INSIDE[kind]}\n</tool_call>"
     reply = parse_reply(f"<think>a</think>\n<exec_verify>pass</exec_verify>{text}")
     assert reply.action == SELECT_1
@@ -76,12 +76,12 @@ def test_after_a_call_that_cannot_be_read_the_next_one_is():
         ("[1, 2]", ParseError.NO_ACTION),
     ],
 )
-def test_what_leaves_a_doubt_is_an_error(text, error):
+def test_an_ambiguous_reply_is_an_error(text, error):
     assert parse_reply(text).action is error
 
 
 @pytest.mark.parametrize("said", ["PASS", "Pass", " pass\n", "NO_PASS", "no pass", "no-pass"])
-def test_verdicts_in_another_spelling(said):
+def test_verdicts_in_another_spelling_are_read(said):
     reply = parse_reply(f"<exec_verify>{said}</exec_verify><tool_call>{CALL}</tool_call>")
     assert reply.exec_verdict is (
         Verdict.PASS if said.strip().lower() == "pass" else Verdict.NO_PASS
@@ -105,7 +105,7 @@ FENCED = {
 
 
 @pytest.mark.parametrize("sql", FENCED)
-def test_fences_with_explanations_around_them(sql):
+def test_a_fence_with_explanations_around_it_gives_its_sql(sql):
     assert without_fence(sql) == FENCED[sql]
     assert parse_reply(f"<answer_sql>{sql}</answer_sql>").action == Answer(FENCED[sql])
     call = json.dumps({"name": "exec_sql", "arguments": {"code": sql}})

@@ -10,32 +10,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from mtsql.agent.protocol import TAGS
+from helpers.models import save_embedded
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
 from mtsql.model.policy import (
-    EmbeddedConfig,
     ModelConfig,
-    build_embedded,
     generation_weights,
     load_policy,
     load_tokenizer,
-    save_policy,
 )
-from mtsql.model.tokenizer import train_tokenizer
 
-SIZE = EmbeddedConfig(
-    num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=24
-)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("folders") / "good"
-    tokenizer = train_tokenizer(["SELECT name FROM singer"], 300, TAGS)
-    save_policy(build_embedded(tokenizer, SIZE, seed=1), tokenizer, folder)
-    return folder
+    return save_embedded(tmp_path_factory.mktemp("folders") / "good")
 
 
 @pytest.fixture

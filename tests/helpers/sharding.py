@@ -1,0 +1,99 @@
+"""Updates of a tiny policy by one rank, on its own or with others."""
+
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtsql.learner.logprobs import PolicyModule, score
+from mtsql.learner.losses import LossConfig
+from mtsql.learner.optimizer import OptimConfig
+from mtsql.learner.packed_attention import PackedContext
+from mtsql.learner.packing import Sample
+from mtsql.learner.step import Learner
+from mtsql.model.policy import (
+    AdapterConfig,
+    ModelConfig,
+    generation_weights,
+    is_sharded,
+    load_policy,
+    load_tokenizer,
+    save_policy,
+)
+from mtsql.run.seeds import seed_update
+
+
+def samples_of(update: int) -> list[Sample]:
+    """Five random samples of one prompt."""
+    rng = random.Random(update)
+    samples = []
+    for _ in range(5):
+        ids = [rng.randrange(280) for _ in range(rng.randint(2, 9))]
+        mask = [1] * len(ids)
+        advantages = [rng.uniform(-1, 1)] * len(ids)
+        old_logprobs = [-5.7] * len(ids)
+        samples.append(Sample([5, 6, 7], ids, mask, advantages, old_logprobs))
+    return samples
+
+
+def play(
+    accelerator,
+    base,
+    save,
+    lora=False,
+    load=None,
+    updates=(0, 1),
+    dtype="float32",
+    recompute=False,
+    offload=False,
+):
+    """Updates by a loss with a KL term. The last rank has most samples and most to generate. Saves
+    the policy and Adam's averages; returns the metrics of the updates and the logits of the weights
+    for generation."""
+    config = ModelConfig(
+        path=base,
+        lora=AdapterConfig(rank=4 if lora else 0),
+        dtype=dtype,
+        gradient_checkpointing=recompute,
+    )
+    optim = OptimConfig(lr=1e-2, offload=offload)
+    rank = accelerator.process_index
+    num_ranks = accelerator.num_processes
+    seed_update(0, 0, 0)
+    policy, tokenizer = load_policy(config), load_tokenizer(base)
+    loss = LossConfig(kl_coef=0.1)
+    learner = Learner(
+        policy, accelerator, optim, max_batch_tokens=14, loss=loss, has_reference=True
+    )
+    result = {"sharded": is_sharded(policy), "steps": []}
+    if load:
+        state = load_file(Path(load) / "optimizer.safetensors")
+        learner.load_state(Path(load) / "model", state)
+    for update in updates:
+        samples = samples_of(update)
+        mine = (
+            samples[:1]
+            if accelerator.num_processes > 1 and rank == 0
+            else samples[accelerator.num_processes - 1 :]
+        )
+        stats = learner.optimizer_step(learner.with_reference(mine), 1e-2)
+        result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
+    ids = torch.arange(9)
+    with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():
+        # The last rank decodes long after the others are done: no rank may need another for it.
+        for _ in range(100 if rank == num_ranks - 1 else 1):
+            context = PackedContext(((0, 3, 3, 9),), torch.device("cpu"))
+            logits = weights(ids, ids, context)
+        sampled = score(PolicyModule(weights), samples_of(0), 99, accelerator.device)
+    result["logits"] = logits[:, :8].tolist()
+    save_policy(policy, tokenizer, Path(save) / "model", accelerator.is_main_process)
+    averages = learner.state()
+    if accelerator.is_main_process:
+        save_file(averages, Path(save) / "optimizer.safetensors")
+    scored = score(learner.module, samples_of(0), 99, accelerator.device)
+    result["gap"] = max(
+        abs(a - b) for s, t in zip(scored, sampled, strict=True) for a, b in zip(s, t, strict=True)
+    )
+    accelerator.free_memory()
+    return result
