@@ -138,4 +138,4 @@ def test_imports_no_torch():
         for alias in node.names
     }
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"dataclasses", "math", "statistics", "typing"}
+    assert names == {"dataclasses", "math", "mtsql.choices", "statistics", "typing"}

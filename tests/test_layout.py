@@ -13,9 +13,10 @@ SCRIPTS = [ROOT / name for name in ("train_sft.py", "train_rl.py", "eval.py")]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 MAX_LINES = 400
-LEAVES = {"files"}  # may be imported by every room
+LEAVES = {"choices", "files"}  # may be imported by every room
 MAY_IMPORT = {
     "__init__": set(),
+    "choices": set(),
     "files": set(),
     "toyworld": set(),
     "run": set(),

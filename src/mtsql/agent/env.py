@@ -16,6 +16,7 @@ from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Action, Answer, ParseError, Reply, ToolCall, parse_reply
 from mtsql.agent.tools import Episode, bugs_of, tool_schemas, tools_named
+from mtsql.choices import require_choices
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.meter import WorkMeter
 from mtsql.sql.sandbox import QueryConfig, QueryStatus
@@ -77,6 +78,7 @@ class EnvConfig:
     """Processes that run queries, for each rank (0: its share of the machine's processors)."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "env")
         tools_named(self.tools)  # ValueError for an unknown name
         if self.max_replies < 1:
             raise ValueError("env.max_replies must be at least 1")

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from mtsql.choices import require_choices
 from mtsql.learner.packing import Batch, Sample
 
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -48,6 +49,7 @@ class LossConfig:
     """Tokens that each trajectory counts as, for aggregate=constant only."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "loss")
         if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
             raise ValueError("loss.clip_low must be above 0 and at most 1, loss.clip_high above 0")
         if self.dual_clip is not None and self.dual_clip <= 1:

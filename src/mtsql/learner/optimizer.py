@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch.distributed.tensor import DTensor
 
+from mtsql.choices import require_choices
 from mtsql.model.copies import gather_full, shard_like, unwrap
 
 
@@ -30,6 +31,7 @@ class OptimConfig:
     GPU one parameter at a time. On a CPU it changes nothing."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "optim")
         if self.lr <= 0 or self.max_grad_norm <= 0:
             raise ValueError("optim.lr and optim.max_grad_norm must be above 0")
         if self.weight_decay < 0:

@@ -24,6 +24,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from mtsql.choices import require_choices
 from mtsql.model import folders
 from mtsql.model.adapters import (
     AdapterConfig,
@@ -127,6 +128,7 @@ class ModelConfig:
     """Recompute activations in backward: less memory, more time."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "model")
         if self.lora.rank and self.path is None:
             raise ValueError(
                 "model.lora.rank is set, but the embedded model has no adapters: set model.path"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
+from mtsql.choices import require_choices
+
 Treatment = Literal["train", "mask", "drop"]
 TREATMENTS: tuple[Treatment, ...] = ("train", "mask", "drop")  # from mild to strict
 MAX_LOG_RATIO = 20.0  # as in the loss
@@ -48,6 +50,7 @@ class AdvantageConfig:
     varies less and is never negative."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "advantage")
         if self.eps < 0 or self.kl_coef < 0:
             raise ValueError("advantage.eps and advantage.kl_coef must not be negative")
 

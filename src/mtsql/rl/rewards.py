@@ -27,6 +27,7 @@ from mtsql.agent.env import SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Verdict
 from mtsql.agent.tools import bugs_of
+from mtsql.choices import require_choices
 from mtsql.judge.agreement import written_match
 from mtsql.judge.clause_f1 import clause_f1
 from mtsql.judge.exact_match import exact_match
@@ -97,6 +98,7 @@ class RewardConfig:
     (DAPO's soft overlong punishment). 0: off."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "reward")
         if self.overlong_buffer < 0:
             raise ValueError("reward.overlong_buffer must not be negative")
 
