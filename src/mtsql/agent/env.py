@@ -67,8 +67,8 @@ class EnvConfig:
     use. (The brief style runs the proposed query but never shows a result.)"""
     malformed_call: Literal["end", "observe"] = "end"
     """What happens after a call that cannot be read. end: the episode ends (paper). observe: the
-    observation says what is wrong, and the reply counts as one of `max_replies`. Calls of unknown
-    tools, and SQL errors, are always observed."""
+    observation says what is wrong, and the reply counts as one of `max_replies`. SQL errors are
+    always observed, and so are calls of unknown tools that have the argument `code`."""
     answer_fallback: bool = False
     """If an episode ends without an answer, take the SQL of the last tool call, as the released
     code does."""
