@@ -1,4 +1,4 @@
-"""The files that a run was started with: a changed one is named, a moved one may be named anew."""
+"""The files that a run was started with: a changed one is named, a moved one may be named again."""
 
 import json
 import os

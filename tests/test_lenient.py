@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsql.agent.lenient import mend, without_fence
+from mtsql.agent.lenient import repair, without_fence
 from mtsql.agent.reply import (
     Answer,
     ParseError,
@@ -122,10 +122,10 @@ TEXTS = st.text(
 @given(st.dictionaries(TEXTS, st.one_of(TEXTS, st.booleans(), st.none(), st.lists(TEXTS))))
 def test_mending_leaves_json_alone_and_reads_python(value):
     written = json.dumps(value, ensure_ascii=False)
-    assert json.loads(mend(written), strict=False) == value
-    assert json.loads(mend(json.dumps(value)), strict=False) == value
+    assert json.loads(repair(written), strict=False) == value
+    assert json.loads(repair(json.dumps(value)), strict=False) == value
     for broken in (written[:-1], written + "}", written[:-1] + ",}"):
-        assert json.JSONDecoder(strict=False).raw_decode(mend(broken))[0] == value or value == {}
+        assert json.JSONDecoder(strict=False).raw_decode(repair(broken))[0] == value or value == {}
 
 
 @settings(max_examples=300)

@@ -19,7 +19,7 @@ PAID_SHARE = 0.98
 NUM_DIALOGUES = 60
 """Number of dialogues that are sampled from each file."""
 MIN_TRIED = 20
-"""The share of a kind counts if at least this many golds have it."""
+"""The share of a kind counts if at least this many gold queries have it."""
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_small_file_has_the_figures_written_by_hand(folder: Path) -> None:
         "> 4": Figures(0, 0.0, 0.0),
     }
     assert summary.interactions == Figures(3, 1 / 3, 1 / 3)
-    # Two golds have WHERE, and one of them is matched; the only prediction with WHERE is right.
+    # Two gold queries have WHERE, and one is matched; the only prediction with WHERE is right.
     where = summary.parts["all"]["where"]
     assert (where.accuracy, where.recall, where.f1) == (1.0, 0.5, pytest.approx(2 / 3))
     assert summary.parts["all"]["IUEN"] == PartFigures(0.0, 0.0, 1.0)  # quirk

@@ -3,6 +3,9 @@
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
+KlEstimator = Literal["k1", "k2", "k3"]
+"""Estimators of a KL, for the loss and for the penalty in the reward."""
+
 
 def require_choices(config: Any, section: str) -> None:
     """ValueError that names the key if a `Literal` field of this dataclass has another value.

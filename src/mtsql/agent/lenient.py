@@ -28,15 +28,15 @@ fence and a control token that was sampled as text."""
 
 
 def read_json_with_slips(text: str) -> JsonValue:
-    """The first of the JSON objects or lists that make up the text after it is mended (`mend`).
+    """The first of the JSON objects or lists that make up the text after it is repaired (`repair`).
     None if anything else stands in the text."""
-    mended = mend(text)
-    first, end = read_json_at(mended, 0)
+    repaired = repair(text)
+    first, end = read_json_at(repaired, 0)
     value = first
     while value is not None:
-        end = _BETWEEN.match(mended, end).end()
-        value, end = read_json_at(mended, end)
-    rest = mended[end:].strip("}]")  # closing brackets too many
+        end = _BETWEEN.match(repaired, end).end()
+        value, end = read_json_at(repaired, end)
+    rest = repaired[end:].strip("}]")  # closing brackets too many
     return None if rest else first
 
 
@@ -52,12 +52,12 @@ _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _CLOSES = {"{": "}", "[": "]"}
 
 
-def mend(text: str) -> str:
-    """The text with these slips mended: strings and constants of Python, escapes that JSON does not
-    have, a comma before a closing bracket, and closing brackets that are missing at the end."""
+def repair(text: str) -> str:
+    """The text with these slips repaired: strings and constants of Python, escapes that JSON does
+    not have, a comma before a closing bracket, and closing brackets that are missing at the end."""
     opened: list[str] = []  # the closing brackets that are still to come, outermost first
 
-    def mended(found: re.Match) -> str:
+    def repaired(found: re.Match) -> str:
         lexeme = found[0]
         if lexeme[0] in "\"'":
             is_closed = len(lexeme) > 1 and lexeme[-1] == lexeme[0]
@@ -68,8 +68,8 @@ def mend(text: str) -> str:
             opened.pop()
         return "" if lexeme == "," else _CONSTANTS.get(lexeme, lexeme)
 
-    mended_text = _LEXEME.sub(mended, text.rstrip("` \n\r\t"))
-    return mended_text + "".join(reversed(opened))
+    repaired_text = _LEXEME.sub(repaired, text.rstrip("` \n\r\t"))
+    return repaired_text + "".join(reversed(opened))
 
 
 def _as_in_json(found: re.Match) -> str:

@@ -6,8 +6,8 @@ A reply is, in this order and each part optional: `<think>..</think>`,
 `<tool_call>{json}</tool_call>` or one `<answer_sql>..</answer_sql>`.
 
 The parser also reads what models write instead: thoughts anywhere, tags inside a thought (they are
-thoughts, not actions), tags named in a sentence, JSON with the slips that lenient.py mends, SQL in
-a Markdown fence, several calls in one tag, a call without its closing tag, `parameters` for
+thoughts, not actions), tags named in a sentence, JSON with the slips that lenient.py repairs, SQL
+in a Markdown fence, several calls in one tag, a call without its closing tag, `parameters` for
 `arguments`, and Llama 3.1's call, which is a JSON object without tags. Time is linear in the reply.
 """
 

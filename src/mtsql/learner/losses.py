@@ -11,10 +11,9 @@ from typing import Literal
 
 import torch
 
-from mtsql.choices import require_choices
+from mtsql.choices import KlEstimator, require_choices
 from mtsql.learner.packing import Batch, Sample
 
-KlEstimator = Literal["k1", "k2", "k3"]
 MAX_LOG_RATIO = 20.0  # log-ratios are clamped to this: exp of larger ones overflows
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
-from mtsql.choices import require_choices
+from mtsql.choices import KlEstimator, require_choices
 
 Treatment = Literal["train", "mask", "drop"]
 TREATMENTS: tuple[Treatment, ...] = ("train", "mask", "drop")  # from mild to strict
@@ -45,7 +45,7 @@ class AdvantageConfig:
     kl_coef: float = 0.0
     """Weight of the KL penalty in the reward: the KL to the reference policy, summed over a
     trajectory's sampled tokens. 0 needs no reference. Not together with loss.kl_coef."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_estimator: KlEstimator = "k1"
     """Estimator of the KL in the reward: k1, k2 or k3 as in the loss. k1 and k3 are unbiased; k3
     varies less and is never negative."""
 
