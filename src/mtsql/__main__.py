@@ -27,6 +27,8 @@ def main(words: Sequence[str] | None = None) -> None:
     SIGTERM.
     """
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if words is None:
+        sys.argv[0] = f"mtsql {name}"  # what the parsers call the program in their help
     with stoppable():
         try:
             if name in HELP:
@@ -49,7 +51,6 @@ def _run(name: str, words: list[str]) -> None:
         close = get_close_matches(name, COMMANDS, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(f"unknown command {name}{hint}; mtsql --help lists all")
-    sys.argv[:] = [f"mtsql {name}", *words]  # the parser's help begins with this name
     importlib.import_module(f"mtsql.commands.{name}").main(words)
 
 
