@@ -77,8 +77,8 @@ def test_a_version_stands_in_one_place():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built without the network, and from a copy: setuptools leaves a folder
-    `build` behind and packs the old files in it, too."""
+    """The wheel of this tree, built without the network and from a copy. In the tree itself
+    setuptools would leave a folder `build`, and would pack the old files in it, too."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(
         ROOT / "src",
