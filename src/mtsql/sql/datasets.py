@@ -30,7 +30,7 @@ class DataConfig:
     """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db, .db3)."""
     leave_out: str | None = None
     """File of the turns that training leaves out, with one `turn id<TAB>reason` a line.
-    `mtsql audit` writes such a file."""
+    `python -m mtsql.audit` writes such a file."""
     toy_folder: str = "data/toyworld"
     """Folder of the embedded world."""
     toy_seed: int = 0
