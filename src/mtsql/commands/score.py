@@ -4,7 +4,8 @@
         --tables tables.json --databases database
 
 EX and EM are those of the official test-suite evaluator. No model is needed.
-A blank line ends an interaction in both files.
+A blank line ends an interaction in both files. Several folders of databases
+are given as --databases ONE TWO, and a switch as --keep_distinct alone.
 """
 
 import json
