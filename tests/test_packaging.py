@@ -28,8 +28,8 @@ PEERS = {"trl", "datasets"}
 """What only the benchmarks that compare with TRL import; benchmarks/trl_peer.py says so."""
 PACKAGES = {"yaml": "pyyaml"}
 """Modules whose package has another name."""
-COMMANDS = {"ruff", "mypy", "pre-commit"}
-"""What is run and not imported."""
+TOOLS = {"ruff", "mypy", "pre-commit", "types-psutil", "types-pyyaml"}
+"""What is run, or read by mypy, and not imported."""
 
 
 def normal(name: str) -> str:
@@ -64,7 +64,7 @@ def test_what_the_product_imports_is_declared_and_nothing_else():
 def test_what_tests_and_benchmarks_import_is_declared():
     product = names(PROJECT["dependencies"])
     dev = names(PROJECT["optional-dependencies"]["dev"])
-    assert imported(TESTS) - product == dev - COMMANDS
+    assert imported(TESTS) - product == dev - TOOLS
     assert imported(BENCHMARKS) - product == PEERS
 
 

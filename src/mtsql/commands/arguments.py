@@ -63,6 +63,7 @@ def positional(
     if name and not words:
         raise ValueError(f"{name} is missing: --help explains it")
     try:
-        return parser.parse_args(list(words)).get("words", [])
+        found: list[str] = parser.parse_args(list(words)).get("words", [])
     except ArgumentError as error:
         raise ValueError(in_a_line(error)) from error
+    return found
