@@ -75,6 +75,15 @@ def test_a_version_stands_in_one_place():
     assert listed == PROJECT["optional-dependencies"]["gpu"]
 
 
+def run(*words: str | Path, cwd: Path) -> str:
+    """What a program prints in another folder than the checkout. PYTHONPATH is left out, since the
+    checkout in it would count as an installed mtsql."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built without the network and from a copy. In the tree itself
@@ -88,7 +97,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder / "tree")
     build = ["wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", folder, folder / "tree"]
-    subprocess.run([sys.executable, "-m", "pip", *build], check=True)
+    run(sys.executable, "-m", "pip", *build, cwd=folder)
     [file] = folder.glob("*.whl")
     return file
 
@@ -101,19 +110,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     install = ["install", "--no-deps", "--no-index", "--quiet", wheel]
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
+    run(sys.executable, "-m", "pip", "--python", python, *install, cwd=folder)
     # A line of a .pth file is a folder to look in. Those of that folder's own .pth files, such as
     # an editable mtsql, are not read.
     (site_packages(python) / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return folder / "bin"
-
-
-def run(*words: str | Path, cwd: Path) -> str:
-    """What a program prints in another folder than the checkout."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        words, cwd=cwd, env=env, check=True, capture_output=True, text=True
-    ).stdout
 
 
 def site_packages(python: Path) -> Path:
