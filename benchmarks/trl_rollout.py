@@ -11,6 +11,7 @@ driven.
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +66,8 @@ def main(flags: Flags) -> None:
         return calculate_rewards(*args)
 
     peer.trainer._calculate_rewards = stop_after_rollout
-    try:
+    with suppress(RolloutDone):
         peer.trainer.train()
-    except RolloutDone:
-        pass
     secs = peer.rollout["secs"]
     token_slots = peer.rollout["token_slots"]
     num_distinct = work.num_tokens - num_rows  # a row's last token is sampled, not computed

@@ -8,11 +8,11 @@ import pytest
 
 from helpers.databases import make_database
 from mtsql.audit import checks
-from mtsql.audit.__main__ import main
 from mtsql.audit.checks import audit
 from mtsql.audit.config import Config
 from mtsql.audit.report import ATTACKS, CHECKS, Attack, leave_out_lines
 from mtsql.audit.rewritings import REWRITINGS
+from mtsql.commands.audit import look
 from mtsql.rl.rewards import RewardConfig
 from mtsql.sql.datasets import DataConfig, load_split
 from mtsql.sql.sandbox import clear_result_cache
@@ -190,7 +190,7 @@ def test_rewritings_of_gold_queries_are_tried_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    main(Config(data=files, run=str(tmp_path / "run"), rewritings=True))
+    look(Config(data=files, run=str(tmp_path / "run"), rewritings=True))
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in REWRITINGS)
     written = json.loads((tmp_path / "run" / "audit.json").read_text())
@@ -231,7 +231,7 @@ def test_training_reads_the_file_of_turns_to_leave_out(
     files: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(data=files, run=str(tmp_path / "run"), leave_out=("gold fails", "duplicate"))
-    main(config)
+    look(config)
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*CHECKS, *ATTACKS))
     written = json.loads((tmp_path / "run" / "audit.json").read_text())
@@ -246,7 +246,7 @@ def test_training_reads_the_file_of_turns_to_leave_out(
     assert len(rest.turns) == NUM_TURNS - 4
     assert "train:2:0" not in {turn.turn_id for turn in rest.turns}
     with pytest.raises(ValueError, match="already holds an audit"):
-        main(config)
+        look(config)
 
 
 def test_a_turn_is_left_out_once_for_its_first_reason(files: DataConfig) -> None:

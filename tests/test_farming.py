@@ -10,10 +10,10 @@ import pytest
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.reply import Answer, Verdict
-from mtsql.audit.__main__ import main
 from mtsql.audit.config import Config
 from mtsql.audit.farming import MAX_TERM, MAX_TOTAL, Earned, FarmingReport, _broken_rules, farm
 from mtsql.audit.policies import POLICIES, Scene
+from mtsql.commands.audit import look
 from mtsql.rl.rewards import RewardConfig, RewardWeights, total_reward
 from mtsql.sql.datasets import DataConfig, load_split
 from mtsql.sql.dialogues import Turn
@@ -167,7 +167,7 @@ def test_blind_policies_change_the_last_query_in_four_ways(tmp_path):
 def test_the_command_prints_the_table_and_the_broken_rules(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     config = Config(data=data, farming=True, num_farming_turns=10, run=str(tmp_path / "default"))
-    main(config)
+    look(config)
     printed = capsys.readouterr().out
     assert all(name in printed for name in POLICIES)
     assert "No policy that understands nothing breaks a rule." in printed
@@ -175,8 +175,8 @@ def test_the_command_prints_the_table_and_the_broken_rules(data, tmp_path, capsy
     written = json.loads((tmp_path / "default" / "farming.json").read_text())
     assert written["num_turns"] == 10 and written["earned"].keys() == POLICIES.keys()
     with pytest.raises(ValueError, match="already holds an audit"):
-        main(config)
-    main(replace(config, reward=PAPER, run=str(tmp_path / "paper")))
+        look(config)
+    look(replace(config, reward=PAPER, run=str(tmp_path / "paper")))
     printed = " ".join(capsys.readouterr().out.split())
     assert "junk and no_pass: 100 % of the honest exec_verify; at most 50 %" in printed
     with pytest.raises(ValueError, match="num_farming_turns"):

@@ -16,6 +16,7 @@ MAX_LINES = 400
 LEAVES = {"choices", "files"}  # may be imported by every room
 MAY_IMPORT = {
     "__init__": set(),
+    "__main__": {"run"},
     "choices": set(),
     "files": set(),
     "toyworld": set(),
@@ -27,11 +28,11 @@ MAY_IMPORT = {
     "engine": {"model"},
     "learner": {"model", "run.ranks"},
     "rl": {"agent", "judge", "engine", "learner", "model", "sql", "run.ranks"},
-    "schema": {"sql"},
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
     "warm_start": {"run", "workbench"},
+    "commands": {"audit", "judge", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""

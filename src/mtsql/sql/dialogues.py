@@ -164,7 +164,7 @@ class Databases:
             entry = list(self.schemas).index(db_id)
             raise ValueError(
                 f"{self.tables_file}: entry {entry} ({db_id}): the database has no {difference} in "
-                f"{path}{unread_changes(path)}; python -m mtsql.schema writes a file that fits"
+                f"{path}{unread_changes(path)}; mtsql schema writes a file that fits"
             )
         return Database(schema, path)
 

@@ -1,21 +1,25 @@
-"""Look at a data set before training on it. The audit finds gold queries that cannot be judged,
-correct answers that the reward does not pay, and wrong answers that it pays.
+"""Look at a data set before training on it.
 
-    python -m mtsql.audit                                                   # the toy world
-    python -m mtsql.audit --data.train train.json --data.dev dev.json --data.tables tables.json \\
-        --data.databases database --run runs/audit-sparc
+    mtsql audit                                         # the toy world
+    mtsql audit --data.train train.json --data.dev dev.json \\
+        --data.tables tables.json --data.databases database \\
+        --run runs/audit-sparc
 
-Prints what it found with the worst cases, and writes `audit.json` (every case) and `leave_out.tsv`
-(turn id and reason) to the run folder. With `--data.leave_out runs/audit-sparc/leave_out.tsv`, a
-training leaves those turns out. What a gold query or an attack earns is computed by the reward
-itself, with the limits of `env.query`.
+The audit finds gold queries that cannot be judged, correct answers that the
+reward does not pay, and wrong answers that it pays. It prints the worst cases
+and writes audit.json (every case) and leave_out.tsv (turn id and reason) to
+the run folder. With --data.leave_out runs/audit-sparc/leave_out.tsv, a
+training leaves those turns out. What a gold query or an attack earns is
+computed by the reward itself, with the limits of env.query.
 
-`--rewritings true` also answers with other texts of each gold query that mean the same. `--farming
-true` makes no audit. It prints what policies that understand nothing earn, beside honest ones.
+--rewritings also answers with other texts of each gold query that mean the
+same. --farming makes no audit. It prints what policies that understand nothing
+earn, beside honest ones.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,10 +29,10 @@ from mtsql.audit.checks import audit
 from mtsql.audit.config import Config
 from mtsql.audit.farming import farm, show_farming
 from mtsql.audit.report import CHECKS, leave_out_lines, show
-from mtsql.files import in_one_line, printing, write_text
+from mtsql.commands.arguments import spelled_out
+from mtsql.files import printing, write_text
 from mtsql.run.config import parse_config, to_dict
 from mtsql.run.locks import RunLock
-from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
 from mtsql.sql.datasets import describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus
 from mtsql.sql.worker_pool import set_num_workers
@@ -37,8 +41,13 @@ FILE_WIDTH = 140
 """Width of the tables, in characters, if the output is not a terminal."""
 
 
-def main(config: Config) -> None:
-    """Load the split, check it, print the tables, write the files."""
+def main(words: Sequence[str]) -> None:
+    """Load the split that the flags name, check it, print the tables, write the files."""
+    look(parse_config(Config, spelled_out(words, Config), __doc__))
+
+
+def look(config: Config) -> None:
+    """Do what the configuration says. ValueError if the run folder already holds the result."""
     folder = Path(config.run)
     with RunLock(folder):
         file = folder / ("farming.json" if config.farming else "audit.json")
@@ -94,15 +103,3 @@ def _farm(corpus: Corpus, config: Config, file: Path, console: Console) -> None:
 
 def _write(file: Path, content: dict) -> None:
     write_text(file, json.dumps(content, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    with stoppable():
-        try:
-            main(parse_config(Config, sys.argv[1:], __doc__))
-        except ValueError as error:
-            raise SystemExit(in_one_line(f"error: {error}")) from error
-        except KeyboardInterrupt as stop:
-            ignore_stops()
-            print(name_of(stop), file=sys.stderr, flush=True)
-            raise SystemExit(exit_code(stop)) from None

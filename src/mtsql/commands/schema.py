@@ -1,28 +1,35 @@
 """Write the official tables.json of database files.
 
-    python -m mtsql.schema my.sqlite > tables.json
-    python -m mtsql.schema database > tables.json       # a folder of databases
+    mtsql schema my.sqlite > tables.json
+    mtsql schema database > tables.json       # a folder of databases
 
-Each FILE is a SQLite database, and the name of the file without its ending is its id. A FOLDER
-stands for all its databases: <id>/<id>.sqlite and <id>.sqlite, also with .sqlite3, .db or .db3. The
-result is printed to the standard output after all files have been read.
+Each FILE is a SQLite database, and the name of the file without its ending is
+its id. A FOLDER stands for all its databases: <id>/<id>.sqlite and
+<id>.sqlite, also with .sqlite3, .db or .db3. The result is printed to the
+standard output after all files have been read.
 
-Tables and views are listed in the order of their creation. The official format has five types of
-columns (text, number, time, boolean, others), so the declared types are lost. A key over several
-columns is written as several entries. Everything else can be read back as it is in the file.
+Tables and views are listed in the order of their creation. The official
+format has five types of columns (text, number, time, boolean, others), so the
+declared types are lost. A key over several columns is written as several
+entries. Everything else can be read back as it is in the file.
 """
 
 import json
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtsql.commands.arguments import positional
 from mtsql.files import print_line
-from mtsql.sql.command_line import OneLineParser
 from mtsql.sql.database_files import DatabaseFolder, unread_changes
 from mtsql.sql.names import checked_id
 from mtsql.sql.schema import schema_from_sqlite
 from mtsql.sql.tables_json import tables_entry
+
+
+def main(words: Sequence[str]) -> None:
+    """Read the databases that the words name and print tables.json."""
+    paths = positional(words, __doc__, "FILE_OR_FOLDER")
+    print_line(json.dumps(entries_of([Path(path) for path in paths]), indent=1))
 
 
 def entries_of(paths: Sequence[Path]) -> list[dict]:
@@ -49,22 +56,3 @@ def entries_of(paths: Sequence[Path]) -> list[dict]:
             raise ValueError(f"{file}: the database has no tables{unread_changes(file)}")
         entries.append(tables_entry(schema))
     return entries
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the databases that the arguments name and print tables.json."""
-    parser = OneLineParser(
-        prog="python -m mtsql.schema",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
-    given = parser.parse_args(arguments)
-    try:
-        print_line(json.dumps(entries_of(given.paths), indent=1))
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
