@@ -1,5 +1,7 @@
 """Log-probs without full logits: against the textbook, by gradcheck, and what they allocate."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,25 @@ def test_values_and_gradients_are_those_of_full_logits_for_any_chunk(chunk):
         wanted = torch.autograd.grad(expected[part], inputs, pulls, retain_graph=True)
         for a, b in zip(mine, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+class WithoutGradient(torch.autograd.Function):
+    """A later step that returns no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> None:
+        return None
+
+
+def test_if_no_gradient_comes_from_above_all_gradients_are_zero():
+    hidden, weight, bias, targets = head()
+    logprobs, _ = head_logprobs(hidden, weight, bias, targets)
+    WithoutGradient.apply(logprobs).sum().backward()
+    assert not hidden.grad.any() and not weight.grad.any() and not bias.grad.any()
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -26,7 +26,7 @@ def test_noise_is_uniform_and_differs_by_key_and_position():
     hashed = np.array([hash_key(key) for key in keys], dtype=np.uint64)
     noise = np.stack([uniform(hashed, np.full(1000, position)) for position in range(20)])
     assert len(np.unique(noise)) == noise.size
-    assert 0 <= noise.min() and noise.max() < 1
+    assert noise.min() >= 0 and noise.max() < 1
     counts, _ = np.histogram(noise, bins=20, range=(0, 1))
     chi_square = ((counts - 1000) ** 2 / 1000).sum()
     assert chi_square < 43.8  # 19 degrees of freedom, p = 0.001

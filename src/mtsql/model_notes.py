@@ -73,7 +73,8 @@ def notes_of(config: EpisodeConfig) -> dict[str, dict]:
     """File name -> content, for `save_policy`: the notes of a run with this configuration."""
     sampling = config.sampling
     budgets = Budgets(sampling.max_reply_tokens, sampling.max_trajectory_tokens)
-    values = to_dict(Notes(config.style, config.env, config.max_prompt_tokens, budgets))
+    style = prompt_style(config.style, config.model.path)
+    values = to_dict(Notes(style, config.env, config.max_prompt_tokens, budgets))
     del values["env"]["num_sql_workers"]
     return {FILE_NAME: values}
 

@@ -4,6 +4,7 @@ It also gives what these are made of as text. Hashes of that text show when some
 for later use no longer fits."""
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -231,7 +232,7 @@ def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> It
         replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
         yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)
     for module in (rendering, chat_template, tokenizing, prompts, prompt_text, protocol):
-        yield Path(module.__file__).read_text(encoding="utf-8")
+        yield inspect.getsource(module)
 
 
 def episode_texts(env: SqlEnv, replies: Iterable[Reply]) -> Iterator[str]:

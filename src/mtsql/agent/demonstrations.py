@@ -8,6 +8,7 @@ and calls that were given up only because of them.
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
@@ -37,7 +38,7 @@ def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
             if verdict is not None and _last_call(replies, index, tool) not in removed:
                 verdicts[VERDICT_ON[tool]] = verdict
         if index not in removed:
-            judged = {field: verdicts.get(field) for field in VERDICT_ON.values()}
+            judged: dict[str, Any] = {field: verdicts.get(field) for field in VERDICT_ON.values()}
             fitted.append(replace(reply, think="\n".join(thoughts), **judged))
             thoughts, verdicts = [], {}
     return fitted

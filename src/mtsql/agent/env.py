@@ -15,7 +15,7 @@ from mtsql.agent import prompts
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Action, Answer, ParseError, Reply, ToolCall, parse_reply
-from mtsql.agent.tools import Episode, bugs_of, tool_schemas, tools_named
+from mtsql.agent.tools import Episode, ToolResult, bugs_of, tool_schemas, tools_named
 from mtsql.choices import require_choices
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.meter import WorkMeter
@@ -167,13 +167,15 @@ class SqlEnv:
             case ParseError() as error:
                 if error not in prompts.MALFORMED_CALL or self.config.malformed_call == "end":
                     return self._end_with(reply, ENDS_WITH[error])
-                text = prompts.malformed_call(error, self.tools)
-                self.records.append(ReplyRecord(reply, text))
+                result = ToolResult(prompts.malformed_call(error, self.tools))
             case ToolCall() as call:
-                self.records.append(self._call(reply, call, meter))
+                result = self._call(call, meter)
+        self.records.append(
+            ReplyRecord(reply, result.observation, result.sql, result.status, result.is_empty)
+        )
         if len(self.records) >= self.config.max_replies:
             return self.end(Outcome.MAX_REPLIES)
-        return self.records[-1].observation
+        return result.observation
 
     def end(self, outcome: Outcome) -> Outcome:
         """End the episode. The rollout calls this, too, when a token budget is spent."""
@@ -200,18 +202,15 @@ class SqlEnv:
         self.records.append(ReplyRecord(reply))
         return self.end(outcome)
 
-    def _call(self, reply: Reply, call: ToolCall, meter: WorkMeter | None) -> ReplyRecord:
+    def _call(self, call: ToolCall, meter: WorkMeter | None) -> ToolResult:
         """Run the tool that a reply calls. A call of an unknown tool gets an observation and does
         not end the episode."""
         for tool in self.tools:
             if tool.name == call.name:
                 episode = Episode(self.turn, self.database, self.config, self.style, meter)
                 with bugs_of(f"the tool {tool.name}"):
-                    result = tool.run(episode, call.arguments)
-                return ReplyRecord(
-                    reply, result.observation, result.sql, result.status, result.is_empty
-                )
-        return ReplyRecord(reply, prompts.unknown_tool(self.config.tools))
+                    return tool.run(episode, call.arguments)
+        return ToolResult(prompts.unknown_tool(self.config.tools))
 
 
 def _shown(action: Action) -> str:

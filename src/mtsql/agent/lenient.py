@@ -22,6 +22,12 @@ def read_json_at(text: str, start: int) -> tuple[JsonValue, int]:
     return None, start
 
 
+def skip(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Where the match of the pattern at `start` ends; `start` if there is none."""
+    found = pattern.match(text, start)
+    return start if found is None else found.end()
+
+
 _BETWEEN = re.compile(r"[\s`;,]*(?:<\|\w+\|>\s*)*")
 """What may stand between two objects and after the last one. It includes the end of a Markdown
 fence and a control token that was sampled as text."""
@@ -34,7 +40,7 @@ def read_json_with_slips(text: str) -> JsonValue:
     first, end = read_json_at(repaired, 0)
     value = first
     while value is not None:
-        end = _BETWEEN.match(repaired, end).end()
+        end = skip(_BETWEEN, repaired, end)
         value, end = read_json_at(repaired, end)
     rest = repaired[end:].strip("}]")  # closing brackets too many
     return None if rest else first
@@ -57,7 +63,7 @@ def repair(text: str) -> str:
     not have, a comma before a closing bracket, and closing brackets that are missing at the end."""
     opened: list[str] = []  # the closing brackets that are still to come, outermost first
 
-    def repaired(found: re.Match) -> str:
+    def repaired(found: re.Match[str]) -> str:
         lexeme = found[0]
         if lexeme[0] in "\"'":
             is_closed = len(lexeme) > 1 and lexeme[-1] == lexeme[0]
@@ -72,7 +78,7 @@ def repair(text: str) -> str:
     return repaired_text + "".join(reversed(opened))
 
 
-def _as_in_json(found: re.Match) -> str:
+def _as_in_json(found: re.Match[str]) -> str:
     """An escape as JSON writes it, or a double quote that needs one. A backslash that escapes
     nothing in JSON becomes an escaped backslash, but is dropped before a quote or a line end."""
     escape, escaped = found[1], found[2]

@@ -24,8 +24,8 @@ class PromptText(str):
         text.parts = parts
         return text
 
-    def __getnewargs__(self) -> tuple[tuple[tuple[str, bool], ...]]:  # for pickle and copy
-        return (self.parts,)
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[tuple[str, bool], ...]]]:
+        return type(self), (self.parts,)  # for pickle and copy
 
 
 def ours(text: str) -> PromptText:

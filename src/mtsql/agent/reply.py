@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from mtsql.agent.lenient import read_json_at, read_json_with_slips, without_fence
+from mtsql.agent.lenient import read_json_at, read_json_with_slips, skip, without_fence
 from mtsql.agent.protocol import (
     ANSWER_SQL,
     EXEC_VERIFY,
@@ -215,10 +215,10 @@ def _read_call(text: str, start: int, has_close: bool, parts: _Parts, tools: Too
     Therefore the closing tag may be missing where the reply ends or the next call begins. If no
     object follows, the tag was only named, and the parser reads on after it.
     """
-    body = _BEFORE_CALL.match(text, start).end()
+    body = skip(_BEFORE_CALL, text, start)
     value, end = read_json_at(text, body)
     closing = None if value is None else _AFTER_CALL.match(text, end)
-    if closing is not None:
+    if value is not None and closing is not None:
         call = _as_call(value, tools)
         if has_close or isinstance(call, ToolCall):
             parts.add_call(call)
@@ -282,7 +282,7 @@ _BEFORE_BARE_CALL = re.compile(r"\s*(?:<\|python_tag\|>\s*)?(?:```\w*\s*)?")
 def _read_bare_call(said: str, parts: _Parts, tools: ToolParameters) -> None:
     """Add the call of a reply that is a JSON object without tags, as Llama 3.1 writes it."""
     text = _VERDICT.sub("", said)
-    text = text[_BEFORE_BARE_CALL.match(text).end() :]
+    text = text[skip(_BEFORE_BARE_CALL, text, 0) :]
     if not text.startswith(("{", "[")):
         return
     value = read_json_with_slips(text)

@@ -7,8 +7,9 @@ never guesses.
 """
 
 import re
+from typing import cast
 
-from mtsql.audit.statement import Select, Source, Span, Statement, Token, Unreadable
+from mtsql.audit.statement import Select, Source, Span, Statement, Token, TokenKind, Unreadable
 from mtsql.sql.schema import Schema, fold
 
 KEYWORDS = frozenset(
@@ -47,11 +48,13 @@ def _tokens(text: str) -> list[Token]:
     tokens = []
     at = 0
     while at < len(text):
-        before = _BLANKS.match(text, at)[0]
+        blanks = _BLANKS.match(text, at)
+        before = blanks[0] if blanks else ""
         match = _TOKEN.match(text, at + len(before))
         if match is None or match[0] in ("--", "/*", ";"):
             raise Unreadable(f"at {text[at : at + 20]!r}")
-        tokens.append(Token(match[0], match.lastgroup, before))
+        kind = cast(TokenKind, match.lastgroup)  # the groups are named after the kinds
+        tokens.append(Token(match[0], kind, before))
         at = match.end()
     return tokens
 
@@ -234,11 +237,15 @@ class _Reader:
         """The names of the results of an item without AS: known for `a`, `t.a`, `*` and `t.*`."""
         is_short = last - first == 1
         is_qualified = last - first == 3 and self.word(first + 1) == "."
-        if self.word(last - 1) == "*" and last - first in (1, 3):
-            sources = select.sources if is_short else [self.targets[first]]
-            return [name for source in sources for name in source.columns]
-        if (is_short or is_qualified) and self.roles[last - 1] == "column":
-            return [self.tokens[last - 1].name]
+        is_star = self.word(last - 1) == "*"
+        if is_short and is_star:
+            return [name for source in select.sources for name in source.columns]
+        qualified = self.targets.get(first)
+        if is_qualified and is_star and qualified is not None:
+            return list(qualified.columns)
+        name = self.tokens[last - 1].name
+        if (is_short or is_qualified) and self.roles[last - 1] == "column" and name is not None:
+            return [name]
         return []
 
     def expression(self, span: Span, select: Select, clause: str) -> None:
@@ -246,6 +253,7 @@ class _Reader:
         at = span[0]
         while at < span[1]:
             token = self.tokens[at]
+            name = token.name
             word = self.word(at)
             if word == "(" and self.word(at + 1) == "select":
                 closing = self.statement.closing(at)
@@ -259,15 +267,15 @@ class _Reader:
                     raise Unreadable(word)
             elif token.kind == "word" and self.word(at + 1) == "(":
                 self.roles[at] = "function"
-            elif token.name is not None and self.word(at + 1) == ".":
-                at = self.qualified_column(at, span[1], select)
-            elif token.name is not None:
-                self.bare_column(at, select, clause)
+            elif name is not None and self.word(at + 1) == ".":
+                at = self.qualified_column(at, name, span[1], select)
+            elif name is not None:
+                self.bare_column(at, name, select, clause)
             at += 1
 
-    def qualified_column(self, at: int, end: int, select: Select) -> int:
+    def qualified_column(self, at: int, qualifier: str, end: int, select: Select) -> int:
         """Read `t.a` or the `t` of `t.*`; return the place of its last token."""
-        source = self.source_named(self.tokens[at].name, select)
+        source = self.source_named(qualifier, select)
         self.roles[at] = "qualifier"
         self.targets[at] = source
         last = at + 2
@@ -279,15 +287,14 @@ class _Reader:
             self.targets[last] = source
         return last
 
-    def bare_column(self, at: int, select: Select, clause: str) -> None:
+    def bare_column(self, at: int, name: str, select: Select, clause: str) -> None:
         """Read `a`, which is a literal if it stands in double quotes and names no column."""
-        token = self.tokens[at]
         try:
-            self.targets[at] = self.source_of(token.name, select, clause)
+            self.targets[at] = self.source_of(name, select, clause)
             self.roles[at] = "column"
         except LookupError:
-            if token.kind != "double":
-                raise Unreadable(f"no column {token.name}") from None
+            if self.tokens[at].kind != "double":
+                raise Unreadable(f"no column {name}") from None
             self.roles[at] = "literal"
 
     def source_named(self, name: str, select: Select | None) -> Source:
@@ -301,20 +308,21 @@ class _Reader:
             select = select.outer
         raise Unreadable(f"no table {name} in sight")
 
-    def source_of(self, name: str, select: Select | None, clause: str) -> Source | None:
+    def source_of(self, name: str, select: Select, clause: str) -> Source | None:
         """The source of a column; None for the name of a result. LookupError for neither."""
         if clause == "order" and name in select.result_names:
             sources = [source for source in select.sources if name in source.columns]
             return sources[0] if len(sources) == 1 and not self.is_alias(name, select) else None
-        while select is not None:
-            sources = [source for source in select.sources if name in source.columns]
+        level: Select | None = select
+        while level is not None:
+            sources = [source for source in level.sources if name in source.columns]
             if len(sources) > 1:
                 raise Unreadable(f"the column {name} is ambiguous")
             if sources:
                 return sources[0]
-            if name in select.result_names and clause != "select":
+            if name in level.result_names and clause != "select":
                 return None
-            select = select.outer
+            level = level.outer
         raise LookupError(name)
 
     def is_alias(self, name: str, select: Select) -> bool:

@@ -37,16 +37,16 @@ def _with_aliases(
         else:
             last = source.span[1] - 1
             edits[last] = f"{statement.tokens[last].text} AS {name}"
-    for at, source in statement.targets.items():
-        if source is None:
+    for at, target in statement.targets.items():
+        if target is None:
             continue
         role = statement.roles[at]
-        if role == "qualifier" and source in names:
-            edits[at] = names[source]
+        if role == "qualifier" and target in names:
+            edits[at] = names[target]
         elif qualifies_columns and role == "column" and statement.word(at - 1) != ".":
-            name = names.get(source) or source.visible_name
-            if name:
-                edits[at] = f"{name}.{statement.tokens[at].text}"
+            qualifier = names.get(target) or target.visible_name
+            if qualifier:
+                edits[at] = f"{qualifier}.{statement.tokens[at].text}"
     return statement.text(edits=edits)
 
 
@@ -85,7 +85,7 @@ def reorder_joins(statement: Statement) -> str | None:
 
 def _join_conditions(statement: Statement, sources: list[Source]) -> dict[Span, set[Source]] | None:
     """ON condition -> the sources that it names; None if one names anything else."""
-    conditions = {}
+    conditions: dict[Span, set[Source]] = {}
     for source in sources:
         if source.on is None:
             continue
@@ -94,7 +94,7 @@ def _join_conditions(statement: Statement, sources: list[Source]) -> dict[Span, 
         has_sub_query = "select" in map(statement.word, places)
         if has_sub_query or not named <= set(sources):
             return None
-        conditions[source.on] = named
+        conditions[source.on] = {source for source in sources if source in named}
     return conditions
 
 

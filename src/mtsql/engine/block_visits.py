@@ -98,8 +98,8 @@ class BlockVisits:
         first = (kv_head[:, None, None] * per_head + head) * num_tokens
         queries = []
         for _, rows in drawn:
-            rows = to_device(rows, device)  # (N, C)
-            queries.append((first + rows[:, None, :, None]).flatten())  # (N*K*C*H/K,)
+            of_rows = to_device(rows, device)[:, None, :, None]  # (N, 1, C, 1)
+            queries.append((first + of_rows).flatten())  # (N*K*C*H/K,)
         self.queries = torch.cat(queries)  # (M,)
         begin_of = to_device(begin, device)[:, None, None]  # (R, 1, 1, B)
         stride_of = to_device(stride, device)[:, None, None]  # (R, 1, 1, B)
@@ -121,11 +121,11 @@ class BlockVisits:
             num_blocks, num_rows = rows.shape  # N, C
             shape = (num_blocks * pool.num_kv_heads, num_rows * per_head)  # N*K, C*H/K
             parts = slice(start, start + shape[0] * shape[1])
-            if not isinstance(blocks, slice):
-                blocks = to_device(blocks, pool.data.device)
+            device = pool.data.device
+            places = blocks if isinstance(blocks, slice) else to_device(blocks, device)
             scores = self.scores[parts].view(*shape, -1)
             outs = self.outs[parts].view(*shape, -1)
-            self.visits.append(_Visit(blocks, parts, scores, outs))
+            self.visits.append(_Visit(places, parts, scores, outs))
             start = parts.stop
 
     def _mask_unused(self, num_heads: int, lengths: np.ndarray, is_used: np.ndarray) -> None:
@@ -213,6 +213,7 @@ def _visit(
     first = int(unique[0])
     end = int(unique[-1]) + 1
     max_rows = int(count.max())
+    blocks: slice | np.ndarray
     if end - first <= SPARSE * len(unique):
         blocks = slice(first, end)
         index = block - first

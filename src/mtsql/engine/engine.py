@@ -179,7 +179,7 @@ class Engine:
             raise ValueError("the model is in training mode: call model.eval() before generating")
         plan = self.scheduler.plan()
         rows, hidden = self._run(plan)
-        return self._draw(rows, hidden) if rows else []
+        return [] if hidden is None else self._draw(rows, hidden)
 
     def _cache_dtype(self) -> torch.dtype:
         """The dtype of keys and values: that of the weights or of the autocast around the call."""
@@ -214,9 +214,10 @@ class Engine:
                     chosen.append(i)
             states.append(hidden[chosen])
         for row in self.scheduler.running():
-            if not row.ids and row.prompt.is_ready:
+            first = row.prompt.hidden
+            if not row.ids and row.prompt.is_ready and first is not None:
                 rows.append(row)
-                states.append(row.prompt.hidden[None])
+                states.append(first[None])
         return rows, torch.cat(states) if rows else None
 
     def _compute(self, plan: Plan) -> Tensor:
@@ -245,7 +246,7 @@ class Engine:
             chunks.append(Chunk(len(ids), len(ids) + num, end, blocks))
             ids += owner.ids[owner.cached - before : end - before]
             positions.append(np.arange(owner.cached, end))
-        slots = [row.slot for row in plan.decoding]
+        slots = [row.slot for row in plan.decoding if row.slot is not None]  # all have one
         width = self.pool.blocks_for(int(lengths.max())) if plan.decoding else 0
         if self.graphs is not None and not chunks:
             hidden = self.graphs.run(ids, tables[slots, :width], lengths)

@@ -213,8 +213,8 @@ class CpuContext(PagedContext):
             value = value[:, :, inside]
             mask = None
         else:
-            blocks = chunk.blocks[: self.pool.blocks_for(chunk.length)]
-            blocks = to_device(blocks, query.device)
+            num_blocks = self.pool.blocks_for(chunk.length)
+            blocks = to_device(chunk.blocks[:num_blocks], query.device)
             key = _unroll(self.pool.keys[layer], blocks, chunk.length)
             value = _unroll(self.pool.values[layer], blocks, chunk.length)
             mask = torch.ones(num_new, chunk.length, dtype=torch.bool, device=query.device)

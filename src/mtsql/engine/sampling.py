@@ -78,7 +78,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser on uint64 arrays; multiplication wraps around."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,13 +92,9 @@ def sample(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> tuple[Ten
     """
     rows_at_once = max(1, CPU_ELEMENTS // logits.shape[-1])
     if logits.device.type == "cpu" and len(logits) > rows_at_once:
-        ids, logprobs = [], []
         parts = zip(logits.split(rows_at_once), noise.split(rows_at_once), strict=True)
-        for part, part_noise in parts:
-            part_ids, part_logprobs = sample(part, sampling, part_noise)
-            ids.append(part_ids)
-            logprobs.append(part_logprobs)
-        return torch.cat(ids), torch.cat(logprobs)
+        drawn = [sample(part, sampling, part_noise) for part, part_noise in parts]
+        return torch.cat([ids for ids, _ in drawn]), torch.cat([logprobs for _, logprobs in drawn])
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.temperature == 0:
         best, ids = logits.max(-1)

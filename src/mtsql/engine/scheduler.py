@@ -103,7 +103,7 @@ class Scheduler:
     def remove(self, row: Row) -> None:
         """Forget a row, whatever it is doing."""
         if row.slot is not None:
-            self._evict(row)
+            self._evict(row, row.slot)
         elif not row.is_idle:
             self.waiting.remove(row)
 
@@ -112,7 +112,7 @@ class Scheduler:
         is extended."""
         if row.slot is None:
             return
-        self._evict(row)
+        self._evict(row, row.slot)
         if not row.is_idle:
             self.wait(row)
 
@@ -151,10 +151,11 @@ class Scheduler:
             bisect.insort(self.cached, row, key=_age)
             num_running += 1
 
-    def _evict(self, row: Row) -> None:
-        """Take a row out of the cache, and its prompt too if no other row of its group is there."""
-        self.pool.release(self.tables[row.slot, : row.num_blocks].tolist())
-        self.slots.append(row.slot)
+    def _evict(self, row: Row, slot: int) -> None:
+        """Take the row of this slot out of the cache, and its prompt too if no other row of its
+        group is there."""
+        self.pool.release(self.tables[slot, : row.num_blocks].tolist())
+        self.slots.append(slot)
         row.slot = None
         row.num_blocks = 0
         row.cached = 0

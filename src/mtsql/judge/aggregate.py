@@ -93,8 +93,8 @@ def _interaction_figures(scores: Sequence[Score], num_empty: int) -> Figures:
     groups: dict[Hashable, list[Score]] = {}
     for score in scores:
         groups.setdefault(score.interaction, []).append(score)
-    em = [True] * num_empty
-    ex = [True] * num_empty
+    em: list[bool | None] = [True] * num_empty
+    ex: list[bool | None] = [True] * num_empty
     for group in groups.values():
         em.append(_all([score.em for score in group]))
         ex.append(_all([score.ex for score in group]))
@@ -112,8 +112,8 @@ def _part_figures(parts: Sequence[Part]) -> PartFigures:
     """Accuracy is taken over the predictions that have the part, recall over the gold queries."""
     if not parts:
         return PartFigures(0.0, 0.0, 0.0)
-    accuracy = _mean([part.f1 == 1 for part in parts if part.num_pred > 0])
-    recall = _mean([part.f1 == 1 for part in parts if part.num_gold > 0])
+    accuracy = _share([part.f1 == 1 for part in parts if part.num_pred > 0])
+    recall = _share([part.f1 == 1 for part in parts if part.num_gold > 0])
     total = accuracy + recall
     f1 = 2 * accuracy * recall / total if total else 1.0  # quirk: the F1 of two zeros is 1
     return PartFigures(accuracy, recall, f1)
@@ -124,6 +124,9 @@ def _all(verdicts: Sequence[bool | None]) -> bool | None:
 
 
 def _mean(verdicts: Sequence[bool | None]) -> float | None:
-    if None in verdicts:
-        return None
+    computed = [verdict for verdict in verdicts if verdict is not None]
+    return _share(computed) if len(computed) == len(verdicts) else None
+
+
+def _share(verdicts: Sequence[bool]) -> float:
     return sum(verdicts) / len(verdicts) if verdicts else 0.0

@@ -157,7 +157,8 @@ def agrees_but_for_ties(pred: Rows, gold: Rows, mirrored: Rows) -> bool:
 def _tie_blocks(rows: Rows, mirrored: Rows) -> Iterator[tuple[int, int]]:
     """(start, end) of the shortest blocks that hold the same rows on both sides."""
     start = 0
-    surplus = Counter()  # row -> how many more of it `rows` has in this block than `mirrored`
+    # Row -> how many more of it `rows` has in this block than `mirrored`.
+    surplus: Counter[tuple] = Counter()
     for place, (row, other) in enumerate(zip(rows, mirrored, strict=False)):
         surplus[row] += 1
         surplus[other] -= 1

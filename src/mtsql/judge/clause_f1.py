@@ -1,7 +1,7 @@
 """A process reward that runs no query: how much of the gold query's clauses another query has."""
 
 from mtsql.judge.sql_parser import parse_sql
-from mtsql.judge.sql_query import OrderBy, Query
+from mtsql.judge.sql_query import OrderBy, Query, SelectItem
 from mtsql.sql.schema import Schema
 
 
@@ -66,7 +66,7 @@ def _clause_sets(query: Query) -> tuple[set, ...]:
 
     `SELECT DISTINCT a ... WHERE b > 1 AND c = 2` gives {a, "distinct"} and {b > 1, "and", c = 2}.
     """
-    select = set(query.select)
+    select: set[SelectItem | str] = set(query.select)
     if query.is_distinct:
         select.add("distinct")
     order_by = set()

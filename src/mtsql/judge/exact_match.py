@@ -195,7 +195,9 @@ def _keywords(query: Query) -> set[str]:
     for conditions in (query.on, query.where, query.having):
         if "or" in conditions[1::2]:
             words.add("or")
-        for condition in conditions[::2]:
+        for condition in conditions:
+            if isinstance(condition, str):  # a connector
+                continue
             if condition.is_negated:
                 words.add("not")
             if condition.operator in ("in", "like"):

@@ -43,7 +43,7 @@ def examples_of(content: Content, gold_sql: str, schema: Schema) -> dict[str, di
         of_table: dict[int, list] = {}
         for place, column in enumerate(table.columns):
             name = ColumnName(table.name.lower(), column.lower())
-            values = []
+            values: list[object] = []
             for literal in (literal for compared, literal in literals if compared == name):
                 if isinstance(literal, _Pattern):
                     values += literal.examples([row[place] for row in table.rows])

@@ -205,7 +205,7 @@ def _with_single_quotes(sql: str, schema: Schema) -> str:
     names = {fold(table.name) for table in schema.tables}
     names |= {fold(column.name) for table in schema.tables for column in table.columns}
 
-    def requoted(found: re.Match) -> str:
+    def requoted(found: re.Match[str]) -> str:
         text = found[0]
         inner = text[1:-1]
         if text[0] != '"' or fold(inner) in names or "'" in text or '""' in inner:

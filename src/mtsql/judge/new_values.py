@@ -41,7 +41,7 @@ class NewValues:
         """A new value. None if there is no such value: the column holds only NULL, or JSON."""
         for _ in range(20):
             if self.numbers and len(self.numbers) >= len(self.texts):
-                found = self._number(rng)
+                found: object = self._number(rng)
             elif self.texts:
                 found = self._text(rng)
             elif self.blobs:
@@ -66,7 +66,7 @@ class NewValues:
             found = round(rng.choice(self.numbers) + rng.uniform(-1, 1), 2)
         else:
             step = rng.randint(1, 10)
-            found = rng.randint(low, high)
+            found = rng.randint(int(low), int(high))
         if draw < 0.4:
             found = high + step
         elif draw < 0.8:
@@ -109,9 +109,9 @@ def moved(text: str, direction: int, rng: random.Random) -> str:
         step = (ord(text[place]) - ord(first) + rng.randint(1, 25)) % 26
         return _with_character(text, place, chr(ord(first) + step))
     last = "zZ" if direction == 1 else "aA"
-    place = next((i for i in letters if text[i] not in last), None)
-    if place is not None:
-        return _with_character(text, place, chr(ord(text[place]) + direction))
+    movable = next((i for i in letters if text[i] not in last), None)
+    if movable is not None:
+        return _with_character(text, movable, chr(ord(text[movable]) + direction))
     if digits:
         place = digits[-1]
         digit = (int(text[place]) + rng.randint(1, 9)) % 10

@@ -17,8 +17,8 @@ BLOCK_ROWS = 25
 def links_of(content: Content, schema: Schema) -> list[Link]:
     """The foreign keys of the schema, and the references that the data show besides them."""
     places: dict[str, dict[str, int]] = {}
-    for table in content.tables:
-        places[fold(table.name)] = {fold(name): at for at, name in enumerate(table.columns)}
+    for stored in content.tables:
+        places[fold(stored.name)] = {fold(name): at for at, name in enumerate(stored.columns)}
     links = []
     for (table, column), (parent, key) in schema.foreign_keys:
         at = places.get(fold(table), {}).get(fold(column))
@@ -39,7 +39,7 @@ def sample(
     values), and blocks at regular distances. Blocks are taken because rows that belong together are
     often neighbours.
     """
-    rows = {fold(table.name): table.rows for table in tables}
+    rows: dict[str, Sequence[tuple]] = {fold(table.name): table.rows for table in tables}
     kept: dict[str, set[int]] = {}
     for table in tables:
         name = fold(table.name)
@@ -52,13 +52,13 @@ def sample(
     for _, _, parent, key in links:
         row_of_key[parent, key] = {_key_text(row[key]): i for i, row in enumerate(rows[parent])}
     # A large table was not read completely. Rows that refer to an unread row are left out.
-    for table, column, parent, key in links:
+    for child, column, parent, key in links:
         if len(rows[parent]) >= MAX_READ_ROWS:
             known = row_of_key[parent, key]
-            for i in list(kept[table]):
-                cell = rows[table][i][column]
+            for i in list(kept[child]):
+                cell = rows[child][i][column]
                 if cell is not None and _key_text(cell) not in known:
-                    kept[table].remove(i)
+                    kept[child].remove(i)
     _add_referred_rows(rows, kept, links, row_of_key)
     sampled = []
     for table in tables:
@@ -145,10 +145,10 @@ def _drop_referring(
 
     lost = [key for key, count in num_kept.items() if count == 0]
     while lost:
-        key = lost.pop()
-        if key[2] is None:
+        lost_key = lost.pop()
+        if lost_key[2] is None:
             continue  # NULL refers to nothing
-        for table, i in referring.get(key, ()):
+        for table, i in referring.get(lost_key, ()):
             if not is_kept[table][i]:
                 continue
             is_kept[table][i] = False
@@ -175,12 +175,12 @@ def fixed_keys(schema: Schema, links: Sequence[Link]) -> set[tuple[str, str]]:
     fixed = set()
     for table in schema.tables:
         fixed |= {(fold(table.name), fold(column)) for column in table.primary_key}
-    num_links = Counter((table, parent) for table, _, parent, _ in links)
-    for (table, column), (parent, key) in schema.foreign_keys:
+    num_links = Counter((child, parent) for child, _, parent, _ in links)
+    for (child, column), (parent, key) in schema.foreign_keys:
         fixed.add((fold(parent), fold(key)))
-        has_several_columns = num_links[fold(table), fold(parent)] > 1
-        if has_several_columns or fold(table) == fold(parent):
-            fixed.add((fold(table), fold(column)))
+        has_several_columns = num_links[fold(child), fold(parent)] > 1
+        if has_several_columns or fold(child) == fold(parent):
+            fixed.add((fold(child), fold(column)))
     return fixed
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mtsql.judge.aggregate import Score, Summary, aggregate
-from mtsql.judge.exact_match import match_clauses
+from mtsql.judge.exact_match import Part, match_clauses
 from mtsql.judge.execution_match import (
     OFFICIAL_LIMITS,
     executed_text,
@@ -175,7 +175,7 @@ class _Scorer:
         schema = self.schemas[pair.gold.db_id]
         em = None
         ex = None
-        parts = ()
+        parts: tuple[Part, ...] = ()
         if self.options.etype != "exec":
             match = match_clauses(
                 pair.pred,

@@ -4,6 +4,8 @@ time and are computed again in backward.
 Legend: P trained positions, W hidden width, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -37,7 +39,7 @@ class PolicyModule(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes that FSDP2 shards one by one. Accelerate asks the module that it is given."""
-        return self.model._no_split_modules
+        return without_adapters(self.model)._no_split_modules
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probs (P,), entropy (P,)) of `batch`."""
@@ -135,7 +137,7 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -161,7 +163,7 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx, grad_logprobs: torch.Tensor | None, grad_entropy: torch.Tensor | None
+        ctx: Any, grad_logprobs: torch.Tensor | None, grad_entropy: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
@@ -223,15 +225,17 @@ def _replace_by_gradient(
     (rows,); the two others (rows, 1).
 
     d logp[target] / dz = onehot - p,  d entropy / dz = -p (logp + entropy)."""
-    if grad_entropy is None:
-        z.copy_(z.softmax(-1)).mul_(-grad_logprobs)
-    else:
+    if grad_entropy is not None:
         logp = z.log_softmax(-1)
         torch.exp(logp, out=z)
         pull = logp.add_(_entropy(z, logp)[:, None]).mul_(grad_entropy)
         if grad_logprobs is not None:
             pull = pull.add_(grad_logprobs)
         z.mul_(pull.neg_())
+    elif grad_logprobs is not None:
+        z.copy_(z.softmax(-1)).mul_(-grad_logprobs)
+    else:
+        z.zero_()
     if grad_logprobs is not None:
         z.scatter_add_(1, targets[:, None], grad_logprobs)
 

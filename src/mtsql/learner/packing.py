@@ -8,6 +8,7 @@ state predicts `targets[p]`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -92,7 +93,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        values = {}
+        values: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             values[field.name] = value.to(device) if isinstance(value, torch.Tensor) else value
@@ -156,7 +157,9 @@ def _split(samples: list[Sample], group: list[int], max_tokens: int) -> list[lis
 def _lay_out(samples: list[Sample], parts: list[list[int]], seen: set[tuple[int, ...]]) -> Batch:
     """Flat tensors of one micro-batch. `seen` holds the prompts of earlier ones, to count distinct
     tokens; this one's are added."""
-    ids, positions, spans = [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[tuple[int, int, int, int]] = []
     sources, targets, trajectory_index = [], [], []
     advantages, old_logprobs, ref_logprobs = [], [], []
     indices = tuple(index for part in parts for index in part)
@@ -185,7 +188,7 @@ def _lay_out(samples: list[Sample], parts: list[list[int]], seen: set[tuple[int,
                 trajectory_index.append(len(spans))
                 advantages.append(sample.advantages[i] if sample.advantages else 0.0)
                 old_logprobs.append(sample.old_logprobs[i] if sample.old_logprobs else 0.0)
-                ref_logprobs.append(sample.ref_logprobs[i] if has_ref else 0.0)
+                ref_logprobs.append(sample.ref_logprobs[i] if sample.ref_logprobs else 0.0)
             spans.append((prompt_start, prompt_end, start, len(ids)))
     return Batch(
         ids=torch.tensor(ids),

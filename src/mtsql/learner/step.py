@@ -137,7 +137,7 @@ class Learner:
         The ratio of the first step is then 1, however the engine rounds. Samples without a gradient
         stay as they are; if there are no others, the difference is None.
         """
-        scored = with_gradient(samples, self.loss)
+        scored = samples if self.loss is None else with_gradient(samples, self.loss)
         scores = self._score(self.module, scored)
         gaps = []
         recomputed = {}  # id of a sample -> the sample with its new log-probs

@@ -175,7 +175,9 @@ def require_same(settings: AdapterConfig, adapter: Adapter) -> None:
     folder = adapter.file.parent
     targets = saved.get("target_modules")  # a list of names, or a regular expression
     targets = sorted(targets) if isinstance(targets, list) else targets
-    asked = None if settings.targets is None else sorted(settings.targets)
+    asked: list[str] | str | None = None
+    if settings.targets is not None:
+        asked = sorted(settings.targets)
     if isinstance(targets, str) and asked == [targets]:
         asked = targets
     pairs = {
@@ -197,10 +199,10 @@ def attach_adapter(base: CausalLM, adapter: Adapter) -> "PeftModel":
     from peft import LoraConfig
 
     where = f"model.path {adapter.file}"
-    if dropout := adapter.saved.get("lora_dropout"):
-        # With dropout the learner would score other log-probs than those that were sampled.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{where}: lora_dropout is {dropout}: trained without dropout", file=sys.stderr)
+    # With dropout the learner would score other log-probs than those that were sampled.
+    dropout = adapter.saved.get("lora_dropout")
+    if dropout and os.environ.get("RANK", "0") == "0":
+        print(f"{where}: lora_dropout is {dropout}: trained without dropout", file=sys.stderr)
     weights = adapter.file.parent / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise ValueError(f"model.path {adapter.file.parent}: no {ADAPTER_WEIGHTS} beside {ADAPTER}")

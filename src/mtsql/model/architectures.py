@@ -67,8 +67,8 @@ def has_query_key_norms(config: PreTrainedConfig) -> bool:
 
 def head_size(config: PreTrainedConfig) -> int:
     """Width of a head: stated, or the hidden width divided among the query heads."""
-    stated = getattr(config, "head_dim", None)
-    return config.hidden_size // config.num_attention_heads if stated is None else stated
+    size: int | None = getattr(config, "head_dim", None)
+    return int(config.hidden_size // config.num_attention_heads) if size is None else size
 
 
 def rotary_frequencies(config: PreTrainedConfig) -> tuple[torch.Tensor, float]:

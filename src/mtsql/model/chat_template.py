@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -82,6 +82,11 @@ Layout = list[Part | Content]
 """A rendered template: its markup and the places of the contents, in order."""
 
 
+def text_of(item: Part | Content) -> str:
+    """The text of a piece of markup; empty for the place of a content."""
+    return "" if isinstance(item, Content) else item[0]
+
+
 def place_contents(layout: Layout, contents: list[list[Part]]) -> list[Part]:
     """The text of a layout with these contents, one for each message."""
     parts: list[Part] = []
@@ -131,22 +136,30 @@ class ChatTemplate:
     def opened(self) -> str:
         """The beginning of a reply that the generation prompt has already written: some templates
         open its thought."""
-        end = self.prompt(("user",), [])[-1][0]
+        end = text_of(self.prompt(("user",), [])[-1])
         for tag in ("<think>\n", "<think>"):
             if end.endswith(tag):
                 return tag
         return ""
 
-    def render(
-        self, messages: list[dict], tools: list[dict], tokenize: bool = False
-    ) -> str | list[int]:
-        """What `apply_chat_template` returns on `TEMPLATE_DATE`, generation prompt included."""
+    def text(self, messages: list[dict], tools: list[dict]) -> str:
+        """What the template makes of these messages, generation prompt included."""
+        text: str = self._apply(messages, tools, tokenize=False)
+        return text
 
-        def apply() -> str | list[int]:
+    def ids(self, messages: list[dict], tools: list[dict]) -> list[int]:
+        """The same as the tokenizer's own ids."""
+        ids: list[int] = self._apply(messages, tools, tokenize=True)
+        return ids
+
+    def _apply(self, messages: list[dict], tools: list[dict], tokenize: bool) -> Any:
+        """What `apply_chat_template` returns on `TEMPLATE_DATE`."""
+
+        def apply() -> Any:
             template = self._tokenizer.get_chat_template(tools=tools or None)
             return self._tokenizer.apply_chat_template(
                 messages,
-                tools=tools or None,
+                tools=[*tools] or None,
                 chat_template=on_fixed_date(template),
                 add_generation_prompt=True,
                 tokenize=tokenize,
@@ -217,7 +230,7 @@ class ChatTemplate:
         messages = []
         for role, content in zip(roles, contents, strict=True):
             messages.append({"role": role, "content": content})
-        return self.render(messages, tools)
+        return self.text(messages, tools)
 
     def _error(self, why: str) -> ValueError:
         return ValueError(

@@ -6,11 +6,15 @@ once per rollout, so decoding needs no collective and the trained weights are ne
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtsql.model.decoder import CausalLM
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -21,7 +25,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 def without_adapters(model: torch.nn.Module) -> CausalLM:
     """The decoder and its head, of which peft may have wrapped some layers."""
-    return model.get_base_model() if is_adapted(model) else model
+    return cast(CausalLM, model.get_base_model() if is_adapted(model) else model)
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def generation_weights(
     device = next(model.parameters()).device.type
     with nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype):
         try:
-            yield model.eval() if is_plain else _full_copy(model, dtype)
+            yield without_adapters(model).eval() if is_plain else _full_copy(model, dtype)
         finally:
             model.train(was_training)
 
@@ -72,8 +76,8 @@ def reference(model: torch.nn.Module, frozen: CausalLM | None) -> Iterator[torch
         yield frozen
     elif is_sharded(unwrap(model)):
         yield _full_copy(unwrap(model), merge=False)
-    else:
-        with unwrap(model).disable_adapter():
+    else:  # without a frozen copy the policy has adapters
+        with cast("PeftModel", unwrap(model)).disable_adapter():
             yield model
 
 
@@ -114,11 +118,11 @@ def _full_copy(
     return copy.eval()
 
 
-def _merged(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
+def _merged(layer: Any, weight: torch.Tensor) -> torch.Tensor:
     """The weight (out, in) that computes what this layer of peft computes with its adapter.
     `weight` is the frozen one. DoRA trains the length of each row separately."""
     delta = layer.get_delta_weight("default").detach()  # (out, in)
-    merged = weight.to(delta.dtype) + delta
+    merged: torch.Tensor = weight.to(delta.dtype) + delta
     if "default" in layer.lora_magnitude_vector:
         length = layer.lora_magnitude_vector["default"].weight.detach()  # (out,)
         merged = merged * (length / torch.linalg.vector_norm(merged, dim=1))[:, None]
@@ -130,7 +134,7 @@ def _plain_name(name: str) -> str:
     return name.replace("base_layer.", "")
 
 
-def is_adapted(model: torch.nn.Module) -> bool:
+def is_adapted(model: torch.nn.Module) -> TypeGuard["PeftModel"]:
     """Whether peft has added adapters to the model."""
     return hasattr(model, "peft_config")
 

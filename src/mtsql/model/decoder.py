@@ -124,6 +124,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """All of the model but its head."""
 
+    inv_freq: torch.Tensor
+
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         # The embedding of the padding token gets no gradient, as in transformers.

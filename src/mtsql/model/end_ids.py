@@ -32,10 +32,9 @@ def _own_ids(folder: Path) -> list[int]:
             continue
         content = read_json(folder / name, "model.path")
         found = content.get("eos_token_id") if isinstance(content, dict) else None
-        if found is None:
-            named = []
-        else:
-            named = found if isinstance(found, list) else [found]
+        named = [] if found is None else found
+        if not isinstance(named, list):
+            named = [named]
         is_bad = any(type(i) is not int or i < 0 for i in named)
         if not isinstance(content, dict) or is_bad:
             raise ValueError(

@@ -101,10 +101,15 @@ def locate(path: str | None, what: str = "model.path") -> tuple[Path, dict[str, 
                 raise ValueError(f"{what} {path}: not a GGUF file: it does not begin with GGUF")
         return Path(path).parent, {"gguf_file": Path(path).name}
     if path is None or not Path(path).is_dir():
-        raise ValueError(
-            f"{what} {path}: no such folder (get one: hf download NAME --local-dir FOLDER)"
-        )
+        raise no_folder(path, what)
     return Path(path), {}
+
+
+def no_folder(path: str | None, what: str = "model.path") -> ValueError:
+    """The error for a path that names no model folder."""
+    return ValueError(
+        f"{what} {path}: no such folder (get one: hf download NAME --local-dir FOLDER)"
+    )
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def read_model_config(path: str) -> PreTrainedConfig:
     if not gguf:
         _check_config_file(folder, path)
     with reading(where):
-        settings = AutoConfig.from_pretrained(
+        settings: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, **gguf, trust_remote_code=False, local_files_only=True
         )
         check_architecture(settings)

@@ -7,10 +7,15 @@ transformers' roundings: statistics in fp32, results in the type of the input.
 Legend: T tokens, W hidden width, D head size.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+if TYPE_CHECKING:  # decoder.py imports this module
+    from mtsql.model.decoder import Mlp, Norm
 
 TRANSPOSES_FEW_ROWS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 """On CPUs without AVX-512, MKL multiplies a few rows by a large weight slowly if the weight is the
@@ -69,7 +74,7 @@ def rotate(
     return rotated(query, cos, sin), rotated(key, cos, sin)
 
 
-def normed_mlp(x: torch.Tensor, norm: nn.Module, mlp: nn.Module) -> torch.Tensor:
+def normed_mlp(x: torch.Tensor, norm: "Norm", mlp: "Mlp") -> torch.Tensor:
     """mlp(norm(x)) of a gated MLP with SiLU, x (..., W).
 
     If its three layers are plain (no adapter, no bias), only x, its scale, gate and up are kept
@@ -98,14 +103,14 @@ class _RmsNorm(torch.autograd.Function):
     """`rms_norm` with its gradient."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
         of_x, of_weight = _norm_gradients(grad, x, weight, scale, needs_x, needs_weight)
@@ -158,13 +163,13 @@ class _Rotate(torch.autograd.Function):
     """The rotation of one tensor. Its gradient is rotated by the opposite angle."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         return _rotated(x, cos, sin)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotated(grad, cos, -sin), None, None
 
@@ -181,13 +186,13 @@ class _Gated(torch.autograd.Function):
     """silu(gate) * up; only gate and up are kept for backward."""
 
     @staticmethod
-    def forward(ctx, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         return _gate_gradients(grad, gate, up, F.silu(gate))
 
@@ -207,7 +212,7 @@ class _NormedMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: torch.Tensor, norm: torch.Tensor, eps: float, *weights: torch.Tensor
+        ctx: Any, x: torch.Tensor, norm: torch.Tensor, eps: float, *weights: torch.Tensor
     ) -> torch.Tensor:
         gate_weight, up_weight, down_weight = weights
         n, scale = _normed(x, norm, eps)
@@ -218,7 +223,7 @@ class _NormedMlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, norm, scale, gate, up, *weights = ctx.saved_tensors
         gate_weight, up_weight, down_weight = (weight.to(gate.dtype) for weight in weights)
         needs_x, needs_norm, _, needs_gate, needs_up, needs_down = ctx.needs_input_grad

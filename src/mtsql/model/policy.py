@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -44,6 +44,7 @@ from mtsql.model.copies import (
     reference,
     shard_like,
     unwrap,
+    without_adapters,
 )
 from mtsql.model.decoder import CausalLM, from_transformers
 from mtsql.model.tokenizer import require_vocabulary
@@ -190,7 +191,10 @@ def load_policy(config: ModelConfig) -> "CausalLM | PeftModel":
     """The policy, its trained weights in float32; under LoRA peft's wrapper of the model.
     ValueError that names the folder or the file for a model that is missing, damaged or not
     supported."""
-    folder, gguf = folders.locate(config.path)
+    path = config.path
+    if path is None:
+        raise folders.no_folder(path)
+    folder, gguf = folders.locate(path)
     adapter = None if gguf else read_adapter(folder)
     if adapter:
         require_same(config.lora, adapter)
@@ -198,9 +202,9 @@ def load_policy(config: ModelConfig) -> "CausalLM | PeftModel":
         return attach_adapter(base, adapter)
     config.lora.require_effect()
     if not config.lora.rank:
-        return _load_model(config.path, config, torch.float32)
-    base = _load_model(config.path, config, config.compute_dtype)
-    return add_adapters(base, config.lora, config.path)
+        return _load_model(path, config, torch.float32)
+    base = _load_model(path, config, config.compute_dtype)
+    return add_adapters(base, config.lora, path)
 
 
 def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
@@ -209,12 +213,12 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
     settings = folders.read_model_config(path)
     folder, gguf = folders.locate(path)
     if gguf:
-        kind = {"quantization_config": GgufConfig(dequantize=True)}
+        kind: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)}
     else:
         kind = {"use_safetensors": True}
         folders.require_shapes(settings, folders.weight_files(folder))
     with folders.reading(f"model.path {path}"):
-        theirs, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=False,
@@ -223,6 +227,7 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
             **gguf,
             **kind,
         )
+    theirs, found = loaded  # a pair, because of output_loading_info
     folders.require_all_weights(found, folder)
     model = from_transformers(theirs)
     for name, weight in model.named_parameters():
@@ -280,9 +285,9 @@ def save_policy(
         shutil.rmtree(leftover, ignore_errors=True)
     if is_adapted(model):
         # With save_embedding_layers peft would look for the base model's vocabulary on the network.
-        model.save_pretrained(partial, state_dict=state, save_embedding_layers=False)
+        model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
     else:
-        _write_model(model, state, partial)
+        _write_model(without_adapters(model), state, partial)
     tokenizer.save_pretrained(partial)
     for name, note in (notes or {}).items():
         (partial / name).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
@@ -292,8 +297,8 @@ def save_policy(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _full_state(model: torch.nn.Module, is_main: bool) -> dict[str, torch.Tensor | None]:
-    """Name -> gathered weight, on the CPU of the main rank and None on the others. Tied weights are
+def _full_state(model: torch.nn.Module, is_main: bool) -> dict[str, torch.Tensor]:
+    """Name -> gathered weight, on the CPU of the main rank; nothing on the others. Tied weights are
     gathered once and stay one tensor."""
     sharded = model.state_dict(keep_vars=True)
     gathered: dict[int, torch.Tensor | None] = {}
@@ -303,7 +308,8 @@ def _full_state(model: torch.nn.Module, is_main: bool) -> dict[str, torch.Tensor
             # FSDP2 pads rows that the ranks do not divide. A copy leaves the padding behind, which
             # a file of weights cannot hold.
             gathered[id(weight)] = full.to("cpu", copy=True) if is_main else None
-    return {name: gathered[id(weight)] for name, weight in sharded.items()}
+    by_name = {name: gathered[id(weight)] for name, weight in sharded.items()}
+    return {name: full for name, full in by_name.items() if full is not None}
 
 
 def _write_model(model: CausalLM, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -322,7 +328,7 @@ def _write_model(model: CausalLM, state: dict[str, torch.Tensor], folder: Path) 
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
     """Set the trainable weights from a folder that `save_policy` wrote for this very model.
     ValueError that names a weight that is missing or has another shape."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= folders.read_tensors(file)
     with torch.no_grad():

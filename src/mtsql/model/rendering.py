@@ -13,11 +13,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from os.path import commonprefix
+from typing import cast
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from mtsql.model.chat_template import ChatTemplate, Layout, Part, place_contents
+from mtsql.model.chat_template import ChatTemplate, Layout, Part, place_contents, text_of
 from mtsql.model.end_ids import end_ids_of_folder
 
 TAG = re.compile(r"</?[a-z_]+>")
@@ -58,9 +59,9 @@ class Renderer:
         self._opened = self._template.opened
         stop, self._observation = self._without_stop(self._template.between_replies())
         ends = [self._added[stop]]
-        for token in (*ENDS_OF_TEXT, tokenizer.eos_token):
-            if token in self._added:
-                ends.append(self._added[token])
+        for end in (*ENDS_OF_TEXT, tokenizer.eos_token):
+            if end in self._added:
+                ends.append(self._added[end])
         if tokenizer.name_or_path:
             ends += end_ids_of_folder(tokenizer.name_or_path)
         self.stop_ids = tuple(dict.fromkeys(ends))  # each id once
@@ -115,9 +116,10 @@ class Renderer:
 
     def text(self, ids: list[int]) -> str:
         """Text of any ids, control tokens included."""
-        return self.tokenizer.decode(
+        text = self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+        return cast(str, text)  # a list only for several sequences
 
     def show_mask(self, ids: list[int], mask: list[int]) -> str:
         """The text with its trained stretches in double square brackets, for a reader."""
@@ -155,7 +157,7 @@ class Renderer:
         self, what: str, ours: list[int], messages: list[dict], tools: list[dict]
     ) -> str | None:
         messages = [m | {"content": SURROGATE.sub("\ufffd", m["content"])} for m in messages]
-        theirs = self._template.render(messages, tools, tokenize=True)
+        theirs = self._template.ids(messages, tools)
         if ours == theirs:
             return None
         at = len(commonprefix([ours, theirs]))
@@ -176,7 +178,8 @@ class Renderer:
 
     def _without_stop(self, between: Layout) -> tuple[str, Layout]:
         """Split the layout between two replies into the token that ends a reply, and the rest."""
-        (text, _), *rest = between
+        first, *rest = between
+        text = text_of(first)
         found = self._added_pattern.match(text)
         if not found:
             raise ValueError(

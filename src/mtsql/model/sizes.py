@@ -19,7 +19,7 @@ def max_positions(shape: "PreTrainedConfig | EmbeddedConfig") -> int | None:
     max_position_embeddings may not include this extension."""
     if not isinstance(shape, PreTrainedConfig):
         return shape.max_positions
-    stated = getattr(shape, "max_position_embeddings", None)
+    stated: int | None = getattr(shape, "max_position_embeddings", None)
     rope = getattr(shape, "rope_parameters", None) or {}
     factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
     if stated and factor and original and rope.get("rope_type") == "yarn":
@@ -44,7 +44,7 @@ def require_positions(
 
 
 def require_embeddings(
-    shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str
+    shape: "PreTrainedConfig | EmbeddedConfig", tokenizer: PreTrainedTokenizerBase, path: str
 ) -> None:
     """ValueError if the tokenizer of folder `path` has a token for which the model has no
     embedding. More embeddings than tokens are allowed."""

@@ -15,11 +15,15 @@ V = TypeVar("V")
 
 
 class _Pending(Generic[V]):
-    """A value that is being computed, and the meters of the threads that wait for it."""
+    """A value that is being computed, and the meters of the threads that wait for it.
+
+    value: exists once `is_made` is True.
+    """
+
+    value: V
 
     def __init__(self) -> None:
         self.ended = threading.Event()
-        self.value: V | None = None
         self.is_made = False
         self.meters: list[WorkMeter] = []
         self.num_ticks = 0

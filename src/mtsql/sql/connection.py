@@ -92,12 +92,13 @@ class SeededRandom:
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
         return (mixed ^ (mixed >> 31)) - 2**63
 
-    def blob(self, size: object) -> bytes:
+    def blob(self, size: float | str | bytes | None) -> bytes:
         """The value of randomblob(size), at least one byte long. A blob of more than 4,096 bytes
         repeats its first 4,096. SQLite refuses a blob that is longer than its limit."""
-        is_number = isinstance(size, (int, float)) or str(size).isdecimal()
-        num_bytes = int(size) if is_number else 1
-        num_bytes = min(max(1, num_bytes), self.max_bytes + 1)
+        if isinstance(size, (int, float)) or (isinstance(size, str) and size.isdecimal()):
+            num_bytes = min(max(1, int(size)), self.max_bytes + 1)
+        else:
+            num_bytes = 1
         num_words = min(512, -(-num_bytes // 8))
         words = [(self.number() + 2**63).to_bytes(8, "little") for _ in range(num_words)]
         piece = b"".join(words)
@@ -154,9 +155,9 @@ class SandboxConnection:
         first: the table that is read. second: its column, or the function that is called.
         """
         if action == sqlite3.SQLITE_READ:
-            is_allowed = self._may_read(first.lower(), second)
+            is_allowed = first is not None and self._may_read(first.lower(), second)
         elif action == sqlite3.SQLITE_FUNCTION:
-            is_allowed = second.lower() not in _DENIED_FUNCTIONS
+            is_allowed = second is not None and second.lower() not in _DENIED_FUNCTIONS
         else:
             is_allowed = action in _ALWAYS_ALLOWED
         if is_allowed:
@@ -166,7 +167,7 @@ class SandboxConnection:
         self.is_denied = True
         return sqlite3.SQLITE_DENY
 
-    def _may_read(self, name: str, column: str) -> bool:
+    def _may_read(self, name: str, column: str | None) -> bool:
         if name in self.virtual_tables:
             return False
         is_pragma = name.startswith("pragma_") and name not in self.plain_tables

@@ -95,8 +95,8 @@ def load_split(config: DataConfig, name: str) -> Corpus:
     """The corpus of split `name` ("train", "dev" or "dev_seen"). ValueError that names the key if
     the split has no file."""
     files = toy_files(config) if config.is_toy else config
-    file = getattr(files, name)
-    if file is None:
+    file: str | None = getattr(files, name)
+    if file is None or files.databases is None:  # without `databases` no file may be set
         raise ValueError(f"data.{name} is not set, but this run needs it")
     corpus = load_corpus(file, files.tables, files.databases)
     if name == "train" and config.leave_out:

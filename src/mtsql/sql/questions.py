@@ -53,6 +53,7 @@ def read_conversations(file: Path) -> list[Conversation]:
     ValueError, in one line, that names the file, the entry or line, and the key at fault.
     """
     suffix = file.suffix.lower()
+    entries: Iterator[tuple[str, object]]
     if suffix in (".csv", ".tsv"):
         entries = _read_rows(file)
     elif suffix in (".jsonl", ".ndjson"):
@@ -88,7 +89,7 @@ def _read_json_lines(file: Path) -> Iterator[tuple[str, object]]:
             yield where, parse_json(line, where, is_strict=True)
 
 
-def read_json_list(path: Path) -> list:
+def read_json_list(path: Path | str) -> list:
     """The list that a JSON file holds. ValueError that names the file if it cannot be read or does
     not hold a list."""
     entries = read_json(path, is_strict=True)
@@ -104,7 +105,7 @@ def _joined(entries: Iterator[tuple[str, object]]) -> Iterator[Conversation]:
     current: Conversation | None = None  # not yielded yet, because the next entry may extend it
     for where, entry in entries:
         conversation, dialogue = _read_entry(entry, where)
-        if dialogue is not None and dialogue == last:
+        if current is not None and dialogue is not None and dialogue == last:
             if conversation.db_id != current.db_id:
                 ids = f"{current.db_id!r} and {conversation.db_id!r}"
                 raise ValueError(f"{where}: dialogue {dialogue!r} is on two databases, {ids}")
@@ -196,9 +197,10 @@ def _key_of(entry: dict, keys: tuple[str, ...], default: str, where: str) -> str
 def _text(entry: dict, key: str, where: str) -> str:
     if key not in entry:
         raise ValueError(f"{where}: {key}: expected a string, found None; it {_has(entry)}")
-    if not isinstance(entry[key], str):
-        raise ValueError(f"{where}: {key}: expected a string, found {entry[key]!r:.80}")
-    return entry[key]
+    text = entry[key]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {key}: expected a string, found {text!r:.80}")
+    return text
 
 
 def _has(entry: dict) -> str:

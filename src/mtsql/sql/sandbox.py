@@ -55,6 +55,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mtsql.files import KIND_BYTES, kind_of
 from mtsql.sql.cache import SharedCache
@@ -99,6 +100,8 @@ class Mirror:
 
 Source = Path | MemoryCopy | Mirror
 """What a query can run on."""
+TableSchema = tuple[str, list[tuple], list[tuple], bool]
+"""What `read_schema` returns for a table or view."""
 
 
 class DatabaseFileError(Exception):
@@ -131,13 +134,14 @@ def run_query(
         return QueryResult(QueryStatus.ERROR, message=str(error))
 
 
-def read_schema(db_path: Path) -> list[tuple[str, list[tuple], list[tuple], bool]]:
+def read_schema(db_path: Path) -> list[TableSchema]:
     """(name, columns, foreign keys, whether it is virtual) of each table and view, as SQLite's
     pragmas give them (`tables.read_schema`).
 
     Raises DatabaseFileError.
     """
-    return _read("schema", db_path)
+    schema: list[TableSchema] = _read("schema", db_path)
+    return schema
 
 
 def read_tables(
@@ -148,7 +152,10 @@ def read_tables(
 
     Raises DatabaseFileError.
     """
-    return _read("tables", db_path, max_rows, max_value_bytes, max_bytes)
+    tables: tuple[list[tuple], list[str]] = _read(
+        "tables", db_path, max_rows, max_value_bytes, max_bytes
+    )
+    return tables
 
 
 def clear_result_cache() -> None:
@@ -189,7 +196,7 @@ def _run(
     start = time.monotonic()
     # A worker that dies or is killed sends no answer, so this process writes one.
     try:
-        answer = the_pool().call(
+        answer: dict[str, Any] = the_pool().call(
             "query",
             request,
             sql,
@@ -239,14 +246,15 @@ def _has_changed(request: tuple) -> bool:
     either version."""
     if request[0].endswith("copy"):
         return False
-    path, version = request[1]
+    asked: tuple[str, tuple[int, ...]] = request[1]  # path and version
     try:
-        return file_version(path)[1] != version
+        return file_version(asked[0]) != asked
     except DatabaseFileError:
         return True
 
 
-def _read(name: str, db_path: Path, *arguments: object) -> list | tuple:
+def _read(name: str, db_path: Path, *arguments: object) -> Any:
+    """What a worker reads from a file with its method `name`. Raises DatabaseFileError."""
     path, _ = file_version(db_path)
     try:
         found = the_pool().call(
@@ -275,7 +283,7 @@ def _other_kind(db_path: Path) -> str:
     return "" if start.startswith(b"SQLite format 3\0") else kind_of(start)
 
 
-def file_version(db_path: Path) -> tuple[str, tuple[int, ...]]:
+def file_version(db_path: Path | str) -> tuple[str, tuple[int, ...]]:
     """-> (absolute path, numbers that change when the file is replaced or written to).
 
     Raises DatabaseFileError.

@@ -57,7 +57,7 @@ class Database:
     path: Path
 
 
-def load_schemas(tables_json: Path) -> dict[str, Schema]:
+def load_schemas(tables_json: Path | str) -> dict[str, Schema]:
     """Read a Spider-style tables.json into {database id: Schema}.
 
     Primary keys may be column indices (Spider 2018-2020) or lists of them (composite keys in later
@@ -114,9 +114,10 @@ def _schema_from_entry(entry: object, where: str) -> Schema:
             columns[table_index].append(Column(name, kind))
 
     def ref(index: object, key: str) -> ColumnRef:
-        if type(index) is not int or not 0 <= index < len(refs) or refs[index] is None:
+        found = refs[index] if type(index) is int and 0 <= index < len(refs) else None
+        if found is None:
             raise ValueError(f"{where}: {key}: {index!r:.80} is not the index of a column")
-        return refs[index]
+        return found
 
     for name, cols in zip(table_names, columns, strict=True):
         if not cols:

@@ -26,8 +26,8 @@ def tables_entry(schema: Schema) -> dict:
             column_types.append(official_type(column.type))
     primary_keys = []
     for table in schema.tables:
-        for column in table.primary_key:
-            primary_keys.append(_place((table.name, column), places))
+        for key in table.primary_key:
+            primary_keys.append(_place((table.name, key), places))
     foreign_keys = []
     for referring, referred in schema.foreign_keys:
         foreign_keys.append([_place(referring, places), _place(referred, places)])

@@ -31,6 +31,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from types import TracebackType
 
 from mtsql.sql.connection import (
     DENIED,
@@ -78,7 +79,7 @@ class Worker:
         """
         max_ticks, _ = tick_steps(config["max_vm_steps"])
         self.clock.start(max_ticks, config["timeout_secs"])
-        answer = {
+        answer: dict = {
             "status": OK,
             "columns": (),
             "message": "",
@@ -117,11 +118,13 @@ class Worker:
         answer["rows"] = tuple(rows)
         return answer
 
-    def schema(self, uri: str) -> list | str:
+    def schema(self, uri: str) -> list | tuple | str:
         """What `read_schema` finds in a file, or SQLite's message if the file cannot be read."""
         return self._read(uri, read_schema)
 
-    def tables(self, uri: str, max_rows: int, max_value_bytes: int, max_bytes: int) -> tuple | str:
+    def tables(
+        self, uri: str, max_rows: int, max_value_bytes: int, max_bytes: int
+    ) -> list | tuple | str:
         """What `read_tables` finds in a file, or SQLite's message if the file cannot be read."""
 
         def read(connection: sqlite3.Connection) -> tuple:
@@ -207,7 +210,7 @@ def _read_exactly(file: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def write_message(file: int, value: object) -> None:
+def write_message(file: int, value: tuple | str) -> None:
     """Write a value after its length. OSError (a broken pipe) if the reader has ended."""
     rest = memoryview(packed_message(value))
     while rest:
@@ -215,7 +218,7 @@ def write_message(file: int, value: object) -> None:
         rest = rest[num_written:]
 
 
-def packed_message(value: object) -> bytes:
+def packed_message(value: tuple | str) -> bytes:
     """A marshalled value after its length."""
     body = marshal.dumps(value, MARSHAL_VERSION)
     return len(body).to_bytes(8, "little") + body
@@ -228,7 +231,9 @@ def _tick(replies: int) -> None:
         os._exit(0)
 
 
-def _tell_fault(replies: int, kind: type, error: BaseException, trace: object) -> None:
+def _tell_fault(
+    replies: int, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Send the traceback of a bug to the parent, which raises it. stderr is not used, because it
     may be a file, and this process cannot write files."""
     import traceback

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from mtsql.sql.meter import WAKE_SECS
 from mtsql.sql.worker import MAX_CONNECTIONS, packed_message
@@ -59,8 +60,8 @@ class WorkerPool:
         topic: Hashable = None,
         is_urgent: bool = False,
         tick: Callable[[], None] = lambda: None,
-        is_out_of_memory: Callable[[object], bool] = lambda _: False,
-    ) -> object:
+        is_out_of_memory: Callable[[Any], bool] = lambda _: False,
+    ) -> Any:
         """Let a worker call its method `name(*arguments)` and return the result.
 
         topic: an idle worker that has served this topic before is preferred.
@@ -335,5 +336,5 @@ def _forget() -> None:
 
 # Queries must end before the process waits for its threads, which may wait for a query. Handlers of
 # the public atexit run after that wait; concurrent.futures uses this private one for its threads.
-threading._register_atexit(stop_queries)
+threading._register_atexit(stop_queries)  # type: ignore[attr-defined]  # private, see above
 os.register_at_fork(after_in_child=_forget)

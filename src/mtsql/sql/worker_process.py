@@ -52,12 +52,12 @@ class WorkerProcess:
         self.served: OrderedDict[Hashable, None] = OrderedDict()
         self._buffer = bytearray()
         # -I -S: nothing from the environment, the working folder or site-packages is imported.
-        command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
+        self.command = [sys.executable, "-I", "-S", "-c", _START, _SOURCES, str(memory_bytes)]
         # start_new_session: Ctrl-C in a terminal reaches the parent only.
         # No stderr: a program that reads the parent's stderr to its end would also wait for the
         # worker.
         self.process = subprocess.Popen(
-            command,
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -65,11 +65,14 @@ class WorkerProcess:
             start_new_session=True,
             cwd=os.sep,
         )
-        os.set_blocking(self.process.stdin.fileno(), False)
+        assert self.process.stdin is not None and self.process.stdout is not None  # both are pipes
+        self._requests = self.process.stdin
+        self._replies = self.process.stdout
+        os.set_blocking(self._requests.fileno(), False)
         self._readable = select.poll()
-        self._readable.register(self.process.stdout, select.POLLIN)
+        self._readable.register(self._replies, select.POLLIN)
         self._writable = select.poll()
-        self._writable.register(self.process.stdin, select.POLLOUT)
+        self._writable.register(self._requests, select.POLLOUT)
 
     def wait_until_ready(self) -> None:
         """Wait for the first message. RuntimeError if the process does not start, WorkerDied if
@@ -80,10 +83,10 @@ class WorkerProcess:
             if getattr(error, "is_killed", False):
                 raise
             why = str(error) or f"it was not ready after {START_SECS:g} seconds"
-            command = " ".join(self.process.args)
+            command = " ".join(self.command)
             raise RuntimeError(f"a SQL worker could not be started ({command}): {why}") from error
 
-    def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> object:
+    def ask(self, message: bytes, timeout_secs: float, tick: Callable[[], None]) -> tuple | str:
         """Send a packed request and wait for its answer. `tick` is called for each tick. The time
         limit starts here."""
         deadline = time.monotonic() + max(0.0, timeout_secs) + GRACE_SECS
@@ -91,7 +94,7 @@ class WorkerProcess:
             rest = memoryview(message)
             while rest:
                 self._wait(self._writable, deadline)
-                num_written = os.write(self.process.stdin.fileno(), rest[:PIPE_BYTES])
+                num_written = os.write(self._requests.fileno(), rest[:PIPE_BYTES])
                 rest = rest[num_written:]
         except OSError:  # it died while it was idle
             raise self._died() from None
@@ -105,14 +108,14 @@ class WorkerProcess:
 
     def close_pipes(self) -> None:
         """Close the pipes. An idle worker then ends by itself."""
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self._requests.close()
+        self._replies.close()
 
-    def _receive(self, deadline: float, tick: Callable[[], None]) -> object:
+    def _receive(self, deadline: float, tick: Callable[[], None]) -> tuple | str:
         """Read ticks until a value is complete. One message is read at a time, so nothing follows
         the value in the buffer."""
         buffer = self._buffer
-        output = self.process.stdout.fileno()
+        output = self._replies.fileno()
         while True:
             if len(buffer) >= 8:
                 size = int.from_bytes(buffer[:8], "little")
@@ -121,7 +124,7 @@ class WorkerProcess:
                     tick()
                     continue
                 if len(buffer) >= 8 + size:
-                    value = marshal.loads(memoryview(buffer)[8 : 8 + size])
+                    value: tuple | str = marshal.loads(memoryview(buffer)[8 : 8 + size])
                     self._buffer = bytearray()
                     return value
             self._wait(self._readable, deadline)

@@ -61,9 +61,9 @@ def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
         columns.append([spelled[value] for value in drawn])
     for column in domain.numbers(table):
         low, high, step = NUMBERS[column]
-        drawn = [rng.randrange(low, high + 1, step) for _ in range(num_rows)]
-        domain.values[table, column] = tuple(drawn)
-        columns.append(drawn)
+        numbers = [rng.randrange(low, high + 1, step) for _ in range(num_rows)]
+        domain.values[table, column] = tuple(numbers)
+        columns.append(numbers)
     if table == domain.child:
         columns.append([rng.randint(1, NUM_PARENTS_WITH_CHILD) for _ in range(num_rows)])
     return list(zip(*columns, strict=True))

@@ -248,8 +248,8 @@ def _is_sound(state: State, before: State | None, domain: Domain, run: RunQuery)
         return False
     if state.limit:
         ordered = replace(state, limit=False, columns=(state.order,))
-        first, *rest = run(to_sql(ordered, domain))
-        if first[0] in [row[0] for row in rest]:
+        in_order = run(to_sql(ordered, domain))
+        if not in_order or in_order[0][0] in [row[0] for row in in_order[1:]]:
             return False
     if before is not None and rows == run(to_sql(before, domain)):
         return False
