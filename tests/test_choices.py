@@ -18,7 +18,7 @@ from mtsql.rl.rewards import RewardConfig
         (AdvantageConfig, "advantage.on_truncated", "keep"),
         (RewardConfig, "reward.proposals", "first"),
         (EnvConfig, "env.malformed_call", "ignore"),
-        (OptimConfig, "optim.schedule", "linear"),
+        (OptimConfig, "optim.schedule", "step"),
         (ModelConfig, "model.dtype", "float16"),
     ],
 )
