@@ -40,7 +40,7 @@ def parse(*flags: str, kind: type = train_rl.Config):
             "env.answer_fallback is maybe: expected true or false",
         ),
         (["--env.malformed_call", "x"], "expected one of end, observe"),
-        (["--style", "brief"], "style is brief: expected one of FULL, BRIEF or null"),
+        (["--style", "BRIEF"], "style is BRIEF: expected one of full, brief or null"),
         (["--curriculum.bounds", "[1"], "expected a list"),
         (["--optim", "3"], "optim is 3: it has keys of its own"),
         (["--warm_start.optim.lr", "fast"], "warm_start.optim.lr is fast: expected a number"),
@@ -136,8 +136,8 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
     assert (
         printed(capsys, "--preset", "dapo")["loss.clip_high"] == PRESETS["dapo"]["loss.clip_high"]
     )
-    assert printed(capsys)["style"] == "BRIEF"
-    assert printed(capsys, kind=train_sft.Config)["style"] == "BRIEF"
+    assert printed(capsys)["style"] == "brief"
+    assert printed(capsys, kind=train_sft.Config)["style"] == "brief"
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(as_yaml(parse("--num_updates", "7", "--preset", "rloo")))
@@ -149,9 +149,9 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
 def test_print_config_shows_the_notes_of_a_model_and_reads_back(capsys, tmp_path):
     size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **size}))
-    (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_replies": 2}}')
+    (tmp_path / "mtsql.json").write_text('{"style": "brief", "env": {"max_replies": 2}}')
     found = printed(capsys, "--model.path", str(tmp_path), kind=eval_script.Config)
-    assert (found["style"], found["env.max_replies"]) == ("BRIEF", 2)
+    assert (found["style"], found["env.max_replies"]) == ("brief", 2)
     with pytest.raises(SystemExit):
         parse("--preset", "gspo", "--print_config")
     recipe = Path(tmp_path / "again.yaml")

@@ -94,7 +94,7 @@ tables = tuple(Table(name, (Column("a", "text"),)) for name in ("x", "y", "z"))
 turn = Turn("d:0:0", 0, "d", "?", "SELECT a FROM x", ())
 database = Database(Schema("d", tables), pathlib.Path("none.sqlite"))
 config = EnvConfig(tools=("exec_sql", "list_tables"), malformed_call="observe")
-env = SqlEnv(turn, database, config, PromptStyle.FULL)
+env = SqlEnv(turn, database, config, "full")
 messages, schemas = env.reset()
 call = '<tool_call>{"name": "list_tables", "arguments": {"limit": %s}}</tool_call>'
 print(json.dumps({
@@ -252,7 +252,7 @@ from mtsql.toyworld.world import WorldConfig
 from mtsql.warm_start import warm_start_key
 
 datasets.WorldConfig = lambda: WorldConfig(2, 1, 4, 1, 1)
-print(json.dumps({"key": warm_start_key(train_sft.Config(style=PromptStyle.FULL))}))
+print(json.dumps({"key": warm_start_key(train_sft.Config(style="full"))}))
 """
 
 

@@ -144,7 +144,7 @@ class SqlEnv:
         text = prompts.first_message(
             self.turn, self.database.schema, self.style, max_replies, self.tools
         )
-        has_schemas = self.style is PromptStyle.FULL and max_replies > 1
+        has_schemas = self.style == "full" and max_replies > 1
         schemas = tool_schemas(self.tools) if has_schemas else []
         return [{"role": "user", "content": text}], schemas
 

@@ -68,7 +68,7 @@ class Config:
     @property
     def prompt_style(self) -> PromptStyle:
         """The wording of the prompts of this data."""
-        return self.style or (PromptStyle.BRIEF if self.data.is_toy else PromptStyle.FULL)
+        return self.style or ("brief" if self.data.is_toy else "full")
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:
