@@ -57,11 +57,11 @@ class Flags(PeerFlags, WorkloadFlags, ModelFlags):
     """Flags of benchmarks/rollout.py."""
 
     cache_bytes: int = 1536 << 20
-    """Memory for keys and values."""
+    """Bytes of memory for keys and values."""
     block_size: int = 32
     """Number of tokens in a block of the key/value cache."""
     curve: list[int] | None = None
-    """Measure only our engine's time, for each of these numbers of replies."""
+    """Measure only our engine's time, for each of these numbers of replies. null: off."""
     with_generate: bool = True
     """Compare with the loop around generate."""
     only_generate: bool = False

@@ -68,7 +68,7 @@ class Flags(PeerFlags, WorkloadFlags, FolderFlags):
     """Flags of benchmarks/step.py."""
 
     who: Literal["ours", "trl", "trl_tuned"] | None = None
-    """Measure only this contestant, in this process."""
+    """Measure only this contestant, in this process. null: all of them."""
     num_updates: int = 1
     """Number of updates that are timed."""
     max_batch_tokens: int = 4096

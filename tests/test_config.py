@@ -9,15 +9,17 @@ import train_rl
 import train_sft
 import yaml
 
+from helpers.presets import PRESETS
 from mtsql.audit.config import Config as AuditConfig
-from mtsql.rl.presets import PRESETS
 from mtsql.run.config import as_yaml, flat, parse_config, to_dict
 
 KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]
 
 
 def parse(*flags: str, kind: type = train_rl.Config):
-    return parse_config(kind, list(flags), "", PRESETS if kind is train_rl.Config else None)
+    return parse_config(
+        kind, list(flags), "", train_rl.PRESETS if kind is train_rl.Config else None
+    )
 
 
 @pytest.mark.parametrize(
