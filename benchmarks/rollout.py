@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from workload import ForcedLengths, Workload, WorkloadFlags, make_workload
 
+from mtsql.choices import NumBytes
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.model.decoder import CausalLM
 from mtsql.run.launch import keep_freed_memory
@@ -56,7 +57,7 @@ from mtsql.run.launch import keep_freed_memory
 class Flags(PeerFlags, WorkloadFlags, ModelFlags):
     """Flags of benchmarks/rollout.py."""
 
-    cache_bytes: int = 1536 << 20
+    cache_bytes: NumBytes = 1536 << 20
     """Bytes of memory for keys and values."""
     block_size: int = 32
     """Number of tokens in a block of the key/value cache."""

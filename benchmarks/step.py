@@ -48,6 +48,7 @@ from flags import (
 from workload import StopsAsPolicy, Workload, WorkloadFlags, make_workload
 
 from mtsql.agent.env import Outcome
+from mtsql.choices import NumBytes
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.losses import LossConfig
 from mtsql.learner.optimizer import OptimConfig
@@ -75,7 +76,7 @@ class Flags(PeerFlags, WorkloadFlags, FolderFlags):
     """Number of tokens of one of our micro-batches."""
     trl_batch: int = 8
     """Number of rows that TRL learns from at a time."""
-    cache_bytes: int = 1536 << 20
+    cache_bytes: NumBytes = 1536 << 20
     """Bytes for our keys and values."""
 
     @property

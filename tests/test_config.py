@@ -59,6 +59,11 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--curriculum.bounds", "[]", "--curriculum.shares", "[]"], "curriculum.bounds"),
         (["--env.preview_chars", "-1"], "env.preview_chars must not be negative"),
         (["--env.query.max_memory_bytes", "5"], "env.query.max_memory_bytes"),
+        (
+            ["--engine.cache_bytes", "8gigs"],
+            "engine.cache_bytes is 8gigs: expected a whole number or",
+        ),
+        (["--engine.cache_bytes", "1.5"], "a whole number or a size such as 8GB or 512MiB"),
         (["--run", ""], "run is empty: give it a value, or leave it out"),
         (["--model.path="], "model.path is empty"),
         (["--config", ""], "--config is empty"),
@@ -72,6 +77,24 @@ def test_a_flag_that_cannot_be_read_is_named(flags, words):
     with pytest.raises(ValueError) as error:
         parse(*flags)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bytes_may_be_written_as_a_size(tmp_path):
+    config = parse("--engine.cache_bytes", "8GB", "--env.query.max_memory_bytes=512MiB")
+    assert config.engine.cache_bytes == 8_000_000_000
+    assert config.env.query.max_memory_bytes == 2**29
+    (tmp_path / "own.yaml").write_text("engine: {cache_bytes: 1.5GiB}\n")
+    config = parse("--config", str(tmp_path / "own.yaml"))
+    assert config.engine.cache_bytes == 3 * 2**29 and type(config.engine.cache_bytes) is int
+    assert "cache_bytes: 1610612736\n" in as_yaml(config)
+    assert parse("--engine.cache_bytes", "512").engine.cache_bytes == 512
+
+
+def test_a_number_in_yaml_may_have_an_exponent(tmp_path):
+    """YAML itself reads 1e-4 as a text."""
+    (tmp_path / "own.yaml").write_text("optim: {lr: 1e-4, betas: [0.9, 99e-2]}\n")
+    config = parse("--config", str(tmp_path / "own.yaml"))
+    assert (config.optim.lr, config.optim.betas) == (1e-4, (0.9, 0.99))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -71,7 +71,9 @@ def test_a_page_by_hand(monkeypatch):
         "      A YAML recipe. Flags after it win over it.\n"
         "  --print_config\n"
         "      Print the configuration that would run, and\n"
-        "      exit.\n\n"
+        "      exit.\n"
+        "  N is a whole number, X a number, SIZE a number\n"
+        "  of bytes such as 8GB or 512MiB, null no value.\n\n"
         "Run\n"
         "  --name TEXT (required)\n"
         "      What it is called.\n"
@@ -101,6 +103,7 @@ def test_a_script_fits_the_terminal_and_leaves_no_flag_out(name, width):
     assert max(map(len, page.splitlines())) <= width
     shown = set(re.findall(r"^  --([\w.]+) ", page, flags=re.M))
     assert shown - {"help", "config"} == set(flat(to_dict(kind())))
+    assert "(type: " not in page and "CONFIG" not in page
     titles = re.findall(r"^([A-Z].*)\n  \S", page, flags=re.M)
     assert titles[:2] == ["Help and recipes", "Run"]
     assert page.startswith("usage: ") and page.index(description[:20]) < page.index("--help [")

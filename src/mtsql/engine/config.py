@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from mtsql.choices import NumBytes
 from mtsql.model.policy import EmbeddedConfig
 
 ModelShape = PreTrainedConfig | EmbeddedConfig
@@ -22,7 +23,7 @@ class EngineConfig:
     """Maximum number of trajectories that decode together, per rank."""
     block_size: int = 32
     """Tokens in a block of the cache. flash-attn requires a multiple of 256."""
-    cache_bytes: int = 1 << 30
+    cache_bytes: NumBytes = 1 << 30
     """Bytes of memory for keys and values, per rank; never exceeded."""
     max_scheduled_tokens: int = 1024
     """Tokens computed in a step: one for each decoding row, the rest for prompts and

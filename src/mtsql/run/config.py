@@ -11,10 +11,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import register_type
 
+from mtsql.choices import Size, parse_size
 from mtsql.files import print_line, write_text
 from mtsql.run.help import asked_topic, help_text
 from mtsql.run.recipes import in_a_line, read_yaml
+
+register_type(Size, int, parse_size, type_check=lambda value, _: isinstance(value, int))
 
 OWN_FLAGS = {"help", "config", "print_config"}
 
@@ -300,6 +304,7 @@ _EXPECTED = {
     float: "a number",
     bool: "true or false",
     str: "a text",
+    Size: "a size such as 8GB or 512MiB",
     NoneType: "null",
 }
 

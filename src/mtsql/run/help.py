@@ -16,11 +16,14 @@ import sys
 import textwrap
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
+
+from mtsql.choices import Size
 
 MAX_WIDTH = 100
 """Maximum width of the text, on a wide terminal."""
@@ -144,6 +147,7 @@ def _sections(
     return Section(kind, key, meaning, tuple(flags)), inner, optional
 
 
+@cache
 def field_docstrings(kind: type) -> dict[str, str]:
     """Field -> the text below it, in one line, for a dataclass and those that it inherits from."""
     found: dict[str, str] = {}
@@ -174,7 +178,9 @@ def _form(hint: Any) -> str:
         return f"[{', '.join(parts if len(parts) > 1 else [*parts, '...'])}]"
     if get_origin(hint) is not None or not isinstance(hint, type):  # X | None
         return "|".join(_form(one) for one in get_args(hint)) or "VALUE"
-    return {int: "N", float: "X", bool: "true|false", NoneType: "null"}.get(hint, "TEXT")
+    return {int: "N", Size: "SIZE", float: "X", bool: "true|false", NoneType: "null"}.get(
+        hint, "TEXT"
+    )
 
 
 def _written(value: Any) -> str:
@@ -210,6 +216,8 @@ def _general(sections: list[Section], first_title: str, width: int) -> str:
     )
     lines += _lines("--config FILE", "A YAML recipe. Flags after it win over it.", width)
     lines += _lines("--print_config", "Print the configuration that would run, and exit.", width)
+    values = "N is a whole number, X a number, SIZE a number of bytes such as 8GB or 512MiB"
+    lines += _indented(f"{values}, null no value.", "  ", width)
     return "\n".join(lines)
 
 
