@@ -99,7 +99,7 @@ def read_notes(file: Path) -> dict[str, Any]:
     try:
         known = flat(to_dict(parse_values(Notes, values, str(file))))
     except ValueError as error:
-        if "unknown key" not in str(error):
+        if "unknown key" not in str(error) and "expected one of" not in str(error):
             raise
         advice = (
             "if another version of mtsql wrote the file, correct it, or remove it and give flags"

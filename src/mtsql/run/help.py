@@ -31,6 +31,8 @@ TITLES = {"env": "Environment", "lora": "LoRA", "optim": "Optimizer", "query": "
 TITLES |= {"sft": "SFT", "selftaught": "Self-taught rounds", "weights": "Reward weights"}
 TITLES |= {"embedded": "Embedded model", "warm_start.optim": "Optimizer of the warm start"}
 """Titles of sections, by key or by the last part of it. The others are called like their key."""
+FORMS = {int: "N", Size: "SIZE", float: "X", bool: "true|false", NoneType: "null"}
+"""How a value of a type is written. Any other value is a TEXT."""
 REQUIRED = object()
 """The default of a flag that must be given."""
 
@@ -178,9 +180,7 @@ def _form(hint: Any) -> str:
         return f"[{', '.join(parts if len(parts) > 1 else [*parts, '...'])}]"
     if get_origin(hint) is not None or not isinstance(hint, type):  # X | None
         return "|".join(_form(one) for one in get_args(hint)) or "VALUE"
-    return {int: "N", Size: "SIZE", float: "X", bool: "true|false", NoneType: "null"}.get(
-        hint, "TEXT"
-    )
+    return FORMS.get(hint, "TEXT")
 
 
 def _written(value: Any) -> str:
