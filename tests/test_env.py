@@ -185,3 +185,8 @@ def test_a_transcript_shows_replies_and_observations_in_order(database):
 def test_a_wrong_setting_is_named(config, words):
     with pytest.raises(ValueError, match=words):
         EnvConfig(**config)
+
+
+def test_a_style_that_does_not_exist_is_named(database):
+    with pytest.raises(ValueError, match="style is 'BRIEF': expected one of full, brief"):
+        make_env(database, style="BRIEF")

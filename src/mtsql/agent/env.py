@@ -9,7 +9,7 @@ and a call of it is answered like a call of any unknown tool.
 import json
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mtsql.agent import prompts
 from mtsql.agent.prompts import PromptStyle
@@ -128,6 +128,8 @@ class SqlEnv:
     def __init__(
         self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle
     ) -> None:
+        if style not in get_args(PromptStyle):
+            raise ValueError(f"style is {style!r}: expected one of full, brief")
         self.turn = turn
         self.database = database
         self.config = config
