@@ -34,7 +34,7 @@ class LossConfig:
     """If the advantage is negative, the loss is at most this many times -advantage. null: no
     limit."""
     kl_coef: float = 0.001
-    """Weight of the KL to the reference policy in the loss. 0: off, and no reference is kept."""
+    """Weight of the KL to the reference policy in the loss. 0: off."""
     kl_estimator: KlEstimator = "k3"
     """Estimator of that KL, with d = reference - policy in log-probs. k1: -d. k2: d^2 / 2. k3:
     exp(d) - d - 1 (paper). On the first step k2 has the gradient of KL(policy || reference), k3

@@ -89,8 +89,8 @@ class RewardConfig:
     """What `no_pass` earns after an empty or all-NULL result (released code: 0.1)."""
     guard: bool = True
     """An answer that is right by accident earns nothing (judge/guard.py): an execution match must
-    hold on altered copies of the database too, and the query of an earlier turn does not count. The
-    official metrics have no such guard."""
+    hold on altered copies of the database too, and an earlier turn's query earns nothing unless it
+    is the gold. The official metrics have no such guard."""
     overlong_buffer: int = 0
     """Tokens at the end of the trajectory budget in which length costs up to 1 (DAPO's soft
     overlong punishment). 0: off."""

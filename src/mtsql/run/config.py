@@ -15,7 +15,7 @@ from jsonargparse.typing import register_type
 
 from mtsql.choices import Size, parse_size
 from mtsql.files import print_line, write_text
-from mtsql.run.help import asked_topic, help_text
+from mtsql.run.help import asked_topic, help_text, section_type
 from mtsql.run.recipes import in_a_line, read_yaml
 
 register_type(Size, int, parse_size, type_check=lambda value, _: isinstance(value, int))
@@ -80,8 +80,8 @@ def parse_config(
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
-        for run, _ in _words(argv, "--resume"):
-            where = f" ({run}/config.yaml: did another script or version of mtsql start it?)"
+        for resumed, _ in _words(argv, "--resume"):
+            where = f" ({resumed}/config.yaml: did another script or version of mtsql start it?)"
         raise ValueError(_explained(error, kind) + where) from error
     for recipe in parsed.get("config") or []:
         _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
@@ -134,9 +134,11 @@ def _build(kind: type, values: dict, path: str = "") -> Any:
     hints = get_type_hints(kind)
     given = {}
     for name, hint in hints.items():
-        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
-        is_nested = section is not None and isinstance(values[name], dict)
-        given[name] = _build(section, values[name], f"{path}{name}.") if is_nested else values[name]
+        section = section_type(hint)
+        value = values[name]
+        if section is not None and isinstance(value, dict):
+            value = _build(section, value, f"{path}{name}.")
+        given[name] = value
     try:
         return kind(**given)
     except ValueError as error:
@@ -208,7 +210,7 @@ def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> Non
         if name not in hints:
             continue  # the parser rejects it
         kinds = [hints[name], *get_args(hints[name])]
-        section = next((kind for kind in kinds if is_dataclass(kind)), None)
+        section = section_type(hints[name])
         if value is None and NoneType not in kinds:
             raise ValueError(f"{where}: {prefix}{name} is null, but it needs a value")
         if section is not None and isinstance(value, dict):
@@ -254,7 +256,7 @@ def _explained(error: Exception, kind: type, prefix: str = "") -> str:
 def _error_in_section(hint: Any, value: str) -> tuple[ArgumentError, type] | None:
     """The parser's error for the keys of an optional section (`X | None`), and the section's type.
     The parser itself only says that the section as a whole is wrong. None if there is no error."""
-    section = next((one for one in get_args(hint) if is_dataclass(one)), None)
+    section = section_type(hint)
     if section is None or not value.startswith("{"):
         return None
     try:
@@ -270,7 +272,7 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
     """All dotted keys of a configuration."""
     keys = []
     for name, hint in get_type_hints(kind).items():
-        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        section = section_type(hint)
         keys += _keys(section, f"{prefix}{name}.") if section else [prefix + name]
     return keys
 
@@ -293,9 +295,8 @@ def _suggestion(word: str, keys: list[str], dashes: str) -> str:
 def _hint(kind: Any, key: str) -> Any:
     """The type of a dotted key of a dataclass. None if there is no such key."""
     for name in key.split("."):
-        kinds = [kind, *get_args(kind)]
-        kind = next((one for one in kinds if is_dataclass(one)), None)
-        kind = get_type_hints(kind).get(name) if kind else None
+        section = section_type(kind)
+        kind = get_type_hints(section).get(name) if section else None
     return kind
 
 

@@ -132,7 +132,7 @@ def _sections(
         default = _default(field) if values is None else getattr(values, field.name)
         place = f"{key}.{field.name}".lstrip(".")
         text = meanings.get(field.name, "")
-        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        section = section_type(hint)
         if section is None:
             form = "|".join(choices[place] + ["null"]) if place in choices else _form(hint)
             flags.append(Flag(place, form, default, text))
@@ -147,6 +147,14 @@ def _sections(
         (optional if is_optional else inner).extend([head, *others])
         optional += later
     return Section(kind, key, meaning, tuple(flags)), inner, optional
+
+
+def section_type(hint: Any) -> type | None:
+    """The dataclass of a field with keys of its own, `X` or `X | None`. None for other fields."""
+    for one in (hint, *get_args(hint)):
+        if isinstance(one, type) and is_dataclass(one):
+            return one
+    return None
 
 
 @cache

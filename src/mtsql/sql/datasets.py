@@ -19,7 +19,7 @@ class DataConfig:
 
     train: str | None = None
     """Training dialogues: a SParC, CoSQL, Spider or BIRD JSON file, or .jsonl or .csv with db_id,
-    question and sql. null, like `dev`: the toy world."""
+    question and sql. null: the toy world's, if `dev` is null too."""
     dev: str | None = None
     """Held-out dialogues on databases that training never sees. null: the toy world."""
     dev_seen: str | None = None
