@@ -45,15 +45,14 @@ class Config:
     """SQL that a prompt shows for the earlier turns. gold: their gold SQL (the paper's setting).
     predicted: the model's own answers."""
     max_dialogues: int = 0
-    """Maximum number of dialogues to score, from the first on (0 = all)."""
+    """Maximum number of dialogues to score, from the first on. 0: all."""
     max_prompt_tokens: int = 4000
-    """Episodes of turns with a longer prompt end at once, and their turns count as wrong."""
+    """Maximum tokens of a prompt. Turns with a longer one count as wrong."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: the one that the model was trained with; full if the model
-    has no mtsql.json)."""
+    """Wording of the prompts. null: the one that the model was trained with; without one, full."""
     engine: EngineConfig = EngineConfig()
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
 

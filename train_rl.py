@@ -40,7 +40,6 @@ from mtsql.rl.checks import check_config, max_tokens
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
-from mtsql.rl.presets import PRESETS, Preset
 from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
@@ -58,6 +57,8 @@ from mtsql.sql.datasets import DataConfig
 from mtsql.warm_start import kept_warm_start
 from mtsql.workbench import check_sizes
 
+PRESETS = Path(__file__).with_name("configs") / "presets"  # the recipes that --preset names
+
 
 @dataclass(frozen=True)
 class Config:
@@ -66,15 +67,14 @@ class Config:
     run: str = "runs/rl"
     """Run folder."""
     resume: str | None = None
-    """Run folder of a run to continue from its newest checkpoint, with its own configuration."""
-    preset: Preset | None = None
-    """A published algorithm by name. It sets the keys listed for it in rl/presets.py; flags after
-    it win."""
+    """Folder of a run to continue, with its own configuration. null: a new run."""
+    preset: str | None = None
+    """A published objective by name: the recipe configs/presets/NAME.yaml. It wins over other
+    recipes, and flags after it win over it. null: none."""
     seed: int = 0
     """Seed of weights, order and sampling."""
     num_updates: int = 40
-    """Number of rollout-and-learn updates. Each takes `num_passes * minibatches` optimizer
-    steps."""
+    """Number of updates, each a rollout and `num_passes * minibatches` optimizer steps."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256). A curriculum stage with fewer turns
     gives all of them."""
@@ -87,16 +87,16 @@ class Config:
     (paper: 1)."""
     old_logprobs: Literal["sampled", "recomputed"] = "sampled"
     """Log-probs in the denominator of the ratio. sampled: those of the engine when it drew the
-    tokens. recomputed: those of the learner before its first step (one more forward pass), so the
-    difference between engine and learner (logged as engine_gap) is not corrected."""
+    tokens. recomputed: those of the learner before its first step, which costs a forward pass and
+    leaves the difference between engine and learner uncorrected (logged as engine_gap)."""
     max_batch_tokens: int = 8192
     """Maximum tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
-    """Episodes of turns with a longer prompt end at once, as truncated."""
+    """Maximum tokens of a prompt. Episodes of turns with a longer one end at once, as truncated."""
     eval_every: int = 20
-    """Updates between two evaluations (0: only before the first update and after the last)."""
+    """Updates between two evaluations. 0: only before the first update and after the last."""
     eval_turns: int = 300
-    """Held-out turns per split and evaluation (0 = all)."""
+    """Held-out turns per split and evaluation. 0: all."""
     warm_start: train_sft.SftConfig | None = train_sft.SftConfig()
     """SFT before RL if `model.path` is not set. The result is kept in `warm_start_folder` and
     reused."""
@@ -106,8 +106,8 @@ class Config:
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: the one that the model was trained with; otherwise brief for
-    the embedded model and full for others)."""
+    """Wording of the prompts. null: the one that the model was trained with; without one, brief for
+    the embedded model and full for others."""
     engine: EngineConfig = EngineConfig(max_rows=128)
     sampling: SamplingConfig = SamplingConfig(max_reply_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
@@ -119,7 +119,8 @@ class Config:
     results in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
     optim: OptimConfig = OptimConfig(lr=3e-4, schedule="cosine")
-    """The optimizer. The schedule counts updates; it is constant in the paper and the recipes."""
+    """The optimizer. One update is one step of the schedule, which is constant in the paper and in
+    the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def completed(self) -> "Config":

@@ -55,11 +55,11 @@ class SftConfig:
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper, as we read it: 16). A model that
     starts from nothing learns to copy from a schema in about a thousand steps, and hardly in a
-    hundred larger steps over the same trajectories."""
+    hundred larger ones."""
     max_batch_tokens: int = 8192
     """Maximum tokens per micro-batch and rank."""
     max_samples: int = 0
-    """Use at most this many trajectories (0 = all)."""
+    """Use at most this many trajectories. 0: all."""
     optim: OptimConfig = OptimConfig(
         lr=3e-3, betas=(0.9, 0.98), warmup_frac=0.03, schedule="cosine"
     )
@@ -79,32 +79,33 @@ class Config:
     run: str = "runs/sft"
     """Run folder."""
     resume: str | None = None
-    """Run folder of a run to continue from its newest checkpoint, with its own configuration."""
+    """Folder of a run to continue, with its own configuration. null: a new run."""
     seed: int = 0
     """Seed of weights, order and sampling."""
     source: Literal["demonstrations", "self"] = "demonstrations"
     """What the model learns from. demonstrations: the file `demonstrations`. self: its own correct
     rollouts."""
     demonstrations: str | None = None
-    """A demonstrations.jsonl for the training split (default: the toy world's)."""
+    """A demonstrations.jsonl for the training split. null: the toy world's."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: the one that the model was trained with; otherwise brief for
-    the embedded model and full for others)."""
+    """Wording of the prompts. null: the one that the model was trained with; without one, brief for
+    the embedded model and full for others."""
     engine: EngineConfig = EngineConfig()
     sampling: SamplingConfig = SamplingConfig(temperature=0.7)
     """Sampling while collecting (source=self), at the temperature of `selftaught`. The budgets are
     saved in the model's notes, whatever the source."""
     max_prompt_tokens: int = 4000
-    """Turns with a longer prompt are left out."""
+    """Maximum tokens of a prompt. Turns with a longer one are left out."""
     selftaught: SelfTaughtConfig = field(default_factory=lambda: SelfTaughtConfig(rounds=1))
     max_turns: int = 0
-    """Collect on at most this many training turns (0 = all)."""
+    """Collect on at most this many training turns. 0: all."""
     sft: SftConfig = SftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
-    """`every` counts optimizer steps over all rounds; 0: a checkpoint is written only at Ctrl-C."""
+    """Here `every` counts optimizer steps over all rounds; with 0, a checkpoint is written only at
+    Ctrl-C."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, and with the wording of the prompts set."""

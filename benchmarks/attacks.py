@@ -137,9 +137,10 @@ class Flags:
     """Flags of benchmarks/attacks.py."""
 
     timeout_secs: float = 0.5
-    """Deadline of a query."""
+    """Deadline of a query, in seconds."""
     only: str | None = None
-    """Try only the attack of this name, in this process, and print it as JSON."""
+    """Try only the attack of this name, in this process, and print it as JSON. null: all of
+    them."""
 
 
 def main(flags: Flags) -> None:

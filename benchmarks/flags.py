@@ -37,7 +37,7 @@ class FolderFlags(ModelFlags):
     """The same model, or one in a folder."""
 
     model: str | None = None
-    """A Hugging Face folder instead of random weights."""
+    """A Hugging Face folder. null: random weights of the given shape."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; weights stay float32."""
 

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from workload import ForcedLengths, Workload, WorkloadFlags, make_workload
 
+from mtsql.choices import NumBytes
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.model.decoder import CausalLM
 from mtsql.run.launch import keep_freed_memory
@@ -56,12 +57,12 @@ from mtsql.run.launch import keep_freed_memory
 class Flags(PeerFlags, WorkloadFlags, ModelFlags):
     """Flags of benchmarks/rollout.py."""
 
-    cache_bytes: int = 1536 << 20
-    """Memory for keys and values."""
+    cache_bytes: NumBytes = 1536 << 20
+    """Bytes of memory for keys and values."""
     block_size: int = 32
     """Number of tokens in a block of the key/value cache."""
     curve: list[int] | None = None
-    """Measure only our engine's time, for each of these numbers of replies."""
+    """Measure only our engine's time, for each of these numbers of replies. null: off."""
     with_generate: bool = True
     """Compare with the loop around generate."""
     only_generate: bool = False

@@ -30,7 +30,6 @@ from common import make_model
 from flags import ModelFlags, print_json, run_benchmark
 
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
-from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
@@ -174,7 +173,7 @@ class Player:
                 turn,
                 self.databases[turn.db_id],
                 self.env_config,
-                PromptStyle.BRIEF,
+                "brief",
                 sample=f"{number}/{row}",
                 runaways={call for chosen_row, call in chosen if chosen_row == row},
             )

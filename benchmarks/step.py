@@ -48,6 +48,7 @@ from flags import (
 from workload import StopsAsPolicy, Workload, WorkloadFlags, make_workload
 
 from mtsql.agent.env import Outcome
+from mtsql.choices import NumBytes
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.losses import LossConfig
 from mtsql.learner.optimizer import OptimConfig
@@ -68,14 +69,14 @@ class Flags(PeerFlags, WorkloadFlags, FolderFlags):
     """Flags of benchmarks/step.py."""
 
     who: Literal["ours", "trl", "trl_tuned"] | None = None
-    """Measure only this contestant, in this process."""
+    """Measure only this contestant, in this process. null: all of them."""
     num_updates: int = 1
     """Number of updates that are timed."""
     max_batch_tokens: int = 4096
     """Number of tokens of one of our micro-batches."""
     trl_batch: int = 8
     """Number of rows that TRL learns from at a time."""
-    cache_bytes: int = 1536 << 20
+    cache_bytes: NumBytes = 1536 << 20
     """Bytes for our keys and values."""
 
     @property

@@ -87,7 +87,7 @@ class Flags(PeerFlags, FolderFlags):
     max_batch_tokens: int = 8192
     """Number of tokens of a micro-batch."""
     who: Literal["ours", "padded", "trl", "trl_tuned"] | None = None
-    """Measure only this contestant, in this process."""
+    """Measure only this contestant, in this process. null: all of them."""
     trl_batches: list[int] = field(default_factory=lambda: [8, 2])
     """Rows that TRL learns from at a time: trl takes the first number, trl_tuned tries all."""
     allocations: bool = False

@@ -11,7 +11,6 @@ import train_sft
 
 from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.model.policy import build_embedded, save_policy
-from mtsql.rl.presets import PRESETS
 from mtsql.run.launch import run_script
 
 TABLES = {
@@ -66,7 +65,10 @@ def complaint(tmp_path, monkeypatch, capsys, models):
         monkeypatch.setattr(sys, "argv", [script.__file__, *flags.split()])
         with pytest.raises(SystemExit) as stop:
             run_script(
-                script.main, script.Config, script.__doc__, PRESETS if script is train_rl else None
+                script.main,
+                script.Config,
+                script.__doc__,
+                train_rl.PRESETS if script is train_rl else None,
             )
         assert stop.value.code not in (0, None)
         assert (

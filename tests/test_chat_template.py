@@ -4,6 +4,7 @@ import json
 import re
 import time
 from datetime import datetime
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -73,7 +74,7 @@ def play(renderer, messages, tools, steps):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 @pytest.mark.parametrize("limits", [{}, {"tools": ("memory_retrieve",)}, {"max_replies": 1}])
 def test_an_episode_has_the_ids_of_the_template(kind, style, limits):
     renderer = RENDERERS[kind]
@@ -286,7 +287,5 @@ def test_a_run_compares_its_own_first_turn_with_the_template(tmp_path, monkeypat
     monkeypatch.setattr(workbench, "Renderer", noticing)
     data, splits = DataConfig(toy_folder=str(tmp_path / "world")), ("train",)
     with pytest.warns(UserWarning, match="^they differ$"):
-        workbench.set_up(
-            ModelConfig(embedded=EMBEDDED), data, EnvConfig(), PromptStyle.FULL, splits, 0
-        )
+        workbench.set_up(ModelConfig(embedded=EMBEDDED), data, EnvConfig(), "full", splits, 0)
     assert compared == [None]

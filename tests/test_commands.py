@@ -252,7 +252,7 @@ def test_the_audit_needs_no_tables_json(folder, capsys):
         ("--split dev_seen", "data.dev_seen is not set"),
         ("--run file", "run file: cannot create this folder"),
         ("--run file/x", "run file/x: cannot create this folder"),
-        ("--style LOUD", "one of FULL, BRIEF"),
+        ("--style LOUD", "one of full, brief"),
         ("--tokenizer nowhere", "tokenizer nowhere: no such folder"),
         ("--max_prompt_tokens 0", "max_prompt_tokens must be at least 1"),
         ("--max_dialogues -1", "max_dialogues must be at least 0"),

@@ -9,15 +9,17 @@ import train_rl
 import train_sft
 import yaml
 
+from helpers.presets import PRESETS
 from mtsql.audit.config import Config as AuditConfig
-from mtsql.rl.presets import PRESETS
 from mtsql.run.config import as_yaml, flat, parse_config, to_dict
 
 KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]
 
 
 def parse(*flags: str, kind: type = train_rl.Config):
-    return parse_config(kind, list(flags), "", PRESETS if kind is train_rl.Config else None)
+    return parse_config(
+        kind, list(flags), "", train_rl.PRESETS if kind is train_rl.Config else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def parse(*flags: str, kind: type = train_rl.Config):
             "env.answer_fallback is maybe: expected true or false",
         ),
         (["--env.malformed_call", "x"], "expected one of end, observe"),
-        (["--style", "brief"], "style is brief: expected one of FULL, BRIEF or null"),
+        (["--style", "BRIEF"], "style is BRIEF: expected one of full, brief or null"),
         (["--curriculum.bounds", "[1"], "expected a list"),
         (["--optim", "3"], "optim is 3: it has keys of its own"),
         (["--warm_start.optim.lr", "fast"], "warm_start.optim.lr is fast: expected a number"),
@@ -57,6 +59,11 @@ def parse(*flags: str, kind: type = train_rl.Config):
         (["--curriculum.bounds", "[]", "--curriculum.shares", "[]"], "curriculum.bounds"),
         (["--env.preview_chars", "-1"], "env.preview_chars must not be negative"),
         (["--env.query.max_memory_bytes", "5"], "env.query.max_memory_bytes"),
+        (
+            ["--engine.cache_bytes", "8gigs"],
+            "engine.cache_bytes is 8gigs: expected a whole number or",
+        ),
+        (["--engine.cache_bytes", "1.5"], "a whole number or a size such as 8GB or 512MiB"),
         (["--run", ""], "run is empty: give it a value, or leave it out"),
         (["--model.path="], "model.path is empty"),
         (["--config", ""], "--config is empty"),
@@ -70,6 +77,24 @@ def test_a_flag_that_cannot_be_read_is_named(flags, words):
     with pytest.raises(ValueError) as error:
         parse(*flags)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bytes_may_be_written_as_a_size(tmp_path):
+    config = parse("--engine.cache_bytes", "8GB", "--env.query.max_memory_bytes=512MiB")
+    assert config.engine.cache_bytes == 8_000_000_000
+    assert config.env.query.max_memory_bytes == 2**29
+    (tmp_path / "own.yaml").write_text("engine: {cache_bytes: 1.5GiB}\n")
+    config = parse("--config", str(tmp_path / "own.yaml"))
+    assert config.engine.cache_bytes == 3 * 2**29 and type(config.engine.cache_bytes) is int
+    assert "cache_bytes: 1610612736\n" in as_yaml(config)
+    assert parse("--engine.cache_bytes", "512").engine.cache_bytes == 512
+
+
+def test_a_number_in_yaml_may_have_an_exponent(tmp_path):
+    """YAML itself reads 1e-4 as a text."""
+    (tmp_path / "own.yaml").write_text("optim: {lr: 1e-4, betas: [0.9, 99e-2]}\n")
+    config = parse("--config", str(tmp_path / "own.yaml"))
+    assert (config.optim.lr, config.optim.betas) == (1e-4, (0.9, 0.99))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,8 +161,8 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
     assert (
         printed(capsys, "--preset", "dapo")["loss.clip_high"] == PRESETS["dapo"]["loss.clip_high"]
     )
-    assert printed(capsys)["style"] == "BRIEF"
-    assert printed(capsys, kind=train_sft.Config)["style"] == "BRIEF"
+    assert printed(capsys)["style"] == "brief"
+    assert printed(capsys, kind=train_sft.Config)["style"] == "brief"
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(as_yaml(parse("--num_updates", "7", "--preset", "rloo")))
@@ -149,9 +174,9 @@ def test_print_config_shows_what_will_run(capsys, tmp_path):
 def test_print_config_shows_the_notes_of_a_model_and_reads_back(capsys, tmp_path):
     size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **size}))
-    (tmp_path / "mtsql.json").write_text('{"style": "BRIEF", "env": {"max_replies": 2}}')
+    (tmp_path / "mtsql.json").write_text('{"style": "brief", "env": {"max_replies": 2}}')
     found = printed(capsys, "--model.path", str(tmp_path), kind=eval_script.Config)
-    assert (found["style"], found["env.max_replies"]) == ("BRIEF", 2)
+    assert (found["style"], found["env.max_replies"]) == ("brief", 2)
     with pytest.raises(SystemExit):
         parse("--preset", "gspo", "--print_config")
     recipe = Path(tmp_path / "again.yaml")

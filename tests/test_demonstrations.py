@@ -4,6 +4,7 @@ episode names a tool that is not in use."""
 import json
 from functools import partial
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 
@@ -268,7 +269,7 @@ def test_the_world_has_the_shapes_above_and_no_other(world):
 
 
 @pytest.mark.parametrize("tools", OFFERS, ids=offer_name)
-@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 def test_nothing_names_a_tool_that_is_not_in_use(world, tools, style):
     corpus, demonstrations = world
     config = EnvConfig(tools=tools)

@@ -17,7 +17,6 @@ from helpers.episodes import (
     singers,
 )
 from mtsql.agent.env import EnvConfig, Outcome
-from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import ParseError, Reply, ToolCall, format_reply
 from mtsql.sql.sandbox import QueryStatus
 
@@ -145,7 +144,7 @@ def test_arguments_that_a_tool_does_not_declare_are_left_out(database):
 
 @pytest.mark.parametrize("history", [(), HISTORY])
 def test_only_later_turns_are_told_to_ask_the_memory(database, history):
-    env = make_env(database, history=history, style=PromptStyle.FULL)
+    env = make_env(database, history=history, style="full")
     assert ("memory_retrieve" in env.step(format_reply(call(GOLD)))) == bool(history)
 
 
@@ -186,3 +185,8 @@ def test_a_transcript_shows_replies_and_observations_in_order(database):
 def test_a_wrong_setting_is_named(config, words):
     with pytest.raises(ValueError, match=words):
         EnvConfig(**config)
+
+
+def test_a_style_that_does_not_exist_is_named(database):
+    with pytest.raises(ValueError, match="style is 'BRIEF': expected one of full, brief"):
+        make_env(database, style="BRIEF")

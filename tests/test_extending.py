@@ -17,8 +17,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import train_rl
 
 from helpers.episodes import GOLD, answer, call, make_env, play, singers
+from mtsql.run.config import parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtsql"
@@ -94,7 +96,7 @@ tables = tuple(Table(name, (Column("a", "text"),)) for name in ("x", "y", "z"))
 turn = Turn("d:0:0", 0, "d", "?", "SELECT a FROM x", ())
 database = Database(Schema("d", tables), pathlib.Path("none.sqlite"))
 config = EnvConfig(tools=("exec_sql", "list_tables"), malformed_call="observe")
-env = SqlEnv(turn, database, config, PromptStyle.FULL)
+env = SqlEnv(turn, database, config, "full")
 messages, schemas = env.reset()
 call = '<tool_call>{"name": "list_tables", "arguments": {"limit": %s}}</tool_call>'
 print(json.dumps({
@@ -206,14 +208,12 @@ def test_a_new_loss_is_a_branch_of_policy_loss(load):
     assert stats["logprob_gap"] == 0.5
 
 
-def test_a_new_preset_is_an_entry_with_its_name(load):
-    entry = "PRESETS: dict[Preset, dict[str, object]] = {\n"
-    with_entry = (entry, entry + '    "mine": {"loss.kl_coef": 0.0},\n')
-    with_name = ('"reinforce_pp"]', '"reinforce_pp", "mine"]')
-    assert load("rl/presets.py", with_entry, with_name).PRESETS["mine"] == {"loss.kl_coef": 0.0}
-    for alone in (with_entry, with_name):
-        with pytest.raises(ValueError, match="mine must stand in Preset and in PRESETS"):
-            load("rl/presets.py", alone)
+def test_a_new_preset_is_a_recipe_in_their_folder(tmp_path):
+    (tmp_path / "mine.yaml").write_text("loss: {kl_coef: 0.5}\n")
+    config = parse_config(train_rl.Config, ["--preset", "mine"], "", tmp_path)
+    assert (config.preset, config.loss.kl_coef) == ("mine", 0.5)
+    with pytest.raises(ValueError, match="preset is dapo: expected one of mine or null"):
+        parse_config(train_rl.Config, ["--preset", "dapo"], "", tmp_path)
 
 
 NEW_FORMAT = '''def _read_pairs(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -252,7 +252,7 @@ from mtsql.toyworld.world import WorldConfig
 from mtsql.warm_start import warm_start_key
 
 datasets.WorldConfig = lambda: WorldConfig(2, 1, 4, 1, 1)
-print(json.dumps({"key": warm_start_key(train_sft.Config(style=PromptStyle.FULL))}))
+print(json.dumps({"key": warm_start_key(train_sft.Config(style="full"))}))
 """
 
 

@@ -129,7 +129,7 @@ def test_ctrl_c_ends_a_sharded_run_that_continues_from_its_last_checkpoint(folde
 
 def test_an_adapter_run_killed_and_resumed_is_the_straight_run(folder):
     model = next((folder / "runs/warm-start").iterdir()) / "model"
-    flags = [*FLAGS, "--model.path", str(model), "--style", "BRIEF", "--model.lora.rank", "4"]
+    flags = [*FLAGS, "--model.path", str(model), "--style", "brief", "--model.lora.rank", "4"]
     finish(start(*flags, "--run", "runs/lora", cwd=folder))
     run = folder / "runs/lora-killed"
     process = start(*flags, "--run", "runs/lora-killed", cwd=folder)

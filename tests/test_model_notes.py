@@ -11,7 +11,6 @@ import train_sft
 
 from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.sampling import SamplingConfig
 from mtsql.model.policy import (
     AdapterConfig,
@@ -27,7 +26,7 @@ from mtsql.sql.sandbox import QueryConfig
 from mtsql.toyworld.world import WorldConfig
 
 TRAINED = train_rl.Config(
-    style=PromptStyle.BRIEF,
+    style="brief",
     env=EnvConfig(
         max_replies=6, tools=("exec_sql",), num_sql_workers=2, query=QueryConfig(max_rows=7)
     ),
@@ -75,14 +74,14 @@ def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     recipe = tmp_path / "own.yaml"
     recipe.write_text(
         f"model: {{path: {folder}}}\n"
-        "env: {max_replies: 3, max_observation_rows: 5}\nstyle: FULL\n"
+        "env: {max_replies: 3, max_observation_rows: 5}\nstyle: full\n"
     )
     config = parsed("--config", recipe, "--env.max_replies", "2")
-    changed = {"style": "FULL", "env.max_replies": 2, "env.max_observation_rows": 5}
+    changed = {"style": "full", "env.max_replies": 2, "env.max_observation_rows": 5}
     assert played(config) == {**played(TRAINED), **changed}
     assert differences(config) == (
         f"differs from the training of {folder}: "
-        "style FULL (was BRIEF), env.max_replies 2 (was 6), "
+        "style full (was brief), env.max_replies 2 (was 6), "
         "env.max_observation_rows 5 (was 10)"
     )
     line = differences(
@@ -103,7 +102,7 @@ def test_a_key_that_the_file_does_not_have_keeps_its_default(folder):
     (folder / "mtsql.json").write_text('{"env": {"query": {"timeout_secs": 5}, "max_replies": 1}}')
     config = parsed("--model.path", folder, "--sampling.max_reply_tokens", "9")
     assert config.env == EnvConfig(max_replies=1, query=QueryConfig(timeout_secs=5))
-    assert config.style is None and differences(replace(config, style=PromptStyle.FULL)) is None
+    assert config.style is None and differences(replace(config, style="full")) is None
 
 
 def test_a_byte_order_mark_is_skipped(folder):
@@ -133,7 +132,10 @@ def test_a_byte_order_mark_is_skipped(folder):
         ('{"env.max_replies": null}', "env.max_replies is null"),
         ('{"env": "nowhere"}', "env is nowhere: it has keys"),
         ('{"env": "steps.yaml"}', "env is no key"),
-        ('{"style": "brief"}', "style is brief: expected one of FULL, BRIEF"),
+        (
+            '{"style": "BRIEF"}',
+            "style is BRIEF: expected one of full, brief; if another version of mtsql wrote",
+        ),
         ('{"style": null}', "style is null"),
         ('{"max_prompt_tokens": [4000]}', "max_prompt_tokens is [4000]: expected a whole number"),
     ],
@@ -154,11 +156,11 @@ def test_a_faulty_file_is_a_one_line_error(folder, text, words, tmp_path, monkey
 
 def test_all_scripts_choose_the_prompt_style_by_one_rule(folder):
     path = str(folder)
-    assert prompt_style(None, path) is PromptStyle.BRIEF
-    assert prompt_style(PromptStyle.FULL, path) is PromptStyle.FULL
+    assert prompt_style(None, path) == "brief"
+    assert prompt_style("full", path) == "full"
     (folder / "mtsql.json").unlink()
-    assert prompt_style(None, path) is PromptStyle.FULL
-    assert prompt_style(None, None) is PromptStyle.BRIEF
+    assert prompt_style(None, path) == "full"
+    assert prompt_style(None, None) == "brief"
 
 
 def test_the_notes_are_renamed_into_place_together_with_the_weights(folder, tokenizer):
@@ -183,7 +185,7 @@ def test_an_adapter_folder_has_notes(folder, tokenizer, tmp_path):
     )
     assert (tmp_path / "adapters/adapter_config.json").is_file()
     config = parsed("--model.path", tmp_path / "adapters")
-    assert config.max_prompt_tokens == 7 and config.style is PromptStyle.BRIEF
+    assert config.max_prompt_tokens == 7 and config.style == "brief"
     load_policy(config.model)  # nobody stumbles over the file
 
 
@@ -206,7 +208,7 @@ def test_further_training_keeps_the_style_and_sets_its_own_budgets(
         and "sampling.max_reply_tokens 512 (was 24)" in said[0]
     )
     saved = json.loads(Path("runs/sft/model/mtsql.json").read_text())
-    assert saved == notes_of(replace(config, style=PromptStyle.BRIEF))["mtsql.json"]
-    assert "style: BRIEF" in Path("runs/sft/config.yaml").read_text().splitlines()
+    assert saved == notes_of(replace(config, style="brief"))["mtsql.json"]
+    assert "style: brief" in Path("runs/sft/config.yaml").read_text().splitlines()
     checkpoint = to_dict(parsed("--model.path", "runs/sft/model"))
-    assert checkpoint["sampling"]["max_reply_tokens"] == 512 and checkpoint["style"] == "BRIEF"
+    assert checkpoint["sampling"]["max_reply_tokens"] == 512 and checkpoint["style"] == "brief"

@@ -10,7 +10,6 @@ from helpers.episodes import BOTH, EXEC, MEMORY
 from mtsql.agent import prompts
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompts import (
-    PromptStyle,
     exec_observation,
     first_message,
     malformed_call,
@@ -25,7 +24,7 @@ from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryResult, QueryStatus
 from mtsql.sql.schema import Column, Schema, Table
 
-FULL, BRIEF = PromptStyle.FULL, PromptStyle.BRIEF
+FULL, BRIEF = "full", "brief"
 SCHEMA = Schema("shop", (Table("singer", (Column("name", "text"), Column("age", "integer"))),))
 TURN = Turn("t:0:1", 1, "shop", "how old ?", "SELECT age", (("who ?", "SELECT name"),))
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from helpers.databases import make_database
 from mtsql.agent.env import EnvConfig, SqlEnv
-from mtsql.agent.prompts import PromptStyle
 from mtsql.rl.evaluate import score_turn, summarize
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.rl.trajectory import Trajectory
@@ -313,7 +312,7 @@ def test_gold_sql_outside_of_the_official_grammar_is_scored(tmp_path, gold):
     corpus = load_corpus(tmp_path / "dev.json", None, tmp_path / "database")
     turn = corpus.turns[0]
     database = corpus.databases["one"]
-    env = SqlEnv(turn, database, EnvConfig(), PromptStyle.FULL)
+    env = SqlEnv(turn, database, EnvConfig(), "full")
     env.reset()
     env.step(f"<answer_sql>{gold}</answer_sql>")
     score = score_turn(Trajectory(turn, 0, [], env))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.presets import PRESETS
 from mtsql.run.config import flat, parse_config, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +18,7 @@ SOURCES = [
         (".", "*.py"),
         ("benchmarks", "*.py"),
         ("tools", "*.py"),
-        ("configs", "*.yaml"),
+        ("configs", "**/*.yaml"),
         ("src", "**/*.py"),
     ]
     for path in (ROOT / folder).glob(pattern)
@@ -100,21 +101,20 @@ def test_every_key_in_a_table_is_a_key_of_the_script():
     lines = (ROOT / "docs" / "objectives.md").read_text().splitlines()
     tables = "\n".join(line for line in lines if line.startswith("|"))
     words = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=[\w.]+)?`", tables))
-    named = words - set(script.PRESETS)
+    named = words - set(PRESETS)
     assert len(named) > 20 and named <= keys, named - keys
 
 
-def test_the_presets_of_the_page_are_those_of_the_code():
-    presets = importlib.import_module("train_rl").PRESETS
+def test_the_presets_of_the_page_are_those_of_the_recipes():
     shown = {}
     for line in (ROOT / "docs" / "objectives.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0].strip("`") in presets and len(cells) == 3:
+        if cells[0].strip("`") in PRESETS and len(cells) == 3:
             pairs = re.findall(r"`([\w.]+)=([\w.]+)`", cells[2])
             shown[cells[0].strip("`")] = dict(pairs)
     expected = {
         name: {key: "null" if v is None else str(v) for key, v in preset.items()}
-        for name, preset in presets.items()
+        for name, preset in PRESETS.items()
     }
     assert shown == expected
 

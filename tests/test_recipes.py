@@ -9,14 +9,16 @@ import pytest
 import train_rl
 import train_sft
 
+from helpers.presets import PRESETS
 from mtsql.rl.checks import check_config
-from mtsql.rl.presets import PRESETS
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").iterdir()), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.name
+)
 def test_a_recipe_is_a_valid_configuration(file):
     script = train_sft if file.name.startswith("sft_") else train_rl
     config = parse_config(script.Config, ["--config", str(file)], "")
@@ -57,7 +59,7 @@ def test_a_recipe_is_not_ignored_in_silence(text, words, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_sets_what_it_lists_and_flags_win(name):
-    config = parse_config(train_rl.Config, ["--preset", name, "--seed", "5"], "", PRESETS)
+    config = parse_config(train_rl.Config, ["--preset", name, "--seed", "5"], "", train_rl.PRESETS)
     changed = config_diff(config, train_rl.Config())
     assert changed.pop("preset") == name and changed.pop("seed") == 5
     assert changed.keys() <= PRESETS[name].keys()
@@ -73,7 +75,7 @@ def test_a_preset_wins_over_a_recipe_and_flags_over_both(name):
         ["--config", recipe, "--loss.clip_high", "0.7", "--preset", name],
         [f"--config={recipe}", f"--preset={name}", "--loss.clip_high", "0.7"],
     ):
-        config = parse_config(train_rl.Config, argv, "", PRESETS)
+        config = parse_config(train_rl.Config, argv, "", train_rl.PRESETS)
         values = flat(to_dict(config))
         check_config(config)
         assert values["turns_per_update"] == 256 and values["loss.clip_high"] == 0.7
@@ -84,11 +86,40 @@ def test_a_preset_wins_over_a_recipe_and_flags_over_both(name):
 
 def test_a_recipe_that_names_a_preset_wins_over_it(tmp_path):
     (tmp_path / "own.yaml").write_text("preset: dapo\ncurriculum: {resample_rounds: 7}\n")
-    config = parse_config(train_rl.Config, ["--config", str(tmp_path / "own.yaml")], "", PRESETS)
+    config = parse_config(
+        train_rl.Config, ["--config", str(tmp_path / "own.yaml")], "", train_rl.PRESETS
+    )
     assert (
         config.curriculum.resample_rounds == 7
         and config.loss.clip_high == PRESETS["dapo"]["loss.clip_high"]
     )
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_may_be_given_as_a_recipe(name):
+    file = str(train_rl.PRESETS / f"{name}.yaml")
+    by_file = parse_config(train_rl.Config, ["--config", file], "", train_rl.PRESETS)
+    by_name = parse_config(train_rl.Config, ["--preset", name], "", train_rl.PRESETS)
+    assert config_diff(by_file, by_name) == {"preset": None}
+
+
+def test_the_flag_preset_wins_over_the_preset_of_a_recipe(tmp_path):
+    (tmp_path / "own.yaml").write_text("preset: dapo\nnum_updates: 3\n")
+    recipe = ["--config", str(tmp_path / "own.yaml")]
+    for argv in ([*recipe, "--preset", "rloo"], ["--preset=rloo", *recipe]):
+        config = parse_config(train_rl.Config, argv, "", train_rl.PRESETS)
+        assert (config.preset, config.num_updates) == ("rloo", 3)
+        assert config.advantage.baseline == "leave_one_out" and config.loss.clip_high == 0.2
+    config = parse_config(train_rl.Config, [*recipe, "--preset", "null"], "", train_rl.PRESETS)
+    assert config.preset is None and config.loss.clip_high == 0.2
+
+
+@pytest.mark.parametrize("name", ["../rl_no_exec", "dapo.yaml", "DAPO", "3"])
+def test_an_unknown_preset_is_named_with_the_known_ones(name):
+    with pytest.raises(
+        ValueError, match=f"preset is {name}: expected one of cispo, dapo, .* or nu"
+    ):
+        parse_config(train_rl.Config, ["--preset", name], "", train_rl.PRESETS)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -112,7 +143,8 @@ def test_a_preset_is_made_of_documented_keys(name):
 def test_presets_have_the_values_written_by_hand():
     """What each paper changes, against what its preset resolves to from the embedded defaults."""
     resolved = {
-        name: parse_config(train_rl.Config, ["--preset", name], "", PRESETS) for name in PRESETS
+        name: parse_config(train_rl.Config, ["--preset", name], "", train_rl.PRESETS)
+        for name in PRESETS
     }
     rows = {
         name: (

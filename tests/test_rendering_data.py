@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import example, given, settings
@@ -69,7 +70,7 @@ def episode(renderer, path, style, word, code):
     return renderer.render_prompt(*env.reset()), seen
 
 
-@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 @pytest.mark.parametrize("kind", RENDERERS)
 def test_no_text_of_the_data_becomes_a_token(kind, style, evil_database):
     renderer = RENDERERS[kind]

@@ -14,7 +14,6 @@ from mtsql import workbench
 from mtsql.agent import env as env_module
 from mtsql.agent import prompts
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.prompts import PromptStyle
 from mtsql.model.policy import ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.inputs import check_inputs, keep_inputs
@@ -36,7 +35,7 @@ def world(tmp_path, monkeypatch):
 
 
 def key(**changed):
-    return warm_start_key(replace(train_sft.Config(style=PromptStyle.FULL), **changed))
+    return warm_start_key(replace(train_sft.Config(style="full"), **changed))
 
 
 def test_the_key_of_a_warm_start_depends_on_all_that_it_learns_from(world, monkeypatch):
@@ -45,7 +44,7 @@ def test_the_key_of_a_warm_start_depends_on_all_that_it_learns_from(world, monke
     others = [
         key(env=EnvConfig(max_observation_rows=2)),
         key(env=EnvConfig(tools=("exec_sql",))),
-        key(style=PromptStyle.BRIEF),
+        key(style="brief"),
         key(seed=1),
         key(max_prompt_tokens=10),
         key(sft=train_sft.SftConfig(epochs=3)),
@@ -120,7 +119,7 @@ def change_weights(patch, world):
 def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatch):
     config = train_sft.Config(
         model=ModelConfig(embedded=EMBEDDED),
-        style=PromptStyle.FULL,
+        style="full",
         sft=train_sft.SftConfig(epochs=1, max_samples=4, samples_per_update=2),
         checkpoint=CheckpointConfig(every=1, keep_best=0),
     )

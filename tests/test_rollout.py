@@ -7,7 +7,6 @@ from helpers.databases import make_database
 from helpers.episodes import answer, call
 from helpers.scripted_engine import ScriptedEngine
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
-from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Verdict, format_reply
 from mtsql.engine.engine import SamplingConfig, StopReason
@@ -44,7 +43,7 @@ def turn_with(sql=GOLD):
 
 
 def make_env(turn, database):
-    return SqlEnv(turn, database, EnvConfig(), PromptStyle.BRIEF)
+    return SqlEnv(turn, database, EnvConfig(), "brief")
 
 
 def play(renderer, database, replies, turn=None, max_prompt_tokens=4000, **engine):

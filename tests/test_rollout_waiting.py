@@ -14,7 +14,6 @@ from helpers import episodes
 from helpers.databases import make_database
 from helpers.scripted_engine import ScriptedEngine
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
-from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Verdict, format_reply
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
@@ -71,7 +70,7 @@ def play(
         engine,
         renderer,
         [turn()],
-        lambda t: env(t, Database(schema, db_path), limits, PromptStyle.BRIEF),
+        lambda t: env(t, Database(schema, db_path), limits, "brief"),
         num_samples=num_samples,
         seed=0,
         update=0,

@@ -60,7 +60,7 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     changed = "differs from the training of runs/rl/model: env.max_replies 3 (was 4)\n"
     assert changed in scored.stdout
     scores = json.loads((tmp_path / "runs/eval/scores.json").read_text())
-    assert scores["config"]["style"] == "BRIEF" == remembered["style"]
+    assert scores["config"]["style"] == "brief" == remembered["style"]
     assert remembered["sampling"]["max_reply_tokens"] == 8
     assert scores["config"]["sampling"]["max_reply_tokens"] == 8
     assert scores["config"]["sampling"]["max_trajectory_tokens"] == 640

@@ -4,6 +4,7 @@ what an agent with the tools in use does."""
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, c
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 @pytest.mark.parametrize(
     ("limits", "missing"),
     [

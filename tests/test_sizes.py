@@ -12,7 +12,6 @@ import train_rl
 import train_sft
 
 from helpers.models import EMBEDDED, tiny_tokenizer
-from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, check_engine
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
@@ -125,9 +124,9 @@ def test_set_up_checks_before_it_loads(folder, monkeypatch):
     env = train_rl.Config().env
     change(folder, max_position_embeddings=99)
     with pytest.raises(ValueError, match="100 tokens, but the model has only 99 positions"):
-        set_up(ModelConfig(path=folder), data, env, PromptStyle.BRIEF, ("train",), 0, 100)
+        set_up(ModelConfig(path=folder), data, env, "brief", ("train",), 0, 100)
     with pytest.raises(ValueError, match="model.embedded.max_positions"):
-        set_up(ModelConfig(embedded=SIZE), data, env, PromptStyle.BRIEF, ("train",), 0, 100)
+        set_up(ModelConfig(embedded=SIZE), data, env, "brief", ("train",), 0, 100)
 
 
 def test_the_defaults_of_the_scripts_fit():

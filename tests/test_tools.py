@@ -1,5 +1,7 @@
 """The tools as the model sees them, and what the paper's two tools run and show."""
 
+from typing import get_args
+
 import pytest
 
 from helpers.episodes import BOTH, EXEC, GOLD, HISTORY, MEMORY, call, make_env, singers
@@ -78,16 +80,16 @@ def test_a_bug_of_a_tool_is_no_mistake_of_the_user(database, monkeypatch):
 def test_an_argument_that_is_not_required_may_be_null(database, monkeypatch):
     limit = Parameter("limit", "integer", "How many.", is_required=False)
     monkeypatch.setattr("mtsql.agent.tools.TOOLS", (Tool("look", "Look.", (limit,), fail),))
-    [message], _ = make_env(database, style=PromptStyle.FULL, tools=("look",)).reset()
+    [message], _ = make_env(database, style="full", tools=("look",)).reset()
     assert '"arguments": {"limit": INTEGER or null}}' in message["content"]
 
 
 def test_only_the_full_style_with_several_replies_gives_schemas_to_the_chat_template(database):
     for config, is_given in (
-        ({"style": PromptStyle.FULL}, True),
-        ({"style": PromptStyle.FULL, "max_replies": 1}, False),
-        ({"style": PromptStyle.FULL, "tools": ()}, False),
-        ({"style": PromptStyle.BRIEF}, False),
+        ({"style": "full"}, True),
+        ({"style": "full", "max_replies": 1}, False),
+        ({"style": "full", "tools": ()}, False),
+        ({"style": "brief"}, False),
     ):
         _, schemas = make_env(database, **config).reset()
         assert schemas == (tool_schemas(TOOLS) if is_given else [])
@@ -97,13 +99,13 @@ def test_exec_sql_shows_the_result_in_the_wording_of_the_style(database):
     sql = "SELECT name, age FROM singer"
     brief = make_env(database).step(format_reply(call(sql)))
     assert brief == "Ann | 41\nBob | 25"
-    full = make_env(database, style=PromptStyle.FULL).step(format_reply(call(sql)))
+    full = make_env(database, style="full").step(format_reply(call(sql)))
     assert "Result:\n('Ann', 41)\n('Bob', 25)\n\nJudge the result" in full
     capped = make_env(database, max_observation_rows=1).step(format_reply(call(sql)))
     assert capped == "Ann | 41\n... 1 more rows"
 
 
-@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 @pytest.mark.parametrize("config", [{"tools": MEMORY}, {"memory_results": False}])
 def test_without_results_the_memory_runs_no_query(database, style, config, monkeypatch):
     def run_query(*_: object) -> None:
@@ -120,7 +122,7 @@ def test_without_results_the_memory_runs_no_query(database, style, config, monke
 
 def test_memory_results_shows_results_without_execution(database):
     def observe(**config: object) -> str:
-        env = make_env(database, history=HISTORY, style=PromptStyle.FULL, **config)
+        env = make_env(database, history=HISTORY, style="full", **config)
         observed = env.step(format_reply(call(GOLD, "memory_retrieve")))
         assert env.records[0].status is QueryStatus.OK
         return observed

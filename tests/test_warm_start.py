@@ -77,7 +77,7 @@ def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatc
     sft = train_sft.Config(
         model=ModelConfig(embedded=small),
         data=DataConfig(toy_folder=str(tmp_path / "world")),
-        style=train_rl.PromptStyle.BRIEF,
+        style="brief",
         sft=replace(train_sft.SftConfig(), max_samples=64),
         checkpoint=CheckpointConfig(every=0),
     )
@@ -128,7 +128,7 @@ def test_a_run_without_an_optimizer_step_says_so_and_has_its_own_exit_code(
 
 def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch):
     monkeypatch.setattr(warm_start, "warm_start_texts", lambda *_: ["the same texts"])
-    config = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
+    config = train_sft.Config(style="brief")
     key = warm_start.warm_start_key(config)
     for same in (
         replace(config, engine=EngineConfig(max_rows=3)),
@@ -141,7 +141,7 @@ def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch
         replace(config, seed=1),
         replace(config, env=EnvConfig(max_replies=3)),
         replace(config, sft=replace(config.sft, epochs=2)),
-        replace(config, style=train_rl.PromptStyle.FULL),
+        replace(config, style="full"),
     ):
         assert warm_start.warm_start_key(other) != key
 
@@ -159,7 +159,7 @@ def test_a_damaged_warm_start_is_named_with_advice(damage, words, tmp_path):
     partial.mkdir()
     for name, text in damage.items():
         (partial / name).write_text(text)
-    sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
+    sft = train_sft.Config(style="brief")
     with pytest.raises(
         ValueError, match=f"{words}.* delete that folder to train it again"
     ) as error:
@@ -174,7 +174,7 @@ def test_a_warm_start_on_a_full_disk_says_how_to_continue(tmp_path, monkeypatch)
         raise WriteError("model: cannot be written: No space left on device")
 
     monkeypatch.setattr(train_sft, "warm_start", fail)
-    sft = train_sft.Config(style=train_rl.PromptStyle.BRIEF)
+    sft = train_sft.Config(style="brief")
     with pytest.raises(ValueError, match="on device; no step .* the same command starts it again$"):
         warm_start.make_warm_start(
             sft, tmp_path / "seed0-key", Accelerator(cpu=True), train_sft.warm_start

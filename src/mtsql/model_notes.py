@@ -1,6 +1,6 @@
 """The notes in a model's folder, mtsql.json: the prompts, tools and budgets of its training.
 
-    {"style": "BRIEF", "env": {"max_replies": 4, ...}, "max_prompt_tokens": 4000,
+    {"style": "brief", "env": {"max_replies": 4, ...}, "max_prompt_tokens": 4000,
      "sampling": {"max_reply_tokens": 96, "max_trajectory_tokens": 640}}
 
 The training scripts write the file together with the weights. Its keys are flags of eval.py, which
@@ -39,7 +39,7 @@ class Budgets:
 class Notes:
     """The content of mtsql.json. A key that the file does not have keeps its default."""
 
-    style: PromptStyle = PromptStyle.FULL
+    style: PromptStyle = "full"
     """Wording of the prompts."""
     env: EnvConfig = EnvConfig()
     """Tools and limits of an episode."""
@@ -100,7 +100,7 @@ def read_notes(file: Path) -> dict[str, Any]:
     try:
         known = flat(to_dict(parse_values(Notes, values, str(file))))
     except ValueError as error:
-        if "unknown key" not in str(error):
+        if "unknown key" not in str(error) and "expected one of" not in str(error):
             raise
         advice = (
             "if another version of mtsql wrote the file, correct it, or remove it and give flags"
@@ -121,8 +121,8 @@ def prompt_style(style: PromptStyle | None, model_path: str | None) -> PromptSty
     file = notes_file(model_path)
     saved = read_notes(file) if file is not None else {}
     if "style" in saved:
-        return PromptStyle[saved["style"]]
-    return PromptStyle.FULL if model_path else PromptStyle.BRIEF
+        return saved["style"]
+    return "full" if model_path else "brief"
 
 
 def differences(config: EpisodeConfig) -> str | None:

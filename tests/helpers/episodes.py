@@ -51,7 +51,7 @@ def make_env(
     *,
     gold: str = GOLD,
     history: tuple[tuple[str, str], ...] = (),
-    style: PromptStyle = PromptStyle.BRIEF,
+    style: PromptStyle = "brief",
     **config: object,
 ) -> SqlEnv:
     """An environment with one question, whose gold SQL is `gold`."""

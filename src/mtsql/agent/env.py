@@ -9,7 +9,7 @@ and a call of it is answered like a call of any unknown tool.
 import json
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mtsql.agent import prompts
 from mtsql.agent.prompts import PromptStyle
@@ -52,30 +52,30 @@ class EnvConfig:
     """Limits and switches of an episode."""
 
     max_replies: int = 4
-    """Model replies per episode (paper: 4)."""
+    """Maximum number of replies of the model in an episode (paper: 4)."""
     max_observation_rows: int = 10
-    """Result rows shown to the model."""
+    """Rows of a result that the model sees."""
     max_observation_chars: int = 400
-    """Characters of a result shown to the model (released code: 200)."""
+    """Characters of a result that the model sees (released code: 200)."""
     preview_chars: int = 50
-    """Characters of each earlier result shown by the memory (released code: 50)."""
+    """Characters of each earlier result that memory_retrieve shows (released code: 50)."""
     tools: tuple[str, ...] = (EXEC_SQL, MEMORY_RETRIEVE)
     """Names of the tools that the model may call (agent/tools.py), in the order in which it reads
     them. The paper's ablations take away one of the two."""
     memory_results: bool | None = None
-    """Whether memory_retrieve runs queries and shows their results. None: only if exec_sql is in
+    """Whether memory_retrieve runs queries and shows their results. null: only if exec_sql is in
     use. (The brief style runs the proposed query but never shows a result.)"""
     malformed_call: Literal["end", "observe"] = "end"
     """What happens after a call that cannot be read. end: the episode ends (paper). observe: the
-    observation says what is wrong, and the reply counts as one of `max_replies`. SQL errors are
-    always observed, and so are calls of unknown tools that have the argument `code`."""
+    observation says what is wrong, and the reply counts. SQL errors are always observed, and so are
+    calls of unknown tools that have the argument `code`."""
     answer_fallback: bool = False
     """If an episode ends without an answer, take the SQL of the last tool call, as the released
     code does."""
     query: QueryConfig = field(default_factory=QueryConfig)
     """Limits on each query, whoever runs it: tools, memory, rewards, guard, evaluation."""
     num_sql_workers: int = 0
-    """Processes that run queries, for each rank (0: its share of the machine's processors)."""
+    """Number of processes that run queries, for each rank. 0: its share of the processors."""
 
     def __post_init__(self) -> None:
         require_choices(self, "env")
@@ -128,6 +128,8 @@ class SqlEnv:
     def __init__(
         self, turn: Turn, database: Database, config: EnvConfig, style: PromptStyle
     ) -> None:
+        if style not in get_args(PromptStyle):
+            raise ValueError(f"style is {style!r}: expected one of full, brief")
         self.turn = turn
         self.database = database
         self.config = config
@@ -144,7 +146,7 @@ class SqlEnv:
         text = prompts.first_message(
             self.turn, self.database.schema, self.style, max_replies, self.tools
         )
-        has_schemas = self.style is PromptStyle.FULL and max_replies > 1
+        has_schemas = self.style == "full" and max_replies > 1
         schemas = tool_schemas(self.tools) if has_schemas else []
         return [{"role": "user", "content": text}], schemas
 

@@ -1,6 +1,6 @@
 """Every sentence the model reads, in two wordings. To change a prompt, change it here.
 
-FULL is the paper's protocol in our own words, for models that know language. BRIEF has the same
+"full" is the paper's protocol in our own words, for models that know language. "brief" has the same
 tags and the same steps in as few tokens as possible, for the small embedded model that has to learn
 every word. A sentence that names a tool or its verdict tag is shown only if the tool is in use
 (`offered` holds the names of the tools in use).
@@ -11,8 +11,7 @@ becomes the model's tag token, a tag in data stays text. A brace in a sentence i
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mtsql.agent.memory import MemoryEntry
 from mtsql.agent.prompt_text import PromptText, fill, join, ours
@@ -26,11 +25,8 @@ if TYPE_CHECKING:  # tools.py imports this module
     from mtsql.agent.tools import Tool
 
 
-class PromptStyle(Enum):
-    """The wording of everything that the model reads."""
-
-    FULL = "full"
-    BRIEF = "brief"
+PromptStyle = Literal["full", "brief"]
+"""The wording of everything that the model reads."""
 
 
 TASK = """You answer questions about a SQLite database over a conversation. \
@@ -123,7 +119,7 @@ def first_message(
     turn: Turn, schema: Schema, style: PromptStyle, max_replies: int, tools: "Sequence[Tool]"
 ) -> PromptText:
     """The user message that opens an episode: task, schema, earlier turns, question."""
-    if style is PromptStyle.BRIEF:
+    if style == "brief":
         earlier = [fill(BRIEF_EARLIER_TURN, question=q, sql=sql) for q, sql in turn.history]
         return fill(
             BRIEF_SITUATION,
@@ -218,7 +214,7 @@ def exec_observation(
 ) -> str:
     """What exec_sql returns: question and query again, result, and how to verify it. On a first
     turn the text does not ask for a call of the memory."""
-    if style is PromptStyle.BRIEF:
+    if style == "brief":
         return shown
     has_memory = turn.history and MEMORY_RETRIEVE in offered
     ask = fill(AFTER_EXEC, next=ours(NEXT_MEMORY if has_memory else NEXT_ANSWER))
@@ -237,7 +233,7 @@ def memory_observation(
     """What memory_retrieve returns: the proposed SQL with its result, the earlier turns, the
     coherence checklist. If `shown` is None, the memory ran no query and the text mentions no
     result."""
-    if style is PromptStyle.BRIEF:
+    if style == "brief":
         last = f"{memory[-1].question}\n{memory[-1].sql}\n" if memory else ""
         return f"{last}{turn.question}"
     turns = []
@@ -285,7 +281,7 @@ def show_result(result: QueryResult, max_rows: int, max_chars: int, style: Promp
         return _cut(f"{result.status.value}: {result.message}", max_chars)
     if not result.rows:
         return "no rows"
-    is_full = style is PromptStyle.FULL
+    is_full = style == "full"
     lines = []
     used = 0
     for row in result.rows[:max_rows]:

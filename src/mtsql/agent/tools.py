@@ -81,7 +81,7 @@ class Tool:
     """Runs a call. The arguments have the declared types, and those that are not required may be
     missing."""
     step: str = ""
-    """A sentence in the numbered steps of the FULL prompt: when to call the tool. `{when}` becomes
+    """A sentence in the numbered steps of the full prompt: when to call the tool. `{when}` becomes
     "once the query runs well" if exec_sql is in use, and "with a candidate query" if not."""
     verdict_tag: str = ""
     """The tag in which the model judges what the tool returned: `exec_verify` or `memory_verify`,
@@ -101,7 +101,7 @@ def _memory_retrieve(episode: Episode, arguments: dict[str, Any]) -> ToolResult:
     sql = arguments["code"]
     config = episode.config
     result, shown = _run(episode, sql) if config.has_memory_results else (None, None)
-    with_results = result is not None and episode.style is PromptStyle.FULL
+    with_results = result is not None and episode.style == "full"
     memory = recall(episode.turn, episode.database.path, config.query, with_results, episode.meter)
     text = prompts.memory_observation(
         episode.turn,

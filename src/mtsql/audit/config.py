@@ -34,18 +34,18 @@ class Config:
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
-    """Wording of the prompts (default: brief on the toy world, full on real data)."""
+    """Wording of the prompts. null: brief on the toy world, full on real data."""
     reward: RewardConfig = RewardConfig()
     tokenizer: str | None = None
-    """A model folder whose tokenizer counts the tokens of prompts. Without one, 4 characters count
-    as a token."""
+    """A model folder whose tokenizer counts the tokens of prompts. null: 4 characters count as a
+    token."""
     max_prompt_tokens: int = 4000
     """Maximum number of tokens of a prompt; the check `prompt over budget` lists longer ones."""
     leave_out: tuple[str, ...] = LEFT_OUT_BY_DEFAULT
     """Checks whose turns are written to leave_out.tsv. For a turn that fails several, the first of
     them is the reason."""
     max_dialogues: int = 0
-    """Number of dialogues to look at, from the first one (0 = all)."""
+    """Number of dialogues to look at, from the first one. 0: all."""
     rewritings: bool = False
     """Also answer each turn with other texts of its gold query that mean the same, and count which
     ones the reward pays. This takes several times as long."""
@@ -53,7 +53,7 @@ class Config:
     """Instead of an audit, let policies that understand nothing play turns of the split, and
     compare what they earn with what honest ones earn. Writes farming.json."""
     num_farming_turns: int = 100
-    """Number of turns that these policies play, drawn from the split (0 = all)."""
+    """Number of turns that these policies play, drawn from the split. 0: all."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.leave_out) - set(CHECKS))
@@ -68,7 +68,7 @@ class Config:
     @property
     def prompt_style(self) -> PromptStyle:
         """The wording of the prompts of this data."""
-        return self.style or (PromptStyle.BRIEF if self.data.is_toy else PromptStyle.FULL)
+        return self.style or ("brief" if self.data.is_toy else "full")
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from mtsql.choices import NumBytes
 from mtsql.model.policy import EmbeddedConfig
 
 ModelShape = PreTrainedConfig | EmbeddedConfig
@@ -19,16 +20,16 @@ class EngineConfig:
     """What the engine may use."""
 
     max_rows: int = 64
-    """Rows that decode together."""
+    """Maximum number of trajectories that decode together, per rank."""
     block_size: int = 32
-    """Tokens in a block of the cache; flash-attn requires a multiple of 256."""
-    cache_bytes: int = 1 << 30
-    """Memory for keys and values, never exceeded."""
+    """Tokens in a block of the cache. flash-attn requires a multiple of 256."""
+    cache_bytes: NumBytes = 1 << 30
+    """Bytes of memory for keys and values, per rank; never exceeded."""
     max_scheduled_tokens: int = 1024
     """Tokens computed in a step: one for each decoding row, the rest for prompts and
     observations."""
     cuda_graphs: bool = True
-    """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16); elsewhere there are none."""
+    """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16). Elsewhere it has no effect."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "block_size", "cache_bytes"):

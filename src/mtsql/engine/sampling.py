@@ -26,15 +26,15 @@ class SamplingConfig:
     """How replies are drawn and how long they may get."""
 
     temperature: float = 1.0
-    """0 takes the most probable token."""
+    """Temperature of sampling. 0: the most probable token is taken."""
     top_p: float = 1.0
-    """Keep the smallest set of tokens with at least this probability; 1 keeps all."""
+    """Sample from the smallest set of tokens with at least this probability. 1: from all."""
     top_k: int = 0
-    """Keep this many of the most probable tokens; 0 keeps all."""
+    """Sample from this many of the most probable tokens. 0: from all."""
     max_reply_tokens: int = 512
-    """Tokens one reply may have, its stop id included."""
+    """Maximum tokens of a reply, its stop token included."""
     max_trajectory_tokens: int = 4096
-    """Tokens a trajectory may have after its prompt, observations included."""
+    """Maximum tokens of a trajectory after its prompt, observations included."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:

@@ -22,30 +22,31 @@ class LossConfig:
     """The policy loss; the defaults are GRPO's (paper section 4.5)."""
 
     objective: Literal["clip", "cispo"] = "clip"
-    """clip: PPO's pessimistic clipping. cispo: the clipped ratio only weighs the log-prob
+    """clip: PPO's clipped surrogate. cispo: the clipped ratio is only a weight of the log-prob
     (CISPO)."""
     ratio: Literal["token", "sequence"] = "token"
     """token: each token's own ratio. sequence: the geometric mean over its trajectory (GSPO)."""
     clip_low: float = 0.2
-    """The ratio is clipped below 1 - clip_low; 1: it is not clipped below."""
+    """The ratio is clipped below 1 - clip_low. 1: it is not clipped below."""
     clip_high: float = 0.2
-    """The ratio is clipped above 1 + clip_high. DAPO's clip-higher: larger than clip_low."""
+    """The ratio is clipped above 1 + clip_high. Larger than clip_low is DAPO's clip-higher."""
     dual_clip: float | None = 3.0
-    """For negative advantages the loss is at most this many times -advantage. null: off."""
+    """If the advantage is negative, the loss is at most this many times -advantage. null: no
+    limit."""
     kl_coef: float = 0.001
-    """Weight of the KL to the reference policy in the loss; 0 needs no reference."""
+    """Weight of the KL to the reference policy in the loss. 0: off."""
     kl_estimator: KlEstimator = "k3"
-    """k1: log ratio; k2: half its square; k3: exp(d) - d - 1 with d = reference - policy (paper).
-    In the loss, on the first step: k2 has the gradient of KL(policy || reference), k3 that of
-    KL(reference || policy), and the gradient of k1 is zero on average."""
+    """Estimator of that KL, with d = reference - policy in log-probs. k1: -d. k2: d^2 / 2. k3:
+    exp(d) - d - 1 (paper). On the first step k2 has the gradient of KL(policy || reference), k3
+    that of KL(reference || policy), and that of k1 is zero on average."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus. 0: off."""
     aggregate: Literal["token", "trajectory", "constant"] = "token"
     """token: the mean over all trained tokens of the update. trajectory: the mean over trajectories
     of their token means. constant: the sum over tokens divided by trajectories * constant_length
     (Dr.GRPO)."""
     constant_length: int | None = None
-    """Tokens that each trajectory counts as, for aggregate=constant only."""
+    """Tokens that each trajectory counts as. For aggregate=constant only, else null."""
 
     def __post_init__(self) -> None:
         require_choices(self, "loss")

@@ -1,6 +1,8 @@
 """AdamW: its learning rate, its state on disk, and its averages in host memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -9,23 +11,31 @@ from torch.distributed.tensor import DTensor
 from mtsql.choices import require_choices
 from mtsql.model.copies import gather_full, shard_like, unwrap
 
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up, then a constant or cosine learning rate."""
+    """AdamW, and its learning rate by update."""
 
     lr: float = 1e-6
     """Peak learning rate (paper: 1e-6 for RL, 5e-6 for SFT, on 1.7B to 4B models)."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices. Norms and biases are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's averaging constants."""
+    """Decay rates of Adam's averages of the gradient and of its square."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
     warmup_frac: float = 0.0
-    """Fraction of the updates over which the rate rises from 0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """The rate after the warm-up. cosine: it falls to a tenth of the peak."""
+    """Fraction of the updates in which the rate rises linearly to its peak (0: no warm-up)."""
+    schedule: Schedule = "constant"
+    """The rate after the warm-up. linear, cosine: it falls until the last update. wsd
+    (warm-up-stable-decay): it is constant and falls at the end, by a cosine."""
+    min_lr_frac: float = 0.1
+    """The rate that linear, cosine and wsd fall to, as a fraction of the peak. constant does not
+    use it."""
+    decay_frac: float = 0.2
+    """wsd only: fraction of the updates, at the end, in which the rate falls."""
     offload: bool = False
     """Keep Adam's averages (8 bytes a parameter) in host memory. In a step they are copied to the
     GPU one parameter at a time. On a CPU it changes nothing."""
@@ -41,6 +51,14 @@ class OptimConfig:
             raise ValueError(f"optim.betas is {found}: both must be at least 0 and below 1")
         if not 0 <= self.warmup_frac <= 1:
             raise ValueError("optim.warmup_frac must be between 0 and 1")
+        if not 0 <= self.min_lr_frac < 1:
+            raise ValueError(
+                f"optim.min_lr_frac is {self.min_lr_frac}: it must be at least 0 and below 1"
+            )
+        if not 0 < self.decay_frac <= 1:
+            raise ValueError(
+                f"optim.decay_frac is {self.decay_frac}: it must be above 0 and at most 1"
+            )
 
 
 def make_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -57,15 +75,44 @@ def make_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim.
 
 
 def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
-    """The rate of update `update` (from 0) of `num_updates`."""
+    """The rate of update `update` (from 0) of `num_updates`. It is never 0.
+
+    It depends on nothing else, so a resumed run needs no state of a schedule.
+    """
     num_warmup = round(config.warmup_frac * num_updates)
-    if update < num_warmup:
-        return config.lr * (update + 1) / num_warmup
-    if config.schedule == "constant":
-        return config.lr
-    progress = (update - num_warmup) / max(1, num_updates - num_warmup)
-    cosine = torch.cos(torch.tensor(torch.pi * progress)).item()
-    return config.lr * (0.1 + 0.9 * 0.5 * (1 + cosine))
+    num_decay = min(round(config.decay_frac * num_updates), num_updates - num_warmup)
+    factor = _schedule(config.schedule, num_warmup, num_decay, num_updates, config.min_lr_frac)
+    # transformers counts finished steps, so its warm-up begins at rate 0. Count the update that is
+    # being done, too, while the rate rises.
+    return config.lr * factor(max(update, min(update + 1, num_warmup)))
+
+
+@cache
+def _schedule(
+    schedule: Schedule, num_warmup: int, num_decay: int, num_updates: int, min_lr_frac: float
+) -> Callable[[int], float]:
+    """The rate of a step (from 0) as a fraction of the peak, by transformers' `get_scheduler`."""
+    from transformers import get_scheduler  # slow to import, and not needed to read flags
+
+    settings: dict[Schedule, tuple[str, dict[str, float]]] = {
+        "constant": ("constant_with_warmup", {}),
+        "linear": ("polynomial", {"lr_end": min_lr_frac, "power": 1.0}),
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": min_lr_frac}),
+        "wsd": (
+            "warmup_stable_decay",
+            {"num_decay_steps": num_decay, "min_lr_ratio": min_lr_frac},
+        ),
+    }
+    name, options = settings[schedule]
+    scheduler = get_scheduler(
+        name,
+        torch.optim.SGD([torch.zeros(1)], lr=1.0),
+        num_warmup_steps=num_warmup,
+        # If all updates are warm-up, `polynomial` would divide by 0.
+        num_training_steps=max(num_updates, num_warmup + 1),
+        scheduler_specific_kwargs=options,
+    )
+    return scheduler.lr_lambdas[0]
 
 
 def optimizer_tensors(

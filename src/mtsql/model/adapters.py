@@ -75,12 +75,12 @@ class AdapterConfig:
     """Low-rank adapters by peft."""
 
     rank: int = 0
-    """Rank of the adapters; 0 trains all weights, or the adapters that are in the folder."""
+    """Rank of the adapters. 0: all weights are trained, or the adapters that are in the folder."""
     alpha: int | None = None
-    """Adapters are scaled by alpha / rank. Not set: 32, or what the adapter's folder says."""
+    """Adapters are scaled by alpha / rank. null: 32, or what the adapter's folder says."""
     targets: tuple[str, ...] | None = None
-    """Names of the linear layers that get an adapter. Not set: all of attention and MLP, or what
-    the adapter's folder says."""
+    """Names of the linear layers that get an adapter. null: all of attention and MLP, or what the
+    adapter's folder says."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:

@@ -78,21 +78,21 @@ class EmbeddedConfig:
     """Shape of the embedded model (Qwen3 architecture, tied embeddings)."""
 
     vocab_size: int = 1536
-    """Most tokens its tokenizer may have."""
+    """Maximum number of tokens in its vocabulary."""
     num_layers: int = 4
-    """Decoder layers."""
+    """Number of decoder layers."""
     hidden_size: int = 192
     """Width of the residual stream."""
     num_heads: int = 6
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: int = 3
-    """Key and value heads."""
+    """Number of key and value heads."""
     head_dim: int = 32
     """Width of a head."""
     intermediate_size: int = 512
     """Width of the gated MLP."""
     max_positions: int = 8192
-    """Longest sequence in tokens."""
+    """Maximum length of a sequence, in tokens."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -117,16 +117,16 @@ class ModelConfig:
 
     path: str | None = None
     """Folder of a Llama, Qwen2 or Qwen3 model (or of a peft adapter for one) with a ChatML or Llama
-    3 chat template, or a .gguf file. Not set: the embedded model."""
+    3 chat template, or a .gguf file. null: the embedded model."""
     embedded: EmbeddedConfig = EmbeddedConfig()
-    """Shape of the embedded model, which is used if there is no path."""
+    """Shape of the embedded model, which is trained from scratch if `model.path` is null."""
     lora: AdapterConfig = AdapterConfig()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computation. auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are
-    always float32; under LoRA the frozen weights are kept in this type."""
+    always float32; under LoRA the frozen ones have this type."""
     gradient_checkpointing: bool = False
-    """Recompute activations in backward: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         require_choices(self, "model")

@@ -21,33 +21,31 @@ class AdvantageConfig:
     """How rewards become advantages. The defaults are GRPO's (paper section 4.5)."""
 
     baseline: Literal["mean", "leave_one_out", "batch", "none"] = "mean"
-    """What is subtracted from a reward: the mean of its group (mean: GRPO), the mean of the other
-    samples of its group (leave_one_out: RLOO), the mean of the whole update (batch: REINFORCE++),
-    or nothing (none)."""
+    """What is subtracted from a reward. mean: the mean of its group (GRPO). leave_one_out: the mean
+    of the other samples of its group (RLOO). batch: the mean of the update (REINFORCE++). none:
+    nothing."""
     scale: Literal["group", "batch", "none"] = "group"
-    """What the difference is divided by: the sample standard deviation of the group's rewards
-    (group: GRPO) or of the whole update's differences (batch), each + eps; or nothing (none:
-    Dr.GRPO)."""
+    """What the difference is divided by. group: the sample standard deviation of the group's
+    rewards (GRPO), plus eps. batch: that of the update's differences, plus eps. none: nothing (Dr.
+    GRPO)."""
     eps: float = 1e-6
     """Added to the standard deviation."""
     on_truncated: Treatment = "train"
-    """What happens to trajectories that ended on a token or reply budget instead of an answer.
-    train: train on them. mask: use their reward in the baseline but do not train on them (DAPO's
-    overlong filtering). drop: ignore them."""
+    """What happens to trajectories that ended on a token or reply budget. train: train on them.
+    mask: use their reward in the baseline only (DAPO's overlong filtering). drop: ignore them."""
     on_malformed: Treatment = "train"
-    """What happens to trajectories without one well-formed tool call or answer; choices as above.
-    The stricter of two treatments wins. A trajectory without a sampled token is never trained
-    on."""
+    """The same for trajectories without one well-formed tool call or answer. The stricter of two
+    treatments wins. A trajectory without a sampled token is never trained on."""
     zero_variance: Literal["count", "drop"] = "count"
     """Groups in which no trajectory has an advantage. count: the loss is a mean over them too, and
     its KL and entropy terms learn from them (paper, verl). drop: they are not part of the update
     (DAPO's dynamic sampling)."""
     kl_coef: float = 0.0
     """Weight of the KL penalty in the reward: the KL to the reference policy, summed over a
-    trajectory's sampled tokens. 0 needs no reference. Not together with loss.kl_coef."""
+    trajectory's sampled tokens. 0: off. Not together with loss.kl_coef."""
     kl_estimator: KlEstimator = "k1"
-    """Estimator of the KL in the reward: k1, k2 or k3 as in the loss. k1 and k3 are unbiased; k3
-    varies less and is never negative."""
+    """Estimator of that KL, as in the loss. k1 and k3 are unbiased; k3 varies less and is never
+    negative."""
 
     def __post_init__(self) -> None:
         require_choices(self, "advantage")

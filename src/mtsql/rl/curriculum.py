@@ -14,20 +14,20 @@ class CurriculumConfig:
     """The stages and their share of the updates. The bounds are ours: the paper gives none."""
 
     probe_samples: int = 20
-    """Rollouts per training turn before the first update, to count successes (paper: 20). 0 skips
-    the probe: one stage holds every turn."""
+    """Rollouts per training turn before the first update, to count successes (paper: 20). 0: no
+    probe, and one stage holds all turns."""
     max_probe_turns: int = 0
-    """Probe at most this many training turns, drawn by the seed (0 = all)."""
+    """Probe at most this many training turns, drawn by the seed. 0: all."""
     bounds: tuple[float, ...] = (0.7, 0.35, 0.0)
-    """A turn belongs to the first stage whose bound its success fraction reaches (paper: 14-19,
-    7-13 and 0-6 successes of 20)."""
+    """A turn belongs to the first stage whose bound its fraction of successes reaches (paper:
+    14-19, 7-13 and 0-6 successes of 20)."""
     shares: tuple[float, ...] = (0.4, 0.4, 0.2)
-    """Share of the updates that each stage gets (paper: 60, 60 and 30 of 150 steps)."""
+    """Each stage's share of the updates (paper: 60, 60 and 30 of 150)."""
     drop_solved: bool = True
-    """Leave out turns that all their probe rollouts solved."""
+    """Leave out turns that all their rollouts in the probe solved."""
     resample_rounds: int = 0
-    """Maximum number of further rollouts in an update. Each rolls out as many other turns of the
-    stage as zero-variance groups are to be replaced (DAPO's dynamic sampling). Needs
+    """Maximum number of further rollouts in an update, each with as many other turns of the stage
+    as there are zero-variance groups to replace (DAPO's dynamic sampling). Needs
     advantage.zero_variance=drop. 0: off."""
 
     def __post_init__(self) -> None:

@@ -45,18 +45,18 @@ class RewardWeights:
     """Weight of each component in the scalar. With weight 0 a component is only logged."""
 
     ex: float = 1.0
-    """Execution match of the final SQL."""
+    """Execution match of the answer (0 or 1)."""
     em: float = 1.0
-    """Exact set match of the final SQL."""
+    """Exact set match of the answer (0 or 1)."""
     propose: float = 0.8
-    """Clause F1 of the SQL in the episode's tool calls (propose and self-correct)."""
+    """Clause F1 of the SQL in the episode's tool calls (0 to 1)."""
     exec_verify: float = 0.1
-    """Mean agreement of the execution verdicts with what the executor saw."""
+    """Mean agreement of the execution verdicts with what the executor saw (0 to 1)."""
     memory_verify: float = 0.1
-    """Mean agreement of the memory verdicts with the proposed SQL's clause F1."""
+    """Mean agreement of the memory verdicts with the proposed SQL's clause F1 (0 to 1)."""
     overlong: float = 1.0
-    """Penalty for a trajectory near its token budget, in [-1, 0]. No effect unless
-    `reward.overlong_buffer` is set."""
+    """Penalty of a trajectory near its token budget (-1 to 0). It needs
+    `reward.overlong_buffer`."""
 
     def __post_init__(self) -> None:
         weights = [getattr(self, field.name) for field in fields(self) if field.name != "overlong"]
@@ -72,30 +72,28 @@ class RewardConfig:
     """Weights of the components (released code: 1, 1, 0.8, 0.1, 0.1)."""
     process_after: Literal["any", "answer", "right"] = "right"
     """How an episode must end so that `propose`, `exec_verify` and `memory_verify` count. any:
-    anyhow (paper). answer: with an answer that runs. right: with an answer that is right in its
-    result (`ex`) or in its structure (`em`). Under `any` and `answer`, a policy that understands
-    nothing earns full verdict rewards: it calls junk and says no_pass."""
+    anyhow (paper). answer: with an answer that runs. right: with one that is right in its result or
+    in its structure. Under any and answer, a policy that calls junk and says no_pass earns full
+    verdict rewards."""
     proposals: Literal["all", "last"] = "last"
-    """The tool calls that `propose` scores. all: their mean (paper), so that an episode loses
-    reward by looking up a value or by correcting a query. last: the last one, normally the query
-    that the agent then answers."""
+    """The tool calls that `propose` scores. all: their mean (paper), so looking up a value or
+    correcting a query costs reward. last: the last one, normally the query that the agent then
+    answers."""
     strict_clauses: bool = False
-    """Clause F1 as the released code's exact-clause accuracy instead of the paper's set-based
+    """Clause F1 as in the released code (a clause is right or wrong), not the paper's set-based
     F1."""
     missing_verdict_passes: bool = True
-    """Whether a reply without a verdict after a tool call counts as `pass` (released code). False:
+    """Whether a reply without a verdict after a tool call counts as `pass` (released code). false:
     it earns nothing."""
     null_no_pass: float = 0.1
     """What `no_pass` earns after an empty or all-NULL result (released code: 0.1)."""
     guard: bool = True
-    """Reward an answer only for what cannot be had by accident (judge/guard.py): an execution match
-    must hold on altered copies of the database too. If no copy distinguishes the gold from a
-    constant, the answer must be the gold in other words: the same parse, or the same compiled
-    program. An earlier turn's query earns nothing, unless it is the gold. The official metrics have
-    no such guard."""
+    """An answer that is right by accident earns nothing (judge/guard.py): an execution match must
+    hold on altered copies of the database too, and an earlier turn's query earns nothing unless it
+    is the gold. The official metrics have no such guard."""
     overlong_buffer: int = 0
-    """Size in tokens of the last part of the trajectory budget in which length costs up to 1
-    (DAPO's soft overlong punishment). 0: off."""
+    """Tokens at the end of the trajectory budget in which length costs up to 1 (DAPO's soft
+    overlong punishment). 0: off."""
 
     def __post_init__(self) -> None:
         require_choices(self, "reward")

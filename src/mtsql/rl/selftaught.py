@@ -31,15 +31,15 @@ class SelfTaughtConfig:
     """Collecting and selecting (paper section 3.2)."""
 
     rounds: int = 3
-    """Rounds of collect, select, train, shrink."""
+    """Number of rounds of collect, select, train, leave out the solved turns."""
     samples_per_turn: int = 20
     """Rollouts per turn and round."""
     temperature: float = 0.7
     """Sampling temperature while collecting."""
     max_easy: int = 2
-    """Trajectories kept for an easy or always solved turn."""
+    """Maximum number of trajectories kept for a turn that is easy or was always solved."""
     max_hard: int = 3
-    """Trajectories kept for any other solved turn."""
+    """Maximum number of trajectories kept for any other solved turn."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "samples_per_turn", "max_easy", "max_hard"):

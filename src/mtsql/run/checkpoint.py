@@ -69,7 +69,7 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every: int = 10
-    """Updates between two checkpoints; 0: only before the first update and after the last."""
+    """Updates between two checkpoints. 0: only before the first update and after the last."""
     keep_last: int = 2
     """Number of newest checkpoints to keep."""
     keep_best: int = 1

@@ -5,51 +5,53 @@ import os
 import re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import (
-    ArgumentError,
-    ArgumentParser,
-    DefaultHelpFormatter,
-    Namespace,
-    set_parsing_settings,
-)
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import register_type
 
-from mtsql.files import write_text
+from mtsql.choices import Size, parse_size
+from mtsql.files import print_line, write_text
+from mtsql.run.help import asked_topic, help_text, section_type
 from mtsql.run.recipes import in_a_line, read_yaml
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+register_type(Size, int, parse_size, type_check=lambda value, _: isinstance(value, int))
 
 OWN_FLAGS = {"help", "config", "print_config"}
 
 
 def parse_config(
-    kind: type, argv: list[str], description: str, presets: dict[str, dict] | None = None
+    kind: type,
+    argv: list[str],
+    description: str,
+    presets: Path | None = None,
 ) -> Any:
     """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
-    - `--preset NAME` stands for the flags of `presets[NAME]`. It wins over recipes, and flags after
-      it win over it. If a recipe names a preset, the recipe's own keys win.
+    - `--preset NAME` stands for the recipe `presets/NAME.yaml`. It wins over other recipes, and
+      flags after it win over it. If a recipe names a preset, the recipe's own keys win.
     - `--resume RUN` stands for `--config RUN/config.yaml`, and all other flags win over it.
     - If `kind` has a static method `first_recipe(model_path)`, the file that it returns, if any, is
       read before all recipes.
+    - `--help` prints `description` and all flags, `--help SECTION` one section, and exits.
     - `--print_config` prints the configuration that would run, and exits. If `kind` has a method
       `completed()`, its result is printed: the configuration, checked, with derived values set.
 
     ValueError, in a line that names the fault, for an unknown or shortened flag, a value of the
     wrong type, a number that is not finite, or a recipe that cannot be read.
     """
-    parser = _parser(kind, description)
-    parser.add_argument("--config", action="config", help="a YAML recipe; flags after it win")
-    parser.add_argument(
-        "--print_config",
-        action="store_true",
-        help="print the configuration that would run, and exit",
-    )
+    names = preset_names(presets)
+    topic = asked_topic(argv)
+    if topic is not None:
+        choices = {"preset": names} if names else {}
+        print_line(help_text(kind, description, topic, choices))
+        raise SystemExit(0)
+    parser = _parser(kind)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--print_config", action="store_true")
     try:
         parsed = _parsed(parser, kind, argv)
         first_recipe = getattr(kind, "first_recipe", lambda _: None)(parsed.get("model.path"))
@@ -59,19 +61,27 @@ def parse_config(
         run = _words(argv, "--run")
         if run and resume is not None and Path(run[-1][0]) != Path(resume):
             raise ValueError(f"--run has no effect with resume {resume}: leave it out")
-        implied = _implied_flags(parsed.get("preset"), resume, presets or {})
+        # Later flags win. So the recipe that --resume or a recipe's preset stands for comes first,
+        # and the flag --preset and what it stands for come after all recipes.
+        place = 0
+        preset = parsed.get("preset")
+        implied = []
+        by_flag = _words(argv, "--preset")
+        if by_flag and resume is None:
+            place = max((end for _, end in _words(argv, "--config")), default=0)
+            implied = [f"--preset={by_flag[-1][0]}"]
+            preset = _parsed(parser, kind, implied).get("preset")
+        recipe = _implied_recipe(preset, resume, presets, names)
+        if recipe is not None:
+            implied += ["--config", str(recipe)]
         if implied:
-            # Later flags win. So the flags that --resume or a recipe's preset implies come first,
-            # and those of the flag --preset come after all recipes.
-            place = 0
-            if resume is None and _words(argv, "--preset"):
-                place = max((end for _, end in _words(argv, "--config")), default=0)
-            parsed = _parsed(parser, kind, [*argv[:place], *implied, *argv[place:]])
+            argv = [*argv[:place], *implied, *argv[place:]]
+            parsed = _parsed(parser, kind, argv)
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
-        for run, _ in _words(argv, "--resume"):
-            where = f" ({run}/config.yaml: did another script or version of mtsql start it?)"
+        for resumed, _ in _words(argv, "--resume"):
+            where = f" ({resumed}/config.yaml: did another script or version of mtsql start it?)"
         raise ValueError(_explained(error, kind) + where) from error
     for recipe in parsed.get("config") or []:
         _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
@@ -124,9 +134,11 @@ def _build(kind: type, values: dict, path: str = "") -> Any:
     hints = get_type_hints(kind)
     given = {}
     for name, hint in hints.items():
-        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
-        is_nested = section is not None and isinstance(values[name], dict)
-        given[name] = _build(section, values[name], f"{path}{name}.") if is_nested else values[name]
+        section = section_type(hint)
+        value = values[name]
+        if section is not None and isinstance(value, dict):
+            value = _build(section, value, f"{path}{name}.")
+        given[name] = value
     try:
         return kind(**given)
     except ValueError as error:
@@ -156,7 +168,7 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
 
     ValueError that names `where` and the key for an unknown key or a value of the wrong type.
     """
-    parser = _parser(kind, "")
+    parser = _parser(kind)
     _check_values(kind, values, where)
     try:
         made = kind(**parser.instantiate(parser.parse_object(values)).as_dict())
@@ -165,20 +177,9 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
     return _usable(made, f"{where}: ")
 
 
-class _Formatter(DefaultHelpFormatter):
-    """Keep the line breaks of a description in --help."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "".join(indent + line for line in text.splitlines(keepends=True))
-
-
-def _parser(kind: type, description: str) -> ArgumentParser:
+def _parser(kind: type) -> ArgumentParser:
     parser = ArgumentParser(
-        description=description,
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,
+        add_help=False, exit_on_error=False, allow_abbrev=False, print_config=None
     )
     parser.add_class_arguments(kind, fail_untyped=True)
     return parser
@@ -209,7 +210,7 @@ def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> Non
         if name not in hints:
             continue  # the parser rejects it
         kinds = [hints[name], *get_args(hints[name])]
-        section = next((kind for kind in kinds if is_dataclass(kind)), None)
+        section = section_type(hints[name])
         if value is None and NoneType not in kinds:
             raise ValueError(f"{where}: {prefix}{name} is null, but it needs a value")
         if section is not None and isinstance(value, dict):
@@ -255,11 +256,11 @@ def _explained(error: Exception, kind: type, prefix: str = "") -> str:
 def _error_in_section(hint: Any, value: str) -> tuple[ArgumentError, type] | None:
     """The parser's error for the keys of an optional section (`X | None`), and the section's type.
     The parser itself only says that the section as a whole is wrong. None if there is no error."""
-    section = next((one for one in get_args(hint) if is_dataclass(one)), None)
+    section = section_type(hint)
     if section is None or not value.startswith("{"):
         return None
     try:
-        _parser(section, "").parse_object(yaml.safe_load(value))
+        _parser(section).parse_object(yaml.safe_load(value))
     except ArgumentError as error:
         return error, section
     except (ValueError, TypeError, yaml.YAMLError):
@@ -271,7 +272,7 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
     """All dotted keys of a configuration."""
     keys = []
     for name, hint in get_type_hints(kind).items():
-        section = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        section = section_type(hint)
         keys += _keys(section, f"{prefix}{name}.") if section else [prefix + name]
     return keys
 
@@ -294,9 +295,8 @@ def _suggestion(word: str, keys: list[str], dashes: str) -> str:
 def _hint(kind: Any, key: str) -> Any:
     """The type of a dotted key of a dataclass. None if there is no such key."""
     for name in key.split("."):
-        kinds = [kind, *get_args(kind)]
-        kind = next((one for one in kinds if is_dataclass(one)), None)
-        kind = get_type_hints(kind).get(name) if kind else None
+        section = section_type(kind)
+        kind = get_type_hints(section).get(name) if section else None
     return kind
 
 
@@ -305,6 +305,7 @@ _EXPECTED = {
     float: "a number",
     bool: "true or false",
     str: "a text",
+    Size: "a size such as 8GB or 512MiB",
     NoneType: "null",
 }
 
@@ -317,8 +318,6 @@ def _expected(hint: Any) -> str:
         values = get_args(hint)
         count = "" if Ellipsis in values or len(values) < 2 else f" of {len(values)} values"
         return f"a list{count} such as [a, b]"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "one of " + ", ".join(hint.__members__)
     if hint in _EXPECTED:
         return _EXPECTED[hint]
     if is_dataclass(hint):
@@ -326,28 +325,31 @@ def _expected(hint: Any) -> str:
     return " or ".join(_expected(one) for one in get_args(hint)) or "another value"
 
 
-def _implied_flags(preset: str | None, resume: str | None, presets: dict[str, dict]) -> list[str]:
-    """The flags that `--resume` or `--preset` stands for."""
+def preset_names(folder: Path | None) -> list[str]:
+    """The names of the presets: the recipes in their folder, without `.yaml`."""
+    return sorted(file.stem for file in folder.glob("*.yaml")) if folder is not None else []
+
+
+def _implied_recipe(
+    preset: str | None, resume: str | None, presets: Path | None, names: list[str]
+) -> Path | None:
+    """The recipe that `--resume` or `--preset` stands for."""
     if resume is not None:
         file = Path(resume) / "config.yaml"
         if not file.is_file():
             raise ValueError(f"resume {resume}: no config.yaml there, so no run to continue")
-        return ["--config", str(file)]
+        return file
     if preset is None:
-        return []
-    flags = []
-    for key, value in presets[preset].items():
-        text = "null" if value is None else value
-        flags.append(f"--{key}={text}")
-    return flags
+        return None
+    if presets is None or preset not in names:
+        raise ValueError(f"preset is {preset}: expected one of {', '.join(names)} or null")
+    return presets / f"{preset}.yaml"
 
 
 def to_dict(config: Any) -> Any:
     """A configuration as plain YAML values."""
     if is_dataclass(config):
         return {field.name: to_dict(getattr(config, field.name)) for field in fields(config)}
-    if isinstance(config, Enum):
-        return config.name
     if isinstance(config, (tuple, list)):
         return [to_dict(value) for value in config]
     return str(config) if isinstance(config, Path) else config

@@ -53,9 +53,7 @@ MAX_WAIT = timedelta(hours=3)
 own."""
 
 
-def run_script(
-    main: Callable, kind: type, description: str, presets: dict[str, dict] | None = None
-) -> None:
+def run_script(main: Callable, kind: type, description: str, presets: Path | None = None) -> None:
     """Read the flags and call `main` with the configuration, completed if it has a method
     `completed()`.
 

@@ -19,22 +19,23 @@ class DataConfig:
 
     train: str | None = None
     """Training dialogues: a SParC, CoSQL, Spider or BIRD JSON file, or .jsonl or .csv with db_id,
-    question and sql."""
+    question and sql. null: the toy world's, if `dev` is null too."""
     dev: str | None = None
-    """Held-out dialogues on databases that training never sees."""
+    """Held-out dialogues on databases that training never sees. null: the toy world."""
     dev_seen: str | None = None
-    """Held-out dialogues on training databases (optional)."""
+    """Held-out dialogues on training databases. null: none."""
     tables: str | None = None
-    """The official tables.json. Without it, schemas are read from the database files."""
+    """The official tables.json. null: schemas are read from the database files."""
     databases: str | None = None
-    """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db, .db3)."""
+    """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db, .db3). null: the toy
+    world's."""
     leave_out: str | None = None
-    """File of the turns that training leaves out, with one `turn id<TAB>reason` a line.
-    `python -m mtsql.audit` writes such a file."""
+    """File of the turns that training leaves out, with one `turn id<TAB>reason` a line, as the
+    audit writes it (leave_out.tsv). null: none is left out."""
     toy_folder: str = "data/toyworld"
-    """Folder of the embedded world."""
+    """Folder of the toy world. It is written there once."""
     toy_seed: int = 0
-    """Seed of the embedded world."""
+    """Seed of the toy world."""
 
     def __post_init__(self) -> None:
         names = ("train", "dev", "dev_seen", "tables", "databases")

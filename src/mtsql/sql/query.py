@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mtsql.choices import NumBytes
+
 
 class QueryStatus(Enum):
     """How a query ended. The values are those that a worker sends (connection.py)."""
@@ -20,28 +22,28 @@ class QueryConfig:
     large for SQLite or the system."""
 
     max_vm_steps: int = 50_000_000
-    """Steps of SQLite's virtual machine. 50 million take 0.5 to 1.5 s; the verdict is the same
-    on every machine."""
+    """Steps of SQLite's virtual machine. 50 million take 0.5 to 1.5 s. This limit gives the same
+    verdict on every machine."""
     timeout_secs: float = 30.0
-    """Wall-clock seconds: a safety net for work that takes time but few steps. Each use is
-    logged and counted."""
+    """Seconds on the clock, for work that takes time but few steps. Each use is logged and
+    counted."""
     max_rows: int = 100_000
-    """Rows of the result."""
+    """Rows of a result."""
     max_cells: int = 2_000_000
-    """Cells of the result."""
-    max_bytes: int = 64_000_000
-    """Bytes of the result. A cell counts as a Python object does: a short text about 60."""
-    max_value_bytes: int = 40_000
+    """Cells of a result."""
+    max_bytes: NumBytes = 64_000_000
+    """Bytes of a result. A cell counts as a Python object does: a short text about 60."""
+    max_value_bytes: NumBytes = 40_000
     """Bytes of any text, blob or table row that a query reads completely or computes."""
-    max_sql_bytes: int = 20_000
+    max_sql_bytes: NumBytes = 20_000
     """Bytes of the query itself, in UTF-8."""
     max_expr_depth: int = 200
-    """Nesting of expressions."""
+    """Nesting depth of an expression."""
     max_compound_selects: int = 100
-    """SELECTs that UNION, INTERSECT or EXCEPT connect."""
-    max_memory_bytes: int = 2**30
-    """Memory of a worker beyond what it needs at rest. SQLite may use half of it; the result
-    needs the rest."""
+    """Number of SELECTs that UNION, INTERSECT or EXCEPT connect."""
+    max_memory_bytes: NumBytes = 2**30
+    """Bytes of memory of a worker beyond what it needs at rest. SQLite may use half of it; the
+    result needs the rest."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
