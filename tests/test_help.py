@@ -18,7 +18,7 @@ SCRIPTS = {
     "train_rl": (train_rl.Config, train_rl.__doc__),
     "train_sft": (train_sft.Config, train_sft.__doc__),
     "eval": (eval_script.Config, eval_script.__doc__),
-    "audit": (AuditConfig, importlib.import_module("mtsql.audit.__main__").__doc__),
+    "audit": (AuditConfig, importlib.import_module("mtsql.commands.audit").__doc__),
 }
 BENCHMARKS = ["attacks", "judge", "rollout", "sql", "step", "trl_rollout", "update"]
 UNITS = {
