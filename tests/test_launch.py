@@ -29,29 +29,33 @@ def under(monkeypatch, words, world_size="1"):
     monkeypatch.setattr(module, "find_launcher", lambda: Launcher(1, words, None))
 
 
+ONE_LINE = ["error: x"]
+WITH_HINT = ["error: x", QUIET_HINT]
+
+
 @pytest.mark.parametrize(
-    ("words", "world_size", "code", "is_repeated", "has_hint"),
+    ("words", "world_size", "code", "said", "said_again"),
     [
-        (("train_rl.py",), "1", 1, True, True),
-        (("train_rl.py",), "1", 3, True, True),
-        (("train_rl.py",), "1", 130, True, False),  # -q would not help
-        (("train_rl.py",), "2", 1, True, False),  # neither here
-        (("-q", "train_rl.py"), "1", 1, False, False),
-        (("--quiet", "train_rl.py"), "1", 3, False, False),
-        (("-q", "train_rl.py"), "1", 130, True, False),
-        (("-q", "train_rl.py"), "2", 1, True, False),
+        (("train_rl.py",), "1", 1, WITH_HINT, True),
+        (("train_rl.py",), "1", 3, WITH_HINT, True),
+        (("train_rl.py",), "1", 130, [], True),  # said once, after the launcher's traceback
+        (("train_rl.py",), "2", 1, ONE_LINE, True),  # -q has no effect on several processes
+        (("-q", "train_rl.py"), "1", 1, ONE_LINE, False),
+        (("--quiet", "train_rl.py"), "1", 3, ONE_LINE, False),
+        (("-q", "train_rl.py"), "1", 130, [], True),
+        (("-q", "train_rl.py"), "2", 1, ONE_LINE, True),
+        (("-q", "train_rl.py"), "2", 143, [], True),
     ],
 )
-def test_the_line_is_repeated_if_the_launcher_prints_after_it(
-    words, world_size, code, is_repeated, has_hint, repeated, monkeypatch, capsys
+def test_the_line_comes_again_if_the_launcher_prints_after_it(
+    words, world_size, code, said, said_again, repeated, monkeypatch, capsys
 ):
     under(monkeypatch, words, world_size)
     with pytest.raises(SystemExit) as end:
         end_with("error: x", code)
     assert end.value.code == code
-    assert repeated == (["error: x"] if is_repeated else [])
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["error: x", QUIET_HINT] if has_hint else said == ["error: x"]
+    assert repeated == (["error: x"] if said_again else [])
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_without_a_launcher_there_is_one_line(repeated, monkeypatch, capsys):

@@ -130,21 +130,24 @@ class NothingLearned(Exception):
 def end_with(line: str, code: int, at_once: bool = False) -> NoReturn:
     """Print a line as the last one and leave with this exit code, `at_once` without any clean-up.
 
-    `accelerate launch` prints a traceback of its own after a script that ends with an error, and no
-    process can prevent that from below: the launcher prints it for every exit code but 0. So
-    last_line.py waits until the launcher has ended and prints the line again. With one process, the
-    flag -q of the launcher turns the traceback off, except after Ctrl-C, which the launcher gets as
-    well; a second line says so to users who did not give the flag.
+    `accelerate launch` prints a traceback of its own after a script that ends with any exit code
+    but 0, and after Ctrl-C, which the launcher gets, too. A process cannot prevent this from below.
+    So last_line.py waits until the launcher has ended and prints the line after the traceback. The
+    launcher's flag -q turns the traceback off, but only with one process and not after Ctrl-C;
+    QUIET_HINT says so to users who did not give the flag.
     """
     ignore_stops()  # when one rank has ended, the launcher ends the others: print this line first
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first or code == 1:  # a mistake may concern one rank only
         launcher = find_launcher()
-        can_be_quiet = os.environ.get("WORLD_SIZE", "1") == "1" and code < 128
-        print(line, file=sys.stderr, flush=True)
-        if launcher is not None and not (launcher.is_quiet and can_be_quiet):
-            if can_be_quiet:
-                print(QUIET_HINT, file=sys.stderr, flush=True)
+        is_stop = code >= 128  # then the launcher's traceback comes first, and one line is enough
+        can_be_quiet = os.environ.get("WORLD_SIZE", "1") == "1" and not is_stop
+        comes_again = launcher is not None and not (launcher.is_quiet and can_be_quiet)
+        if not (comes_again and is_stop):
+            print(line, file=sys.stderr, flush=True)
+        if comes_again and can_be_quiet:
+            print(QUIET_HINT, file=sys.stderr, flush=True)
+        if launcher is not None and comes_again:
             subprocess.Popen(
                 [sys.executable, "-P", LAST_LINE, str(launcher.pid), line, str(code)],
                 stdout=subprocess.DEVNULL,
