@@ -44,7 +44,7 @@ def main(launcher: int, line: str, code: int) -> None:
 def is_running(pid: int) -> bool:
     """Whether the process runs. A zombie does not."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

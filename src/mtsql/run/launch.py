@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import psutil
 import torch
@@ -46,6 +46,7 @@ from mtsql.run.signals import (
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
 LAST_LINE = str(Path(__file__).with_name("last_line.py"))
+QUIET_HINT = "A traceback of the launcher follows; `accelerate launch -q` prints none."
 NOTHING_LEARNED = 3
 """Exit code of a training in which no optimizer step was taken."""
 MAX_WAIT = timedelta(hours=3)
@@ -79,8 +80,7 @@ def run_script(main: Callable, kind: type, description: str, presets: Path | Non
             sys.stdout.flush()
             line = f"{name_of(stop)}: {stop}" if str(stop) else name_of(stop)
             # Another rank may be waiting in a collective: no clean-up is possible.
-            leave = os._exit if torch.distributed.is_initialized() else sys.exit
-            end_with(line, exit_code(stop), leave)
+            end_with(line, exit_code(stop), at_once=torch.distributed.is_initialized())
         leave_group()
 
 
@@ -125,26 +125,35 @@ class NothingLearned(Exception):
     """A training ended without any optimizer step. The text says why."""
 
 
-def end_with(line: str, code: int, leave: Callable[[int], Any] = sys.exit) -> None:
-    """Print a line as the last one and leave with this exit code.
+def end_with(line: str, code: int, at_once: bool = False) -> NoReturn:
+    """Print a line as the last one and leave with this exit code, `at_once` without any clean-up.
 
-    `accelerate launch` prints a traceback of its own after a script that ends with an error, so
-    last_line.py waits until the launcher has ended and prints the line again. `accelerate launch
-    -q` with one process prints a traceback only after Ctrl-C, so it needs this only then.
+    `accelerate launch` prints a traceback of its own after a script that ends with any exit code
+    but 0, and after Ctrl-C, which the launcher gets, too. A process cannot prevent this from below.
+    So last_line.py waits until the launcher has ended and prints the line after the traceback. The
+    launcher's flag -q turns the traceback off, but only with one process and not after Ctrl-C;
+    QUIET_HINT says so to users who did not give the flag.
     """
     ignore_stops()  # when one rank has ended, the launcher ends the others: print this line first
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first or code == 1:  # a mistake may concern one rank only
         launcher = find_launcher()
-        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        if launcher is not None and not (launcher.is_quiet and is_alone and code < 128):
+        is_stop = code >= 128  # then the launcher's traceback comes first, and one line is enough
+        can_be_quiet = os.environ.get("WORLD_SIZE", "1") == "1" and not is_stop
+        comes_again = launcher is not None and not (launcher.is_quiet and can_be_quiet)
+        if not (comes_again and is_stop):
+            print(line, file=sys.stderr, flush=True)
+        if comes_again and can_be_quiet:
+            print(QUIET_HINT, file=sys.stderr, flush=True)
+        if launcher is not None and comes_again:
             subprocess.Popen(
                 [sys.executable, "-P", LAST_LINE, str(launcher.pid), line, str(code)],
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # so that it is not ended together with the ranks
             )
-        print(line, file=sys.stderr, flush=True)
-    leave(code)
+    if at_once:
+        os._exit(code)
+    sys.exit(code)
 
 
 @dataclass(frozen=True)
@@ -271,7 +280,9 @@ def _sharding(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         cpu_ram_efficient_loading=False,
-        auto_wrap_policy=os.environ.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP"),
+        auto_wrap_policy=os.environ.get(  # type: ignore[arg-type]  # Accelerate checks the name
+            "FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP"
+        ),
         mixed_precision_policy=MixedPrecisionPolicy(
             param_dtype=compute_dtype, reduce_dtype=torch.float32
         ),

@@ -13,8 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import psutil
 
@@ -26,6 +27,8 @@ PEER_SECS = 2.0
 """The signal that ended other ranks reaches this one within this time."""
 LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
 PR_SET_PDEATHSIG = 1
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What signal.signal takes and returns."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,7 +54,7 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
     """
     raised_at: list[float] = []
 
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         is_repeat = bool(raised_at) and now - raised_at[-1] < REPEAT_SECS
         if not is_repeat:
@@ -124,12 +127,12 @@ def _is_launched(parent: int) -> bool:
     return any(os.path.basename(word) in LAUNCHERS for word in words)
 
 
-def _handle(numbers: tuple[int, ...], handler: object) -> dict[int, object]:
+def _handle(numbers: tuple[int, ...], handler: Handler) -> dict[int, Handler]:
     """Set the handler of these signals, except for ignored ones. Returns the former handlers.
 
     Nothing happens outside the main thread, because only the main thread gets signals.
     """
-    before: dict[int, object] = {}
+    before: dict[int, Handler] = {}
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
