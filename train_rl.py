@@ -44,6 +44,7 @@ from mtsql.rl.presets import PRESETS, Preset
 from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
+from mtsql.rl.trajectory_text import update_text
 from mtsql.rl.update_metrics import update_metrics
 from mtsql.run.checkpoint import CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
@@ -239,7 +240,7 @@ def train(
             metrics |= update_metrics(groups, trained, steps, config.advantage, ranks, engine_gap)
             stage = curriculum.stage_at(update, config.num_updates)
             log.metrics({"stage": "rl", "update": update, "curriculum_stage": stage, **metrics})
-            log.trajectories(update, [scored.readable() for group in groups for scored in group])
+            log.trajectories(update + 1, update_text(update + 1, groups, collector.renderer.text))
             progress.num_done = update + 1
             progress.ex = None  # that of the old weights
 

@@ -162,26 +162,10 @@ class RunLog:
             raise WriteError(f"{path}: cannot be written: the run folder was deleted")
         write_text(path, text)
 
-    def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
-        """Write an update's best and worst trajectories as readable text."""
-        if not self.is_main or not records:
-            return
-        ranked = sorted(records, key=lambda record: -record["reward"])
-        blocks = [_block("best", record) for record in ranked[:num_each]]
-        blocks += [_block("worst", record) for record in ranked[-num_each:]]
-        # A reply may hold half a character, which UTF-8 cannot encode.
-        text = "\n".join(blocks).encode("utf-8", "backslashreplace").decode("utf-8")
-        self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
-
-
-def _block(name: str, record: dict[str, Any]) -> str:
-    """A trajectory as readable text."""
-    parts = " ".join(f"{key}={value:.2f}" for key, value in record["components"].items())
-    return (
-        f"=== {name}: turn {record['turn_id']} reward {record['reward']:.3f} ({parts}) "
-        f"{record['outcome']}\n"
-        f"gold: {record['gold_sql']}\n{record['transcript']}\n"
-    )
+    def trajectories(self, update: int, text: str) -> None:
+        """Write the text of an update's trajectories. `update` counts finished updates."""
+        if self.is_main:
+            self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
 
 
 @contextmanager
