@@ -54,6 +54,7 @@ from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, writing
 from mtsql.run.seeds import require_seed, seed_update
 from mtsql.run.signals import no_interrupt, peers_may_stop
+from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
 from mtsql.sql.datasets import DataConfig
 from mtsql.warm_start import kept_warm_start
@@ -122,6 +123,8 @@ class Config:
     optim: OptimConfig = OptimConfig(lr=3e-4, schedule="cosine")
     """The optimizer. The schedule counts updates; it is constant in the paper and the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, and with the wording of the prompts set."""
@@ -153,7 +156,7 @@ class Progress:
 
 def main(config: Config) -> None:
     """One run, in a run folder that no other process uses at the same time."""
-    accelerator = make_accelerator(config.model.mixed_precision)
+    accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     with run_folder(Ranks.of(accelerator), Path(config.run)):
         run(config, accelerator)
 
@@ -161,7 +164,7 @@ def main(config: Config) -> None:
 def run(config: Config, accelerator: Accelerator) -> None:
     """Load, evaluate, probe, train, evaluate and save."""
     config, begun = resumed(config)
-    check_folder(config, Ranks.of(accelerator))  # before the warm start, which takes minutes
+    check_folder(config, begun, accelerator)  # before the warm start, which takes minutes
     changed = None if config.resume else differences(config)
     config = warm_started(config, accelerator)
     splits = ("train", "dev_seen", "dev")
@@ -240,7 +243,7 @@ def train(
             metrics |= update_metrics(groups, trained, steps, config.advantage, ranks, engine_gap)
             stage = curriculum.stage_at(update, config.num_updates)
             log.metrics({"stage": "rl", "update": update, "curriculum_stage": stage, **metrics})
-            log.trajectories(update + 1, update_text(update + 1, groups, collector.renderer.text))
+            log.trajectories(update + 1, update_text(groups, collector.renderer.text))
             progress.num_done = update + 1
             progress.ex = None  # that of the old weights
 

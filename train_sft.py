@@ -40,6 +40,7 @@ from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
 from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
+from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
@@ -105,6 +106,8 @@ class Config:
     sft: SftConfig = SftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
     """`every` counts optimizer steps over all rounds; 0: a checkpoint is written only at Ctrl-C."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, and with the wording of the prompts set."""
@@ -164,11 +167,11 @@ def max_tokens(config: Config) -> int:
 
 def main(config: Config) -> None:
     """Stage 1 as a run of its own, in a run folder that no other process uses at the same time."""
-    accelerator = make_accelerator(config.model.mixed_precision)
+    accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     ranks = Ranks.of(accelerator)
     with run_folder(ranks, Path(config.run)):
         config, begun = resumed(config)
-        check_folder(config, ranks)
+        check_folder(config, begun, accelerator)
         warm_start(config, begun, accelerator)
 
 

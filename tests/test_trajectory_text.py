@@ -80,7 +80,7 @@ def test_any_text_gives_printable_utf_8(text):
 
 def test_text_that_looks_like_marks_or_headings_is_not_taken_for_them(database):
     reply = "SELECT a[[0]]\n======== train:1:0 ========\x1b[2J\r\ud83d"
-    text = update_text(1, [[scored(database, 0, 1.0, reply)]], decode)
+    text = update_text([[scored(database, 0, 1.0, reply)]], decode)
     shown = text.split(LEGEND)[1]
     assert shown.count("[[") == shown.count("]]") == 2
     assert [line for line in shown.splitlines() if line.startswith("====")] == [
@@ -109,7 +109,7 @@ def test_no_group_is_shown_twice(database, num_groups):
     groups = [group_of(database, place, 3) for place in range(num_groups)]
     shown = [groups.index(group) for _, group in chosen_groups(groups)]
     assert sorted(shown) == list(range(num_groups))
-    assert f"{num_groups} of {num_groups} groups" in update_text(1, groups, decode)
+    assert f"{num_groups} of this update's {num_groups} groups" in update_text(groups, decode)
 
 
 def test_a_group_shows_its_turn_all_siblings_and_the_best_and_worst_text(database):
@@ -117,9 +117,9 @@ def test_a_group_shows_its_turn_all_siblings_and_the_best_and_worst_text(databas
     config = AdvantageConfig(scale="none", on_truncated="mask")
     group[3].trajectory.env.end(Outcome.REPLY_TOKENS)
     compute_advantages([group], Ranks(), config)
-    text = update_text(20, [group], decode)
+    text = update_text([group], decode)
     body = text.split(LEGEND)[1]
-    assert text.startswith("Update 20: 1 of 1 groups of the main rank.\n")
+    assert text.startswith("1 of this update's 1 groups on the main rank.\n")
     assert body == (
         "\n======== dev:0:0: large spread of rewards ========\n"
         "database  shows\n"
@@ -152,26 +152,26 @@ def test_a_group_shows_its_turn_all_siblings_and_the_best_and_worst_text(databas
 
 def test_a_truncated_reply_is_there_to_its_last_token(database):
     reply = "<think> " + "so " * 400
-    text = update_text(1, [[scored(database, 0, 0.0, reply, Outcome.REPLY_TOKENS)]], decode)
+    text = update_text([[scored(database, 0, 0.0, reply, Outcome.REPLY_TOKENS)]], decode)
     assert f"[[{reply}]]" in text and "reply_tokens" in text
 
 
 def test_siblings_with_the_same_text_are_shown_once(database):
     same = [scored(database, i, 1.0, "SELECT 1") for i in range(3)]
-    assert update_text(1, [same], decode).count("[[SELECT 1]]") == 1
+    assert update_text([same], decode).count("[[SELECT 1]]") == 1
     other = [*same, scored(database, 3, 1.0, "SELECT 2")]
-    text = update_text(1, [other], decode)
+    text = update_text([other], decode)
     assert "---- one: sample 0" in text and "---- another: sample 3" in text
 
 
 def test_a_prompt_that_the_model_did_not_read_is_not_shown(database):
-    text = update_text(1, [[scored(database, 0, 0.0, "", Outcome.PROMPT_TOKENS)]], decode)
+    text = update_text([[scored(database, 0, 0.0, "", Outcome.PROMPT_TOKENS)]], decode)
     assert "prompt (5 tokens): not shown" in text and "who ?" not in text
     assert "(no token was sampled)" in text
 
 
 def test_a_kl_penalty_has_a_column(database):
     group = group_of(database, 1.0, 1.0)
-    assert " kl " not in update_text(1, [group], decode)
+    assert " kl " not in update_text([group], decode)
     group[0].kl = 0.25
-    assert re.search(r"sample +reward +kl +advantage", update_text(1, [group], decode))
+    assert re.search(r"sample +reward +kl +advantage", update_text([group], decode))

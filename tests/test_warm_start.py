@@ -135,6 +135,7 @@ def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch
         replace(config, run="elsewhere", resume="elsewhere"),
         replace(config, checkpoint=CheckpointConfig(every=1)),
         replace(config, env=EnvConfig(num_sql_workers=1)),
+        replace(config, trackers=("wandb",)),
     ):
         assert warm_start.warm_start_key(same) == key
     for other in (

@@ -34,7 +34,7 @@ def warm_start_key(sft: "train_sft.Config") -> str:
     from."""
     env = replace(sft.env, num_sql_workers=0)  # the number of workers changes no result
     settings = to_dict(replace(sft, env=env))
-    for without_effect in ("run", "resume", "engine", "checkpoint"):
+    for without_effect in ("run", "resume", "engine", "checkpoint", "trackers"):
         del settings[without_effect]
     texts = warm_start_texts(sft.data, sft.env, sft.style)
     return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])

@@ -29,15 +29,15 @@ weighted sum of the components. An advantage of - means: not trained on.
 _BETWEEN_BRACKETS = re.compile(r"(?<=\[)\\*(?=\[)|(?<=\])\\*(?=\])")
 
 
-def update_text(update: int, groups: list[Group], decode: Decode) -> str:
+def update_text(groups: list[Group], decode: Decode) -> str:
     """The groups of an update that `chosen_groups` chooses: for each of them the turn, the prompt,
     a table of all siblings, and the full text of the best and of the worst one.
 
-    `update` counts finished updates. The size is bounded: at most `MAX_GROUPS` prompts, and twice
-    as many trajectories, each within its token budget.
+    The size is bounded: at most `MAX_GROUPS` prompts, and twice as many trajectories, each within
+    its token budget.
     """
     chosen = chosen_groups(groups)
-    heading = f"Update {update}: {len(chosen)} of {len(groups)} groups of the main rank.\n{LEGEND}"
+    heading = f"{len(chosen)} of this update's {len(groups)} groups on the main rank.\n{LEGEND}"
     return "\n".join([heading, *(_group_text(why, group, decode) for why, group in chosen)])
 
 

@@ -46,13 +46,14 @@ MAY_CHANGE = (
     "sft.optim.offload",
     "model.gradient_checkpointing",
     "env.num_sql_workers",
+    "trackers",
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
 numbers."""
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
-    r"(inputs|scores|audit|farming|versions(-[0-9]+)?)\.json)\.(partial|old)",
+    r"(inputs|scores|audit|farming|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|dev|dev_seen)-[0-9]+\.json\.partial",
     "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",

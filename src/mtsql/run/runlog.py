@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 
 from mtsql.files import WriteError, print_line, read_lines, write_text
 from mtsql.run.config import config_diff, save_config
+from mtsql.run.trackers import tracked_numbers
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
@@ -48,14 +49,17 @@ class RunLog:
         config: Any,
         is_main: bool = True,
         resume_at: tuple[int, int] | None = None,
+        track: Callable[[dict[str, float], int | None], None] | None = None,
     ) -> None:
         """ValueError if the folder already holds a run, because nothing is ever overwritten.
 
         `resume_at` is (update, bytes of metrics.jsonl) of the checkpoint of a resumed run. Lines
-        after it are deleted, because their updates are repeated.
+        after it are deleted, because their updates are repeated. `track(numbers, update)` gets the
+        numbers of each new line.
         """
         self.folder = Path(folder)
         self.is_main = is_main
+        self._track = track
         self._timings: dict[str, float] = {}
         if not is_main:
             return
@@ -114,6 +118,8 @@ class RunLog:
             line = {"time": round(time.time(), 2), **values, **timings}
             with writing(self.metrics_file):
                 _append(self.metrics_file, json.dumps(line) + "\n")
+            if self._track is not None:
+                self._track(tracked_numbers(line), line.get("update"))
         self._timings = {}
 
     def total(self, name: str) -> float:
