@@ -90,7 +90,11 @@ def _draw_rewards(axes: Axes, updates: list[Row], config: dict) -> None:
         high = [min(value, max(possible[1], *mean)) for value in high]
     window = max(MIN_WINDOW, len(updates) // 20)
     is_short = len(updates) <= window
-    style = {"color": COLOURS[0], "linewidth": 0.8, "marker": "." if is_short else None}
+    style: dict[str, Any] = {
+        "color": COLOURS[0],
+        "linewidth": 0.8,
+        "marker": "." if is_short else None,
+    }
     label = "mean \u00b1 standard deviation"
     axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label=label)
     axes.plot(x, mean, **style, alpha=0.7, label="mean of an update")
@@ -129,7 +133,7 @@ def _draw_scores(axes: Axes, evals: list[Row], config: dict) -> None:
     names = _split_names(config)
     seen: list[float] = []
     for place, split in enumerate(splits):
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[place % len(MARKERS)],
             "markersize": 5 if len(evals) <= 20 else 2,
@@ -143,7 +147,7 @@ def _draw_scores(axes: Axes, evals: list[Row], config: dict) -> None:
             values = list(points.values())
             change = " \u2192 ".join(f"{value:.1f}" for value in (values[:1] + values[1:][-1:]))
             label = f"{metric.upper()} {change}"
-            axes.plot(points.keys(), values, line, **style, markerfacecolor=fill, label=label)
+            axes.plot(list(points), values, line, **style, markerfacecolor=fill, label=label)
             seen += values
     if not seen:
         _say(axes, "no evaluation")
