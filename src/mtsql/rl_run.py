@@ -71,7 +71,7 @@ def evaluate_held_out(
     """Greedy EX and EM with gold history after `update` updates, on held-out dialogues of seen
     databases (`dev_seen`) and of unseen ones (`dev`). They are logged, printed and drawn."""
     log = session.log
-    with log.work("eval", f"update {update}: evaluation") as show, peers_may_stop():
+    with log.work("eval", f"evaluation at update {update}") as show, peers_may_stop():
         turns_of = collector.evaluate_held_out(max_turns, show)
     metrics: dict[str, Any] = {"stage": "eval", "update": update}
     scores = {}

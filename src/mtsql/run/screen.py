@@ -58,7 +58,7 @@ def _is_terminal() -> bool:
 def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     text = TextColumn("{task.description}", markup=False)
     count = TextColumn("{task.fields[count]}", markup=False)
-    columns: list[ProgressColumn] = [text, BarColumn(20), count, TimeElapsedColumn()]
+    columns: list[ProgressColumn] = [text, BarColumn(15), count, TimeElapsedColumn()]
     left = TimeRemainingColumn(compact=True)
     with Progress(*columns, left, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=None, count="")
@@ -140,12 +140,10 @@ def percent(fraction: float | None) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """A rate with at most five characters, such as 1912 or 125k; - for None."""
-    if per_second is None:
-        return "-"
-    if per_second < 99_999.5:
-        return f"{per_second:.0f}"
-    return f"{per_second / 1e3:.0f}k" if per_second < 9_999_500 else f"{per_second / 1e6:.0f}M"
+    """A rate with at most five characters, such as 1912, 125k or 2e7; - for None."""
+    if per_second is None or per_second >= 9_999_500:
+        return short(per_second)
+    return f"{per_second:.0f}" if per_second < 99_999.5 else f"{per_second / 1e3:.0f}k"
 
 
 def duration(secs: float) -> str:
