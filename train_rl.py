@@ -162,9 +162,7 @@ def run(config: Config, accelerator: Accelerator) -> None:
     progress = first_progress(config, session, collector)
     if begun is None:
         session.save_checkpoint(learner, 0, progress.state())
-    sizes = [len(stage) for stage in progress.curriculum.stages]
-    dropped = progress.curriculum.num_dropped
-    session.log.print(f"curriculum: {sizes} turns by stage, {dropped} dropped")
+    session.log.print(progress.describe())
 
     start = progress.num_done
     try:

@@ -81,6 +81,12 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(error, session, monkeypatch,
     assert type(error).__name__ in out
 
 
+def test_the_curriculum_is_a_line():
+    curriculum = Curriculum([["a", "b"], []], (0.5, 0.5), seed=1, num_dropped=4)
+    line = "curriculum: 2 turns in stage 1, 0 turns in stage 2; 4 solved turns left out"
+    assert Progress(curriculum, BEFORE, None).describe() == line
+
+
 def test_progress_survives_a_checkpoint():
     curriculum = Curriculum([["a"], []], (0.5, 0.5), seed=1)
     for scores in (AFTER, None):

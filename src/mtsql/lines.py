@@ -249,9 +249,11 @@ def change(name: str, before: float, after: float) -> str:
 
 
 def listed(values: dict[str, str]) -> str:
-    """Named values, one a line and aligned, for the last lines of a run."""
-    width = max(map(len, values))
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items())
+    """Named values, each on a line of its own and aligned, for the last lines of a run. A line of
+    more than 80 columns is broken between words."""
+    width = max(map(len, values)) + 2
+    named = [f"{name.ljust(width)}{value}" for name, value in values.items()]
+    return "\n".join(wrapped(line, " " * width) for line in named)
 
 
 def _rate(number: float, secs: float) -> float:

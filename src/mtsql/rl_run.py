@@ -58,6 +58,15 @@ class Progress:
             "curriculum": self.curriculum.state(),
         }
 
+    def describe(self) -> str:
+        """The curriculum in a line."""
+        sizes = [len(stage) for stage in self.curriculum.stages]
+        text = "curriculum: " + ", ".join(
+            f"{size} turns in stage {number}" for number, size in enumerate(sizes, 1)
+        )
+        num_solved = self.curriculum.num_dropped
+        return f"{text}; {num_solved} solved turns left out" if num_solved else text
+
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Progress":
         """The progress that a checkpoint stores."""

@@ -38,8 +38,9 @@ def activity(
     """Show what goes on inside the `with`: a bar on a terminal, otherwise a line now and then.
 
     Yields a function to be called with the number of finished units and of all units. Until it is
-    called, the bar only shows the time, and there is no line. Nothing is shown without `is_shown`
-    (other ranks); without `has_lines` there are no lines (their numbers are in others).
+    called, the bar only shows the time, and there is no line. Nothing is shown without `is_shown`,
+    which is for all ranks but the main one, so the numbers are those of its own share. Without
+    `has_lines` there are no lines, because others have their numbers.
     """
     if is_shown and _is_terminal():
         with _bar(title, unit) as show:
@@ -108,13 +109,13 @@ class Table:
         return " ".join(cell.rjust(width) for cell, width in zip(row, self.widths, strict=True))
 
 
-def wrapped(text: str) -> str:
+def wrapped(text: str, indent: str = "  ") -> str:
     """A text in lines of at most 80 columns, broken between words. The lines after the first are
     indented. A word that is longer stays whole."""
     if len(text) <= WIDTH:
         return text
     return textwrap.fill(
-        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
