@@ -21,8 +21,9 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import printing, write_text
+from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
-from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
+from mtsql.model_notes import notes_file, prompt_style, read_notes
 from mtsql.rl.evaluate import evaluate, predictions_text, scores_as_rows, summarize
 from mtsql.run.config import to_dict
 from mtsql.run.launch import make_accelerator, run_folder, run_script
@@ -97,6 +98,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
     ranks = Ranks.of(accelerator)
     folder = Path(config.run)
     ranks.on_main(check_free, folder, False)
+    announce(config, ranks)
     with accelerator.main_process_first():
         workbench = set_up(
             config.model,
@@ -111,12 +113,12 @@ def score(config: Config, accelerator: Accelerator) -> None:
     workbench.policy.to(accelerator.device)
     corpus = workbench.corpora[config.split]
     log = RunLog(folder, config, ranks.is_main)
-    changed = differences(config)
-    if changed:
-        log.print(changed)
     dialogues = corpus.dialogues[: config.max_dialogues or None]
     turns = [turn for dialogue in ranks.share(dialogues) for turn in dialogue.turns]
-    with generation_weights(workbench.policy, config.model.compute_dtype) as model:
+    with (
+        log.work("eval", f"{config.split}, {config.history} history") as show,
+        generation_weights(workbench.policy, config.model.compute_dtype) as model,
+    ):
         engine = Engine(model, workbench.renderer.stop_ids, config.sampling, config.engine)
         mine, _ = evaluate(
             engine,
@@ -125,6 +127,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
             workbench.env_maker(config.split),
             history=config.history,
             max_prompt_tokens=config.max_prompt_tokens,
+            show=show,
         )
     score_of = {score.turn_id: score for score in ranks.gather(mine)}
     scores = [score_of[turn.turn_id] for dialogue in dialogues for turn in dialogue.turns]
@@ -143,6 +146,23 @@ def score(config: Config, accelerator: Accelerator) -> None:
             "turns": scores_as_rows(scores),
         },
     )
+    everything = summary["all"]
+    names = {f"{config.split}_{name}": everything[name] for name in ("ex", "em")}
+    log.metrics({"stage": "eval", **names})
+    log.print(last_lines(config))
+
+
+def last_lines(config: Config) -> str:
+    """How long the evaluation took, where its files are, and what may come next."""
+    values = {
+        "took": took(config),
+        "scores": f"{config.run}/scores.json (by turn of each dialogue)",
+        "predictions": f"{config.run}/predictions.sql",
+    }
+    if config.history == "gold":
+        flags = f"--history predicted --run {config.run}-predicted"
+        values["next"] = f"python eval.py --model.path {config.model.path} {flags}"
+    return listed(values)
 
 
 def show(summary: dict, title: str) -> None:

@@ -21,7 +21,7 @@ unequal rewards only (`advantage.zero_variance`; the recipes count all groups).
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import train_sft
 from accelerate import Accelerator
@@ -33,25 +33,26 @@ from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, minibatches
+from mtsql.lines import UpdateLines, announce
 from mtsql.model.policy import ModelConfig
-from mtsql.model_notes import differences, prompt_style
+from mtsql.model_notes import prompt_style
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.checks import check_config, max_tokens
 from mtsql.rl.collect import Collector
-from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
-from mtsql.rl.evaluate import scores_as_rows, summarize
+from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
+from mtsql.rl.trajectory_text import update_text
 from mtsql.rl.update_metrics import update_metrics
+from mtsql.rl_run import Progress, evaluate_held_out, probe, report
 from mtsql.run.checkpoint import CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
-from mtsql.run.launch import NothingLearned, make_accelerator, run_folder, run_script
-from mtsql.run.plots import plot_training
+from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
-from mtsql.run.runlog import RunLog, writing
 from mtsql.run.seeds import require_seed, seed_update
 from mtsql.run.signals import no_interrupt, peers_may_stop
+from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
 from mtsql.sql.datasets import DataConfig
 from mtsql.warm_start import kept_warm_start
@@ -122,6 +123,8 @@ class Config:
     """The optimizer. One update is one step of the schedule, which is constant in the paper and in
     the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, and with the wording of the prompts set."""
@@ -134,26 +137,9 @@ class Config:
         return replace(self, run=self.resume or self.run, style=style)
 
 
-@dataclass
-class Progress:
-    """How far a run is, as its checkpoints keep it."""
-
-    curriculum: Curriculum
-    before: dict[str, float]
-    """Held-out EX by split before the first update."""
-    ex: dict[str, float] | None
-    """Held-out EX of the current weights. None if they have not been evaluated."""
-    num_done: int = 0
-    """Finished updates."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint stores besides the number of updates."""
-        return {"before": self.before, "ex": self.ex, "curriculum": self.curriculum.state()}
-
-
 def main(config: Config) -> None:
     """One run, in a run folder that no other process uses at the same time."""
-    accelerator = make_accelerator(config.model.mixed_precision)
+    accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     with run_folder(Ranks.of(accelerator), Path(config.run)):
         run(config, accelerator)
 
@@ -161,13 +147,12 @@ def main(config: Config) -> None:
 def run(config: Config, accelerator: Accelerator) -> None:
     """Load, evaluate, probe, train, evaluate and save."""
     config, begun = resumed(config)
-    check_folder(config, Ranks.of(accelerator))  # before the warm start, which takes minutes
-    changed = None if config.resume else differences(config)
+    ranks = Ranks.of(accelerator)
+    check_folder(config, begun, accelerator)  # before the warm start, which takes minutes
+    announce(config, ranks, begun)
     config = warm_started(config, accelerator)
     splits = ("train", "dev_seen", "dev")
     session = open_session(config, begun, accelerator, splits=splits, max_tokens=max_tokens(config))
-    if changed:
-        session.log.print(changed)
     learner = Learner(
         session.workbench.policy,
         accelerator,
@@ -182,23 +167,21 @@ def run(config: Config, accelerator: Accelerator) -> None:
     progress = first_progress(config, session, collector)
     if begun is None:
         session.save_checkpoint(learner, 0, progress.state())
-    sizes = [len(stage) for stage in progress.curriculum.stages]
-    dropped = progress.curriculum.num_dropped
-    session.log.print(f"curriculum: {sizes} turns by stage, {dropped} dropped")
+    session.log.print(progress.describe())
 
     start = progress.num_done
     try:
         train(config, session, collector, learner, progress)
-        after = progress.ex
+        after = progress.scores
         if after is None:
-            after = evaluate_held_out(config, session.log, collector, config.num_updates)
+            after = evaluate_held_out(session, collector, config.num_updates, config.eval_turns)
     except KeyboardInterrupt as stop:
         raise session.stopped(stop, learner, progress.num_done, progress.state()) from None
     if start < config.num_updates:
-        progress.ex = after
+        progress.scores = after
         session.save_checkpoint(learner, config.num_updates, progress.state())
     session.save_model()
-    report(config, session, progress.before, after)
+    report(session, config.num_updates, progress.before, after)
 
 
 def train(
@@ -209,10 +192,11 @@ def train(
     ranks = session.ranks
     curriculum = progress.curriculum
     start = progress.num_done
-    for update in log.progress(range(start, config.num_updates), "rl"):
+    lines = UpdateLines(log, config.num_updates, config.eval_every)
+    for update in range(start, config.num_updates):
         # First evaluate, then save: a checkpoint holds the EX of its own weights.
-        if progress.ex is None and is_due(update, config.eval_every):
-            progress.ex = evaluate_held_out(config, log, collector, update)
+        if progress.scores is None and is_due(update, config.eval_every):
+            progress.scores = evaluate_held_out(session, collector, update, config.eval_turns)
         if update > start and is_due(update, config.checkpoint.every):
             session.save_checkpoint(learner, update, progress.state())
         seed_update(config.seed, update + 1, ranks.index)
@@ -222,8 +206,11 @@ def train(
 
         # 2. Roll out G trajectories per turn and 3. score them. Each rank takes its share of the
         #    groups. Groups without a signal may be replaced by those of other turns.
-        with log.timer("rollout"), peers_may_stop():
-            groups, metrics = collector.collect(picked, curriculum, update, config.num_updates)
+        title = f"update {update + 1}/{config.num_updates}"
+        with log.work("rollout", f"{title}: rollout") as show, peers_may_stop():
+            groups, metrics = collector.collect(
+                picked, curriculum, update, config.num_updates, show
+            )
 
         with no_interrupt():  # Ctrl-C waits until the update is complete
             # 4. Compute advantages within each group, after the KL penalty.
@@ -232,23 +219,26 @@ def train(
             samples = compute_advantages(groups, ranks, config.advantage)
 
             # 5. Learn.
-            steps, engine_gap = learn(config, log, learner, samples, update)
+            lr = learning_rate(config.optim, update, config.num_updates)
+            with log.work("learn", f"{title}: learning"):
+                steps, engine_gap = learn(config, learner, samples, update, lr)
 
             # 6. Record the successes and write the evidence.
             record(curriculum, groups, ranks, config.group_size)
             trained = with_gradient(samples, config.loss)
             metrics |= update_metrics(groups, trained, steps, config.advantage, ranks, engine_gap)
             stage = curriculum.stage_at(update, config.num_updates)
-            log.metrics({"stage": "rl", "update": update, "curriculum_stage": stage, **metrics})
-            log.trajectories(update, [scored.readable() for group in groups for scored in group])
+            done = {"stage": "rl", "update": update + 1, "curriculum_stage": stage, "lr": lr}
+            lines.add(done | metrics)
+            log.trajectories(update + 1, update_text(groups, collector.renderer.text))
             progress.num_done = update + 1
-            progress.ex = None  # that of the old weights
+            progress.scores = None  # those of the old weights
 
 
 def learn(
-    config: Config, log: RunLog, learner: Learner, samples: list[Sample], update: int
+    config: Config, learner: Learner, samples: list[Sample], update: int, lr: float
 ) -> tuple[list[dict[str, float]], float | None]:
-    """Take the optimizer steps of an update.
+    """Take the optimizer steps of an update, with the learning rate `lr`.
 
     Each step has one denominator over all ranks and micro-batches. It includes samples without an
     advantage, although they are not computed. Returns the results of the steps, and the difference
@@ -256,21 +246,19 @@ def learn(
     """
     engine_gap = None
     results = []
-    with log.timer("learn"):
-        if config.loss.kl_coef:
-            samples = learner.with_reference(samples)
-        if config.old_logprobs == "recomputed":
-            samples, engine_gap = learner.with_recomputed(samples)
-        parts = minibatches(
-            samples,
-            learner.ranks,
-            num_passes=config.num_passes,
-            num_parts=config.minibatches,
-            seed=f"{config.seed}/{update}",
-        )
-        lr = learning_rate(config.optim, update, config.num_updates)
-        for part in parts:
-            results.append(learner.optimizer_step(part, lr))
+    if config.loss.kl_coef:
+        samples = learner.with_reference(samples)
+    if config.old_logprobs == "recomputed":
+        samples, engine_gap = learner.with_recomputed(samples)
+    parts = minibatches(
+        samples,
+        learner.ranks,
+        num_passes=config.num_passes,
+        num_parts=config.minibatches,
+        seed=f"{config.seed}/{update}",
+    )
+    for part in parts:
+        results.append(learner.optimizer_step(part, lr))
     return results, engine_gap
 
 
@@ -309,71 +297,11 @@ def make_collector(config: Config, session: Session) -> Collector:
 
 def first_progress(config: Config, session: Session, collector: Collector) -> Progress:
     """The progress of the checkpoint, or that of a new run: evaluated and probed."""
-    state = session.state
-    if state:
-        curriculum = Curriculum.from_state(state["curriculum"])
-        return Progress(curriculum, state["before"], state["ex"], state["update"])
-    before = evaluate_held_out(config, session.log, collector, 0)
-    return Progress(probe(config, session, collector), before, before)
-
-
-def evaluate_held_out(
-    config: Config, log: RunLog, collector: Collector, update: int
-) -> dict[str, float]:
-    """Log greedy EX and EM with gold history, on held-out dialogues of seen databases (`dev_seen`)
-    and of unseen ones (`dev`). Returns EX by split."""
-    with peers_may_stop():
-        scores = collector.evaluate_held_out(config.eval_turns)
-    metrics = {"stage": "eval", "update": update}
-    ex = {}
-    for split, turns in scores.items():
-        summary = summarize(turns)
-        everything = summary["all"]
-        log.write_json(
-            f"eval/{split}-{update:05d}.json", {**summary, "turns": scores_as_rows(turns)}
-        )
-        metrics[f"{split}_ex"] = everything["ex"]
-        metrics[f"{split}_em"] = everything["em"]
-        ex[split] = everything["ex"]
-        log.print(
-            f"update {update}: {split} EX {everything['ex']:.1f} EM {everything['em']:.1f} "
-            f"({everything['count']} turns)"
-        )
-    log.metrics(metrics)
-    return ex
-
-
-def probe(config: Config, session: Session, collector: Collector) -> Curriculum:
-    """Sort the training turns into stages by the successes of the policy that the run starts
-    with."""
-    num_samples = config.curriculum.probe_samples
-    if not num_samples:
-        turns = session.workbench.corpora["train"].turns
-        counts = {turn.turn_id: (0, 0) for turn in turns}
-        return build_curriculum(counts, config.curriculum, config.seed)
-    mine = []
-    for part in session.log.progress(collector.probe_parts(config.curriculum), "probe"):
-        mine += collector.probe(part, num_samples).items()
-    counts = dict(session.ranks.gather(mine))
-    return build_curriculum(counts, config.curriculum, config.seed)
-
-
-def report(
-    config: Config, session: Session, before: dict[str, float], after: dict[str, float]
-) -> None:
-    """Plot the run and print what it has changed. NothingLearned if no optimizer step was taken."""
-    folder = session.folder
-    if session.ranks.is_main:
-        with writing(folder / "training.png"):
-            plot_training(folder / "metrics.jsonl", folder / "training.png")
-    for split in after:
-        session.log.print(f"{split}: held-out EX {before[split]:.1f} -> {after[split]:.1f}")
-    if not session.ranks.from_main(session.log.total, "num_steps"):
-        raise NothingLearned(
-            f"no optimizer step was taken in {config.num_updates} updates, because no trajectory "
-            f"was better or worse than its group: {folder}/model is the model that the run started "
-            "with. Start from a model that solves some of the turns, or raise group_size"
-        )
+    if session.state:
+        return Progress.from_state(session.state)
+    before = evaluate_held_out(session, collector, 0, config.eval_turns)
+    curriculum = probe(session, collector, config.curriculum, config.seed)
+    return Progress(curriculum, before, before)
 
 
 def warm_started(config: Config, accelerator: Accelerator) -> Config:

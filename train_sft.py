@@ -22,14 +22,15 @@ from accelerate import Accelerator
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import read_json, write_text
+from mtsql.files import print_line, read_json, read_lines, write_text
 from mtsql.judge.hardness import hardness
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner
+from mtsql.lines import StepLines, announce, is_finished, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
-from mtsql.model_notes import differences, prompt_style
+from mtsql.model_notes import prompt_style
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
 from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
@@ -38,8 +39,10 @@ from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
+from mtsql.run.screen import activity
 from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
+from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Turn
@@ -106,6 +109,8 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
     """Here `every` counts optimizer steps over all rounds; with 0, a checkpoint is written only at
     Ctrl-C."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, and with the wording of the prompts set."""
@@ -165,12 +170,16 @@ def max_tokens(config: Config) -> int:
 
 def main(config: Config) -> None:
     """Stage 1 as a run of its own, in a run folder that no other process uses at the same time."""
-    accelerator = make_accelerator(config.model.mixed_precision)
+    accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     ranks = Ranks.of(accelerator)
     with run_folder(ranks, Path(config.run)):
         config, begun = resumed(config)
-        check_folder(config, ranks)
-        warm_start(config, begun, accelerator)
+        check_folder(config, begun, accelerator)
+        announce(config, ranks, begun)
+        if not ranks.from_main(is_finished, config, begun):
+            warm_start(config, begun, accelerator)
+        if ranks.is_main:
+            print_line(last_lines(config))
 
 
 def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerator) -> None:
@@ -184,9 +193,6 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         max_tokens=max_tokens(config),
         demonstrations=demonstrations_file(config) if config.source == "demonstrations" else None,
     )
-    changed = None if config.resume else differences(config)
-    if changed:
-        session.log.print(changed)
     optim, max_batch_tokens = config.sft.optim, config.sft.max_batch_tokens
     policy = session.workbench.policy
     learner = Learner(policy, accelerator, optim, max_batch_tokens=max_batch_tokens)
@@ -201,8 +207,23 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
     except KeyboardInterrupt as stop:
         raise session.stopped(stop, learner, progress.update, progress.state()) from None
     session.save_model()
-    session.log.print(f"saved {session.folder}/model")
     accelerator.wait_for_everyone()
+
+
+def last_lines(config: Config) -> str:
+    """How long the run took, what it has changed, and where its files are."""
+    rows = [json.loads(line) for line in read_lines(Path(config.run) / "metrics.jsonl")]
+    losses = f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"
+    model = f"{config.run}/model"
+    return listed(
+        {
+            "took": f"{took(config)}, {len(rows)} optimizer steps",
+            "loss": losses,
+            "model": model,
+            "log": f"{config.run}/metrics.jsonl",
+            "next": f"python train_rl.py --model.path {model}",
+        }
+    )
 
 
 def train_on_own_rollouts(
@@ -246,24 +267,22 @@ def train_on(
     stage = "sft" if config.source == "demonstrations" else f"round{progress.round}"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
-    for step in session.log.progress(range(progress.done, num_steps), stage):
-        chunk = order[step * sft.samples_per_update : (step + 1) * sft.samples_per_update]
-        mine = [samples[place] for place in session.ranks.share(chunk)]
-        with no_interrupt():
-            stats = learner.optimizer_step(mine, learning_rate(sft.optim, step, num_steps))
-            session.log.metrics(
-                {
-                    "stage": stage,
-                    "update": step,
-                    "loss": stats["loss"],
-                    "grad_norm": stats["grad_norm"],
-                    "num_tokens": sum(samples[place].num_trained for place in chunk),
-                }
-            )
-            progress.update += 1
-            progress.done = step + 1
-        if config.checkpoint.every and progress.update % config.checkpoint.every == 0:
-            session.save_checkpoint(learner, progress.update, progress.state())
+    lines = StepLines(session.log, stage, progress.done, num_steps)
+    with activity(stage, session.ranks.is_main, "steps", has_lines=False) as show:
+        for step in range(progress.done, num_steps):
+            chunk = order[step * sft.samples_per_update : (step + 1) * sft.samples_per_update]
+            mine = [samples[place] for place in session.ranks.share(chunk)]
+            lr = learning_rate(sft.optim, step, num_steps)
+            with no_interrupt():
+                with session.log.timer("step"):
+                    stats = learner.optimizer_step(mine, lr)
+                num_tokens = sum(samples[place].num_trained for place in chunk)
+                lines.add(step + 1, progress.update + 1, lr, stats, num_tokens)
+                progress.update += 1
+                progress.done = step + 1
+            show(progress.done, num_steps)
+            if config.checkpoint.every and progress.update % config.checkpoint.every == 0:
+                session.save_checkpoint(learner, progress.update, progress.state())
 
 
 def sample_order(num_samples: int, length: int, seed: int) -> list[int]:
@@ -286,15 +305,18 @@ def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
     """The demonstrations as samples. ValueError if the longest does not fit into a micro-batch or
     into the model's positions."""
     workbench = session.workbench
-    samples = demonstration_samples(
-        workbench.corpora["train"],
-        workbench.env_maker("train"),
-        workbench.renderer,
-        demonstrations_file(config),
-        seed=config.seed,
-        max_samples=config.sft.max_samples,
-        max_prompt_tokens=config.max_prompt_tokens,
-    )
+    is_main = session.ranks.is_main
+    with activity("replaying demonstrations", is_main, "demonstrations") as show:
+        samples = demonstration_samples(
+            workbench.corpora["train"],
+            workbench.env_maker("train"),
+            workbench.renderer,
+            demonstrations_file(config),
+            seed=config.seed,
+            max_samples=config.sft.max_samples,
+            max_prompt_tokens=config.max_prompt_tokens,
+            show=show,
+        )
     longest = max(len(sample.prompt_ids) + len(sample.ids) for sample in samples)
     what = "the longest demonstration"
     require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
@@ -312,7 +334,10 @@ def collect_round(turns: list[Turn], config: Config, session: Session, number: i
     workbench, ranks, selftaught = session.workbench, session.ranks, config.selftaught
     sampling = replace(config.sampling, temperature=selftaught.temperature)
     mine = ranks.share(turns)
-    with generation_weights(workbench.policy, config.model.compute_dtype) as model:
+    with (
+        activity(f"round {number}: rollouts", ranks.is_main) as show,
+        generation_weights(workbench.policy, config.model.compute_dtype) as model,
+    ):
         engine = Engine(model, workbench.renderer.stop_ids, sampling, config.engine)
         played = rollout(
             engine,
@@ -324,6 +349,7 @@ def collect_round(turns: list[Turn], config: Config, session: Session, number: i
             update=number,
             max_prompt_tokens=config.max_prompt_tokens,
             judge=judge,
+            show=show,
         )
     chosen: list[Sample] = []
     solved: list[str] = []

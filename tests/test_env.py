@@ -1,7 +1,5 @@
 """Each way an episode ends, what is observed instead, and what the records say about it."""
 
-import json
-
 import pytest
 
 from helpers.episodes import (
@@ -154,22 +152,6 @@ def test_the_last_proposed_query_may_be_the_answer(database):
         env = make_env(database, max_replies=3, answer_fallback=fallback)
         play(env, replies)
         assert env.outcome is Outcome.MAX_REPLIES and env.final_sql == final_sql
-
-
-def test_a_transcript_shows_replies_and_observations_in_order(database):
-    env = make_env(database)
-    play(env, [call(GOLD, think="hm"), answer()])
-    lines = env.transcript().splitlines()
-    opening = env.reset()[0][0]["content"].splitlines()
-    assert lines[: len(opening)] == opening
-    assert [line.strip() for line in lines[len(opening) :]] == [
-        "[model] hm",
-        f"exec_sql({json.dumps({'code': GOLD})})",
-        "[observation] Ann",
-        "[model]",
-        GOLD,
-        f"[answered] {GOLD}",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from helpers.chat_models import LIKE_SMOLLM, SYSTEM, TOOLS, USER, byte_tokenizer
 from mtsql.agent.protocol import TAGS
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import CHAT_TEMPLATE, CONTROL, train_tokenizer
+from mtsql.rl.trajectory_text import marked_text
 
 ANY_TEXT = st.text(
     st.one_of(st.characters(codec="utf-8"), st.sampled_from("ÿĠ \n\t\"'(_aA1"))
@@ -58,7 +59,7 @@ def test_ids_and_mask_of_two_steps_by_hand():
     ]
     assert second == [65, 220, 66, end]
     assert [i for i, m in enumerate(mask) if m] == [21, 22, 23, 24, 79, 80, 81, 82]
-    assert renderer.show_mask(ids, mask) == (
+    assert marked_text(ids, mask, renderer.text) == (
         "<|im_start|>user\nN?<|im_end|>\n"
         "<|im_start|>assistant\n[[<t>a</t><|im_end|>]]\n"
         "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n"

@@ -12,7 +12,7 @@ from mtsql.agent.reply import Verdict, format_reply
 from mtsql.engine.engine import SamplingConfig, StopReason
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.rl.rollout import rollout
+from mtsql.rl.rollout import rollout, show_part
 from mtsql.rl.selftaught import replay
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Database, schema_from_sqlite
@@ -111,6 +111,25 @@ def test_a_database_value_can_never_answer_or_become_a_control_token(renderer, d
 )
 def test_a_budget_of_tokens_ends_the_episode(renderer, database, replies, options, outcome):
     assert play(renderer, database, replies, **options)[1].outcome is outcome
+
+
+@pytest.mark.parametrize("max_prompt_tokens", [4000, 5])
+def test_each_episode_that_ends_is_reported(renderer, database, max_prompt_tokens):
+    replies = [format_reply(call(GOLD)), format_reply(answer(GOLD))]
+    script = [[(1, reply) for reply in replies] for _ in range(3)]
+    reported = []
+    rollout(
+        ScriptedEngine(renderer, script),
+        renderer,
+        [turn_with()],
+        lambda turn: make_env(turn, database),
+        num_samples=3,
+        seed=1,
+        update=2,
+        max_prompt_tokens=max_prompt_tokens,
+        show=show_part(lambda done, total: reported.append((done, total)), 10, 20),
+    )
+    assert reported == [(11, 20), (12, 20), (13, 20)]
 
 
 def test_a_demonstration_replays_to_the_ids_a_policy_would_have_sampled(renderer, database):

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -59,3 +60,34 @@ def test_an_installed_program_has_no_commit(tmp_path, monkeypatch, no_git_variab
 def test_the_provenance_of_a_run_is_json(tmp_path):
     RunLog(tmp_path / "run", Config())
     assert json.loads((tmp_path / "run/versions.json").read_text())["git"] == git_commit()
+
+
+def test_a_line_has_the_seconds_since_the_one_before_and_those_of_its_timers(tmp_path):
+    log = RunLog(tmp_path / "run", Config())
+    with log.work("eval", "evaluation") as show:
+        show(1, 2)
+        time.sleep(0.02)
+    assert log.secs("eval") >= 0.02 and log.secs("probe") == 0
+    log.metrics({"stage": "eval", "dev_ex": 1.0})
+    log.metrics({"stage": "rl", "num_steps": 2})
+    log.metrics({"stage": "rl", "num_steps": None})
+    one, two, _ = log.rows
+    assert one["wall_secs"] >= one["eval_secs"] >= 0.02
+    assert "eval_secs" not in two and two["wall_secs"] < 0.02
+    assert log.total("num_steps") == 2
+    written = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert list(map(json.loads, written)) == log.rows
+
+
+def test_a_resumed_log_has_the_rows_up_to_its_checkpoint(tmp_path):
+    log = RunLog(tmp_path / "run", Config())
+    log.metrics({"stage": "rl", "update": 1})
+    size = log.metrics_file.stat().st_size
+    log.metrics({"stage": "rl", "update": 2})
+    resumed = RunLog(tmp_path / "run", Config(), resume_at=(1, size))
+    assert [row["update"] for row in resumed.rows] == [1]
+
+
+def test_long_lines_are_broken_between_words(tmp_path, capsys):
+    RunLog(tmp_path / "run", Config()).print("word " * 30 + "\n" + "short")
+    assert capsys.readouterr().out.splitlines()[0] == " ".join(["word"] * 16)

@@ -49,7 +49,7 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
         assert (run / name).is_file(), name
     assert list((run / "trajectories").iterdir())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["update"] for line in lines if line["stage"] == "rl"] == [0, 1]
+    assert [line["update"] for line in lines if line["stage"] == "rl"] == [1, 2]
     remembered = json.loads((run / "model/mtsql.json").read_text())
     for folder in (run / "checkpoints").glob("update-*"):
         assert json.loads((folder / "model/mtsql.json").read_text()) == remembered

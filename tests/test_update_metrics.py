@@ -1,13 +1,16 @@
 """The metrics of an update, from trajectories and optimizer steps with known numbers."""
 
 import pytest
+import torch
 
 from helpers.collecting import scored
 from mtsql.agent.env import Outcome
-from mtsql.learner.packing import Sample
+from mtsql.learner.losses import LossConfig, policy_loss
+from mtsql.learner.packing import Sample, pack
 from mtsql.rl.advantages import AdvantageConfig
-from mtsql.rl.update_metrics import update_metrics
+from mtsql.rl.update_metrics import LOSS_STATS, update_metrics
 from mtsql.run.ranks import Ranks
+from mtsql.sql.query import QueryStatus
 
 SAMPLE = Sample([1], [7, 7], [1, 1], [1.0, 1.0], [-1.0, -1.0])
 STEP = {
@@ -33,7 +36,10 @@ def test_trajectories_are_counted_by_outcome_and_treatment():
     group[3].components["ex"] = 1.0
     config = AdvantageConfig(on_truncated="mask", on_malformed="drop", kl_coef=0.1)
     metrics = update_metrics([group], [SAMPLE, SAMPLE], [{}], config, Ranks())
-    assert metrics == {
+    usual = {f"outcome/{outcome.value}": 0 for outcome in Outcome}
+    usual |= {f"queries/{status.value}": 0 for status in QueryStatus}
+    usual |= {f"loss/{name}": None for name in LOSS_STATS}
+    assert metrics == usual | {
         "reward": 3,
         "reward_std": pytest.approx(5**0.5),
         "reward_kl": 0.5,
@@ -48,12 +54,32 @@ def test_trajectories_are_counted_by_outcome_and_treatment():
         "kept_frac": 0.5,
         "response_tokens": 2,
         "num_tokens": 4,
+        "num_sampled": 8,
         "num_steps": 0,
+        "num_computed": 0,
         "loss": None,
         "grad_norm": None,
         "engine_gap": None,
         "learn_computed_per_distinct": None,
     }
+
+
+def test_every_update_has_the_same_keys():
+    """A table of all updates then has no holes."""
+    config = AdvantageConfig()
+    without = update_metrics([[scored(0)]], [], [{}], config, Ranks())
+    step = {**STEP, **dict.fromkeys(("clip_low", "clip_high", "ratio_far", "entropy"), 1.0)}
+    other = [scored(1, Outcome.MAX_REPLIES, is_malformed=True)]
+    with_step = update_metrics([other], [SAMPLE], [step], config, Ranks())
+    assert list(without) == list(with_step)
+
+
+def test_the_names_of_the_loss_statistics_are_those_of_the_loss():
+    sample = Sample([1], [7, 7], [1, 1], [1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0])
+    [batch] = pack([sample], 9)
+    zeros = torch.zeros(2)
+    _, stats = policy_loss(zeros, zeros, batch, LossConfig(kl_coef=0.1))
+    assert set(stats) == set(LOSS_STATS)
 
 
 def test_losses_are_means_over_the_tokens_of_all_steps():

@@ -23,7 +23,7 @@ from mtsql.files import WriteError
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED, run_script
-from mtsql.run.runlog import RunLog
+from mtsql.run.signals import no_interrupt
 from mtsql.sql.datasets import DataConfig
 
 start = partial(runs.start, script=SMALL_RL)
@@ -87,12 +87,15 @@ def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatc
         warm_start.make_warm_start(sft, tmp_path / name, accelerator, train_sft.warm_start)
         return load_file(tmp_path / name / "model/model.safetensors")
 
-    def stop_after_five(_, items, name):
-        yield from itertools.islice(items, 5)
-        raise KeyboardInterrupt
+    calls = itertools.count()
+
+    def stop_after_five():
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return no_interrupt()
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunLog, "progress", stop_after_five)
+        patched.setattr(train_sft, "no_interrupt", stop_after_five)
         try:
             with pytest.raises(
                 KeyboardInterrupt, match="after 5 optimizer steps; the same command"
@@ -135,6 +138,7 @@ def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch
         replace(config, run="elsewhere", resume="elsewhere"),
         replace(config, checkpoint=CheckpointConfig(every=1)),
         replace(config, env=EnvConfig(num_sql_workers=1)),
+        replace(config, trackers=("wandb",)),
     ):
         assert warm_start.warm_start_key(same) == key
     for other in (

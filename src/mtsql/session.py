@@ -8,6 +8,7 @@ The order of a run:
     session.save_model()                    at the end
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, check_free, writing
 from mtsql.run.seeds import seed_update
 from mtsql.run.signals import ignore_stops
+from mtsql.run.trackers import Tracker, start_trackers
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import Workbench, digest, set_up
 
@@ -47,15 +49,22 @@ class RunConfig(EpisodeConfig, Protocol):
     @property
     def checkpoint(self) -> CheckpointConfig: ...
 
+    @property
+    def trackers(self) -> Sequence[Tracker]: ...
 
-def check_folder(config: RunConfig, ranks: Ranks) -> None:
+
+def check_folder(config: RunConfig, begun: Checkpoint | None, accelerator: Accelerator) -> None:
     """ValueError, before anything is loaded, if the run folder holds another run, or if the files
-    of a resumed run have changed."""
+    of a resumed run have changed. Then start the trackers, which may ask the user to log in."""
     run = Path(config.run)
+    ranks = Ranks.of(accelerator)
     if config.resume:
         ranks.on_main(check_files, run, config)
     else:
         ranks.on_main(check_free, run)
+    if config.trackers:
+        first_step = begun.state["update"] + 1 if begun else 0
+        start_trackers(accelerator, run, config, first_step)
 
 
 @dataclass
@@ -155,7 +164,8 @@ def open_session(
         ranks.on_main(check_inputs, run, inputs)
         state = begun.state if begun else {}
         resume_at = (state.get("update", 0), state.get("metrics_bytes", 0))
-    log = RunLog(run, config, ranks.is_main, resume_at)
+    track = accelerator.log if config.trackers else None
+    log = RunLog(run, config, ranks.is_main, resume_at, track)
     if ranks.is_main:
         files = hash_inputs(config, workbench.corpora, workbench.databases)
         keep_inputs(run, inputs | files)

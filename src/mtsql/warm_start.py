@@ -6,6 +6,7 @@ share it.
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 
 from mtsql.files import WriteError, print_line
+from mtsql.rl.rollout import Show, show_nothing
 from mtsql.run.checkpoint import Checkpoint, newest_checkpoint, resumed
 from mtsql.run.config import to_dict
 from mtsql.run.launch import run_folder
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import NotFinite, make_folder
+from mtsql.run.screen import activity, duration, wrapped
 from mtsql.workbench import digest, warm_start_texts
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round
@@ -28,15 +31,15 @@ Train = Callable[["train_sft.Config", Checkpoint | None, Accelerator], None]
 """The function `warm_start` of train_sft.py."""
 
 
-def warm_start_key(sft: "train_sft.Config") -> str:
+def warm_start_key(sft: "train_sft.Config", show: Show = show_nothing) -> str:
     """A hash of everything that a warm start depends on, except for the code that learns: the
     settings, the precision that `model.dtype` means on this machine, and the texts to learn
-    from."""
+    from. `show` is told of each demonstration."""
     env = replace(sft.env, num_sql_workers=0)  # the number of workers changes no result
     settings = to_dict(replace(sft, env=env))
-    for without_effect in ("run", "resume", "engine", "checkpoint"):
+    for without_effect in ("run", "resume", "engine", "checkpoint", "trackers"):
         del settings[without_effect]
-    texts = warm_start_texts(sft.data, sft.env, sft.style)
+    texts = warm_start_texts(sft.data, sft.env, sft.style, show)
     return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
 
 
@@ -50,7 +53,8 @@ def kept_warm_start(
     there; see `make_warm_start`."""
     ranks = Ranks.of(accelerator)
     ranks.on_main(make_folder, parent, "warm_start_folder")
-    key = ranks.from_main(warm_start_key, sft)
+    with activity("looking for a kept warm start", ranks.is_main, "turns") as show:
+        key = ranks.from_main(warm_start_key, sft, show)
     folder = parent / f"seed{sft.seed}-{key}"
     if not ranks.from_main((folder / "model").is_dir):
         make_warm_start(sft, folder, accelerator, train)
@@ -79,7 +83,9 @@ def make_warm_start(
             is_begun = any((partial / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
             if ranks.is_main:
                 what = "continuing the one that was begun" if is_begun else "training one"
-                print_line(f"no warm start in {folder}: {what} (it is kept for later runs)")
+                text = f"no warm start in {folder}: {what} (it is kept for later runs)"
+                print_line(wrapped(text))
+            start = time.monotonic()
             sft = replace(sft, run=str(partial), resume=str(partial) if is_begun else None)
             try:
                 train(*resumed(sft), accelerator)
@@ -93,6 +99,8 @@ def make_warm_start(
             accelerator.free_memory()
             if ranks.is_main:
                 os.replace(partial, folder)
+                text = f"warm start: done in {duration(time.monotonic() - start)}, kept in {folder}"
+                print_line(wrapped(text))
             accelerator.wait_for_everyone()
     except KeyboardInterrupt as stop:
         kept = "before its first step"

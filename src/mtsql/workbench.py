@@ -40,6 +40,7 @@ from mtsql.model.rendering import Renderer
 from mtsql.model.sizes import require_embeddings, require_positions
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.model_notes import prompt_style
+from mtsql.rl.rollout import Show, show_nothing
 from mtsql.rl.selftaught import read_demonstrations
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
@@ -220,15 +221,18 @@ def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle)
         yield "system user assistant no rows more rows"
 
 
-def warm_start_texts(data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:
+def warm_start_texts(
+    data: DataConfig, env: EnvConfig, style: PromptStyle, show: Show = show_nothing
+) -> Iterator[str]:
     """All texts that the warm start of the embedded model depends on: the training text of its
     tokenizer, every demonstration as played with these settings, and the code that makes
-    tokens."""
+    tokens. `show` is told of each demonstration."""
     set_num_workers(env.num_sql_workers)
     corpus = load_split(data, "train")
     yield from _texts(corpus, data, env, style)
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
-    for turn in corpus.turns:
+    for number, turn in enumerate(corpus.turns, 1):
+        show(number, len(corpus.turns))
         replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
         yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)
     for module in (rendering, chat_template, tokenizing, prompts, prompt_text, protocol):

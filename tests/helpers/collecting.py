@@ -44,7 +44,7 @@ class ScriptedCollector(Collector):
     truncated: tuple[str, ...] = ()
     tried: list[list[str]] = field(default_factory=list)
 
-    def play(self, turns, split, *, num_samples, update):
+    def play(self, turns, split, *, num_samples, update, show):
         self.tried.append([turn.turn_id for turn in turns])
         groups = []
         for turn in turns:

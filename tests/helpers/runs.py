@@ -111,12 +111,10 @@ def num_lines(run: Path) -> int:
 
 
 def metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without times."""
+    """The lines of metrics.jsonl without times, rates and memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: v for key, v in line.items() if key != "time" and not key.endswith("_secs")}
-        for line in lines
-    ]
+    measured = ("time", "_secs", "_per_sec", "peak_memory_mb")
+    return [{key: v for key, v in line.items() if not key.endswith(measured)} for line in lines]
 
 
 def updates(run: Path) -> list[dict]:

@@ -18,8 +18,8 @@ run = Path(sys.argv[sys.argv.index(flag) + 1])
 file = run.with_name(f"{run.name}-played-{os.environ.get('RANK', '0')}")
 
 
-def recorded(self, turns, split, *, num_samples, update):
-    groups, engine = play(self, turns, split, num_samples=num_samples, update=update)
+def recorded(self, turns, split, *, num_samples, update, show):
+    groups, engine = play(self, turns, split, num_samples=num_samples, update=update, show=show)
     if update < PROBE_UPDATE:
         with open(file, "a") as lines:
             for trajectory in [scored.trajectory for group in groups for scored in group]:

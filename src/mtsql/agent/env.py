@@ -6,7 +6,6 @@ database put there, is ever parsed. A tool that is not in use does not exist: no
 and a call of it is answered like a call of any unknown tool.
 """
 
-import json
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, get_args
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args
 from mtsql.agent import prompts
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
-from mtsql.agent.reply import Action, Answer, ParseError, Reply, ToolCall, parse_reply
+from mtsql.agent.reply import Answer, ParseError, Reply, ToolCall, parse_reply
 from mtsql.agent.tools import Episode, ToolResult, bugs_of, tool_schemas, tools_named
 from mtsql.choices import require_choices
 from mtsql.sql.dialogues import Turn
@@ -187,18 +186,6 @@ class SqlEnv:
             self.final_sql = proposed[-1]
         return outcome
 
-    def transcript(self) -> str:
-        """The episode as readable text."""
-        parts = [message["content"] for message in self.reset()[0]]
-        for record in self.records:
-            reply = record.reply
-            verdicts = f"{reply.exec_verdict or ''} {reply.memory_verdict or ''}"
-            parts.append(f"[model] {reply.think} {verdicts}\n  {_shown(reply.action)}")
-            if record.observation is not None:
-                parts.append(f"[observation] {record.observation}")
-        ended = self.outcome.value if self.outcome else "running"
-        return "\n".join([*parts, f"[{ended}] {self.final_sql}"])
-
     def _end_with(self, reply: Reply, outcome: Outcome) -> Outcome:
         """Record a reply that ends the episode."""
         self.records.append(ReplyRecord(reply))
@@ -213,14 +200,3 @@ class SqlEnv:
                 with bugs_of(f"the tool {tool.name}"):
                     return tool.run(episode, call.arguments)
         return ToolResult(prompts.unknown_tool(self.config.tools))
-
-
-def _shown(action: Action) -> str:
-    """An action in a transcript."""
-    match action:
-        case ToolCall(name, arguments):
-            return f"{name}({json.dumps(arguments, ensure_ascii=False)})"
-        case Answer(sql):
-            return sql
-        case ParseError():
-            return str(action)

@@ -121,15 +121,6 @@ class Renderer:
         )
         return cast(str, text)  # a list only for several sequences
 
-    def show_mask(self, ids: list[int], mask: list[int]) -> str:
-        """The text with its trained stretches in double square brackets, for a reader."""
-        starts = [i for i in range(len(ids)) if i == 0 or bool(mask[i]) != bool(mask[i - 1])]
-        shown = ""
-        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-            text = self.text(ids[start:end])
-            shown += f"[[{text}]]" if mask[start] else text
-        return shown
-
     def template_difference(
         self, messages: list[dict], tools: list[dict], steps: Sequence[tuple[str, str]] = ()
     ) -> str | None:

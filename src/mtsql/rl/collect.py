@@ -14,7 +14,7 @@ from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.evaluate import TurnScore, evaluate
 from mtsql.rl.rewards import RewardConfig, group_components, reward_components, total_reward
-from mtsql.rl.rollout import rollout
+from mtsql.rl.rollout import Show, rollout, show_nothing, show_part
 from mtsql.rl.samples import has_signal
 from mtsql.rl.scored import Group, Scored, num_right, turn_of
 from mtsql.rl.trajectory import Trajectory
@@ -51,7 +51,12 @@ class Collector:
     seed: int
 
     def collect(
-        self, picked: list[str], curriculum: Curriculum, update: int, num_updates: int
+        self,
+        picked: list[str],
+        curriculum: Curriculum,
+        update: int,
+        num_updates: int,
+        show: Show = show_nothing,
     ) -> tuple[list[Group], dict[str, float]]:
         """This rank's groups of an update, scored, and metrics of the rollouts of all ranks.
 
@@ -68,7 +73,9 @@ class Collector:
         turn_ids = picked  # those of the next rollout
         for num_resampled in range(self.resample_rounds + 1):
             mine = [turns[turn_id] for turn_id in self.ranks.share(turn_ids)]
-            new, engine = self.play(mine, "train", num_samples=self.group_size, update=update)
+            new, engine = self.play(
+                mine, "train", num_samples=self.group_size, update=update, show=show
+            )
             groups += new
             tried += turn_ids
             counts.add(engine, sum(has_signal(group, self.advantage) for group in new))
@@ -92,7 +99,13 @@ class Collector:
         return groups, metrics
 
     def play(
-        self, turns: list[Turn], split: str, *, num_samples: int, update: int
+        self,
+        turns: list[Turn],
+        split: str,
+        *,
+        num_samples: int,
+        update: int,
+        show: Show = show_nothing,
     ) -> tuple[list[Group], Engine]:
         """Roll out and score a group of `num_samples` episodes for each turn.
 
@@ -110,6 +123,7 @@ class Collector:
                 update=update,
                 max_prompt_tokens=self.max_prompt_tokens,
                 judge=self._score,
+                show=show,
             )
         starts = range(0, len(scored), num_samples)
         groups = [scored[start : start + num_samples] for start in starts]
@@ -130,37 +144,58 @@ class Collector:
             one.components |= values
             one.reward += total_reward(values, self.reward.weights)
 
-    def probe_parts(self, config: CurriculumConfig) -> list[list[Turn]]:
-        """The training turns to probe, in parts, each of which all ranks share."""
+    def probe(
+        self, config: CurriculumConfig, show: Show = show_nothing
+    ) -> dict[str, tuple[int, int]]:
+        """Turn id -> (successes, attempts) of the current policy, for the turns of all ranks. A
+        success is right in execution and in structure.
+
+        The turns are played in parts, each of which the ranks share, so that not all of their
+        trajectories are in memory at a time.
+        """
         turns = list(self.corpora["train"].turns)
         random.Random(self.seed).shuffle(turns)
         turns = turns[: config.max_probe_turns or None]
         size = PROBE_TURNS_AT_ONCE * self.ranks.count
-        return [turns[start : start + size] for start in range(0, len(turns), size)]
+        starts = range(0, len(turns), size)
+        parts = [self.ranks.share(turns[start : start + size]) for start in starts]
+        num_samples = config.probe_samples
+        num_all = num_samples * sum(len(part) for part in parts)
+        counts: dict[str, tuple[int, int]] = {}
+        for part in parts:
+            part_show = show_part(show, num_samples * len(counts), num_all)
+            groups, _ = self.play(
+                part, "train", num_samples=num_samples, update=PROBE_UPDATE, show=part_show
+            )
+            counts |= {turn_of(group): (num_right(group), num_samples) for group in groups}
+        return dict(self.ranks.gather(list(counts.items())))
 
-    def probe(self, part: list[Turn], num_samples: int) -> dict[str, tuple[int, int]]:
-        """Turn id -> (successes, attempts) of the current policy, for this rank's share of the
-        turns. A success is right in execution and in structure."""
-        mine = self.ranks.share(part)
-        groups, _ = self.play(mine, "train", num_samples=num_samples, update=PROBE_UPDATE)
-        return {turn_of(group): (num_right(group), num_samples) for group in groups}
-
-    def evaluate_held_out(self, max_turns: int) -> dict[str, list[TurnScore]]:
+    def evaluate_held_out(
+        self, max_turns: int, show: Show = show_nothing
+    ) -> dict[str, list[TurnScore]]:
         """The scores of all ranks for each split other than train: greedy episodes with gold
         history. At most `max_turns` turns of a split are played (0 = all)."""
         greedy = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
+        turns_of = {
+            split: self.ranks.share(corpus.turns[: max_turns or None])
+            for split, corpus in self.corpora.items()
+            if split != "train"
+        }
+        num_all = sum(len(turns) for turns in turns_of.values())
+        num_done = 0
         scores = {}
         with generation_weights(self.policy, self.compute_dtype) as model:
-            for split in [name for name in self.corpora if name != "train"]:
-                turns = self.corpora[split].turns[: max_turns or None]
+            for split, turns in turns_of.items():
                 engine = Engine(model, self.renderer.stop_ids, greedy, self.engine)
                 mine, _ = evaluate(
                     engine,
                     self.renderer,
-                    self.ranks.share(turns),
+                    turns,
                     self.env_maker(split),
                     max_prompt_tokens=self.max_prompt_tokens,
+                    show=show_part(show, num_done, num_all),
                 )
+                num_done += len(turns)
                 scores[split] = self.ranks.gather(mine)
         return scores
 

@@ -23,7 +23,7 @@ from mtsql.judge.official_files import prediction_line
 from mtsql.model.rendering import Renderer
 from mtsql.rl.calls import calls_of
 from mtsql.rl.rewards import RewardConfig, exec_verify, memory_verify, propose
-from mtsql.rl.rollout import rollout
+from mtsql.rl.rollout import Show, rollout, show_nothing, show_part
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
 
@@ -60,6 +60,7 @@ def evaluate(
     *,
     history: History = "gold",
     max_prompt_tokens: int,
+    show: Show = show_nothing,
 ) -> tuple[list[TurnScore], list[Trajectory]]:
     """Play one episode of each turn with the engine's sampling (greedy at temperature 0), and score
     the episodes.
@@ -85,6 +86,7 @@ def evaluate(
             update=0,
             max_prompt_tokens=max_prompt_tokens,
             judge=lambda trajectory: (trajectory, score_turn(trajectory)),
+            show=show_part(show, len(played), len(turns)),
         ):
             played[score.turn_id] = trajectory
             scores[score.turn_id] = score

@@ -24,6 +24,8 @@ from mtsql.sql.meter import WorkMeter
 from mtsql.sql.worker_pool import query_threads
 
 T = TypeVar("T")
+Show = Callable[[int, int], None]
+"""Called with the number of finished episodes and of all episodes, each time that one ends."""
 
 TRUNCATED = {
     StopReason.REPLY_TOKENS: Outcome.REPLY_TOKENS,
@@ -39,6 +41,15 @@ judges."""
 NUM_JUDGES = 2
 """Threads that judge finished trajectories. More would slow the decoding thread, which needs the
 interpreter's lock too."""
+
+
+def show_nothing(num_done: int, num_all: int) -> None:
+    """Show no progress."""
+
+
+def show_part(show: Show, num_before: int, num_all: int) -> Show:
+    """How a rollout shows its progress that comes after `num_before` of `num_all` episodes."""
+    return lambda num_done, _: show(num_before + num_done, num_all)
 
 
 def turn_key(turn_id: str) -> int:
@@ -73,6 +84,7 @@ def rollout(
     update: int,
     max_prompt_tokens: int,
     judge: Callable[[Trajectory], T] = lambda trajectory: trajectory,
+    show: Show = show_nothing,
 ) -> list[T]:
     """Play `num_samples` episodes of each turn with the engine's current weights.
 
@@ -80,10 +92,19 @@ def rollout(
     `judge` runs in threads while other rows decode. The results are grouped by turn: those of
     `turns[i]` are at `i * num_samples : (i + 1) * num_samples`, with `sample` counting from 0. If a
     prompt has more than `max_prompt_tokens`, its whole group ends with `Outcome.PROMPT_TOKENS`.
+    `show` is told of each episode that ends.
     """
     with query_threads(NUM_ACTORS, "act") as actors, query_threads(NUM_JUDGES, "judge") as judges:
         judged: list[Future[T] | None] = [None] * (len(turns) * num_samples)
         live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place in `judged`, trajectory)
+        num_done = 0
+
+        def end(place: int, trajectory: Trajectory) -> None:
+            nonlocal num_done
+            judged[place] = judges.submit(judge, trajectory)
+            num_done += 1
+            show(num_done, len(judged))
+
         for number, turn in enumerate(turns):
             envs = [make_env(turn) for _ in range(num_samples)]
             prompt = renderer.render_prompt(*envs[0].reset())  # the same for the whole group
@@ -95,7 +116,7 @@ def rollout(
             if len(prompt) > max_prompt_tokens:
                 for place, trajectory in zip(places, group, strict=True):
                     trajectory.env.end(Outcome.PROMPT_TOKENS)
-                    judged[place] = judges.submit(judge, trajectory)
+                    end(place, trajectory)
                 continue
             keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
             handles = engine.open_group(prompt, keys)
@@ -103,8 +124,7 @@ def rollout(
 
         def finish(handle: int) -> None:
             engine.close(handle)
-            place, trajectory = live.pop(handle)
-            judged[place] = judges.submit(judge, trajectory)
+            end(*live.pop(handle))
 
         acting: list[_Acting] = []  # in the order of their replies
         step = 0

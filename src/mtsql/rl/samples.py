@@ -25,7 +25,8 @@ def measure_kl(groups: list[Group], learner: Learner, config: AdvantageConfig) -
 
 
 def compute_advantages(groups: list[Group], ranks: Ranks, config: AdvantageConfig) -> list[Sample]:
-    """This rank's samples, with advantages computed among the groups of all ranks.
+    """This rank's samples, with advantages computed among the groups of all ranks. Each trajectory
+    that gives a sample keeps its advantage.
 
     Every sample counts in the denominator of the loss. Three kinds of trajectories give no sample:
     those that `config` masks or drops, those without a sampled token and, if
@@ -51,6 +52,7 @@ def compute_advantages(groups: list[Group], ranks: Ranks, config: AdvantageConfi
         for scored, advantage in zip(group, values, strict=True):
             trajectory = scored.trajectory
             if advantage is not None and trajectory.num_sampled:
+                scored.advantage = advantage
                 samples.append(trajectory.to_sample([advantage] * len(trajectory.ids)))
     return samples
 

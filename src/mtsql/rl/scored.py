@@ -25,6 +25,8 @@ class Scored:
     reward: float
     kl: float = 0.0
     """Estimated KL to the reference policy as sampled; measured if `advantage.kl_coef` is set."""
+    advantage: float | None = None
+    """What it is trained with. None before that is computed, and if it is not trained on."""
 
     @property
     def is_truncated(self) -> bool:
@@ -42,20 +44,6 @@ class Scored:
         """Whether the answer is right in execution and in structure."""
         return bool(self.components["ex"] and self.components["em"])
 
-    def readable(self) -> dict:
-        """The trajectory as text, for the best and the worst in the run folder."""
-        turn, env = self.trajectory.turn, self.trajectory.env
-        return {
-            "turn_id": turn.turn_id,
-            "question": turn.question,
-            "gold_sql": turn.sql,
-            "reward": self.reward,
-            "components": self.components,
-            "outcome": env.outcome.value,
-            "final_sql": env.final_sql,
-            "transcript": env.transcript(),
-        }
-
 
 Group = list[Scored]
 """The trajectories sampled from one prompt."""
@@ -69,3 +57,8 @@ def turn_of(group: Group) -> str:
 def num_right(group: Group) -> int:
     """How many trajectories of the group are right."""
     return sum(scored.is_right for scored in group)
+
+
+def rewards(group: Group) -> list[float]:
+    """The rewards of the group's trajectories."""
+    return [scored.reward for scored in group]

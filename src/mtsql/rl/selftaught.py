@@ -19,6 +19,7 @@ from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
 from mtsql.files import parse_json, read_lines
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
+from mtsql.rl.rollout import Show, show_nothing
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Corpus, Turn
 
@@ -150,16 +151,19 @@ def demonstration_samples(
     seed: int,
     max_samples: int,
     max_prompt_tokens: int,
+    show: Show = show_nothing,
 ) -> list[Sample]:
     """Replay a file's demonstrations through the environment, fitted to its tools. The seed draws
-    the order of the samples."""
+    the order of the samples, and `show` is told of each replayed demonstration."""
     turns = {turn.turn_id: turn for turn in corpus.turns}
     demonstrations = sorted(read_demonstrations(file).items())
     if not demonstrations:
         raise ValueError(f"demonstrations {file}: it holds none")
     random.Random(seed).shuffle(demonstrations)
     samples = []
-    for turn_id, replies in demonstrations[: max_samples or None]:
+    demonstrations = demonstrations[: max_samples or None]
+    for number, (turn_id, replies) in enumerate(demonstrations, 1):
+        show(number, len(demonstrations))
         if turn_id in corpus.left_out:
             continue
         if turn_id not in turns:

@@ -2,13 +2,17 @@
 
 import math
 
+from mtsql.agent.env import Outcome
 from mtsql.learner.packing import Sample
 from mtsql.rl.advantages import AdvantageConfig, treatment
 from mtsql.rl.scored import Group, Scored
 from mtsql.run.ranks import Ranks
+from mtsql.sql.query import QueryStatus
 
 NOT_TOKEN_SUMS = ("loss", "grad_norm", "num_computed", "num_distinct", "num_tokens")
 """Results of an optimizer step that are not divided by its number of tokens."""
+LOSS_STATS = ("clip_low", "clip_high", "ratio", "ratio_far", "entropy", "logprob_gap", "kl")
+"""Statistics of the policy loss. An update that did not compute one has None for it."""
 
 
 class Sums:
@@ -46,11 +50,19 @@ def update_metrics(
 
         reward, reward_std, reward/NAME     mean and standard deviation; mean of each component
         outcome/NAME, queries/STATUS        number per trajectory
+        num_sampled                         tokens that the policy has sampled
+        num_computed                        tokens that went through the model in optimizer steps
         *_frac                              fraction of the trajectories
         loss, grad_norm                     mean over the optimizer steps
         loss/NAME                           mean over the tokens of all optimizer steps
+
+    Every update has the same keys: what did not occur is 0, and what was not computed is None.
     """
     sums = Sums()
+    for name in [f"outcome/{outcome.value}" for outcome in Outcome]:
+        sums.add(name, 0)
+    for name in [f"queries/{status.value}" for status in QueryStatus]:
+        sums.add(name, 0)
     for scored in [scored for group in groups for scored in group]:
         _add_trajectory(sums, scored, config)
     sums.add("samples", len(samples))
@@ -62,6 +74,7 @@ def update_metrics(
         "reward": reward,
         "reward_std": math.sqrt(max(0.0, sums["reward_squared"] / n - reward**2)),
         "num_tokens": sums["tokens_trained"],
+        "num_sampled": sums["tokens_sampled"],
         "kept_frac": sums["samples"] / n,
         "response_tokens": sums["tokens_sampled"] / n,
         "truncated_frac": sums["truncated"] / n,
@@ -101,16 +114,19 @@ def _step_metrics(
     taken = [step for step in steps if step]
     metrics: dict[str, float | None] = {
         "num_steps": len(taken),
+        "num_computed": 0.0,
         "loss": None,
         "grad_norm": None,
         "learn_computed_per_distinct": None,
         "engine_gap": engine_gap,
+        **{f"loss/{name}": None for name in LOSS_STATS},
     }
     if not taken:
         return metrics
     total = {name: sum(step[name] for step in taken) for name in taken[0]}
     metrics["loss"] = total["loss"] / len(taken)
     metrics["grad_norm"] = total["grad_norm"] / len(taken)
+    metrics["num_computed"] = total["num_computed"]
     metrics["learn_computed_per_distinct"] = total["num_computed"] / total["num_distinct"]
     for name, value in total.items():
         if name not in NOT_TOKEN_SUMS:

@@ -46,13 +46,14 @@ MAY_CHANGE = (
     "sft.optim.offload",
     "model.gradient_checkpointing",
     "env.num_sql_workers",
+    "trackers",
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
 numbers."""
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
-    r"(inputs|scores|audit|farming|versions(-[0-9]+)?)\.json)\.(partial|old)",
+    r"(inputs|scores|audit|farming|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|dev|dev_seen)-[0-9]+\.json\.partial",
     "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",
@@ -289,18 +290,33 @@ def check_unchanged(config: Any, run: Path) -> None:
             )
 
 
-def _prune(run: Path, config: CheckpointConfig) -> None:
-    """Delete the checkpoints that need not be kept. Folders of other programs stay."""
-    found = {}  # checkpoint -> its held-out EX by split, or None
+def best_checkpoint(run: Path) -> tuple[Path, float] | None:
+    """The best of the checkpoints that are kept, with its held-out EX (mean over splits). None if
+    none was written at an evaluation."""
+    scores = {place: ex for place, ex in _scored(run).items() if ex is not None}
+    return max(scores.items(), key=lambda item: item[1], default=None)
+
+
+def _scored(run: Path) -> dict[Path, float | None]:
+    """The checkpoints of this program in a run, with their held-out EX (mean over splits) if they
+    were written at an evaluation."""
+    found: dict[Path, float | None] = {}
     for place in checkpoints(run):
         try:
             state = read_json(place / "state.json")
         except ValueError:
             continue
         if _is_state(state) and _is_of(place, state) and not place.is_symlink():
-            found[place] = state.get("ex")
-    scores = {place: sum(ex.values()) / len(ex) for place, ex in found.items() if ex}
-    best = sorted(scores, key=scores.get, reverse=True)[: config.keep_best]
+            ex = state.get("ex")
+            found[place] = sum(ex.values()) / len(ex) if ex else None
+    return found
+
+
+def _prune(run: Path, config: CheckpointConfig) -> None:
+    """Delete the checkpoints that need not be kept. Folders of other programs stay."""
+    found = _scored(run)
+    scores = {place: ex for place, ex in found.items() if ex is not None}
+    best = sorted(scores, key=lambda place: scores[place], reverse=True)[: config.keep_best]
     newest = list(found)[-config.keep_last :]
     for place in set(found) - set(newest) - set(best):
         # Renamed first, so that no incomplete folder has the name of a checkpoint.

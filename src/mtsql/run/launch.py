@@ -11,7 +11,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +25,7 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
+    ProjectConfiguration,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -42,6 +43,7 @@ from mtsql.run.signals import (
     name_of,
     stoppable,
 )
+from mtsql.run.trackers import Tracker, require_trackers
 
 RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 ADVICE = "start them with: accelerate launch --multi_gpu --num_machines 1 --num_processes N SCRIPT"
@@ -202,9 +204,13 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def make_accelerator(mixed_precision: str) -> Accelerator:
-    """The Accelerator of a script, on the GPU if there is one. ValueError if the launcher was given
-    another precision than `mixed_precision`."""
+def make_accelerator(
+    mixed_precision: str, trackers: Sequence[Tracker] = (), run: str = ""
+) -> Accelerator:
+    """The Accelerator of a script, on the GPU if there is one, with trackers that may write to the
+    folder `run`. ValueError if the launcher was given another precision than `mixed_precision`, or
+    for a tracker that is not installed."""
+    require_trackers(trackers)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", mixed_precision):
         raise ValueError(
@@ -223,6 +229,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         cpu=not has_gpu,
         mixed_precision=mixed_precision,
         fsdp_plugin=plugin,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(logging_dir=os.path.join(run, "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=MAX_WAIT)],
     )
     if plugin and not accelerator.is_fsdp2:

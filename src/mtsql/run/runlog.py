@@ -1,5 +1,5 @@
-"""Write the log of a run: configuration, versions, metrics.jsonl, readable trajectories, and lines
-on the screen.
+"""Write the log of a run: configuration, versions, metrics.jsonl, readable trajectories; and show
+lines and what is going on on the screen.
 
 If a file cannot be written, because the disk is full or the run folder was deleted, the WriteError
 names it.
@@ -8,27 +8,23 @@ names it.
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import torch
 from safetensors import SafetensorError
 
 from mtsql.files import WriteError, print_line, read_lines, write_text
-from mtsql.run.config import config_diff, save_config
+from mtsql.run.config import save_config
+from mtsql.run.screen import activity, wrapped
+from mtsql.run.trackers import tracked_numbers
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
@@ -48,15 +44,21 @@ class RunLog:
         config: Any,
         is_main: bool = True,
         resume_at: tuple[int, int] | None = None,
+        track: Callable[[dict[str, float], int | None], None] | None = None,
     ) -> None:
         """ValueError if the folder already holds a run, because nothing is ever overwritten.
 
         `resume_at` is (update, bytes of metrics.jsonl) of the checkpoint of a resumed run. Lines
-        after it are deleted, because their updates are repeated.
+        after it are deleted, because their updates are repeated. `track(numbers, update)` gets the
+        numbers of each new line.
         """
         self.folder = Path(folder)
         self.is_main = is_main
+        self._track = track
+        self.rows: list[dict[str, Any]] = []
+        """The lines of metrics.jsonl, on the main rank."""
         self._timings: dict[str, float] = {}
+        self._last_row = time.perf_counter()
         if not is_main:
             return
         if resume_at is not None:
@@ -65,7 +67,6 @@ class RunLog:
         check_free(self.folder)
         self._keep_config("config.yaml", config)
         self.write_json("versions.json", _provenance())
-        self.print(f"run {folder}; " + _not_default(config))
         with writing(self.metrics_file):
             self.metrics_file.touch()
 
@@ -86,22 +87,23 @@ class RunLog:
                     f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}"
                 )
             os.truncate(file, num_bytes)
+        self.rows = [json.loads(line) for line in read_lines(file)]
         self._keep_config(f"config-{update:05d}.yaml", config)
         self.write_json(f"versions-{update:05d}.json", _provenance())
-        self.print(f"run {self.folder} continues after {update} updates; " + _not_default(config))
 
     def _keep_config(self, name: str, config: Any) -> None:
         with writing(self.folder / name):
             save_config(config, self.folder / name)
 
     def print(self, text: str) -> None:
-        """Print a line on the screen, on the main rank only."""
+        """Print a text on the screen, on the main rank only. A long line is broken between
+        words."""
         if self.is_main:
-            print_line(text)
+            print_line("\n".join(wrapped(line) for line in text.split("\n")))
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl with the time and the timers since the last line. NotFinite
-        for a number that is not finite."""
+        """Write a line of metrics.jsonl with the time, the seconds since the last line and the
+        timers since then. NotFinite for a number that is not finite."""
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         bad = [key for key, value in numbers.items() if not math.isfinite(value)]
         if bad:
@@ -109,17 +111,35 @@ class RunLog:
                 f"{', '.join(bad)} is not finite in {values.get('stage')} "
                 f"update {values.get('update')}"
             )
+        now = time.perf_counter()
         if self.is_main:
             timings = {name: round(secs, 3) for name, secs in self._timings.items()}
-            line = {"time": round(time.time(), 2), **values, **timings}
+            wall = {"wall_secs": round(now - self._last_row, 3)}
+            line = {"time": round(time.time(), 2), **values, **timings, **wall}
             with writing(self.metrics_file):
                 _append(self.metrics_file, json.dumps(line) + "\n")
+            self.rows.append(line)
+            if self._track is not None:
+                self._track(tracked_numbers(line), line.get("update"))
         self._timings = {}
+        self._last_row = now
 
     def total(self, name: str) -> float:
-        """The sum of a value over all lines of metrics.jsonl that have it."""
-        lines = map(json.loads, read_lines(self.metrics_file))
-        return sum(line.get(name) or 0 for line in lines)
+        """The sum of a value over all lines of metrics.jsonl that have it, on the main rank."""
+        return sum(row.get(name) or 0 for row in self.rows)
+
+    @contextmanager
+    def work(
+        self, name: str, title: str, unit: str = "episodes", has_lines: bool = True
+    ) -> Iterator[Callable[[int, int], None]]:
+        """Time what goes on inside the `with` (see `timer`) and show it (see `activity` in
+        screen.py)."""
+        with self.timer(name), activity(title, self.is_main, unit, has_lines) as show:
+            yield show
+
+    def secs(self, name: str) -> float:
+        """The seconds of a timer since the last line of metrics.jsonl."""
+        return self._timings.get(f"{name}_secs", 0.0)
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
@@ -128,29 +148,6 @@ class RunLog:
         yield
         key = f"{name}_secs"
         self._timings[key] = self._timings.get(key, 0.0) + time.perf_counter() - start
-
-    def progress(self, items: Iterable, name: str) -> Iterator:
-        """Iterate with a progress bar on a terminal, or with about ten lines in a file."""
-        items = list(items)
-        if not self.is_main:
-            yield from items
-        elif sys.stdout.isatty():
-            with Progress(
-                TextColumn(name),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            ) as bar:
-                yield from bar.track(items, description=name)
-        else:
-            start = time.perf_counter()
-            every = max(1, len(items) // 10)
-            for number, item in enumerate(items, 1):
-                yield item
-                if number % every == 0 or number == len(items):
-                    secs = time.perf_counter() - start
-                    self.print(f"{name} {number}/{len(items)}  {secs:.0f} s")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the run folder."""
@@ -162,26 +159,10 @@ class RunLog:
             raise WriteError(f"{path}: cannot be written: the run folder was deleted")
         write_text(path, text)
 
-    def trajectories(self, update: int, records: list[dict], num_each: int = 2) -> None:
-        """Write an update's best and worst trajectories as readable text."""
-        if not self.is_main or not records:
-            return
-        ranked = sorted(records, key=lambda record: -record["reward"])
-        blocks = [_block("best", record) for record in ranked[:num_each]]
-        blocks += [_block("worst", record) for record in ranked[-num_each:]]
-        # A reply may hold half a character, which UTF-8 cannot encode.
-        text = "\n".join(blocks).encode("utf-8", "backslashreplace").decode("utf-8")
-        self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
-
-
-def _block(name: str, record: dict[str, Any]) -> str:
-    """A trajectory as readable text."""
-    parts = " ".join(f"{key}={value:.2f}" for key, value in record["components"].items())
-    return (
-        f"=== {name}: turn {record['turn_id']} reward {record['reward']:.3f} ({parts}) "
-        f"{record['outcome']}\n"
-        f"gold: {record['gold_sql']}\n{record['transcript']}\n"
-    )
+    def trajectories(self, update: int, text: str) -> None:
+        """Write the text of an update's trajectories. `update` counts finished updates."""
+        if self.is_main:
+            self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
 
 
 @contextmanager
@@ -231,9 +212,13 @@ def make_folder(folder: Path, what: str) -> None:
         raise ValueError(f"{what} {folder}: cannot create this folder: {error.strerror}") from error
 
 
-def _not_default(config: Any) -> str:
-    diff = config_diff(config, type(config)())
-    return "not default: " + (", ".join(f"{k}={v}" for k, v in diff.items()) or "nothing")
+def peak_memory_mb() -> float:
+    """The most memory that this process has used so far, in MiB: on a GPU by tensors, otherwise
+    resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 2**10 if sys.platform != "darwin" else kib / 2**20  # macOS counts bytes
 
 
 def _provenance() -> dict[str, Any]:

@@ -1,0 +1,261 @@
+"""The lines that a run prints: the first one, one for each update of train_rl.py or for an interval
+of train_sft.py, warnings, and the last ones.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mtsql.files import print_line
+from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
+from mtsql.rl.warnings import new_warnings
+from mtsql.run.checkpoint import Checkpoint
+from mtsql.run.config import flat, to_dict
+from mtsql.run.ranks import Ranks
+from mtsql.run.recipes import read_yaml
+from mtsql.run.runlog import RunLog, peak_memory_mb
+from mtsql.run.screen import LINE_SECS, Table, duration, percent, rate, short, wrapped
+
+UPDATE_COLUMNS = {
+    "st": 2,
+    "reward": 6,
+    "EX": 4,
+    "EM": 4,
+    "held": 4,
+    "entr": 5,
+    "KL": 5,
+    "grad": 5,
+    "trun": 4,
+    "malf": 4,
+    "roll": 5,
+    "learn": 5,
+    "left": 5,
+}
+LEGEND = (
+    "st: curriculum stage. EX, EM, trun(cated), malf(ormed): % of the rollouts. held: newest "
+    "held-out EX, mean of the splits. entr: entropy. grad: gradient norm before clipping. roll, "
+    "learn: tokens per second, sampled and trained on. left: time left, with evaluations."
+)
+STEP_COLUMNS = {"loss": 6, "lr": 7, "grad": 5, "tokens/s": 8, "left": 5}
+LEFT_WINDOW = 10
+"""The newest updates, whose mean duration gives the time left."""
+NEVER_SHOWN = ("run", "resume")
+"""Keys that the first line of a run does not repeat."""
+
+
+class UpdateLines:
+    """The lines of the updates of train_rl.py on the screen, and their rows in metrics.jsonl. All
+    ranks may call it; only the main rank prints and writes."""
+
+    def __init__(self, log: RunLog, num_updates: int, eval_every: int) -> None:
+        self.log = log
+        self.num_updates = num_updates
+        self.eval_every = eval_every
+        self.table = Table({"update": len(self._place(num_updates)), **UPDATE_COLUMNS})
+        self.updates = [row for row in log.rows if row["stage"] == "rl"]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write the row of an update, with rates, memory and warnings, and print its line."""
+        row = {
+            **row,
+            "rollout_tokens_per_sec": _rate(row["num_sampled"], self.log.secs("rollout")),
+            "learn_tokens_per_sec": _rate(row["num_computed"], self.log.secs("learn")),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+        }
+        warnings = new_warnings([*self.updates, row]) if self.log.is_main else {}
+        row["warning"] = ", ".join(warnings) or None
+        self.log.metrics(row)
+        if not self.log.is_main:
+            return
+        self.updates.append(self.log.rows[-1])
+        if not self.table.num_lines:
+            self.log.print(LEGEND)
+        self.log.print(self._line(row))
+        for name, text in warnings.items():
+            self.log.print(f"warning: {name}: {text}")
+
+    def _place(self, update: int) -> str:
+        """Which update it is, of how many if that leaves the line in 80 columns."""
+        return f"{update}/{self.num_updates}" if self.num_updates < 10_000 else str(update)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        kl = row["loss/kl"] if row["loss/kl"] is not None else row.get("reward_kl")
+        return self.table.line(
+            self._place(row["update"]),
+            str(row["curriculum_stage"] + 1),
+            f"{row['reward']:.3f}",
+            percent(row["reward/ex"]),
+            percent(row["reward/em"]),
+            percent(held_out_ex(self.log.rows)),
+            short(row["loss/entropy"]),
+            short(kl),
+            short(row["grad_norm"]),
+            percent(row["truncated_frac"]),
+            percent(row["malformed_frac"]),
+            rate(row["rollout_tokens_per_sec"]),
+            rate(row["learn_tokens_per_sec"]),
+            duration(secs_left(self.log.rows, self.num_updates, self.eval_every)),
+        )
+
+
+def held_out_ex(rows: list[dict[str, Any]]) -> float | None:
+    """The newest held-out EX as a fraction, the mean of the splits; None without an evaluation."""
+    evaluations = [row for row in rows if row["stage"] == "eval"]
+    if not evaluations:
+        return None
+    values = [value for key, value in evaluations[-1].items() if key.endswith("_ex")]
+    return sum(values) / len(values) / 100 if values else None
+
+
+def secs_left(rows: list[dict[str, Any]], num_updates: int, eval_every: int) -> float:
+    """Seconds until the end of a run whose last row is that of an update: its further updates, and
+    its further evaluations, of which one comes after the last update."""
+    updates = [row for row in rows if row["stage"] == "rl"]
+    evaluations = [row["eval_secs"] for row in rows if row["stage"] == "eval"]
+    num_done = updates[-1]["update"]
+    num_evaluations = 1
+    if eval_every:
+        num_evaluations += sum(u % eval_every == 0 for u in range(num_done, num_updates))
+    newest = [row["wall_secs"] for row in updates[-LEFT_WINDOW:]]
+    secs = sum(newest) / len(newest) * (num_updates - num_done)
+    if evaluations:
+        secs += sum(evaluations) / len(evaluations) * num_evaluations
+    return secs
+
+
+class StepLines:
+    """The lines of the optimizer steps of train_sft.py: the first, the last, and one every ten
+    seconds in between, with the means of the steps since the line before."""
+
+    def __init__(self, log: RunLog, stage: str, first: int, num_steps: int) -> None:
+        """`first` is the number of steps of this stage that were taken before."""
+        self.log = log
+        self.stage = stage
+        self.first = first
+        self.num_steps = num_steps
+        width = len(f"{num_steps}/{num_steps}")
+        self.table = Table({"step": width, **STEP_COLUMNS})
+        self.begun = self.last_line = time.monotonic()
+        self.since: list[dict[str, Any]] = []
+
+    def add(
+        self, num_done: int, update: int, lr: float, stats: dict[str, float], num_tokens: int
+    ) -> None:
+        """Write the row of an optimizer step, and print a line if it is due.
+
+        `num_done` counts the finished steps of this stage and `update` those of the run. `stats`
+        is what the step returned, and `num_tokens` how many tokens it trained.
+        """
+        row = {
+            "stage": self.stage,
+            "update": update,
+            "lr": lr,
+            "loss": stats["loss"],
+            "grad_norm": stats["grad_norm"],
+            "num_tokens": num_tokens,
+            "tokens_per_sec": _rate(stats["num_computed"], self.log.secs("step")),
+        }
+        self.log.metrics(row)
+        self.since.append(stats)
+        now = time.monotonic()
+        is_end = num_done in (self.first + 1, self.num_steps)
+        if not is_end and now - self.last_line < LINE_SECS:
+            return
+        mean = {
+            key: sum(one[key] for one in self.since) / len(self.since)
+            for key in ("loss", "grad_norm")
+        }
+        tokens = sum(one["num_computed"] for one in self.since)
+        secs_per_step = (now - self.begun) / (num_done - self.first)
+        line = self.table.line(
+            f"{num_done}/{self.num_steps}",
+            short(mean["loss"]),
+            f"{lr:.1e}".replace("e-0", "e-"),
+            short(mean["grad_norm"]),
+            rate(tokens / max(now - self.last_line, 1e-9)),
+            duration(secs_per_step * (self.num_steps - num_done)),
+        )
+        self.log.print(line)
+        self.last_line = now
+        self.since = []
+
+
+def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None:
+    """Print, on the main rank, the first lines of a run: its folder, how far it is, the keys that
+    its user has set to another value than the default, and those in which it differs from the
+    training of its model.
+
+    `config` is that of a script, and `begun` the checkpoint that a resumed run continues from.
+    """
+    if not ranks.is_main:
+        return
+    print_line(wrapped(_first_line(config, begun)))
+    changed = None if getattr(config, "resume", None) else differences(config)
+    if changed:
+        print_line(wrapped(changed))
+
+
+def _first_line(config: Any, begun: Checkpoint | None) -> str:
+    text = f"run {config.run}"
+    if not getattr(config, "resume", None):
+        keys = _changed(config, flat(to_dict(type(config)())) | _not_by_user(config))
+        return f"{text}; you changed: {keys}" if keys else f"{text} with default settings"
+    if is_finished(config, begun):
+        return f"{text} is finished: nothing is left to train"
+    done = begun.state["update"] if begun else 0
+    text += f" continues after {done} updates" if done else " starts from its beginning"
+    keys = _changed(config, flat(read_yaml(Path(config.run) / "config.yaml")))
+    return f"{text}; you changed: {keys}" if keys else text
+
+
+def is_finished(config: Any, begun: Checkpoint | None) -> bool:
+    """Whether a resumed run has come to its end before: all updates are done, or in train_sft.py
+    its model is there, which is the last thing that a run writes."""
+    if not hasattr(config, "num_updates"):
+        return bool(config.resume) and (Path(config.run) / "model").is_dir()
+    return begun is not None and begun.state["update"] == config.num_updates
+
+
+def _not_by_user(config: Any) -> dict[str, Any]:
+    """Values by dotted key that the program has set: the wording of the prompts, and in eval.py
+    what the model's notes say."""
+    values = {"style": to_dict(prompt_style(None, config.model.path))}
+    file = notes_file(config.model.path)
+    if file is not None and hasattr(config, "first_recipe"):
+        values = read_notes(file) | values
+    return values
+
+
+def _changed(config: Any, before: dict[str, Any]) -> str:
+    """The keys with another value than `before`, as KEY=VALUE, KEY=VALUE."""
+    now = flat(to_dict(config))
+    changed = [key for key, value in now.items() if value != before.get(key)]
+    return ", ".join(f"{key}={now[key]}" for key in changed if key not in NEVER_SHOWN)
+
+
+def took(config: Any) -> str:
+    """How long this process has run, as a text such as 9 min 12 s."""
+    secs = round(time.time() - psutil.Process().create_time())
+    hours, minutes = secs // 3600, secs // 60 % 60
+    text = f"{hours} h {minutes} min" if hours else f"{minutes} min {secs % 60} s"
+    return f"{text} since it was resumed" if getattr(config, "resume", None) else text
+
+
+def change(name: str, before: float, after: float) -> str:
+    """What rose or fell, such as EX 41.3 -> 52.3 (+11.0). Both in percent."""
+    return f"{name} {before:.1f} -> {after:.1f} ({after - before:+.1f})"
+
+
+def listed(values: dict[str, str]) -> str:
+    """Named values, each on a line of its own and aligned, for the last lines of a run. A line of
+    more than 80 columns is broken between words."""
+    width = max(map(len, values)) + 2
+    named = [f"{name.ljust(width)}{value}" for name, value in values.items()]
+    return "\n".join(wrapped(line, " " * width) for line in named)
+
+
+def _rate(number: float, secs: float) -> float:
+    """A number per second. A timer that measured nothing counts as a nanosecond."""
+    return round(number / max(secs, 1e-9), 1)

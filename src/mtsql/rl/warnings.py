@@ -1,0 +1,104 @@
+"""What the numbers of the updates warn of. Each warning has a name and is given once in a run.
+
+The warnings depend on the rows of metrics.jsonl only. Each row has the names of those that were
+given with it, so a resumed run does not repeat them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+"""A row of an update in metrics.jsonl."""
+
+WINDOW = 5
+"""Updates whose mean is looked at. A single update of a few groups varies too much."""
+MAX_ZERO_VARIANCE = 0.5
+"""Above this fraction, most of the rollouts are sampled for nothing."""
+MIN_ENTROPY = 0.3
+"""Fraction of the first updates' entropy. In the runs of the embedded model it stays above 0.6;
+samples of a policy with much less entropy are nearly equal, and so are their rewards."""
+MAX_TRUNCATED = 0.25
+TRUNCATED_GROWTH = 2.0
+"""Truncated trajectories are worth a warning if they are more than a quarter and twice as many as
+in the first updates. A harder curriculum stage may bring a few more by itself."""
+MAX_ENGINE_GAP = 0.05
+"""Mean difference of log-probs: the ratios are then wrong by 5 % before the first optimizer step, a
+quarter of the usual clipping range of 0.2. Rounding to bfloat16 gives less."""
+
+
+def new_warnings(rows: list[Row]) -> dict[str, str]:
+    """Name -> text of the warnings that the last of `rows` gives and no earlier one has given.
+
+    `rows` are all rows of a run's updates, in order. The key `warning` of the earlier ones holds
+    the names of their warnings, joined by commas, or None.
+    """
+    given = {name for row in rows[:-1] for name in (row["warning"] or "").split(", ")}
+    texts = {name: check(rows) for name, check in CHECKS.items() if name not in given}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _no_step(rows: list[Row]) -> str | None:
+    if rows[-1]["num_steps"]:
+        return None
+    return (
+        f"update {rows[-1]['update']} took no optimizer step, because no trajectory was better or "
+        "worse than its group; raise group_size, or start from a model that solves some turns"
+    )
+
+
+def _zero_variance(rows: list[Row]) -> str | None:
+    share = _mean(rows[-WINDOW:], "zero_variance_frac")
+    if len(rows) < WINDOW or share is None or share <= MAX_ZERO_VARIANCE:
+        return None
+    return (
+        f"{share:.0%} of the groups of the last {WINDOW} updates have equal rewards and teach "
+        "nothing; raise group_size, or set curriculum.resample_rounds"
+    )
+
+
+def _entropy(rows: list[Row]) -> str | None:
+    before, now = _mean(rows[:WINDOW], "loss/entropy"), _mean(rows[-WINDOW:], "loss/entropy")
+    is_low = before is not None and now is not None and now < MIN_ENTROPY * before
+    if len(rows) < 2 * WINDOW or not is_low:
+        return None
+    return (
+        f"the entropy has fallen from {before:.2g} to {now:.2g}, so the samples of a group become "
+        "equal; lower optim.lr, or raise loss.clip_high or loss.entropy_coef"
+    )
+
+
+def _truncated(rows: list[Row]) -> str | None:
+    before, now = _mean(rows[:WINDOW], "truncated_frac"), _mean(rows[-WINDOW:], "truncated_frac")
+    is_high = now is not None and before is not None and now > MAX_TRUNCATED
+    if len(rows) < 2 * WINDOW or not is_high or now <= TRUNCATED_GROWTH * before:
+        return None
+    return (
+        f"{now:.0%} of the trajectories end on a budget, {before:.0%} did at the start; raise "
+        "sampling.max_reply_tokens or env.max_replies, or set reward.overlong_buffer"
+    )
+
+
+def _engine_gap(rows: list[Row]) -> str | None:
+    gap = rows[-1]["engine_gap"]
+    if gap is None or gap <= MAX_ENGINE_GAP:
+        return None
+    return (
+        f"the log-probs of engine and learner differ by {gap:.2g} a token before the first step; "
+        "set old_logprobs to recomputed, or model.dtype to float32"
+    )
+
+
+CHECKS: dict[str, Callable[[list[Row]], str | None]] = {
+    "no_step": _no_step,
+    "zero_variance": _zero_variance,
+    "entropy": _entropy,
+    "truncated": _truncated,
+    "engine_gap": _engine_gap,
+}
+"""Name of a warning -> its text if the last row gives it, else None."""
+
+
+def _mean(rows: list[Row], key: str) -> float | None:
+    """The mean of a key over the rows that have a value; None if there are none."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return sum(values) / len(values) if values else None

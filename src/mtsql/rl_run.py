@@ -1,0 +1,196 @@
+"""The parts of a run of train_rl.py before and after its updates: the first evaluation and the
+probe, the evaluations in between, and the last lines.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mtsql.lines import change, listed, took
+from mtsql.rl.collect import Collector
+from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
+from mtsql.rl.evaluate import scores_as_rows, summarize
+from mtsql.run.checkpoint import best_checkpoint
+from mtsql.run.launch import NothingLearned
+from mtsql.run.plots import plot_training
+from mtsql.run.runlog import RunLog
+from mtsql.run.screen import duration
+from mtsql.run.signals import peers_may_stop
+from mtsql.session import RunConfig, Session
+
+Scores = dict[str, dict[str, float]]
+"""Held-out EX and EM in percent: split -> {"ex": 52.3, "em": 74.0}."""
+DRAWING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a failed figure may raise. It is drawn from files that stay, so it must not end a run."""
+LAST_UPDATES = 5
+"""Updates whose episodes are counted by their ending in the last lines."""
+PARTS = {"eval": "evaluation", "probe": "probe", "rollout": "rollouts", "learn": "learning"}
+"""Timers of metrics.jsonl, and their names in the last lines."""
+
+
+@dataclass
+class Progress:
+    """How far a run is, as its checkpoints keep it."""
+
+    curriculum: Curriculum
+    before: Scores
+    """Those before the first update."""
+    scores: Scores | None
+    """Those of the current weights. None if they have not been evaluated."""
+    num_done: int = 0
+    """Finished updates."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores besides the number of updates. `ex` decides which checkpoints
+        are the best."""
+        ex = {split: one["ex"] for split, one in self.scores.items()} if self.scores else None
+        return {
+            "before": self.before,
+            "scores": self.scores,
+            "ex": ex,
+            "curriculum": self.curriculum.state(),
+        }
+
+    def describe(self) -> str:
+        """The curriculum in a line."""
+        sizes = [len(stage) for stage in self.curriculum.stages]
+        text = "curriculum: " + ", ".join(
+            f"{size} turns in stage {number}" for number, size in enumerate(sizes, 1)
+        )
+        num_solved = self.curriculum.num_dropped
+        return f"{text}; {num_solved} solved turns left out" if num_solved else text
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Progress":
+        """The progress that a checkpoint stores."""
+        curriculum = Curriculum.from_state(state["curriculum"])
+        return cls(curriculum, state["before"], state["scores"], state["update"])
+
+
+def evaluate_held_out(
+    session: Session, collector: Collector, update: int, max_turns: int
+) -> Scores:
+    """Greedy EX and EM with gold history after `update` updates, on held-out dialogues of seen
+    databases (`dev_seen`) and of unseen ones (`dev`). They are logged, printed and drawn."""
+    log = session.log
+    with log.work("eval", f"evaluation at update {update}") as show, peers_may_stop():
+        turns_of = collector.evaluate_held_out(max_turns, show)
+    metrics: dict[str, Any] = {"stage": "eval", "update": update}
+    scores = {}
+    for split, turns in turns_of.items():
+        summary = summarize(turns)
+        everything = summary["all"]
+        log.write_json(
+            f"eval/{split}-{update:05d}.json", {**summary, "turns": scores_as_rows(turns)}
+        )
+        scores[split] = {"ex": everything["ex"], "em": everything["em"]}
+        for name, value in scores[split].items():
+            metrics[f"{split}_{name}"] = value
+        log.print(
+            f"update {update}: {split} EX {everything['ex']:.1f} EM {everything['em']:.1f} "
+            f"({everything['count']} turns)"
+        )
+    log.metrics(metrics)
+    draw(log)
+    return scores
+
+
+def draw(log: RunLog) -> None:
+    """Draw the figure of the run so far. If it cannot be drawn, a warning says why."""
+    if not log.is_main:
+        return
+    try:
+        plot_training(log.metrics_file, log.folder / "training.png")
+    except DRAWING_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        log.print(f"warning: figure: training.png was not drawn, the run goes on ({reason})")
+
+
+def probe(
+    session: Session, collector: Collector, config: CurriculumConfig, seed: int
+) -> Curriculum:
+    """Sort the training turns into stages by the successes of the policy that the run starts
+    with."""
+    log = session.log
+    if not config.probe_samples:
+        turns = session.workbench.corpora["train"].turns
+        counts = {turn.turn_id: (0, 0) for turn in turns}
+        return build_curriculum(counts, config, seed)
+    with log.work("probe", "probe") as show, peers_may_stop():
+        counts = collector.probe(config, show)
+    num_right = sum(successes for successes, _ in counts.values())
+    num_episodes = sum(attempts for _, attempts in counts.values())
+    log.metrics(
+        {
+            "stage": "probe",
+            "update": 0,
+            "num_turns": len(counts),
+            "num_episodes": num_episodes,
+            "right_frac": num_right / num_episodes,
+        }
+    )
+    return build_curriculum(counts, config, seed)
+
+
+def report(session: Session, num_updates: int, before: Scores, after: Scores) -> None:
+    """Draw the run and print what it has changed and where things are. NothingLearned if no
+    optimizer step was taken."""
+    log = session.log
+    draw(log)
+    if log.is_main:
+        for split, now in after.items():
+            was = before[split]
+            em = change("EM", was["em"], now["em"])
+            log.print(f"{split}: held-out {change('EX', was['ex'], now['ex'])}, {em}")
+        log.print(_last_lines(log, session.config))
+    if not session.ranks.from_main(log.total, "num_steps"):
+        raise NothingLearned(
+            f"no optimizer step was taken in {num_updates} updates, because no trajectory "
+            f"was better or worse than its group: {log.folder}/model is the model that the run "
+            "started with. Start from a model that solves some of the turns, or raise group_size"
+        )
+
+
+def _last_lines(log: RunLog, config: RunConfig) -> str:
+    """How long the run took, how its last episodes ended, and where its files are."""
+    values = {"took": took(config)}
+    times = [f"{name} {duration(log.total(f'{key}_secs'))}" for key, name in PARTS.items()]
+    values["time spent on"] = ", ".join(times)
+    values["episodes ended"] = _endings(log)
+    values["model"] = f"{log.folder}/model"
+    best = best_checkpoint(log.folder)
+    if best is not None:
+        values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f})"
+    values["figure"] = f"{log.folder}/training.png"
+    values["log"] = f"{log.folder}/metrics.jsonl (numbers), trajectories/, eval/"
+    given = {
+        name: row["update"]
+        for row in log.rows
+        if row["stage"] == "rl" and row["warning"]
+        for name in row["warning"].split(", ")
+    }
+    if given:
+        texts = [f"{name} (update {update})" for name, update in given.items()]
+        values["warnings"] = ", ".join(texts)
+    values["next"] = f"python eval.py --model.path {log.folder}/model"
+    return listed(values)
+
+
+def _endings(log: RunLog) -> str:
+    """How the episodes of the last updates ended, the most frequent way first."""
+    newest = [row for row in log.rows if row["stage"] == "rl"][-LAST_UPDATES:]
+    share = {
+        key.removeprefix("outcome/"): sum(row[key] for row in newest) / len(newest)
+        for key in newest[-1]
+        if key.startswith("outcome/")
+    }
+    ordered = sorted(share.items(), key=lambda item: -item[1])
+    seen = [f"{name} {fraction:.1%}" for name, fraction in ordered if fraction]
+    return f"{', '.join(seen)} (last {len(newest)} updates)"

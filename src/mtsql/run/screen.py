@@ -1,0 +1,157 @@
+"""What a program shows while it runs: lines of at most 80 columns and, on a terminal, one live bar
+below them for what is going on right now. In a pipe or a file there is no bar and no control
+character.
+"""
+
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mtsql.files import print_line
+
+WIDTH = 80
+HEADER_EVERY = 20
+"""Lines of a table between two headers. A terminal of 24 lines always shows one."""
+LINE_SECS = 10.0
+"""Seconds between two lines of an activity without a bar."""
+SLOWER = 0.2
+"""An activity that has gone on for long is reported each time that this fraction of its duration
+has passed, so that one of an hour has some thirty lines."""
+
+
+@contextmanager
+def activity(
+    title: str, is_shown: bool = True, unit: str = "episodes", has_lines: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """Show what goes on inside the `with`: a bar on a terminal, otherwise a line now and then.
+
+    Yields a function to be called with the number of finished units and of all units. Until it is
+    called, the bar only shows the time, and there is no line. Nothing is shown without `is_shown`,
+    which is for all ranks but the main one, so the numbers are those of its own share. Without
+    `has_lines` there are no lines, because others have their numbers.
+    """
+    if is_shown and _is_terminal():
+        with _bar(title, unit) as show:
+            yield show
+    elif is_shown and has_lines:
+        yield _lines(title, unit)
+    else:
+        yield lambda num_done, num_all: None
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and Console().is_interactive
+
+
+@contextmanager
+def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    text = TextColumn("{task.description}", markup=False)
+    count = TextColumn("{task.fields[count]}", markup=False)
+    columns: list[ProgressColumn] = [text, BarColumn(15), count, TimeElapsedColumn()]
+    left = TimeRemainingColumn(compact=True)
+    with Progress(*columns, left, transient=True, refresh_per_second=4) as bar:
+        task = bar.add_task(title, total=None, count="")
+
+        def show(num_done: int, num_all: int) -> None:
+            count = f"{num_done}/{num_all} {unit}"
+            bar.update(task, completed=num_done, total=num_all, count=count)
+
+        yield show
+
+
+def _lines(title: str, unit: str) -> Callable[[int, int], None]:
+    start = time.monotonic()
+    next_line = start + LINE_SECS
+
+    def show(num_done: int, num_all: int) -> None:
+        nonlocal next_line
+        now = time.monotonic()
+        if now < next_line or not 0 < num_done < num_all:
+            return
+        next_line = now + max(LINE_SECS, SLOWER * (now - start))
+        left = duration((now - start) / num_done * (num_all - num_done))
+        print_line(f"{title}: {num_done} of {num_all} {unit}, {left} left")
+
+    return show
+
+
+class Table:
+    """Aligned lines under a header that comes again every `HEADER_EVERY` lines."""
+
+    def __init__(self, columns: dict[str, int]) -> None:
+        """`columns` is the name of each column and the width of its cells. A name that is longer
+        than its cells makes the column wider."""
+        self.names = list(columns)
+        self.widths = [max(width, len(name)) for name, width in columns.items()]
+        self.num_lines = 0
+
+    def line(self, *cells: str) -> str:
+        """The next line with these cells, after the header if it is due."""
+        rows = [list(cells)]
+        if self.num_lines % HEADER_EVERY == 0:
+            rows.insert(0, self.names)
+        self.num_lines += 1
+        return "\n".join(self._aligned(row) for row in rows)
+
+    def _aligned(self, row: list[str]) -> str:
+        return " ".join(cell.rjust(width) for cell, width in zip(row, self.widths, strict=True))
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """A text in lines of at most 80 columns, broken between words. The lines after the first are
+    indented. A word that is longer stays whole."""
+    if len(text) <= WIDTH:
+        return text
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def short(value: float | None) -> str:
+    """A number with at most five characters, such as 0.065, 12.35, -0.01 or 2e-5; - for None."""
+    if value is None:
+        return "-"
+    size = abs(value)
+    if size != 0 and (size < 0.001 or size >= 9999.5):
+        text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    else:
+        text = f"{value:.3f}"
+        while len(text) > 5 and text[-1] != ".":
+            text = f"{value:.{len(text.partition('.')[2]) - 1}f}"
+    return text.rstrip(".")
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent with at most four characters, such as 8.6, 56.2 or 100; - for None."""
+    if fraction is None:
+        return "-"
+    return "100" if fraction >= 0.9995 else f"{100 * fraction:.1f}"
+
+
+def rate(per_second: float | None) -> str:
+    """A rate with at most five characters, such as 1912, 125k or 2e7; - for None."""
+    if per_second is None or per_second >= 9_999_500:
+        return short(per_second)
+    return f"{per_second:.0f}" if per_second < 99_999.5 else f"{per_second / 1e3:.0f}k"
+
+
+def duration(secs: float) -> str:
+    """A time with at most five characters: 0:07, 12:34 (minutes and seconds), 3h05m or 2d04h."""
+    if secs < 3600:
+        return f"{int(secs) // 60}:{int(secs) % 60:02}"
+    minutes = int(secs) // 60
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{minutes // (24 * 60)}d{minutes // 60 % 24:02}h"

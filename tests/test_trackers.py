@@ -1,0 +1,174 @@
+"""Experiment trackers: what they are given, and what a resumed run does. The packages of the real
+ones are not needed, except for one test with TensorBoard's own files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import train_rl
+import train_sft
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import ProjectConfiguration
+
+from mtsql.run import trackers
+from mtsql.run.checkpoint import Checkpoint
+from mtsql.run.config import parse_config
+from mtsql.run.launch import make_accelerator
+from mtsql.run.runlog import RunLog
+from mtsql.run.trackers import start_trackers, tracked_numbers
+from mtsql.session import check_folder
+
+ROW = {"time": 1.5, "stage": "rl", "update": 3, "reward": 0.5, "loss": None, "outcome/answered": 1}
+NUMBERS = {"rl/reward": 0.5, "rl/outcome/answered": 1}
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 0.5
+    betas: tuple[float, ...] = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = "x"
+    resume: str | None = None
+    optim: Optim = Optim()
+    trackers: Sequence[str] = ("tensorboard",)
+
+
+class ListTracker(GeneralTracker):
+    """Keeps what it is given."""
+
+    name = "list"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.configurations: list[dict] = []
+        self.logged: list[tuple[dict, int]] = []
+
+    @property
+    def tracker(self) -> list:
+        return self.logged
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.configurations.append(values)
+
+    def log(self, values: dict, step: int, **_: object) -> None:
+        self.logged.append((values, step))
+
+
+@dataclass
+class Recorded:
+    """An Accelerator that keeps the arguments of init_trackers."""
+
+    is_main_process: bool = True
+    process_index: int = 0
+    num_processes: int = 1
+    options: list[dict] = field(default_factory=list)
+
+    def init_trackers(self, project: str, config: dict, init_kwargs: dict) -> None:
+        self.options.append(init_kwargs)
+
+
+def test_a_row_is_logged_as_numbers_below_its_stage():
+    assert tracked_numbers(ROW | {"is_any": True, "word": "x"}) == NUMBERS
+
+
+def test_trackers_get_the_configuration_and_each_row(tmp_path):
+    accelerator = Accelerator(cpu=True, log_with=[ListTracker()])
+    start_trackers(accelerator, tmp_path, Config(), 0)
+    log = RunLog(tmp_path, Config(), track=accelerator.log)
+    log.metrics(ROW)
+    [tracker] = accelerator.trackers
+    assert tracker.configurations == [
+        {
+            "run": "x",
+            "resume": "None",
+            "optim.lr": 0.5,
+            "optim.betas": "[0.9, 0.99]",
+            "trackers": "['tensorboard']",
+        }
+    ]
+    [(numbers, step)] = tracker.logged
+    assert numbers.items() >= NUMBERS.items() and step == 3  # and times, which the log adds
+    assert json.loads(log.metrics_file.read_text())["reward"] == 0.5
+
+
+def test_a_row_with_a_number_that_is_not_finite_is_not_tracked(tmp_path):
+    logged = []
+    log = RunLog(tmp_path / "run", Config(), track=lambda *given: logged.append(given))
+    with pytest.raises(ValueError, match="reward is not finite"):
+        log.metrics(ROW | {"reward": float("inf")})
+    assert not logged
+
+
+def test_only_the_main_rank_tracks(tmp_path):
+    logged = []
+    other = Recorded(is_main_process=False)
+    start_trackers(other, tmp_path, Config(), 0)
+    log = RunLog(tmp_path, Config(), is_main=False, track=lambda *given: logged.append(given))
+    log.metrics(ROW)
+    assert not other.options and not logged and not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_goes_on_under_its_name_after_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtsql.session.check_files", lambda *_: None)
+    run, accelerator = tmp_path / "run", Recorded()
+    check_folder(Config(str(run)), None, accelerator)
+    begun = Checkpoint(run, {"update": 7}, {})
+    check_folder(Config(str(run), resume=str(run)), begun, accelerator)
+    check_folder(Config(str(tmp_path / "other")), None, accelerator)
+    first, resumed, other = accelerator.options
+    assert first["tensorboard"] == {"purge_step": 0}
+    assert resumed["tensorboard"] == {"purge_step": 8}
+    for name, key in (("wandb", "id"), ("trackio", "name")):
+        assert resumed[name] == first[name] and first[name]["resume"] == "allow"
+        assert other[name][key] != first[name][key]
+
+
+def test_a_run_without_trackers_starts_none(tmp_path):
+    accelerator = Recorded()
+    check_folder(Config(str(tmp_path / "run"), trackers=()), None, accelerator)
+    assert not accelerator.options and not list((tmp_path / "run").iterdir())
+
+
+def test_a_tracker_that_is_not_installed_is_a_line_before_anything_else(monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="^trackers: wandb is not installed: pip install wandb, "):
+        make_accelerator("no", ["wandb"], "runs/x")
+
+
+@pytest.mark.parametrize("script", [train_rl, train_sft])
+def test_both_training_scripts_take_a_list_of_trackers(script):
+    flags = ["--trackers", "[tensorboard, wandb]"]
+    assert list(parse_config(script.Config, flags, "").trackers) == ["tensorboard", "wandb"]
+    assert list(script.Config().trackers) == []
+    with pytest.raises(ValueError, match="trackers"):
+        parse_config(script.Config, ["--trackers", "[tensorbord]"], "")
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The steps and values in TensorBoard's files, by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in names}
+
+
+def test_tensorboard_shows_each_update_of_a_resumed_run_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    for first in (0, 3):  # killed after update 4, resumed from the checkpoint of update 2
+        project = ProjectConfiguration(logging_dir=str(tmp_path / "tensorboard"))
+        accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_config=project)
+        start_trackers(accelerator, tmp_path, Config(), first)
+        for update in range(max(1, first), 5):
+            accelerator.log(tracked_numbers({"stage": "rl", "reward": update / 2}), update)
+        accelerator.trackers[0].finish()
+    expected = [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+    assert scalars(tmp_path / "tensorboard/mtsql") == {"rl/reward": expected}
