@@ -117,7 +117,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
     dialogues = corpus.dialogues[: config.max_dialogues or None]
     turns = [turn for dialogue in ranks.share(dialogues) for turn in dialogue.turns]
     with (
-        log.work("eval", f"{config.split}, {config.history} history") as show,
+        log.work("eval", f"{config.split}, {config.history} history") as show_progress,
         generation_weights(workbench.policy, config.model.compute_dtype) as model,
     ):
         engine = Engine(model, workbench.renderer.stop_ids, config.sampling, config.engine)
@@ -128,7 +128,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
             workbench.env_maker(config.split),
             history=config.history,
             max_prompt_tokens=config.max_prompt_tokens,
-            show=show,
+            show=show_progress,
         )
     score_of = {score.turn_id: score for score in ranks.gather(mine)}
     scores = [score_of[turn.turn_id] for dialogue in dialogues for turn in dialogue.turns]

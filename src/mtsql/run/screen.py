@@ -38,7 +38,8 @@ def activity(
     """Show what goes on inside the `with`: a bar on a terminal, otherwise a line now and then.
 
     Yields a function to be called with the number of finished units and of all units. Until it is
-    called, the bar only shows the time, and there is no line. Nothing is shown without `is_shown`,
+    called, the bar only shows the time, and there is no line. A call with 0 finished units says
+    that the work begins now; otherwise it began with the `with`. Nothing is shown without `is_shown`,
     which is for all ranks but the main one, so the numbers are those of its own share. Without
     `has_lines` there are no lines, because others have their numbers.
     """
@@ -76,8 +77,10 @@ def _lines(title: str, unit: str) -> Callable[[int, int], None]:
     next_line = start + LINE_SECS
 
     def show(num_done: int, num_all: int) -> None:
-        nonlocal next_line
+        nonlocal start, next_line
         now = time.monotonic()
+        if not num_done:
+            start = now
         if now < next_line or not 0 < num_done < num_all:
             return
         next_line = now + max(LINE_SECS, SLOWER * (now - start))
