@@ -20,7 +20,7 @@ from rich.table import Table
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import printing, write_text
+from mtsql.files import print_line, printing, write_text
 from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
@@ -150,7 +150,8 @@ def score(config: Config, accelerator: Accelerator) -> None:
     everything = summary["all"]
     names = {f"{config.split}_{name}": everything[name] for name in ("ex", "em")}
     log.metrics({"stage": "eval", **names})
-    log.print(last_lines(config))
+    if ranks.is_main:
+        print_line(last_lines(config))
 
 
 def last_lines(config: Config) -> str:

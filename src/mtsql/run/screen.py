@@ -39,8 +39,9 @@ def activity(
 
     Yields a function to be called with the number of finished units and of all units. Until it is
     called, the bar only shows the time, and there is no line. A call with 0 finished units says
-    that the work begins now; otherwise it began with the `with`. Nothing is shown without `is_shown`,
-    which is for all ranks but the main one, so the numbers are those of its own share. Without
+    that the work begins now; otherwise it began with the `with`.
+
+    Only the main rank has `is_shown`, so the numbers are those of its own share. Without
     `has_lines` there are no lines, because others have their numbers.
     """
     if is_shown and _is_terminal():
