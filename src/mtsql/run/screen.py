@@ -82,11 +82,13 @@ def _lines(title: str, unit: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if not num_done:
             start = now
-        if now < next_line or not 0 < num_done < num_all:
+        if now < next_line or num_done >= num_all:
             return
         next_line = now + max(LINE_SECS, SLOWER * (now - start))
-        left = duration((now - start) / num_done * (num_all - num_done))
-        print_line(f"{title}: {num_done} of {num_all} {unit}, {left} left")
+        left = ""
+        if num_done:
+            left = f", {duration((now - start) / num_done * (num_all - num_done))} left"
+        print_line(f"{title}: {num_done} of {num_all} {unit}{left}")
 
     return show
 
