@@ -20,7 +20,7 @@ from rich.table import Table
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import printing, write_text
+from mtsql.files import print_line, printing, write_text
 from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
@@ -116,7 +116,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
     dialogues = corpus.dialogues[: config.max_dialogues or None]
     turns = [turn for dialogue in ranks.share(dialogues) for turn in dialogue.turns]
     with (
-        log.work("eval", f"{config.split}, {config.history} history") as show,
+        log.work("eval", f"{config.split}, {config.history} history") as show_progress,
         generation_weights(workbench.policy, config.model.compute_dtype) as model,
     ):
         engine = Engine(model, workbench.renderer.stop_ids, config.sampling, config.engine)
@@ -127,7 +127,7 @@ def score(config: Config, accelerator: Accelerator) -> None:
             workbench.env_maker(config.split),
             history=config.history,
             max_prompt_tokens=config.max_prompt_tokens,
-            show=show,
+            show=show_progress,
         )
     score_of = {score.turn_id: score for score in ranks.gather(mine)}
     scores = [score_of[turn.turn_id] for dialogue in dialogues for turn in dialogue.turns]
@@ -149,7 +149,8 @@ def score(config: Config, accelerator: Accelerator) -> None:
     everything = summary["all"]
     names = {f"{config.split}_{name}": everything[name] for name in ("ex", "em")}
     log.metrics({"stage": "eval", **names})
-    log.print(last_lines(config))
+    if ranks.is_main:
+        print_line(last_lines(config))
 
 
 def last_lines(config: Config) -> str:

@@ -181,3 +181,4 @@ def test_changes_and_lists_are_aligned():
     assert change("EX", 41.3, 52.3) == "EX 41.3 -> 52.3 (+11.0)"
     assert listed({"took": "1", "best checkpoint": "2"}) == "took             1\nbest checkpoint  2"
     assert listed({"a": "b " * 50}).split("\n")[1].startswith("   b b")
+    assert listed({"next": "b " * 50}) == "next  " + "b " * 50

@@ -89,6 +89,18 @@ def test_in_a_pipe_progress_is_a_line_every_ten_seconds(clock, capsys):
     ]
 
 
+def test_the_time_left_does_not_count_what_comes_before_the_work(clock, capsys):
+    with activity("replaying", unit="demonstrations") as show:
+        clock[0] += 1000.0
+        show(0, 40)
+        clock[0] += 10.0
+        show(20, 40)
+    assert capsys.readouterr().out.splitlines() == [
+        "replaying: 0 of 40 demonstrations",
+        "replaying: 20 of 40 demonstrations, 0:10 left",
+    ]
+
+
 def test_long_work_is_reported_less_often(clock, capsys):
     with activity("probe") as show:
         for second in range(3600):

@@ -250,10 +250,13 @@ def change(name: str, before: float, after: float) -> str:
 
 def listed(values: dict[str, str]) -> str:
     """Named values, each on a line of its own and aligned, for the last lines of a run. A line of
-    more than 80 columns is broken between words."""
+    more than 80 columns is broken between words, but not the command `next`, which is copied."""
     width = max(map(len, values)) + 2
-    named = [f"{name.ljust(width)}{value}" for name, value in values.items()]
-    return "\n".join(wrapped(line, " " * width) for line in named)
+    lines = []
+    for name, value in values.items():
+        line = f"{name.ljust(width)}{value}"
+        lines.append(line if name == "next" else wrapped(line, " " * width))
+    return "\n".join(lines)
 
 
 def _rate(number: float, secs: float) -> float:

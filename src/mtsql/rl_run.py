@@ -5,6 +5,7 @@ probe, the evaluations in between, and the last lines.
 from dataclasses import dataclass
 from typing import Any
 
+from mtsql.files import print_line
 from mtsql.lines import change, listed, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
@@ -149,7 +150,7 @@ def report(session: Session, num_updates: int, before: Scores, after: Scores) ->
             was = before[split]
             em = change("EM", was["em"], now["em"])
             log.print(f"{split}: held-out {change('EX', was['ex'], now['ex'])}, {em}")
-        log.print(_last_lines(log, session.config))
+        print_line(_last_lines(log, session.config))
     if not session.ranks.from_main(log.total, "num_steps"):
         raise NothingLearned(
             f"no optimizer step was taken in {num_updates} updates, because no trajectory "

@@ -231,7 +231,7 @@ def warm_start_texts(
     corpus = load_split(data, "train")
     yield from _texts(corpus, data, env, style)
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
-    for number, turn in enumerate(corpus.turns, 1):
+    for number, turn in enumerate(corpus.turns):
         show(number, len(corpus.turns))
         replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
         yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)

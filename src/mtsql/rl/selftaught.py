@@ -162,7 +162,7 @@ def demonstration_samples(
     random.Random(seed).shuffle(demonstrations)
     samples = []
     demonstrations = demonstrations[: max_samples or None]
-    for number, (turn_id, replies) in enumerate(demonstrations, 1):
+    for number, (turn_id, replies) in enumerate(demonstrations):
         show(number, len(demonstrations))
         if turn_id in corpus.left_out:
             continue

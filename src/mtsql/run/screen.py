@@ -38,8 +38,10 @@ def activity(
     """Show what goes on inside the `with`: a bar on a terminal, otherwise a line now and then.
 
     Yields a function to be called with the number of finished units and of all units. Until it is
-    called, the bar only shows the time, and there is no line. Nothing is shown without `is_shown`,
-    which is for all ranks but the main one, so the numbers are those of its own share. Without
+    called, the bar only shows the time, and there is no line. A call with 0 finished units says
+    that the work begins now; otherwise it began with the `with`.
+
+    Only the main rank has `is_shown`, so the numbers are those of its own share. Without
     `has_lines` there are no lines, because others have their numbers.
     """
     if is_shown and _is_terminal():
@@ -76,13 +78,17 @@ def _lines(title: str, unit: str) -> Callable[[int, int], None]:
     next_line = start + LINE_SECS
 
     def show(num_done: int, num_all: int) -> None:
-        nonlocal next_line
+        nonlocal start, next_line
         now = time.monotonic()
-        if now < next_line or not 0 < num_done < num_all:
+        if not num_done:
+            start = now
+        if now < next_line or num_done >= num_all:
             return
         next_line = now + max(LINE_SECS, SLOWER * (now - start))
-        left = duration((now - start) / num_done * (num_all - num_done))
-        print_line(f"{title}: {num_done} of {num_all} {unit}, {left} left")
+        left = ""
+        if num_done:
+            left = f", {duration((now - start) / num_done * (num_all - num_done))} left"
+        print_line(f"{title}: {num_done} of {num_all} {unit}{left}")
 
     return show
 
