@@ -1,97 +1,183 @@
-"""What the documentation shows exists: commands and their flags, keys, files and tests."""
+"""What the documentation shows exists and works in its order: commands and their flags, recipes,
+keys, files and tests."""
 
 import importlib
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
+from helpers.pages import PAGES, ROOT, SOURCES, page_commands, recipes, source_commands
 from mtsql.run.config import flat, parse_config, to_dict
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = [
-    path
-    for folder, pattern in [
-        (".", "*.py"),
-        ("benchmarks", "*.py"),
-        ("tools", "*.py"),
-        ("configs", "*.yaml"),
-        ("src", "**/*.py"),
-    ]
-    for path in (ROOT / folder).glob(pattern)
-]
+ON_PAGES = [(page, command) for page in PAGES for command in page_commands(page)]
+IN_SOURCES = [(source, command) for source in SOURCES for command in source_commands(source)]
+COMMANDS = list(dict.fromkeys([*ON_PAGES, *IN_SOURCES]))
+KNOWN = (
+    "python3 -m venv .venv",
+    "python -c ",
+    "pip install ",
+    "pytest ",
+    "ruff ",
+    "mypy",
+    "pre-commit ",
+    "nvcc --version",
+    "cp ",
+)
+"""How a command may begin that is not one of ours."""
 
 
-def shown_commands() -> list[str]:
-    """Lines of bash blocks of the pages, and indented command lines in docstrings of scripts and
-    modules and in comments of recipes."""
-    found = set()
-    for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S):
-            found.update(line.strip() for line in block.splitlines() if line.strip())
-    for source in SOURCES:
-        # A module of the package is started by -m only.
-        start = "python -m" if ROOT / "src" in source.parents else "(?:accelerate launch|python)"
-        found.update(re.findall(rf"^(?:    |#   )({start} .+)$", source.read_text(), flags=re.M))
-    return sorted(command for command in found if "..." not in command and "\\" not in command)
-
-
-COMMANDS = shown_commands()
-SCRIPTS = [c for c in COMMANDS if re.match(r"(accelerate launch|python) .*\.py\b", c)]
-OTHERS = [c for c in COMMANDS if c not in SCRIPTS]
-
-
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_flags_of_a_shown_script_exist(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def words_of(command: str) -> list[str]:
+    """The words of a command without its redirection."""
     words = shlex.split(command, comments=True)
-    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    path = ROOT / words[place]
-    flags = words[place + 1 :]
-    assert path.is_file()
+    return words[: words.index(">")] if ">" in words else words
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder like the root of the repository, for the recipes that a page describes."""
+    for path in ROOT.iterdir():
+        if path.is_dir() and path.name in ("configs", "benchmarks", "tests", "tools"):
+            (tmp_path / path.name).symlink_to(path)
+        elif path.is_file():
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return tmp_path
+
+
+@cache
+def config_of(where: Path, command: str) -> object | None:
+    """The configuration that a shown command runs with; None for a command of others. The recipes
+    of its page are written into the working directory, which is `place`."""
+    for name, text in recipes(where).items() if where.suffix == ".md" else ():
+        Path(name).write_text(text)
+    words = words_of(command)
+    return script_config(words) if is_ours(words) else None
+
+
+def script_config(words: list[str]) -> object | None:
+    """The configuration that a command of ours runs with: a script or `mtsql NAME`. None if the
+    command takes no flags, or continues a run, whose configuration is not here."""
+    if words[:3] == ["python", "-m", "mtsql"]:
+        words = ["mtsql", *words[3:]]
+    if words[0] == "mtsql":
+        return sub_command_config(words[1], words[2:])
+    if words[:2] == ["accelerate", "launch"]:
+        launch_command_parser().parse_args(words[2:])  # it exits at an unknown flag
+    number = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    path = ROOT / words[number]
+    flags = words[number + 1 :]
+    assert path.is_file(), path
     if path.parent.name == "tools":
-        return  # it has a positional argument
-    if path.parent.name == "benchmarks":
-        monkeypatch.syspath_prepend(path.parent)
+        return None  # it has a positional argument
     module = importlib.import_module(path.stem)
     kind = getattr(module, "Config", None) or module.Flags
-    if "--resume" not in flags:  # that run does not exist
-        parse_config(kind, flags, "", getattr(module, "PRESETS", None))
+    return None if "--resume" in flags else parsed(kind, flags, module)
 
 
-@pytest.mark.parametrize("command", OTHERS)
-def test_any_other_shown_command_is_known(command):
-    if module := re.match(r"python -m ([\w.]+)", command):
-        assert importlib.util.find_spec(module[1]), command
-    else:
-        known = ("python3 -m venv .venv", "pip install -r requirements.txt", "pytest ")
-        assert command.startswith(known)
+def parsed(kind: type, flags: list[str], module: object) -> object:
+    """The configuration with these flags. `--help` and `--print_config` only print."""
+    flags = [flag for flag in flags if flag not in ("--help", "--print_config")]
+    presets = getattr(module, "PRESETS", None)
+    return parse_config(kind, flags, "", *([] if presets is None else [presets]))
+
+
+def sub_command_config(name: str, words: list[str]) -> object | None:
+    """The configuration of a sub-command of `mtsql`; None for one that takes files and no flags."""
+    commands = importlib.import_module("mtsql.__main__").COMMANDS
+    if name in ("--help", "--version"):
+        return None
+    assert name in commands, f"mtsql has no command {name}: it has {', '.join(commands)}"
+    module = importlib.import_module(f"mtsql.commands.{name}")
+    arguments = importlib.import_module("mtsql.commands.arguments")
+    if hasattr(module, "Config"):
+        return parsed(module.Config, arguments.spelled_out(words, module.Config), module)
+    arguments.positional(words, module.__doc__, "FILE" if words else "")
+    return None
+
+
+def is_ours(words: list[str]) -> bool:
+    """Whether a command starts a script of ours or `mtsql`."""
+    has_script = words[0] in ("accelerate", "python") and any(w.endswith(".py") for w in words)
+    return words[0] == "mtsql" or has_script or words[:3] == ["python", "-m", "mtsql"]
+
+
+@pytest.mark.parametrize(("where", "command"), COMMANDS, ids=lambda value: str(value)[-90:])
+def test_a_shown_command_exists_with_its_flags(where, command, place):
+    words = words_of(command)
+    config_of(where, command)
+    if is_ours(words):
+        return
+    assert command.startswith(KNOWN), f"{where}: {command}"
+    files = [word.partition("::")[0] for word in words if word.startswith(("tests/", "require"))]
+    assert all((ROOT / file).exists() for file in files), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_work_in_its_order(page, place):
+    """A run folder is made once, and before a command reads it. On pages other than README.md the
+    first command of README.md has already been run."""
+    made = set() if page.name == "README.md" else {"runs/rl"}
+    for command in page_commands(page):
+        words = words_of(command)
+        read = [word for word in words[1:] if words[0] == "cp" and word.startswith("runs/")]
+        config = config_of(page, command)
+        run = None
+        if "--resume" in words:
+            read.append(words[words.index("--resume") + 1])
+        elif config is not None and hasattr(config, "run"):
+            values = flat(to_dict(config))
+            run = values.pop("run")
+            values.pop("warm_start_folder", None)
+            read += [value for value in values.values() if str(value).startswith("runs/")]
+        for path in read:
+            assert "/".join(path.split("/")[:2]) in made, f"{page.name}: no {path} for {command}"
+        if run is not None and not {"--help", "--print_config"} & set(words):
+            assert run not in made, f"{page.name}: {run} already exists for {command}"
+            made.add(run)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_yaml_block_is_a_recipe_or_a_file_of_accelerate(page, tmp_path):
+    for name, text in recipes(page).items():
+        file = tmp_path / name
+        file.write_text(text)
+        if "compute_environment" in text:
+            assert load_config_from_file(str(file)).num_processes > 1
+        else:
+            script = importlib.import_module("train_rl")
+            parse_config(script.Config, ["--config", str(file)], "")
 
 
 def test_commands_of_every_kind_of_place_are_found():
-    named = "\n".join(COMMANDS)
-    for part in (
-        "accelerate launch train_rl.py\n",
+    found = {command for _, command in COMMANDS}
+    for command in (
+        "accelerate launch train_rl.py",
         "python eval.py --model.path runs/rl/model --run runs/eval",  # a script's docstring
-        "python benchmarks/rollout.py",
-        "python tools/convert_smollm2.py",
-        "--config configs/rl_cosql_qwen3_4b.yaml",  # a recipe's comment
-        "python -m mtsql.judge.official_scorer",
+        "accelerate launch train_rl.py --config configs/rl_cosql_qwen3_4b.yaml",  # a recipe
+        "python tools/convert_smollm2.py models/smollm2",
     ):
-        assert part in named
+        assert command in found
+    for start in ("python benchmarks/rollout.py", "mtsql score", "mtsql audit", "mtsql schema"):
+        assert any(command.startswith(start) for command in found), start
 
 
-def test_every_flag_of_a_shown_audit_exists():
-    from mtsql.audit.config import Config
+def test_a_page_is_short():
+    for page in PAGES:
+        if page.name != "README.md":
+            assert len(page.read_text().splitlines()) <= 120, page
 
-    audits = [
-        shlex.split(c, comments=True) for c in OTHERS if c.startswith("python -m mtsql.audit")
-    ]
-    assert len(audits) >= 3
-    for words in audits:
-        parse_config(Config, words[3:], "")
+
+def test_the_readme_links_every_page():
+    text = (ROOT / "README.md").read_text()
+    for page in PAGES[1:]:
+        name = str(page.relative_to(ROOT))
+        assert f"`{name}`" in text or f"({name})" in text, name
 
 
 def test_every_key_in_a_table_is_a_key_of_the_script():
@@ -154,11 +240,8 @@ def test_a_page_names_no_path_of_some_machine():
             assert start not in page.read_text(), page
 
 
-def test_the_files_that_the_readme_names_exist():
-    names = re.findall(
-        r"`((?:docs|tests|configs|tools|src)/[\w./]+|(?:train_|eval)\w*\.py)`",
-        (ROOT / "README.md").read_text(),
-    )
-    assert len(names) > 5
-    for name in names:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_names_exist(page):
+    pattern = r"`((?:docs|tests|configs|tools|benchmarks|src)/[\w./-]+|(?:train_|eval)\w*\.py)`"
+    for name in re.findall(pattern, page.read_text()):
         assert (ROOT / name).exists(), name
