@@ -310,11 +310,18 @@ print(json.dumps(flat(to_dict(parse_config(train_rl.Config, sys.argv[1:], ""))))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heading", EDITS)
-def test_the_flags_that_a_section_names_exist_after_its_edit(heading, tmp_path):
-    named = re.findall(r"`(--[a-z_.]+)(?: ([^`]+))?`", SECTIONS[heading].replace("\n", " "))
-    tree = copied_tree(tmp_path, *EDITS[heading])
-    words = [word for flag, value in named for word in (flag, *shlex.split(value or "0.5"))]
+def test_all_edits_together_have_the_flags_that_the_pages_name(tmp_path):
+    tree = copied_tree(tmp_path, *edit("tool"))
+    words = []
+    for heading, (file, edits) in EDITS.items():
+        if "tool" not in heading:
+            (tree / file).write_text(edited((tree / file).read_text(), *edits))
+        text = SECTIONS[heading].replace("\n", " ")
+        for flag, value in re.findall(r"`(--[a-z_.]+)(?: ([^`]+))?`", text):
+            words += [flag, *shlex.split(value or "0.5")]
     (tree / "flags.py").write_text(FLAGS)
-    keys = json.loads(run_in(tree, "flags.py", *words).splitlines()[-1])
-    assert {flag.removeprefix("--") for flag, _ in named} <= set(keys)
+    values = json.loads(run_in(tree, "flags.py", *words).splitlines()[-1])
+    assert len(words) == 10 and values["curriculum.drop_unsolved"] is True
+    assert values["env.tools"] == ["exec_sql", "memory_retrieve", "list_tables"]
+    assert values["loss.objective"] == "reinforce" and values["reward.weights.concise"] == 0.5
+    assert values["advantage.baseline"] == "median"

@@ -1,6 +1,7 @@
 """What the documentation shows exists and works in its order: commands and their flags, recipes,
 keys, files and tests."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -11,7 +12,15 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from helpers.pages import PAGES, ROOT, SOURCES, page_commands, recipes, source_commands
+from helpers.pages import (
+    PAGES,
+    ROOT,
+    SOURCES,
+    blocks,
+    page_commands,
+    recipes,
+    source_commands,
+)
 from mtsql.run.config import flat, parse_config, to_dict
 
 ON_PAGES = [(page, command) for page in PAGES for command in page_commands(page)]
@@ -169,7 +178,7 @@ def test_commands_of_every_kind_of_place_are_found():
 
 def test_a_page_is_short():
     for page in PAGES:
-        if page.name != "README.md":
+        if page.name not in ("README.md", "files.md"):  # the second is a list
             assert len(page.read_text().splitlines()) <= 120, page
 
 
@@ -206,7 +215,7 @@ def test_the_presets_of_the_page_are_those_of_the_code():
 
 
 def test_the_file_map_names_files_that_exist_and_leaves_none_out():
-    block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[1]
+    [block] = blocks(ROOT / "docs" / "files.md", "text")
     package = ROOT / "src" / "mtsql"
     named = set()
     folder = ROOT
@@ -225,6 +234,54 @@ def test_the_file_map_names_files_that_exist_and_leaves_none_out():
     files = {path for path in package.rglob("*.py") if path.name != "__init__.py"}
     files = {path for path in files if path.parent.name != "audit"}  # one line stands for it
     assert named == files, f"missing {named - files}, not in the map {files - named}"
+
+
+def num_lines(path: Path) -> int:
+    """Lines of a file, or of all Python files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*.py")
+    return sum(len(file.read_text().splitlines()) for file in files)
+
+
+def sizes_of_definitions(file: Path) -> dict[str, int]:
+    """Name -> lines of the functions, classes and methods (`Class.method`) of a file."""
+    sizes = {}
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [one for one in inner if isinstance(one, ast.FunctionDef)]
+            for name, one in [(node.name, node), *((f"{node.name}.{m.name}", m) for m in methods)]:
+                sizes[name] = one.end_lineno - one.lineno + 1
+    return sizes
+
+
+def is_about(shown: str, lines: int) -> bool:
+    """Whether a number on a page is still right, within a tenth."""
+    return abs(int(shown.replace(",", "")) - lines) <= max(3, lines / 10)
+
+
+def test_the_tree_of_the_readme_has_the_sizes_of_the_source():
+    [tree] = blocks(ROOT / "README.md", "text")
+    rows = re.findall(r"^( *)([\w./]+) +([\d,]+)(?:  |$)", tree, flags=re.M)
+    assert len(rows) >= 12
+    for indent, name, shown in rows:
+        path = ROOT / "src" / "mtsql" / name if indent else ROOT / name
+        assert path.exists() and is_about(shown, num_lines(path)), f"{path}: {num_lines(path)}"
+
+
+def test_the_reading_order_of_the_readme_names_functions_with_their_sizes():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(
+        r"^\|[^|]+\| `([\w/.]+\.py)` \| ((?:`[\w.]+`(?:, )?)+) \| (\d+) \|$", text, re.M
+    )
+    assert len(rows) >= 12
+    total = 0
+    for file, names, shown in rows:
+        sizes = sizes_of_definitions(ROOT / file)
+        lines = sum(sizes[name] for name in re.findall(r"`([\w.]+)`", names))
+        assert is_about(shown, lines), f"{file}: {lines}"
+        total += lines
+    [shown] = re.findall(r"the ([\d,]+) lines of one update", text)
+    assert is_about(shown, total), total
 
 
 def test_the_tests_to_learn_from_exist():

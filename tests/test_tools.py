@@ -90,7 +90,7 @@ def test_only_the_full_style_with_several_replies_gives_schemas_to_the_chat_temp
         ({"style": PromptStyle.BRIEF}, False),
     ):
         _, schemas = make_env(database, **config).reset()
-        assert schemas == (tool_schemas(TOOLS) if is_given else [])
+        assert schemas == (tool_schemas(tools_named(BOTH)) if is_given else [])
 
 
 def test_exec_sql_shows_the_result_in_the_wording_of_the_style(database):
