@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from helpers.pages import (
@@ -41,8 +40,8 @@ KNOWN = (
 
 
 def words_of(command: str) -> list[str]:
-    """The words of a command without its redirection."""
-    words = shlex.split(command, comments=True)
+    """The words of a command without its redirection and the variables before it."""
+    words = shlex.split(re.sub(r"^(\w+=\S* )+", "", command), comments=True)
     return words[: words.index(">")] if ">" in words else words
 
 
@@ -50,9 +49,7 @@ def words_of(command: str) -> list[str]:
 def place(tmp_path, monkeypatch) -> Path:
     """A folder like the root of the repository, for the recipes that a page describes."""
     for path in ROOT.iterdir():
-        if path.is_dir() and path.name in ("configs", "benchmarks", "tests", "tools"):
-            (tmp_path / path.name).symlink_to(path)
-        elif path.is_file():
+        if path.is_file() or path.name in ("configs", "benchmarks", "tests", "tools"):
             (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
@@ -122,7 +119,7 @@ def test_a_shown_command_exists_with_its_flags(where, command, place):
     config_of(where, command)
     if is_ours(words):
         return
-    assert command.startswith(KNOWN), f"{where}: {command}"
+    assert " ".join(words).startswith(KNOWN), f"{where}: {command}"
     files = [word.partition("::")[0] for word in words if word.startswith(("tests/", "require"))]
     assert all((ROOT / file).exists() for file in files), command
 
@@ -152,15 +149,11 @@ def test_the_commands_of_a_page_work_in_its_order(page, place):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_yaml_block_is_a_recipe_or_a_file_of_accelerate(page, tmp_path):
+def test_a_yaml_block_is_a_recipe(page, tmp_path):
     for name, text in recipes(page).items():
         file = tmp_path / name
         file.write_text(text)
-        if "compute_environment" in text:
-            assert load_config_from_file(str(file)).num_processes > 1
-        else:
-            script = importlib.import_module("train_rl")
-            parse_config(script.Config, ["--config", str(file)], "")
+        parse_config(importlib.import_module("train_rl").Config, ["--config", str(file)], "")
 
 
 def test_commands_of_every_kind_of_place_are_found():
