@@ -35,6 +35,7 @@ KNOWN = (
     "pre-commit ",
     "nvcc --version",
     "cp ",
+    "tensorboard ",
 )
 """How a command may begin that is not one of ours."""
 
