@@ -295,4 +295,5 @@ def test_a_page_names_no_path_of_some_machine():
 def test_the_files_that_a_page_names_exist(page):
     pattern = r"`((?:docs|tests|configs|tools|benchmarks|src)/[\w./-]+|(?:train_|eval)\w*\.py)`"
     for name in re.findall(pattern, page.read_text()):
-        assert (ROOT / name).exists(), name
+        if "NAME" not in name:  # which stands for any name
+            assert (ROOT / name).exists(), name
