@@ -197,7 +197,7 @@ PARTIAL = {
     ("config", "words"),
     [
         (transformers.GPT2Config(), "model type 'gpt2' is not supported"),
-        (transformers.MistralConfig(), "model type 'mistral' is not supported"),
+        (transformers.GemmaConfig(), "model type 'gemma' is not supported"),
         (changed("qwen3", hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
         (changed("llama", attention_dropout=0.1), "attention_dropout is 0.1: it must be 0"),
         (changed("qwen2", layer_types=["sliding_attention"] * 2), "sliding-window"),

@@ -1,5 +1,5 @@
-"""A new tool, reward, loss, preset, data format or prompt is an edit in one file. Each test makes
-the edit.
+"""A new tool, reward, loss, advantage, curriculum, data format, architecture, prompt or preset is
+an edit in one file. The tests make the edits of docs/change.md and docs/change_learning.md.
 
 The copy of a single module is loaded beside the unchanged rest. Where other modules must see the
 edit, a new process runs on a copy of the whole tree.
@@ -7,40 +7,47 @@ edit, a new process runs on a copy of the whole tree.
 
 import importlib.util
 import json
-import os
-import shutil
-import subprocess
+import re
+import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import train_rl
+from transformers import MistralConfig, MistralForCausalLM
 
+from helpers.edits import ROOT, Edit, copied_tree, edited, result_in, run_in, sections, shown_edit
 from helpers.episodes import GOLD, answer, call, make_env, play, singers
+from helpers.models import SHAPE, with_exact_norms
+from mtsql.learner.logprobs import token_logprobs
+from mtsql.learner.packing import Sample, pack
+from mtsql.model import decoder
 from mtsql.run.config import parse_config
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "src" / "mtsql"
+SECTIONS = {
+    heading: text
+    for page in ("change.md", "change_learning.md")
+    for heading, text in sections(ROOT / "docs" / page).items()
+}
+EDITS = {heading: shown_edit(text) for heading, text in SECTIONS.items()}
 
 
-def edited(text: str, *edits: tuple[str, str]) -> str:
-    """The text after each `old` has become `new`; every `old` must stand in it exactly once."""
-    for old, new in edits:
-        assert text.count(old) == 1, f"{text.count(old)} times in the file: {old}"
-        text = text.replace(old, new)
-    return text
+def edit(word: str) -> tuple[str, list[Edit]]:
+    """The file and the edits of the section whose heading has this word."""
+    [found] = [shown for heading, shown in EDITS.items() if word in heading]
+    return found
 
 
 @pytest.fixture
 def load(tmp_path, monkeypatch) -> Callable[..., ModuleType]:
     """Loads an edited copy of one module of the package."""
 
-    def load(module: str, *edits: tuple[str, str]) -> ModuleType:
-        file = tmp_path / Path(module).name
-        file.write_text(edited((PACKAGE / module).read_text(), *edits))
+    def load(module: str, *edits: Edit) -> ModuleType:
+        source = ROOT / "src" / "mtsql" / module.removeprefix("src/mtsql/")
+        file = tmp_path / source.name
+        file.write_text(edited(source.read_text(), *edits))
         spec = importlib.util.spec_from_file_location(f"edited_{file.stem}", file)
         loaded = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, loaded)
@@ -50,40 +57,6 @@ def load(tmp_path, monkeypatch) -> Callable[..., ModuleType]:
     return load
 
 
-def run_in_copy(folder: Path, module: str, edits: list[tuple[str, str]], program: str) -> dict:
-    """Edits a module in a copy of the tree, runs a program there, and reads the JSON that it
-    prints."""
-    shutil.copytree(ROOT / "src", folder / "src")
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, folder)
-    file = folder / "src" / "mtsql" / module
-    file.write_text(edited(file.read_text(), *edits))
-    path = os.pathsep.join([str(folder / "src"), str(folder)])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-NEW_TOOL = """def _list_tables(episode: Episode, arguments: dict[str, Any]) -> ToolResult:
-    tables = episode.database.schema.tables[: arguments["limit"]]
-    return ToolResult(", ".join(table.name for table in tables))
-
-
-TOOLS: tuple[Tool, ...] = (
-    Tool(
-        name="list_tables",
-        description="Return the names of the first tables.",
-        parameters=(Parameter("limit", "integer", "How many names to return."),),
-        run=_list_tables,
-        step="Call list_tables if the schema is long.",
-    ),
-"""
 USE_NEW_TOOL = """
 import json, pathlib, sys
 from mtsql.agent.env import EnvConfig, SqlEnv
@@ -110,8 +83,7 @@ print(json.dumps({
 
 
 def test_a_new_tool_is_an_entry_in_tools(tmp_path):
-    edits = [("TOOLS: tuple[Tool, ...] = (\n", NEW_TOOL)]
-    found = run_in_copy(tmp_path, "agent/tools.py", edits, USE_NEW_TOOL)
+    found = result_in(copied_tree(tmp_path, *edit("tool")), USE_NEW_TOOL)
     assert "3. Call list_tables if the schema is long." in found["prompt"]
     assert (
         '\n- list_tables: Return the names of the first tables. Arguments: {"limit": INTEGER}.'
@@ -188,15 +160,24 @@ def test_a_reward_without_a_weight_and_a_weight_without_a_reward_are_named(load)
         load("rl/rewards.py", (start, "    short: float = 1.0\n" + start))
 
 
+def test_the_reward_of_the_page_pays_right_answers_by_their_length(load, tmp_path):
+    file, edits = edit("reward")
+    rewards = load(file, *edits)
+    database = singers(tmp_path / "shows.sqlite")
+    config = rewards.RewardConfig()
+    found = []
+    for sql in (GOLD, "SELECT age FROM singer"):
+        trajectory = play(make_env(database), [call(sql), answer(sql)])
+        trajectory.add_sampled([7] * 100, [-1.0] * 100)
+        components = rewards.reward_components(trajectory, config)
+        total = rewards.total_reward({"concise": components["concise"]}, config.weights)
+        found.append((components["concise"], total))
+    assert found == [(0.5, 0.1), (0.0, 0.0)]
+
+
 def test_a_new_loss_is_a_branch_of_policy_loss(load):
-    branch = (
-        '    if config.objective == "reinforce":\n        loss = -advantages * logprobs\n    el'
-    )
-    losses = load(
-        "learner/losses.py",
-        ('"clip", "cispo"', '"clip", "cispo", "reinforce"'),
-        ('    if config.objective == "cispo":\n', branch + 'if config.objective == "cispo":\n'),
-    )
+    file, edits = edit("loss")
+    losses = load(file, *edits)
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
     batch = SimpleNamespace(
         old_logprobs=torch.tensor([-1.5, -2.0]), advantages=torch.tensor([0.5, -3.0])
@@ -208,6 +189,45 @@ def test_a_new_loss_is_a_branch_of_policy_loss(load):
     assert stats["logprob_gap"] == 0.5
 
 
+def test_a_new_advantage_is_a_branch_of_centred(load):
+    file, edits = edit("advantage")
+    advantages = load(file, *edits)
+    config = advantages.AdvantageConfig(baseline="median", scale="none")
+    assert advantages.batch_advantages([[0.0, 1.0, 5.0]], config) == [[-1.0, 0.0, 4.0]]
+    with pytest.raises(ValueError, match="a group of 1 cannot be compared"):
+        advantages.batch_advantages([[1.0]], config)
+
+
+def test_a_new_rule_of_the_curriculum_is_a_branch_of_build_curriculum(load):
+    file, edits = edit("curriculum")
+    curriculum = load(file, *edits)
+    counts = {"a": (0, 4), "b": (1, 4), "c": (4, 4)}
+    for drops, stages in ((False, [[], [], ["a", "b"]]), (True, [[], [], ["b"]])):
+        config = curriculum.CurriculumConfig(drop_unsolved=drops)
+        built = curriculum.build_curriculum(counts, config, seed=0)
+        assert built.stages == stages and built.num_dropped == 1 + drops
+
+
+def test_a_new_architecture_computes_what_transformers_computes(load, monkeypatch):
+    file, edits = edit("architecture")
+    architectures = load(file, *edits)
+    torch.manual_seed(0)
+    settings = MistralConfig(**SHAPE, sliding_window=None)
+    theirs = with_exact_norms(MistralForCausalLM._from_config(settings, dtype=torch.float64))
+    with pytest.raises(ValueError, match="model type 'mistral' is not supported"):
+        decoder.from_transformers(theirs)
+    for name in ("biases", "check_architecture"):
+        monkeypatch.setattr(decoder, name, getattr(architectures, name))
+    sample = Sample([3, 1, 4], [1, 5, 9, 2, 6], [1, 1, 1, 1, 1])
+    [batch] = pack([sample], 100)
+    found, _ = token_logprobs(decoder.from_transformers(theirs), batch, 1.0)
+    logits = theirs(input_ids=torch.tensor([sample.prompt_ids + sample.ids])).logits[0]
+    expected = logits[2:-1].log_softmax(-1)[torch.arange(5), torch.tensor(sample.ids)]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="sliding-window"):
+        architectures.check_architecture(MistralConfig(**SHAPE, sliding_window=8))
+
+
 def test_a_new_preset_is_a_recipe_in_their_folder(tmp_path):
     (tmp_path / "mine.yaml").write_text("loss: {kl_coef: 0.5}\n")
     config = parse_config(train_rl.Config, ["--preset", "mine"], "", tmp_path)
@@ -216,31 +236,20 @@ def test_a_new_preset_is_a_recipe_in_their_folder(tmp_path):
         parse_config(train_rl.Config, ["--preset", "dapo"], "", tmp_path)
 
 
-NEW_FORMAT = '''def _read_pairs(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Blocks of three lines: database, question, SQL."""
-    for number, block in enumerate(read_text(file).strip().split("\\n\\n"), 1):
-        db_id, question, sql = block.split("\\n")
-        yield f"{file}, block {number}", {"db_id": db_id, "question": question, "sql": sql}
-
-
-def read_json_list('''
-
-
 def test_a_new_data_format_is_a_function_in_questions(load, tmp_path):
-    questions = load(
-        "sql/questions.py",
-        ("def read_json_list(", NEW_FORMAT),
-        (
-            '    if suffix in (".csv", ".tsv"):\n',
-            '    if suffix == ".txt":\n        entries = _read_pairs(file)\n'
-            '    elif suffix in (".csv", ".tsv"):\n',
-        ),
+    module, edits = edit("data format")
+    questions = load(module, *edits)
+    file = tmp_path / "dev.yaml"
+    file.write_text(
+        '- {db_id: shop, question: "how many ?", sql: SELECT 1}\n'
+        '- {db_id: shop, question: "who ?", sql: SELECT 2}\n'
     )
-    file = tmp_path / "dev.txt"
-    file.write_text("shop\nhow many ?\nSELECT 1\n\nshop\nwho ?\nSELECT 2\n")
     read = questions.read_conversations(file)
     found = [(talk.db_id, talk.questions[0].text, talk.questions[0].sql) for talk in read]
     assert found == [("shop", "how many ?", "SELECT 1"), ("shop", "who ?", "SELECT 2")]
+    file.write_text('- {db_id: shop, question: "how many ?"}\n')
+    with pytest.raises(ValueError, match="dev.yaml: entry 1: has the keys 'db_id'"):
+        questions.read_conversations(file)
 
 
 KEY = """
@@ -258,8 +267,61 @@ print(json.dumps({"key": warm_start_key(train_sft.Config(style="full"))}))
 
 @pytest.mark.slow
 def test_a_new_prompt_is_a_sentence_in_prompts_and_makes_another_warm_start(tmp_path):
-    edits = [("judge what comes back.", "judge what the database returns.")]
-    plain = run_in_copy(tmp_path / "plain", "agent/prompts.py", [], KEY)
-    again = run_in_copy(tmp_path / "again", "agent/prompts.py", [], KEY)
-    new = run_in_copy(tmp_path / "new", "agent/prompts.py", edits, KEY)
+    file, edits = edit("prompt")
+    plain = result_in(copied_tree(tmp_path / "plain", file, []), KEY)
+    again = result_in(copied_tree(tmp_path / "again", file, []), KEY)
+    new = result_in(copied_tree(tmp_path / "new", file, edits), KEY)
     assert plain == again != new
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The `pytest ...` commands of a section, as words."""
+    return [shlex.split(line) for line in re.findall(r"`(pytest [^`]+)`", text)]
+
+
+@pytest.mark.parametrize("heading", EDITS)
+def test_a_section_fits_the_source_and_names_its_tests(heading):
+    file, edits = EDITS[heading]
+    text = (ROOT / file).read_text()
+    changed = edited(text, *edits)
+    assert 0 < len(changed.splitlines()) - len(text.splitlines()) <= 15 or heading.endswith(
+        "prompt?"
+    )
+    assert max(map(len, changed.splitlines())) <= 100
+    [words] = commands_of(SECTIONS[heading])
+    assert all((ROOT / word).is_file() for word in words[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", EDITS)
+def test_the_tests_that_a_section_names_pass_after_its_edit(heading, tmp_path):
+    tree = copied_tree(tmp_path, *EDITS[heading])
+    [words] = commands_of(SECTIONS[heading])
+    assert "failed" not in run_in(tree, "-m", *words)
+
+
+FLAGS = """
+import json, sys
+import train_rl
+from mtsql.run.config import flat, parse_config, to_dict
+
+print(json.dumps(flat(to_dict(parse_config(train_rl.Config, sys.argv[1:], "")))))
+"""
+
+
+@pytest.mark.slow
+def test_all_edits_together_have_the_flags_that_the_pages_name(tmp_path):
+    tree = copied_tree(tmp_path, *edit("tool"))
+    words = []
+    for heading, (file, edits) in EDITS.items():
+        if "tool" not in heading:
+            (tree / file).write_text(edited((tree / file).read_text(), *edits))
+        text = SECTIONS[heading].replace("\n", " ")
+        for flag, value in re.findall(r"`(--[a-z_.]+)(?: ([^`]+))?`", text):
+            words += [flag, *shlex.split(value or "0.5")]
+    (tree / "flags.py").write_text(FLAGS)
+    values = json.loads(run_in(tree, "flags.py", *words).splitlines()[-1])
+    assert len(words) == 10 and values["curriculum.drop_unsolved"] is True
+    assert values["env.tools"] == ["exec_sql", "memory_retrieve", "list_tables"]
+    assert values["loss.objective"] == "reinforce" and values["reward.weights.concise"] == 0.5
+    assert values["advantage.baseline"] == "median"
