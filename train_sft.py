@@ -213,12 +213,11 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
 def last_lines(config: Config) -> str:
     """How long the run took, what it has changed, and where its files are."""
     rows = [json.loads(line) for line in read_lines(Path(config.run) / "metrics.jsonl")]
-    losses = f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"
     model = f"{config.run}/model"
     return listed(
         {
             "took": f"{took(config)}, {len(rows)} optimizer steps",
-            "loss": losses,
+            "loss": f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}",
             "model": model,
             "log": f"{config.run}/metrics.jsonl",
             "next": f"python train_rl.py --model.path {model}",

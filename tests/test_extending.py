@@ -60,7 +60,6 @@ def load(tmp_path, monkeypatch) -> Callable[..., ModuleType]:
 USE_NEW_TOOL = """
 import json, pathlib, sys
 from mtsql.agent.env import EnvConfig, SqlEnv
-from mtsql.agent.prompts import PromptStyle
 from mtsql.rl.calls import calls_of
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Column, Database, Schema, Table
@@ -255,7 +254,6 @@ def test_a_new_data_format_is_a_function_in_questions(load, tmp_path):
 KEY = """
 import json
 import train_sft
-from mtsql.agent.prompts import PromptStyle
 from mtsql.sql import datasets
 from mtsql.toyworld.world import WorldConfig
 from mtsql.warm_start import warm_start_key
