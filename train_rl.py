@@ -105,21 +105,22 @@ class Config:
     """Folder that keeps the warm starts of the embedded model."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvConfig = EnvConfig()
+    env: EnvConfig = EnvConfig(max_replies=6)
     style: PromptStyle | None = None
     """Wording of the prompts. null: the one that the model was trained with; without one, brief for
     the embedded model and full for others."""
     engine: EngineConfig = EngineConfig(max_rows=128)
     sampling: SamplingConfig = SamplingConfig(max_reply_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
-        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.4, 0.5, 0.1)
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.25, 0.75, 0.0)
     )
+    """The stages. By default, turns that no probe rollout has solved are not trained on."""
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig(zero_variance="drop")
     """How rewards become advantages. By default zero-variance groups do not count, as in the
     results in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
-    optim: OptimConfig = OptimConfig(lr=3e-4, schedule="cosine")
+    optim: OptimConfig = OptimConfig(lr=1.5e-4, schedule="cosine")
     """The optimizer. One update is one step of the schedule, which is constant in the paper and in
     the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
