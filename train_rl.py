@@ -112,9 +112,8 @@ class Config:
     engine: EngineConfig = EngineConfig(max_rows=128)
     sampling: SamplingConfig = SamplingConfig(max_reply_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
-        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.25, 0.75, 0.0)
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.25, 0.7, 0.05)
     )
-    """The stages. By default, turns that no probe rollout has solved are not trained on."""
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig(zero_variance="drop")
     """How rewards become advantages. By default zero-variance groups do not count, as in the

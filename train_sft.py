@@ -92,7 +92,7 @@ class Config:
     """A demonstrations.jsonl for the training split. null: the toy world's."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    env: EnvConfig = EnvConfig()
+    env: EnvConfig = EnvConfig(max_replies=6)
     style: PromptStyle | None = None
     """Wording of the prompts. null: the one that the model was trained with; without one, brief for
     the embedded model and full for others."""
