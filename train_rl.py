@@ -208,7 +208,7 @@ def train(
         #    groups. Groups without a signal may be replaced by those of other turns.
         title = f"update {update + 1}/{config.num_updates}"
         with log.work("rollout", f"{title}: rollout") as show, peers_may_stop():
-            groups, metrics = collector.collect(
+            groups, rollout_metrics = collector.collect(
                 picked, curriculum, update, config.num_updates, show
             )
 
@@ -226,10 +226,10 @@ def train(
             # 6. Record the successes and write the evidence.
             record(curriculum, groups, ranks, config.group_size)
             trained = with_gradient(samples, config.loss)
-            metrics |= update_metrics(groups, trained, steps, config.advantage, ranks, engine_gap)
+            metrics = update_metrics(groups, trained, steps, config.advantage, ranks, engine_gap)
             stage = curriculum.stage_at(update, config.num_updates)
             done = {"stage": "rl", "update": update + 1, "curriculum_stage": stage, "lr": lr}
-            lines.add(done | metrics)
+            lines.add(done | rollout_metrics | metrics)
             log.trajectories(update + 1, update_text(groups, collector.renderer.text))
             progress.num_done = update + 1
             progress.scores = None  # those of the old weights

@@ -144,6 +144,7 @@ def play(
             seed=0,
             update=update,
             max_prompt_tokens=1 << 20,
+            judge=lambda trajectory: trajectory,
         )
     row_tokens = [(len(t.ids), t.num_sampled) for t in trajectories]
     if row_tokens != work.row_tokens:

@@ -138,4 +138,11 @@ def test_imports_no_torch():
         for alias in node.names
     }
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"dataclasses", "math", "mtsql.choices", "statistics", "typing"}
+    assert names == {
+        "collections.abc",
+        "dataclasses",
+        "math",
+        "mtsql.choices",
+        "statistics",
+        "typing",
+    }

@@ -83,7 +83,10 @@ def test_the_command_in_an_accelerate_file_names_this_file(file):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_with_an_accelerate_file_the_launcher_says_nothing(file, tmp_path):
-    (tmp_path / "script.py").write_text("import os; print(os.environ.get('WORLD_SIZE', '1'))")
+    (tmp_path / "script.py").write_text(
+        # One write, so that the lines of two processes do not mix.
+        "import os; os.write(1, os.environ.get('WORLD_SIZE', '1').encode() + b'\\n')"
+    )
     num_processes = 1 if file.stem == "single" else 2
     flags = ["--config_file", str(file), "--num_processes", str(num_processes)]
     if num_processes > 1:

@@ -64,7 +64,8 @@ def test_what_the_product_imports_is_declared_and_nothing_else():
 def test_what_tests_and_benchmarks_import_is_declared():
     product = names(PROJECT["dependencies"])
     dev = names(PROJECT["optional-dependencies"]["dev"])
-    assert imported(TESTS) - product == dev - TOOLS
+    trackers = names(PROJECT["optional-dependencies"]["trackers"])
+    assert imported(TESTS) - product - trackers == dev - TOOLS
     assert imported(BENCHMARKS) - product == PEERS
 
 

@@ -205,6 +205,7 @@ def test_the_code_of_serving_gives_our_replies_and_the_merged_adapter(tmp_path, 
         seed=0,
         update=0,
         max_prompt_tokens=4000,
+        judge=lambda trajectory: trajectory,
     )
     replies = [m["content"] for m in names["messages"] if m["role"] == "assistant"]
     spans = [played.ids[start:end] for start, end in played.reply_spans]

@@ -17,7 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.name
+    "file",
+    [
+        *sorted((ROOT / "configs").glob("*.yaml")),
+        *sorted((ROOT / "configs/presets").glob("*.yaml")),
+    ],
+    ids=lambda file: file.name,
 )
 def test_a_recipe_is_a_valid_configuration(file):
     script = train_sft if file.name.startswith("sft_") else train_rl

@@ -2,6 +2,7 @@
 toy world."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +125,9 @@ def test_a_run_is_not_resumed_with_other_inputs(change, words, world, monkeypatc
         checkpoint=CheckpointConfig(every=1, keep_best=0),
     )
     train_sft.main(config.completed())
+    shutil.rmtree("runs/sft/model")  # as if it was killed after its last step
     train_sft.main(replace(config, resume="runs/sft").completed())
+    shutil.rmtree("runs/sft/model")
     with monkeypatch.context() as patch:
         change(patch, world)
         with pytest.raises(ValueError, match=f"resume runs/sft: .*{words}"):

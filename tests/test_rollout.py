@@ -59,6 +59,7 @@ def play(renderer, database, replies, turn=None, max_prompt_tokens=4000, **engin
         seed=1,
         update=2,
         max_prompt_tokens=max_prompt_tokens,
+        judge=lambda trajectory: trajectory,
     )
     return engine, trajectory
 
@@ -127,6 +128,7 @@ def test_each_episode_that_ends_is_reported(renderer, database, max_prompt_token
         seed=1,
         update=2,
         max_prompt_tokens=max_prompt_tokens,
+        judge=lambda trajectory: trajectory,
         show=show_part(lambda done, total: reported.append((done, total)), 10, 20),
     )
     assert reported == [(11, 20), (12, 20), (13, 20)]

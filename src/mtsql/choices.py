@@ -23,7 +23,8 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"expected a size such as 8GB or 512MiB, found {text!r}")
     number, prefix, is_binary = match.groups()
-    return round(float(number) * (1024 if is_binary else 1000) ** (1 + "KMGT".index(prefix)))
+    base = 1024.0 if is_binary else 1000.0
+    return round(float(number) * base ** (1 + "KMGT".index(prefix)))
 
 
 def require_choices(config: Any, section: str) -> None:

@@ -119,7 +119,7 @@ def secs_left(rows: list[dict[str, Any]], num_updates: int, eval_every: int) -> 
     if eval_every:
         num_evaluations += sum(u % eval_every == 0 for u in range(num_done, num_updates))
     newest = [row["wall_secs"] for row in updates[-LEFT_WINDOW:]]
-    secs = sum(newest) / len(newest) * (num_updates - num_done)
+    secs: float = sum(newest) / len(newest) * (num_updates - num_done)
     if evaluations:
         secs += sum(evaluations) / len(evaluations) * num_evaluations
     return secs

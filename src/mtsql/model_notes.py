@@ -120,9 +120,9 @@ def prompt_style(style: PromptStyle | None, model_path: str | None) -> PromptSty
         return style
     file = notes_file(model_path)
     saved = read_notes(file) if file is not None else {}
-    if "style" in saved:
-        return saved["style"]
-    return "full" if model_path else "brief"
+    usual: PromptStyle = "full" if model_path else "brief"
+    learned: PromptStyle = saved.get("style", usual)
+    return learned
 
 
 def differences(config: EpisodeConfig) -> str | None:

@@ -282,7 +282,7 @@ def show_result(result: QueryResult, max_rows: int, max_chars: int, style: Promp
     if not result.rows:
         return "no rows"
     is_full = style == "full"
-    lines = []
+    lines: list[str] = []
     used = 0
     for row in result.rows[:max_rows]:
         line = _row(row, max_chars) if is_full else _cells(row, " | ", str, max_chars)

@@ -112,7 +112,8 @@ def _schedule(
         num_training_steps=max(num_updates, num_warmup + 1),
         scheduler_specific_kwargs=options,
     )
-    return scheduler.lr_lambdas[0]
+    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
+    return factor
 
 
 def optimizer_tensors(

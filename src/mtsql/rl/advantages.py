@@ -5,6 +5,7 @@ with one number for each of its trajectories.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
@@ -145,7 +146,10 @@ def _std(values: list[float]) -> float:
 
 
 def kl_of_trajectory(
-    logprobs: list[float], ref_logprobs: list[float], loss_mask: list[int], estimator: str
+    logprobs: Sequence[float],
+    ref_logprobs: Sequence[float],
+    loss_mask: Sequence[int],
+    estimator: KlEstimator,
 ) -> float:
     """The estimated KL(policy || reference) of one trajectory, summed over its sampled tokens. The
     estimators are those of the loss (learner/losses.py, `kl_estimate`)."""

@@ -111,7 +111,7 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
         ),
         em=has_answer and exact_match(line, turn.sql, env.database.schema),
         prediction=line if has_answer else "",
-        outcome=env.outcome.value,
+        outcome=trajectory.outcome.value,
         num_replies=len(trajectory.reply_spans),
         abilities=_abilities(trajectory),
     )
@@ -142,11 +142,11 @@ def summarize(scores: list[TurnScore]) -> dict[str, Any]:
     if not scores:
         raise ValueError("nothing to summarise: no turn was scored")
 
-    def table(figures: Figures) -> dict[str, float]:
+    def table(figures: Figures) -> dict[str, float | None]:
         return {
             "count": figures.count,
-            "ex": round(100 * figures.ex, 2),
-            "em": round(100 * figures.em, 2),
+            "ex": _percent(figures.ex),
+            "em": _percent(figures.em),
         }
 
     tables = aggregate(
@@ -165,6 +165,10 @@ def summarize(scores: list[TurnScore]) -> dict[str, Any]:
         "outcomes": dict(sorted(Counter(s.outcome for s in scores).items())),
         "mean_replies": sum(s.num_replies for s in scores) / len(scores),
     }
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
 
 
 def predictions_text(scores: list[TurnScore]) -> str:

@@ -135,7 +135,7 @@ def memory_verify(trajectory: Trajectory, config: RewardConfig) -> float:
     scores = [
         memory_verify_score(f1, call, config)
         for call, f1 in _calls(trajectory.env, config.strict_clauses)
-        if call.tool == MEMORY_RETRIEVE
+        if call.tool == MEMORY_RETRIEVE and f1 is not None
     ]
     return _mean(scores)
 
@@ -204,7 +204,8 @@ def _number(value: float) -> float:
 def total_reward(components: dict[str, float], weights: RewardWeights) -> float:
     """The scalar: the weighted sum of the components (paper section 4.2). With the default weights
     it is between 0 and 3, less at most 1 for `overlong`."""
-    return sum(getattr(weights, name) * value for name, value in components.items())
+    total: float = sum(getattr(weights, name) * value for name, value in components.items())
+    return total
 
 
 def answer_scores(

@@ -83,27 +83,25 @@ def rollout(
     seed: int,
     update: int,
     max_prompt_tokens: int,
-    judge: Callable[[Trajectory], T] = lambda trajectory: trajectory,
+    judge: Callable[[Trajectory], T],
     show: Show = show_nothing,
 ) -> list[T]:
     """Play `num_samples` episodes of each turn with the engine's current weights.
 
-    Returns what `judge` returns for each finished trajectory, by default the trajectory itself;
-    `judge` runs in threads while other rows decode. The results are grouped by turn: those of
-    `turns[i]` are at `i * num_samples : (i + 1) * num_samples`, with `sample` counting from 0. If a
-    prompt has more than `max_prompt_tokens`, its whole group ends with `Outcome.PROMPT_TOKENS`.
-    `show` is told of each episode that ends.
+    Returns what `judge` returns for each finished trajectory; `judge` runs in threads while other
+    rows decode. The results are grouped by turn: those of `turns[i]` are at
+    `i * num_samples : (i + 1) * num_samples`, with `sample` counting from 0. If a prompt has more
+    than `max_prompt_tokens`, its whole group ends with `Outcome.PROMPT_TOKENS`. `show` is told of
+    each episode that ends.
     """
     with query_threads(NUM_ACTORS, "act") as actors, query_threads(NUM_JUDGES, "judge") as judges:
-        judged: list[Future[T] | None] = [None] * (len(turns) * num_samples)
-        live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place in `judged`, trajectory)
-        num_done = 0
+        num_all = len(turns) * num_samples
+        judged: dict[int, Future[T]] = {}  # place in the result -> what `judge` will return
+        live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place, trajectory)
 
         def end(place: int, trajectory: Trajectory) -> None:
-            nonlocal num_done
             judged[place] = judges.submit(judge, trajectory)
-            num_done += 1
-            show(num_done, len(judged))
+            show(len(judged), num_all)
 
         for number, turn in enumerate(turns):
             envs = [make_env(turn) for _ in range(num_samples)]
@@ -141,7 +139,7 @@ def rollout(
                 acting.remove(one)
                 _, trajectory = live[one.handle]
                 _observe(one.future.result(), one.handle, trajectory, renderer, engine, finish)
-        return [future.result() for future in judged]
+        return [judged[place].result() for place in range(num_all)]
 
 
 def _act(

@@ -20,7 +20,7 @@ def measure_kl(groups: list[Group], learner: Learner, config: AdvantageConfig) -
     samples = [scored.trajectory.to_sample([]) for scored in everything]
     for scored, sample in zip(everything, learner.with_reference(samples), strict=True):
         scored.kl = kl_of_trajectory(
-            sample.old_logprobs, sample.ref_logprobs, sample.loss_mask, config.kl_estimator
+            sample.old_logprobs, sample.ref_logprobs or (), sample.loss_mask, config.kl_estimator
         )
 
 

@@ -209,6 +209,7 @@ def _checked(value: object, where: str) -> dict:
 
 
 def _text_of(record: dict, key: str, where: str) -> str:
-    if not isinstance(record.get(key), str):
-        raise ValueError(f"{where}: {key}: expected a string, found {record.get(key)!r:.80}")
-    return record[key]
+    text = record.get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {key}: expected a string, found {text!r:.80}")
+    return text

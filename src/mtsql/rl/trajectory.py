@@ -54,8 +54,11 @@ class Trajectory:
 
     @property
     def outcome(self) -> Outcome:
-        """How the episode ended."""
-        return self.env.outcome
+        """How the episode ended. ValueError if it has not."""
+        outcome = self.env.outcome
+        if outcome is None:
+            raise ValueError(f"the episode of turn {self.turn.turn_id} has not ended")
+        return outcome
 
     @property
     def num_sampled(self) -> int:

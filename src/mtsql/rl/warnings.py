@@ -69,8 +69,9 @@ def _entropy(rows: list[Row]) -> str | None:
 
 def _truncated(rows: list[Row]) -> str | None:
     before, now = _mean(rows[:WINDOW], "truncated_frac"), _mean(rows[-WINDOW:], "truncated_frac")
-    is_high = now is not None and before is not None and now > MAX_TRUNCATED
-    if len(rows) < 2 * WINDOW or not is_high or now <= TRUNCATED_GROWTH * before:
+    if len(rows) < 2 * WINDOW or before is None or now is None:
+        return None
+    if now <= MAX_TRUNCATED or now <= TRUNCATED_GROWTH * before:
         return None
     return (
         f"{now:.0%} of the trajectories end on a budget, {before:.0%} did at the start; raise "

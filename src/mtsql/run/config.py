@@ -143,7 +143,7 @@ def _build(kind: type, values: dict, path: str = "") -> Any:
         return kind(**given)
     except ValueError as error:
 
-        def placed(match: re.Match) -> str:
+        def placed(match: re.Match[str]) -> str:
             return path + match[1] if path and match[1] in hints else match[0]
 
         raise ValueError(re.sub(r"\b\w+(?:\.\w+)*\.(\w+)\b", placed, str(error))) from error

@@ -55,9 +55,10 @@ def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -
     keys += ["demonstrations"] if getattr(config, "source", None) == "demonstrations" else []
     found = {}
     for key in keys:
-        if _path(config, key) is None:
+        named = _path(config, key)
+        if named is None:
             continue
-        path = Path(_path(config, key))
+        path = Path(named)
         if key in ("data.databases", "data.toy_folder"):
             names = {_under(path, file) for file in databases}
             if key == "data.toy_folder":
@@ -75,10 +76,11 @@ def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -
 
 def _path(config: Any, key: str) -> str | None:
     """The path that a key of the configuration names."""
-    if key == "demonstrations":
-        return config.demonstrations or f"{config.data.toy_folder}/demonstrations.jsonl"
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+    section, _, name = key.rpartition(".")
+    path: str | None = getattr(getattr(config, section) if section else config, name)
+    if key == "demonstrations" and not path:
+        return f"{config.data.toy_folder}/demonstrations.jsonl"
+    return path
 
 
 def check_places(run: Path, config: Any) -> None:
@@ -107,10 +109,10 @@ def check_files(run: Path, config: Any) -> None:
     ValueError that names the key and the file. Runs without a list of files pass."""
     check_places(run, config)
     for key, entry in _read(run).get(FILES, {}).items():
-        path = Path(_path(config, key))
-        hashes = entry["hashes"]
-        if not path.exists():
+        named = _path(config, key)
+        if named is None or not Path(named).exists():
             continue
+        path, hashes = Path(named), entry["hashes"]
         is_file = list(hashes) == [Path(entry["path"]).name]
         for name, value in hashes.items():
             file = path if is_file else path / name
@@ -162,10 +164,13 @@ def _read(run: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     saved = read_json(file)
-    files = saved.get(FILES, {}) if isinstance(saved, dict) else None
-    if not isinstance(files, dict) or not all(_is_entry(*item) for item in files.items()):
+    if not isinstance(saved, dict) or not _are_entries(saved.get(FILES, {})):
         raise ValueError(f"{file}: not written by this program, or damaged: put it back as it was")
     return saved
+
+
+def _are_entries(files: object) -> bool:
+    return isinstance(files, dict) and all(_is_entry(*item) for item in files.items())
 
 
 def _is_entry(key: str, entry: object) -> bool:

@@ -74,4 +74,5 @@ def _identity(run: Path) -> str:
     file = run / ID_FILE
     if not file.is_file():
         write_text(file, f'{{"id": "{secrets.token_hex(4)}"}}\n')
-    return read_json(file)["id"]
+    identity: str = read_json(file)["id"]
+    return identity
