@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 
 from mtsql.files import WriteError, print_line
-from mtsql.model_notes import prompt_style
 from mtsql.rl.rollout import Show, show_nothing
 from mtsql.run.checkpoint import Checkpoint, newest_checkpoint, resumed
 from mtsql.run.config import to_dict
@@ -40,8 +39,7 @@ def warm_start_key(sft: "train_sft.Config", show: Show = show_nothing) -> str:
     settings = to_dict(replace(sft, env=env))
     for without_effect in ("run", "resume", "engine", "checkpoint", "trackers"):
         del settings[without_effect]
-    style = prompt_style(sft.style, sft.model.path)
-    texts = warm_start_texts(sft.data, sft.env, style, show)
+    texts = warm_start_texts(sft.data, sft.env, sft.style, show)
     return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
 
 

@@ -222,11 +222,12 @@ def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle)
 
 
 def warm_start_texts(
-    data: DataConfig, env: EnvConfig, style: PromptStyle, show: Show = show_nothing
+    data: DataConfig, env: EnvConfig, style: PromptStyle | None, show: Show = show_nothing
 ) -> Iterator[str]:
     """All texts that the warm start of the embedded model depends on: the training text of its
     tokenizer, every demonstration as played with these settings, and the code that makes
     tokens. `show` is told of each demonstration."""
+    style = prompt_style(style, None)
     set_num_workers(env.num_sql_workers)
     corpus = load_split(data, "train")
     yield from _texts(corpus, data, env, style)
