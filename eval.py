@@ -162,7 +162,7 @@ def last_lines(config: Config) -> str:
     }
     if config.history == "gold":
         flags = f"--history predicted --run {config.run}-predicted"
-        values["next"] = f"python eval.py --model.path {config.model.path} {flags}"
+        values["next"] = f"python eval.py --config {config.run}/config.yaml {flags}"
     return listed(values)
 
 
@@ -175,7 +175,8 @@ def show(summary: dict, title: str) -> None:
     rows |= summary["by_hardness"]
     rows["interactions"] = summary["interaction"]
     for name, row in rows.items():
-        table.add_row(name, str(row["count"]), f"{row['ex']:.1f}", f"{row['em']:.1f}")
+        percent = [f"{row[key]:.1f}" if row["count"] else "-" for key in ("ex", "em")]
+        table.add_row(name, str(row["count"]), *percent)
     console = Console()
     with printing():
         console.print(table)

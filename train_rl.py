@@ -4,9 +4,9 @@
     accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
     accelerate launch train_rl.py --resume runs/rl         # after a kill: continues bit for bit
 
-`train` below is the algorithm in the order of the paper (MTSQL-R1, arXiv 2510.12831, section 4):
-pick, roll out, score, compute advantages, learn, record. It departs from the published system in
-these points:
+The function `train` is the algorithm in the order of the paper (MTSQL-R1, arXiv 2510.12831,
+section 4): pick, roll out, score, compute advantages, learn, record. It departs from the published
+system in these points:
 
 (1) Verdicts are read from their own tags, and statuses come from the executor. (2) Clause F1 is the
 paper's set-based one; `reward.strict_clauses` gives that of the released code. (3) An answer is

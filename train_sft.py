@@ -27,7 +27,7 @@ from mtsql.judge.hardness import hardness
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner
-from mtsql.lines import StepLines, announce, is_finished, listed, took
+from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
@@ -220,7 +220,7 @@ def last_lines(config: Config) -> str:
             "loss": f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}",
             "model": model,
             "log": f"{config.run}/metrics.jsonl",
-            "next": f"python train_rl.py --model.path {model}",
+            "next": f"python train_rl.py --model.path {model}{same_flags(config)}",
         }
     )
 

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from helpers.databases import make_database
 from mtsql.audit import checks
 from mtsql.audit.checks import audit
 from mtsql.audit.config import Config
-from mtsql.audit.report import ATTACKS, CHECKS, Attack, leave_out_lines
+from mtsql.audit.report import ATTACKS, CHECKS, Attack, Case, Report, leave_out_lines, show
 from mtsql.audit.rewritings import REWRITINGS
 from mtsql.commands.audit import look
 from mtsql.rl.rewards import RewardConfig
@@ -279,3 +281,14 @@ def test_a_tokenizer_counts_the_prompts(files: DataConfig, tmp_path: Path) -> No
 def test_an_unknown_check_is_named() -> None:
     with pytest.raises(ValueError, match="leave_out: no check 'nonsense'; there are gold fails"):
         Config(leave_out=("nonsense",))
+
+
+def test_what_a_check_means_is_printed_if_a_turn_fails_it() -> None:
+    report = Report(num_turns=1)
+    report.cases["duplicate"].append(Case("train:0:0", "shows", "of train:1:0", "SELECT 1"))
+    out = StringIO()
+    show(report, "train", False, Console(file=out, width=200))
+    meanings = [
+        name for name, meaning in CHECKS.items() if f"{name}: {meaning}\n" in out.getvalue()
+    ]
+    assert meanings == ["duplicate"]

@@ -228,3 +228,8 @@ def test_a_changed_key_is_named_when_a_run_is_resumed(tmp_path):
     words = f"num_updates is 9, but {tmp_path} was started with {started.num_updates}: leave it"
     with pytest.raises(ValueError, match=re.escape(words)):
         check_unchanged(changed, tmp_path)
+    lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
+    without = [line for line in lines if not line.startswith("num_updates:")]
+    (tmp_path / "config.yaml").write_text("".join(without))
+    with pytest.raises(ValueError, match="was started by a source without this key: leave it"):
+        check_unchanged(started, tmp_path)

@@ -11,6 +11,7 @@ import yaml
 
 from helpers.presets import PRESETS
 from mtsql.audit.config import Config as AuditConfig
+from mtsql.commands.score import Config as ScoreConfig
 from mtsql.run.config import as_yaml, flat, parse_config, to_dict
 
 KINDS = [train_rl.Config, train_sft.Config, eval_script.Config, AuditConfig]
@@ -225,3 +226,8 @@ def test_sizes_that_do_not_fit_are_named_before_anything_is_loaded(kind, flags, 
     with pytest.raises(ValueError) as error:
         parse(*flags, kind=kind).completed()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_flags_that_must_be_given_are_named_as_they_are_written():
+    with pytest.raises(ValueError, match="^not given, but needed: --pred, --tables, --databases$"):
+        parse("--gold", "a.txt", kind=ScoreConfig)

@@ -170,7 +170,8 @@ def test_the_command_prints_the_table_and_the_broken_rules(data, tmp_path, capsy
     look(config)
     printed = capsys.readouterr().out
     assert all(name in printed for name in POLICIES)
-    assert "No policy that understands nothing breaks a rule." in printed
+    assert "No policy that understands nothing earns more than a third" in printed
+    assert "understands nothing" in printed and "[bold]" not in printed
     assert not (tmp_path / "default" / "audit.json").exists()
     written = json.loads((tmp_path / "default" / "farming.json").read_text())
     assert written["num_turns"] == 10 and written["earned"].keys() == POLICIES.keys()

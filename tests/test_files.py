@@ -1,8 +1,14 @@
 """Reading text files as editors and other programs write them, and writing files."""
 
+import errno
+import os
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
-from mtsql.files import read_json, read_lines, read_text, write_text
+from mtsql.files import WriteError, print_page, read_json, read_lines, read_text, write_text
 
 
 def test_a_byte_order_mark_line_ends_and_blank_last_lines_make_no_difference(tmp_path):
@@ -42,3 +48,17 @@ def test_the_old_file_stays_if_the_new_one_cannot_be_written(tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"a\.txt: cannot be written: No space left"):
         write_text(file, "new")
     assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize(("reason", "is_error"), [(errno.EPIPE, False), (errno.ENOSPC, True)])
+def test_a_page_may_be_read_in_part_but_not_be_lost(reason, is_error, monkeypatch, tmp_path):
+    with open(tmp_path / "out", "w") as out:
+
+        def fail() -> None:
+            raise OSError(reason, os.strerror(reason))
+
+        monkeypatch.setattr(
+            sys, "stdout", SimpleNamespace(write=len, flush=fail, fileno=out.fileno)
+        )
+        with pytest.raises(WriteError) if is_error else nullcontext():
+            print_page("usage")

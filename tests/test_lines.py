@@ -2,19 +2,31 @@
 
 import json
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import train_rl
 import train_sft
 
 from mtsql import lines
-from mtsql.lines import StepLines, UpdateLines, announce, change, held_out_ex, listed, secs_left
+from mtsql.lines import (
+    StepLines,
+    UpdateLines,
+    announce,
+    change,
+    held_out_ex,
+    listed,
+    same_flags,
+    secs_left,
+    took,
+)
 from mtsql.rl.update_metrics import LOSS_STATS
 from mtsql.run import screen
 from mtsql.run.checkpoint import Checkpoint
 from mtsql.run.config import save_config
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
+from mtsql.sql.datasets import DataConfig
 
 ROW = {
     "stage": "rl",
@@ -140,7 +152,7 @@ def test_sft_prints_the_first_step_the_last_one_and_some_between(tmp_path, capsy
     cells = [line.split() for line in out]
     assert [row[0] for row in cells] == ["101/130", "111/130", "121/130", "130/130"]
     assert [row[1] for row in cells] == ["101.0", "106.5", "116.5", "126.0"]  # means since the last
-    assert cells[0][2:] == ["3.0e-3", "0.500", "640", "0:29"] and cells[-1][-1] == "0:00"
+    assert cells[0][2:] == ["3.0e-3", "0.500", "640", "-"] and cells[1][-1] == "0:19"
     assert log.rows[0]["lr"] == 3e-3 and log.rows[0]["tokens_per_sec"] > 0
 
 
@@ -182,3 +194,23 @@ def test_changes_and_lists_are_aligned():
     assert listed({"took": "1", "best checkpoint": "2"}) == "took             1\nbest checkpoint  2"
     assert listed({"a": "b " * 50}).split("\n")[1].startswith("   b b")
     assert listed({"next": "b " * 50}) == "next  " + "b " * 50
+
+
+def test_a_next_command_uses_the_same_data_and_memory():
+    assert same_flags(train_rl.Config()) == ""
+    data = DataConfig(train="t.csv", dev="my dev.csv", databases="dbs")
+    engine = replace(train_rl.Config().engine, block_size=256)
+    config = train_rl.Config(num_updates=3, data=data, engine=engine)
+    flags = same_flags(config, without=("data.train",))
+    assert flags == " --data.dev 'my dev.csv' --data.databases dbs --engine.block_size 256"
+
+
+def test_a_duration_has_no_zeros_in_front(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(lines.time, "time", lambda: now[0])
+    process = SimpleNamespace(create_time=lambda: 1000.0)
+    monkeypatch.setattr(lines.psutil, "Process", lambda: process)
+    texts = []
+    for now[0] in (1020.0, 1090.0, 4660.0):
+        texts.append(took(Config()))
+    assert texts == ["20 s", "1 min 30 s", "1 h 1 min"]

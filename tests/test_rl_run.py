@@ -1,5 +1,6 @@
 """What a run of train_rl.py keeps of its evaluations, and its last lines."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,17 @@ from mtsql.run.checkpoint import best_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
+from mtsql.sql.datasets import DataConfig
 
 BEFORE = {"dev_seen": {"ex": 41.3, "em": 81.7}, "dev": {"ex": 31.7, "em": 63.7}}
 AFTER = {"dev_seen": {"ex": 52.3, "em": 74.0}, "dev": {"ex": 40.7, "em": 59.3}}
 
 
-class Config(SimpleNamespace):
-    pass
+@dataclass(frozen=True)
+class Config:
+    run: str = "runs/rl"
+    resume: str | None = None
+    data: DataConfig = DataConfig()
 
 
 @pytest.fixture
@@ -27,7 +32,8 @@ def session(tmp_path, monkeypatch):
     monkeypatch.setattr(rl_run, "plot_training", lambda file, png: png.touch())
     monkeypatch.setattr(rl_run, "took", lambda config: "9 min 12 s")
     monkeypatch.setattr("mtsql.run.runlog.save_config", lambda *_: None)
-    config = Config(run=str(tmp_path / "run"), resume=None)
+    data = DataConfig(train="t.csv", dev="d.csv", databases="my data")
+    config = Config(run=str(tmp_path / "run"), data=data)
     log = RunLog(tmp_path / "run", config)
     log.metrics({"stage": "eval", "update": 0, "eval_secs": 30.0})
     for update, warning in ((1, "no_step, entropy"), (2, None)):
@@ -55,10 +61,17 @@ def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsy
         f"{run}/model",
         f"{run}/checkpoints/update-00002 (held-out EX 46.5)",
         f"{run}/training.png",
-        f"python eval.py --model.path {run}/model",
+        f"python eval.py --model.path {run}/model --data.dev d.csv --data.databases 'my data'",
     ):
         assert path in " ".join(out.split())
     assert (session.log.folder / "training.png").is_file()
+
+
+def test_a_best_checkpoint_from_before_training_is_called_so(session, capsys):
+    write(session.log.folder, 0, ex={"dev": 40.0})
+    report(session, 2, BEFORE, AFTER)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "checkpoints/update-00000 (held-out EX 40.0, before training)" in out
 
 
 def test_a_run_without_a_step_still_says_where_things_are(session, capsys):

@@ -106,3 +106,18 @@ def wait_until(is_so):
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@BOTH
+def test_a_signal_that_arrives_in_a_finalizer_is_not_lost(number, kind):
+    arrived = []
+
+    class Stopped:
+        def __del__(self) -> None:
+            arrived.append(number)
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt) as stop, stoppable():
+        Stopped()
+        time.sleep(5)
+    assert arrived == [number] and type(stop.value) is kind

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 
-from mtsql.files import in_one_line, print_line
+from mtsql.files import in_one_line, print_line, print_page
 from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
 
 COMMANDS = {
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with stoppable():
         try:
             if name in HELP:
-                print_line(_help())
+                print_page(_help())
             elif name == "--version":
                 print_line(f"mtsql {version('mtsql')}")
             else:

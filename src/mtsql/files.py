@@ -179,6 +179,16 @@ def print_line(text: str) -> None:
         print(text, flush=True)
 
 
+def print_page(text: str) -> None:
+    """Print what the user has asked to read. A reader that ends early (`--help | head`) has what it
+    wanted, so that is no error; WriteError like `printing` for any other reason."""
+    try:
+        print_line(text)
+    except WriteError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):
+            raise
+
+
 def in_one_line(text: str) -> str:
     """A message in one line, since names in it, for example of columns, may have line breaks."""
     return " ".join(text.splitlines())

@@ -2,6 +2,7 @@
 of train_sft.py, warnings, and the last ones.
 """
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mtsql.files import print_line
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
 from mtsql.rl.warnings import new_warnings
 from mtsql.run.checkpoint import Checkpoint
-from mtsql.run.config import flat, to_dict
+from mtsql.run.config import config_diff, flat, to_dict
 from mtsql.run.ranks import Ranks
 from mtsql.run.recipes import read_yaml
 from mtsql.run.runlog import RunLog, peak_memory_mb
@@ -36,7 +37,7 @@ UPDATE_COLUMNS = {
 LEGEND = (
     "st: curriculum stage. EX, EM, trun(cated), malf(ormed): % of the rollouts. held: newest "
     "held-out EX, mean of the splits. entr: entropy. grad: gradient norm before clipping. roll, "
-    "learn: tokens per second, sampled and trained on. left: time left, with evaluations."
+    "learn: tokens per second, sampled, and computed to learn. left: time left, with evaluations."
 )
 STEP_COLUMNS = {"loss": 6, "lr": 7, "grad": 5, "tokens/s": 8, "left": 5}
 LEFT_WINDOW = 10
@@ -160,8 +161,9 @@ class StepLines:
         self.log.metrics(row)
         self.since.append(stats)
         now = time.monotonic()
-        is_end = num_done in (self.first + 1, self.num_steps)
-        if not is_end and now - self.last_line < LINE_SECS:
+        is_first = num_done == self.first + 1  # it is slower than the others: no time left
+        is_last = num_done == self.num_steps
+        if not is_first and not is_last and now - self.last_line < LINE_SECS:
             return
         mean = {
             key: sum(one[key] for one in self.since) / len(self.since)
@@ -169,13 +171,14 @@ class StepLines:
         }
         tokens = sum(one["num_computed"] for one in self.since)
         secs_per_step = (now - self.begun) / (num_done - self.first)
+        num_left = self.num_steps - num_done
         line = self.table.line(
             f"{num_done}/{self.num_steps}",
             short(mean["loss"]),
             f"{lr:.1e}".replace("e-0", "e-"),
             short(mean["grad_norm"]),
             rate(tokens / max(now - self.last_line, 1e-9)),
-            duration(secs_per_step * (self.num_steps - num_done)),
+            "-" if is_first and not is_last else duration(secs_per_step * num_left),
         )
         self.log.print(line)
         self.last_line = now
@@ -239,13 +242,22 @@ def took(config: Any) -> str:
     """How long this process has run, as a text such as 9 min 12 s."""
     secs = round(time.time() - psutil.Process().create_time())
     hours, minutes = secs // 3600, secs // 60 % 60
-    text = f"{hours} h {minutes} min" if hours else f"{minutes} min {secs % 60} s"
+    text = f"{minutes} min {secs % 60} s" if minutes else f"{secs} s"
+    text = f"{hours} h {minutes} min" if hours else text
     return f"{text} since it was resumed" if getattr(config, "resume", None) else text
 
 
 def change(name: str, before: float, after: float) -> str:
     """What rose or fell, such as EX 41.3 -> 52.3 (+11.0). Both in percent."""
     return f"{name} {before:.1f} -> {after:.1f} ({after - before:+.1f})"
+
+
+def same_flags(config: Any, without: tuple[str, ...] = ()) -> str:
+    """The flags of `data` and `engine` that were set in this run, as the end of a command that
+    shall use the same data in the same memory. Keys in `without` are left out."""
+    changed = config_diff(config, type(config)())
+    keys = [key for key in changed if key.startswith(("data.", "engine.")) and key not in without]
+    return "".join(f" --{key} {shlex.quote(str(changed[key]))}" for key in keys)
 
 
 def listed(values: dict[str, str]) -> str:

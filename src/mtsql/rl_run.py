@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtsql.files import print_line
-from mtsql.lines import change, listed, took
+from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
@@ -168,7 +168,8 @@ def _last_lines(log: RunLog, config: RunConfig) -> str:
     values["model"] = f"{log.folder}/model"
     best = best_checkpoint(log.folder)
     if best is not None:
-        values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f})"
+        when = ", before training" if best[0].name == "update-00000" else ""
+        values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f}{when})"
     values["figure"] = f"{log.folder}/training.png"
     values["log"] = f"{log.folder}/metrics.jsonl (numbers), trajectories/, eval/"
     given = {
@@ -180,7 +181,8 @@ def _last_lines(log: RunLog, config: RunConfig) -> str:
     if given:
         texts = [f"{name} (update {update})" for name, update in given.items()]
         values["warnings"] = ", ".join(texts)
-    values["next"] = f"python eval.py --model.path {log.folder}/model"
+    flags = same_flags(config, without=("data.train", "data.leave_out"))
+    values["next"] = f"python eval.py --model.path {log.folder}/model{flags}"
     return listed(values)
 
 

@@ -20,6 +20,7 @@ from statistics import fmean
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from mtsql.agent.env import SqlEnv
 from mtsql.agent.reply import format_reply
@@ -115,7 +116,7 @@ def show_farming(report: FarmingReport, title: str, console: Console) -> None:
         if earned.kind != kind:
             kind = earned.kind
             table.add_section()
-            table.add_row(f"[bold]{KINDS[kind]}[/bold]")
+            table.add_row(Text(KINDS[kind], style="bold"))
         values = (f"{mean:.3f}" for mean in earned.means.values())
         share = _percent(earned.means[TOTAL], report.honest[TOTAL])
         table.add_row(name, *values, share)
@@ -123,7 +124,10 @@ def show_farming(report: FarmingReport, title: str, console: Console) -> None:
     for sentence in report.broken:
         console.print(sentence, markup=False)
     if not report.broken:
-        console.print("No policy that understands nothing breaks a rule.")
+        console.print(
+            "No policy that understands nothing earns more than a third of the honest total, or "
+            "more than half of the honest value of a component."
+        )
 
 
 KINDS = {

@@ -108,6 +108,9 @@ def leave_out_lines(report: Report, checks: tuple[str, ...]) -> list[str]:
 def show(report: Report, title: str, has_rewritings: bool, console: Console) -> None:
     """Print the findings as tables."""
     console.print(_checks_table(report, title))
+    for name, meaning in CHECKS.items():
+        if report.cases[name]:
+            console.print(f"{name}: {meaning}")
     console.print(_attacks_table(report))
     if has_rewritings:
         console.print(_rewritings_table(report))

@@ -24,7 +24,8 @@ LEGEND = r"""
 [[...]] marks the tokens that the policy sampled. Only they are trained on. The prompt and the
 environment wrote all other text. A backslash between two equal square brackets is not in the
 text, and characters that cannot be printed are shown as escapes such as \x1b. The reward is the
-weighted sum of the components. An advantage of - means: not trained on.
+weighted sum of the components, and config.yaml has their weights (reward.weights). An advantage of
+- means: not trained on.
 """
 _BETWEEN_BRACKETS = re.compile(r"(?<=\[)\\*(?=\[)|(?<=\])\\*(?=\])")
 

@@ -284,8 +284,9 @@ def check_unchanged(config: Any, run: Path) -> None:
     for key in sorted(saved.keys() | now.keys()):
         is_free = key.startswith(MAY_CHANGE) or key in moved
         if saved.get(key) != now.get(key) and not is_free:
+            before = f"with {saved[key]!r}" if key in saved else "by a source without this key"
             raise ValueError(
-                f"{key} is {now.get(key)!r}, but {run} was started with {saved.get(key)!r}: "
+                f"{key} is {now.get(key)!r}, but {run} was started {before}: "
                 "leave it, or start a new run: --model.path CHECKPOINT/model"
             )
 

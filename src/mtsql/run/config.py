@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 
 from mtsql.choices import Size, parse_size
-from mtsql.files import print_line, write_text
+from mtsql.files import print_page, write_text
 from mtsql.run.help import asked_topic, help_text, section_type
 from mtsql.run.recipes import in_a_line, read_yaml
 
@@ -47,7 +47,7 @@ def parse_config(
     topic = asked_topic(argv)
     if topic is not None:
         choices = {"preset": names} if names else {}
-        print_line(help_text(kind, description, topic, choices))
+        print_page(help_text(kind, description, topic, choices))
         raise SystemExit(0)
     parser = _parser(kind)
     parser.add_argument("--config", action="config")
@@ -96,7 +96,7 @@ def parse_config(
     if is_printed:
         if hasattr(config, "completed"):
             config = config.completed()
-        print(as_yaml(config), end="")
+        print_page(as_yaml(config).rstrip())
         raise SystemExit(0)
     return config
 
@@ -231,6 +231,10 @@ def _explained(error: Exception, kind: type, prefix: str = "") -> str:
         optional = re.match(r'Parser key "([\w.]+)": Does not validate against any of', text)
         key = ".".join(filter(None, [optional and optional[1], *unknown.groups()]))
         return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
+    required = re.search(r"the following arguments are required: (.+)", text)
+    if required:
+        flags = ", ".join(f"--{name}" for name in required[1].split(", "))
+        return f"not given, but needed: {flags}"
     missing = re.search(r"argument (--[\w.]+): expected one argument", text)
     if missing:
         return f"{missing[1]} needs a value"

@@ -23,6 +23,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECS = 2.0
 """A further signal within this time is the same request. Launchers send a signal again that their
 whole process group has got, and people press Ctrl-C twice."""
+AGAIN_SECS = 0.05
+"""A signal whose exception was dropped is sent again after this time, outside of the finalizer."""
 PEER_SECS = 2.0
 """The signal that ended other ranks reaches this one within this time."""
 LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
@@ -51,8 +53,22 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
 
     An ignored signal stays ignored. After a signal the former handlers are not restored, because
     the process is about to end. Without `on_sigterm`, SIGTERM ends the process at once.
+
+    Python drops an exception that is raised in a finalizer (`__del__`), where a signal may arrive,
+    too. Then the signal is sent once more.
     """
     raised_at: list[float] = []
+    former_hook = sys.unraisablehook
+
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            former_hook(dropped)
+            return
+        raised_at.clear()
+        number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
+        again = threading.Timer(AGAIN_SECS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
     def stop(number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -63,9 +79,11 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
 
     handled = STOPS if on_sigterm else (signal.SIGINT,)
     before = _handle(handled, stop)
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
+        sys.unraisablehook = former_hook
         if not raised_at:
             for number, handler in before.items():
                 signal.signal(number, handler)
