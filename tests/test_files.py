@@ -1,8 +1,11 @@
 """Reading text files as editors and other programs write them, and writing files."""
 
+import io
+import sys
+
 import pytest
 
-from mtsql.files import read_json, read_lines, read_text, write_text
+from mtsql.files import prepare_output, print_line, read_json, read_lines, read_text, write_text
 
 
 def test_a_byte_order_mark_line_ends_and_blank_last_lines_make_no_difference(tmp_path):
@@ -42,3 +45,11 @@ def test_the_old_file_stays_if_the_new_one_cannot_be_written(tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"a\.txt: cannot be written: No space left"):
         write_text(file, "new")
     assert file.read_text() == "old"
+
+
+def test_a_character_that_the_output_lacks_is_printed_as_an_escape(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    prepare_output()
+    print_line("run \u00fc\ud83d")
+    assert written.getvalue() == b"run \\xfc\\ud83d\n"
