@@ -16,13 +16,14 @@ from mtsql.run.config import config_diff, flat, parse_config, to_dict
 ROOT = Path(__file__).resolve().parents[1]
 
 
-RECIPES = [
-    file for file in sorted((ROOT / "configs").rglob("*.yaml")) if file.parent.name != "accelerate"
-]
-"""configs/accelerate has files of the launcher."""
-
-
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file",
+    [
+        *sorted((ROOT / "configs").glob("*.yaml")),
+        *sorted((ROOT / "configs/presets").glob("*.yaml")),
+    ],
+    ids=lambda file: file.name,
+)
 def test_a_recipe_is_a_valid_configuration(file):
     script = train_sft if file.name.startswith("sft_") else train_rl
     config = parse_config(script.Config, ["--config", str(file)], "")
