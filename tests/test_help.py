@@ -159,7 +159,10 @@ def test_a_section_and_a_single_flag_can_be_asked_for(capsys):
         return capsys.readouterr().out
 
     optim = printed("--help", "optim")
-    assert optim.startswith("Optimizer (optim)\n") and "--optim.lr X (default: 0.00015)" in optim
+    assert (
+        optim.startswith("Optimizer (optim)\n")
+        and f"--optim.lr X (default: {train_rl.Config().optim.lr})" in optim
+    )
     assert "--warm_start" not in optim and "--run" not in optim
     assert printed("--optim.help") == printed("--help=optim") == optim
     assert "--reward.weights.ex" in printed("--help", "reward")
