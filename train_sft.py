@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import print_line, read_json, read_lines, write_text
+from mtsql.files import print_line, read_json, write_text
 from mtsql.judge.hardness import hardness
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
@@ -39,6 +39,7 @@ from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
+from mtsql.run.runlog import read_rows
 from mtsql.run.screen import activity
 from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
@@ -212,17 +213,16 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
 
 def last_lines(config: Config) -> str:
     """How long the run took, what it has changed, and where its files are."""
-    rows = [json.loads(line) for line in read_lines(Path(config.run) / "metrics.jsonl")]
+    rows = read_rows(Path(config.run) / "metrics.jsonl")
     model = f"{config.run}/model"
-    return listed(
-        {
-            "took": f"{took(config)}, {len(rows)} optimizer steps",
-            "loss": f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}",
-            "model": model,
-            "log": f"{config.run}/metrics.jsonl",
-            "next": f"python train_rl.py --model.path {model}{same_flags(config)}",
-        }
-    )
+    values = {
+        "took": f"{took(config)}, {len(rows)} optimizer steps",
+        "loss": f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}",
+        "model": model,
+        "log": f"{config.run}/metrics.jsonl",
+        "next": f"python train_rl.py --model.path {model}{same_flags(config)}",
+    }
+    return listed(values)
 
 
 def train_on_own_rollouts(

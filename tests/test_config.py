@@ -65,6 +65,10 @@ def parse(*flags: str, kind: type = train_rl.Config):
             "engine.cache_bytes is 8gigs: expected a whole number or",
         ),
         (["--engine.cache_bytes", "1.5"], "a whole number or a size such as 8GB or 512MiB"),
+        (
+            ["--trackers", "[tensorbord]"],
+            "a list such as [tensorboard] of tensorboard, wandb, trackio",
+        ),
         (["--run", ""], "run is empty: give it a value, or leave it out"),
         (["--model.path="], "model.path is empty"),
         (["--config", ""], "--config is empty"),

@@ -1,6 +1,7 @@
 """Reading text files as editors and other programs write them, and writing files."""
 
 import errno
+import io
 import os
 import sys
 from contextlib import nullcontext
@@ -8,7 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtsql.files import WriteError, print_page, read_json, read_lines, read_text, write_text
+from mtsql.files import (
+    WriteError,
+    prepare_output,
+    print_line,
+    print_page,
+    read_json,
+    read_lines,
+    read_text,
+    write_text,
+)
 
 
 def test_a_byte_order_mark_line_ends_and_blank_last_lines_make_no_difference(tmp_path):
@@ -62,3 +72,11 @@ def test_a_page_may_be_read_in_part_but_not_be_lost(reason, is_error, monkeypatc
         )
         with pytest.raises(WriteError) if is_error else nullcontext():
             print_page("usage")
+
+
+def test_a_character_that_the_output_lacks_is_printed_as_an_escape(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    prepare_output()
+    print_line("run \u00fc\ud83d")
+    assert written.getvalue() == b"run \\xfc\\ud83d\n"

@@ -95,6 +95,12 @@ def test_a_page_by_hand(monkeypatch):
     )
 
 
+def test_the_first_line_fits_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["somewhere/script.py"])
+    lines = help_text(Outer, "", width=30).splitlines()
+    assert lines[:2] == ["usage: script.py [--config", "  FILE] [--KEY VALUE ...]"]
+
+
 @pytest.mark.parametrize("width", [60, 80, 100])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_fits_the_terminal_and_leaves_no_flag_out(name, width):
@@ -153,7 +159,10 @@ def test_a_section_and_a_single_flag_can_be_asked_for(capsys):
         return capsys.readouterr().out
 
     optim = printed("--help", "optim")
-    assert optim.startswith("Optimizer (optim)\n") and "--optim.lr X (default: 0.00015)" in optim
+    assert (
+        optim.startswith("Optimizer (optim)\n")
+        and f"--optim.lr X (default: {train_rl.Config().optim.lr})" in optim
+    )
     assert "--warm_start" not in optim and "--run" not in optim
     assert printed("--optim.help") == printed("--help=optim") == optim
     assert "--reward.weights.ex" in printed("--help", "reward")

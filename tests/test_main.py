@@ -87,3 +87,26 @@ except SystemExit:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\n[]\n")
+
+
+def without_torch(name):
+    code = f"""
+import sys
+from mtsql.__main__ import main
+sys.modules["torch"] = None
+main(["{name}"])
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_report_of_env_says_that_torch_cannot_be_imported():
+    done = without_torch("env")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("torch ")]
+    assert len(lines) == 2 and "cannot be imported: " in lines[1]
+
+
+def test_a_command_that_needs_torch_says_so_in_one_line():
+    done = without_torch("audit")
+    line = "error: mtsql audit needs the package torch, which is not installed\n"
+    assert done.returncode == 1 and done.stderr == line

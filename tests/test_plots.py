@@ -2,13 +2,14 @@
 
 import json
 import math
+import time
 import warnings
 
 import pytest
 import yaml
 from matplotlib.axes import Axes
 
-from mtsql.run.plots import STAGE_NOTE, plot_training, training_figure
+from mtsql.run.plots import STAGE_NOTE, _smoothed, plot_training, training_figure
 
 WEIGHTS = {"ex": 1.0, "em": 1.0, "propose": 0.8, "overlong": 0.5}
 TOY = {"data": {"toy_folder": "data/toyworld", "dev": None}}
@@ -40,6 +41,16 @@ def axes_of(rows: list[dict], config: dict | None = None) -> tuple[Axes, Axes]:
             assert math.isfinite(low) and math.isfinite(high) and low < high
     rewards, scores = figure.axes
     return rewards, scores
+
+
+def test_the_figure_of_a_very_long_run_takes_seconds():
+    values = [float(number % 7) for number in range(100_000)]
+    begun = time.perf_counter()
+    smooth = _smoothed(values, 5000)
+    assert time.perf_counter() - begun < 2
+    assert smooth[50_000] == pytest.approx(sum(values[47_500:52_501]) / 5001)
+    assert smooth[0] == pytest.approx(sum(values[:2501]) / 2501)
+    assert _smoothed([1.0, 2.0, 6.0], 5) == [3.0, 3.0, 3.0]
 
 
 def labels(axes: Axes) -> list[str]:

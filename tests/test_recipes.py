@@ -52,6 +52,8 @@ def test_a_recipe_is_a_valid_configuration(file):
             "warm_start: {optim: 3}",
             "recipe own.yaml: warm_start.optim is 3, but it has keys of its own",
         ),
+        ("", "recipe own.yaml: it has no keys"),
+        ("optim:", "recipe own.yaml: optim is null, but it needs a value"),
         ("optim: null", "recipe own.yaml: optim is null, but it needs a value"),
         ("optim.lr: null", "recipe own.yaml: optim.lr is null, but it needs a value"),
         (

@@ -82,7 +82,9 @@ def test_a_run_without_a_step_still_says_where_things_are(session, capsys):
     assert "next " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [OSError("No space left"), KeyError("reward"), TypeError("None")])
+@pytest.mark.parametrize(
+    "error", [OSError("No space left"), KeyError("reward"), TypeError("None\n" * 999)]
+)
 def test_a_figure_that_cannot_be_drawn_is_a_warning(error, session, monkeypatch, capsys):
     def fail(*_):
         raise error
@@ -91,7 +93,7 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(error, session, monkeypatch,
     draw(session.log)
     out = " ".join(capsys.readouterr().out.split())
     assert out.startswith("warning: figure: training.png was not drawn, the run goes on")
-    assert type(error).__name__ in out
+    assert type(error).__name__ in out and len(out) < 600
 
 
 def test_the_curriculum_is_a_line():

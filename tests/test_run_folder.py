@@ -95,6 +95,12 @@ def test_a_run_that_ends_early_says_how_to_continue(make, words, tmp_path):
             raise error
 
 
+def test_a_run_whose_name_is_not_utf_8_does_not_begin(tmp_path):
+    with pytest.raises(ValueError, match=r"^run '.*/run\\udcff': the name is not UTF-8"):
+        check_free(tmp_path / "run\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_holds_a_run_is_refused_with_advice_that_the_script_can_follow(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match=r"already holds a run: .* --run, or --resume "):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mtsql.run.runlog import NotFinite, RunLog, git_commit
+from mtsql.run.commit import git_commit
+from mtsql.run.runlog import NotFinite, RunLog
 
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
 
@@ -86,6 +87,15 @@ def test_a_resumed_log_has_the_rows_up_to_its_checkpoint(tmp_path):
     log.metrics({"stage": "rl", "update": 2})
     resumed = RunLog(tmp_path / "run", Config(), resume_at=(1, size))
     assert [row["update"] for row in resumed.rows] == [1]
+
+
+@pytest.mark.parametrize("damaged", ['{"stage": "rl"', "", "[1]", '{"loss": NaN}'])
+def test_a_damaged_line_of_a_resumed_log_is_named(tmp_path, damaged):
+    log = RunLog(tmp_path / "run", Config())
+    log.metrics_file.write_text(f'{{"stage": "eval"}}\n{damaged}\n{{}}\n')
+    size = log.metrics_file.stat().st_size
+    with pytest.raises(ValueError, match=r"^.*/run/metrics\.jsonl, line 2: "):
+        RunLog(tmp_path / "run", Config(), resume_at=(1, size))
 
 
 def test_long_lines_are_broken_between_words(tmp_path, capsys):

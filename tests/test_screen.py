@@ -40,7 +40,7 @@ def test_shares_and_rates_keep_their_width():
 
 
 def test_a_duration_is_readable_from_seconds_to_days():
-    secs = (0, 7.9, 65, 3599, 3600, 11_100, 86_399, 86_400, 187_200)
+    secs = (0, 7.9, 65, 3599, 3600, 11_100, 35_999, 86_399, 86_400, 187_200, 9e5)
     assert [duration(value) for value in secs] == [
         "0:00",
         "0:07",
@@ -48,9 +48,11 @@ def test_a_duration_is_readable_from_seconds_to_days():
         "59:59",
         "1h00m",
         "3h05m",
-        "23h59m",
+        "9h59m",
+        "23h",
         "1d00h",
         "2d04h",
+        "10d",
     ]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers.databases import make_database, tables_json
+from mtsql.judge.score_files import ScorerConfig
+from mtsql.run.launch import run_script
 
 COMMANDS = {
     "schema": "database",
@@ -33,9 +35,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, name, out):
+def start(folder, name, out, shell=()):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-m", "mtsql", name, *COMMANDS[name].split()]
+    words = [*shell, sys.executable, "-m", "mtsql", name, *COMMANDS[name].split()]
     return subprocess.Popen(
         words, cwd=folder, env=env, text=True, stdout=out, stderr=subprocess.PIPE
     )
@@ -63,6 +65,22 @@ def test_output_to_a_program_that_has_ended_gives_no_traceback(folder, name):
     assert "Traceback" not in err and "Exception" not in err
     assert process.returncode == 1
     assert name != "audit" or (folder / "run/leave_out.tsv").is_file()
+
+
+def test_a_closed_output_is_an_error_of_one_line(folder):
+    process = start(folder, "schema", None, ["sh", "-c", 'exec "$@" >&-', "sh"])
+    line = "error: the standard output is closed: redirect it to a file or to /dev/null\n"
+    assert process.communicate()[1] == line and process.returncode == 1
+
+
+def test_a_script_does_not_begin_with_a_closed_output(monkeypatch):
+    def end(line, code):
+        raise SystemExit(f"{code} {line}")
+
+    monkeypatch.setattr("mtsql.run.launch.end_with", end)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit, match="^1 error: the standard output is closed: "):
+        run_script(print, ScorerConfig, "")
 
 
 def test_the_audit_prints_ids_and_sql_without_reading_them_as_markup(folder):

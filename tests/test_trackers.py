@@ -106,6 +106,24 @@ def test_a_row_with_a_number_that_is_not_finite_is_not_tracked(tmp_path):
     assert not logged
 
 
+def test_a_tracker_that_fails_is_one_warning_and_later_rows_are_logged(tmp_path, capsys):
+    logged = []
+
+    def track(numbers, step):
+        if step < 5:
+            raise ConnectionError("the server is gone\n" * 99)
+        logged.append(step)
+
+    log = RunLog(tmp_path / "run", Config(), track=track)
+    for step in (3, 4, 5):
+        log.metrics(ROW | {"update": step})
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        out.count("warning: tracker: a row was not logged, the run goes on (ConnectionError: ") == 1
+    )
+    assert logged == [5] and len(log.rows) == 3 and len(out) < 600
+
+
 def test_only_the_main_rank_tracks(tmp_path):
     logged = []
     other = Recorded(is_main_process=False)
@@ -140,6 +158,11 @@ def test_a_tracker_that_is_not_installed_is_a_line_before_anything_else(monkeypa
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="^trackers: wandb is not installed: pip install wandb, "):
         make_accelerator("no", ["wandb"], "runs/x")
+
+
+def test_a_tracker_that_is_named_twice_is_refused():
+    with pytest.raises(ValueError, match="^trackers: wandb is named twice: name it once"):
+        make_accelerator("no", ["wandb", "wandb"], "runs/x")
 
 
 @pytest.mark.parametrize("script", [train_rl, train_sft])

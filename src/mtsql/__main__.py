@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 
-from mtsql.files import in_one_line, print_line, print_page
+from mtsql.files import in_one_line, prepare_output, print_line, print_page
 from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
 
 COMMANDS = {
@@ -31,6 +31,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.argv[0] = f"mtsql {name}"  # what the parsers call the program in their help
     with stoppable():
         try:
+            prepare_output()
             if name in HELP:
                 print_page(_help())
             elif name == "--version":
@@ -51,7 +52,12 @@ def _run(name: str, words: list[str]) -> None:
         close = get_close_matches(name, COMMANDS, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(f"unknown command {name}{hint}; mtsql --help lists all")
-    importlib.import_module(f"mtsql.commands.{name}").main(words)
+    try:
+        command = importlib.import_module(f"mtsql.commands.{name}")
+    except ModuleNotFoundError as error:
+        reason = f"needs the package {error.name}, which is not installed"
+        raise ValueError(f"mtsql {name} {reason}") from error
+    command.main(words)
 
 
 def _help() -> str:

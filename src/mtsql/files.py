@@ -6,6 +6,7 @@ line separators of Unicode may stand inside a JSON string. All readers of text f
 functions.
 """
 
+import io
 import json
 import os
 import re
@@ -80,13 +81,13 @@ def parse_json(text: str, where: str, is_strict: bool = False) -> Any:
         place = _place_of(value, lambda part: part is at_fault)
         raise ValueError(f"{where}{place}: the key {key!a:.80} appears twice")
     if is_strict and _SURROGATE_ESCAPE.search(text):
-        place = _place_of(value, _has_half_character)
+        place = _place_of(value, has_half_character)
         if place is not None:
             raise ValueError(f"{where}{place}: half a character (a lone surrogate such as \\ud83d)")
     return value
 
 
-def _has_half_character(value: Any) -> bool:
+def has_half_character(value: Any) -> bool:
     """Whether a text, or a key of an object, has half a character in it."""
     texts = value if isinstance(value, dict) else [value]
     return any(isinstance(text, str) and _SURROGATE.search(text) for text in texts)
@@ -156,6 +157,15 @@ def write_text(path: Path | str, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def prepare_output() -> None:
+    """Make the standard output ready for any text: a character that its encoding lacks is printed
+    as an escape. ValueError if it is closed. Call it before anything is printed."""
+    if sys.stdout is None:
+        raise ValueError("the standard output is closed: redirect it to a file or to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

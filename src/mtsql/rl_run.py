@@ -13,23 +13,14 @@ from mtsql.rl.evaluate import scores_as_rows, summarize
 from mtsql.run.checkpoint import best_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.plots import plot_training
-from mtsql.run.runlog import RunLog
+from mtsql.run.recipes import in_a_line
+from mtsql.run.runlog import COPY_ERRORS, RunLog
 from mtsql.run.screen import duration
 from mtsql.run.signals import peers_may_stop
 from mtsql.session import RunConfig, Session
 
 Scores = dict[str, dict[str, float]]
 """Held-out EX and EM in percent: split -> {"ex": 52.3, "em": 74.0}."""
-DRAWING_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a failed figure may raise. It is drawn from files that stay, so it must not end a run."""
 LAST_UPDATES = 5
 """Updates whose episodes are counted by their ending in the last lines."""
 PARTS = {"eval": "evaluation", "probe": "probe", "rollout": "rollouts", "learn": "learning"}
@@ -109,8 +100,8 @@ def draw(log: RunLog) -> None:
         return
     try:
         plot_training(log.metrics_file, log.folder / "training.png")
-    except DRAWING_ERRORS as error:
-        reason = f"{type(error).__name__}: {error}"
+    except COPY_ERRORS as error:
+        reason = f"{type(error).__name__}: {in_a_line(error)}"
         log.print(f"warning: figure: training.png was not drawn, the run goes on ({reason})")
 
 

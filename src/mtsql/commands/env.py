@@ -19,8 +19,8 @@ import psutil
 
 from mtsql.commands.arguments import positional
 from mtsql.files import print_line
+from mtsql.run.commit import git_commit
 from mtsql.run.recipes import in_a_line
-from mtsql.run.runlog import git_commit
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "flash-attn", "numpy", "jsonargparse")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")

@@ -27,10 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtsql.files import WriteError, read_json, read_text, write_text
+from mtsql.run.commit import git_commit
 from mtsql.run.config import flat, to_dict
 from mtsql.run.inputs import moved_keys
 from mtsql.run.recipes import read_yaml
-from mtsql.run.runlog import git_commit, writing
+from mtsql.run.runlog import writing
 
 FORMAT = "mtsql-checkpoint-1"
 MAY_CHANGE = (

@@ -83,8 +83,6 @@ def parse_config(
         for resumed, _ in _words(argv, "--resume"):
             where = f" ({resumed}/config.yaml: did another script or version of mtsql start it?)"
         raise ValueError(_explained(error, kind) + where) from error
-    for recipe in parsed.get("config") or []:
-        _check_values(kind, read_yaml(recipe), f"recipe {recipe}")
     try:
         values = parser.instantiate(parsed).as_dict()
     except ValueError as error:
@@ -102,8 +100,8 @@ def parse_config(
 
 
 def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
-    """The parser's result, after two checks of ours: that all flags exist (the parser does not
-    check nested keys) and that it can read the recipes."""
+    """The parser's result, after checks of ours: that all flags exist (the parser does not check
+    nested keys), that it can read the recipes, and that they have values (`_check_values`)."""
     keys = _keys(kind)
     sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, 9)}
     known = {*keys, *sections, *(f"{name}.help" for name in sections)} | OWN_FLAGS
@@ -117,11 +115,15 @@ def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
             raise ValueError(f"--config {file or 'is empty'}: no such file")
         if os.path.isdir(file):
             raise ValueError(f"--config {file}: this is a folder: name a recipe in it")
-        own = sorted(OWN_FLAGS & set(read_yaml(file)))
+        values = read_yaml(file)
+        if not values:
+            raise ValueError(f"recipe {file}: it has no keys")
+        own = sorted(OWN_FLAGS & set(values))
         if own:
             raise ValueError(
                 f"recipe {file}: {own[0]} works only as a flag: remove it from the recipe"
             )
+        _check_values(kind, values, f"recipe {file}")
     return parser.parse_args(argv)
 
 
@@ -320,6 +322,9 @@ def _expected(hint: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (tuple, list):
         values = get_args(hint)
+        if get_origin(values[0]) is Literal:
+            choices = get_args(values[0])
+            return f"a list such as [{choices[0]}] of {', '.join(choices)}"
         count = "" if Ellipsis in values or len(values) < 2 else f" of {len(values)} values"
         return f"a list{count} such as [a, b]"
     if hint in _EXPECTED:

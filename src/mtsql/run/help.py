@@ -97,7 +97,8 @@ def help_text(
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise ValueError(f"--help {topic}: no such section{hint}; --help lists all")
         return "\n\n".join(parts)
-    parts = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--KEY VALUE ...]"]
+    usage = f"usage: {Path(sys.argv[0]).name} [--config FILE] [--KEY VALUE ...]"
+    parts = ["\n".join(_indented(usage, "", width, "  "))]
     if description.strip():
         parts.append(wrapped(description, width))
     parts.append(_general(sections, first_title, width))

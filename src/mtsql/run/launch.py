@@ -29,7 +29,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from mtsql.files import WriteError, in_one_line
+from mtsql.files import WriteError, in_one_line, prepare_output
 from mtsql.run.checkpoint import clean, what_is_kept
 from mtsql.run.config import parse_config
 from mtsql.run.locks import RunLock
@@ -67,6 +67,7 @@ def run_script(main: Callable, kind: type, description: str, presets: Path | Non
     with stoppable(on_sigterm=is_main):  # only the main rank has files to write then
         try:
             follow_launcher()
+            prepare_output()
             config = parse_config(kind, sys.argv[1:], description, presets)
             if hasattr(config, "completed"):
                 config = config.completed()  # names mistakes before other processes are started

@@ -1,9 +1,8 @@
 """Draw the figure of a run from the files that it wrote."""
 
-import json
 import math
 import os
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mtsql.files import read_lines
 from mtsql.run.recipes import read_yaml
+from mtsql.run.runlog import read_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Colours that the colour-blind can tell apart (Okabe and Ito)."""
@@ -36,7 +35,7 @@ def plot_training(metrics_file: Path, png: Path) -> None:
     """Draw the figure of an RL run from its metrics.jsonl and the config.yaml beside it, at any
     time after the first evaluation. `png` is complete or not there; OSError if it cannot be
     written."""
-    rows = [json.loads(line) for line in read_lines(metrics_file)]
+    rows = read_rows(metrics_file)
     config_file = metrics_file.with_name("config.yaml")
     config = read_yaml(config_file) if config_file.is_file() else {}
     figure = training_figure(rows, config, metrics_file.resolve().parent.name)
@@ -191,8 +190,9 @@ def _stages(updates: list[Row]) -> list[tuple[int, list[Row]]]:
 def _smoothed(values: list[float], window: int) -> list[float]:
     """The mean of the `window` values around each one; of fewer at both ends."""
     half = window // 2
-    nearby = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in nearby]
+    sums = list(accumulate(values, initial=0.0))  # a sum per place would be slow in a long run
+    ends = [(max(0, i - half), min(i + half + 1, len(values))) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in ends]
 
 
 def _split_names(config: dict) -> dict[str, str]:

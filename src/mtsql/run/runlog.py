@@ -9,7 +9,6 @@ import json
 import math
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +20,33 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from mtsql.files import WriteError, print_line, read_lines, write_text
+from mtsql.files import (
+    WriteError,
+    has_half_character,
+    parse_json,
+    print_line,
+    read_lines,
+    write_text,
+)
+from mtsql.run.commit import git_commit
 from mtsql.run.config import save_config
+from mtsql.run.recipes import in_a_line
 from mtsql.run.screen import activity, wrapped
 from mtsql.run.trackers import tracked_numbers
 
-PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
+
+COPY_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a figure or a tracker that fails may raise. Both show what metrics.jsonl holds, so they must
+not end a run."""
 
 
 class NotFinite(ValueError):
@@ -55,6 +74,7 @@ class RunLog:
         self.folder = Path(folder)
         self.is_main = is_main
         self._track = track
+        self._tracker_failed = False
         self.rows: list[dict[str, Any]] = []
         """The lines of metrics.jsonl, on the main rank."""
         self._timings: dict[str, float] = {}
@@ -87,7 +107,7 @@ class RunLog:
                     f"{file} has {found} bytes, but the checkpoint was written after {num_bytes}"
                 )
             os.truncate(file, num_bytes)
-        self.rows = [json.loads(line) for line in read_lines(file)]
+        self.rows = read_rows(file)
         self._keep_config(f"config-{update:05d}.yaml", config)
         self.write_json(f"versions-{update:05d}.json", _provenance())
 
@@ -119,10 +139,21 @@ class RunLog:
             with writing(self.metrics_file):
                 _append(self.metrics_file, json.dumps(line) + "\n")
             self.rows.append(line)
-            if self._track is not None:
-                self._track(tracked_numbers(line), line.get("update"))
+            self._copy_to_trackers(line)
         self._timings = {}
         self._last_row = now
+
+    def _copy_to_trackers(self, row: dict[str, Any]) -> None:
+        """Give a row to the trackers. The first time that one of them fails, a warning says why."""
+        if self._track is None:
+            return
+        try:
+            self._track(tracked_numbers(row), row.get("update"))
+        except COPY_ERRORS as error:
+            if not self._tracker_failed:
+                reason = f"{type(error).__name__}: {in_a_line(error)}"
+                self.print(f"warning: tracker: a row was not logged, the run goes on ({reason})")
+            self._tracker_failed = True
 
     def total(self, name: str) -> float:
         """The sum of a value over all lines of metrics.jsonl that have it, on the main rank."""
@@ -165,6 +196,18 @@ class RunLog:
             self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl. ValueError that names the file and the line for a damaged
+    line."""
+    rows = []
+    for number, line in enumerate(read_lines(file), 1):
+        row = parse_json(line, f"{file}, line {number}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: expected keys with values")
+        rows.append(row)
+    return rows
+
+
 @contextmanager
 def writing(what: Path | str) -> Iterator[None]:
     """Turn an error inside the `with` that means that the file `what` cannot be written into a
@@ -196,7 +239,10 @@ def _append(file: Path, line: str) -> None:
 
 
 def check_free(folder: Path, can_resume: bool = True) -> None:
-    """Create the folder of a new run. ValueError if it already holds a run or cannot be created."""
+    """Create the folder of a new run. ValueError if it already holds a run or cannot be created, or
+    if no model can be written there because its name is not UTF-8."""
+    if has_half_character(str(folder)):
+        raise ValueError(f"run {str(folder)!a}: the name is not UTF-8; is LANG a UTF-8 locale?")
     if (folder / "metrics.jsonl").exists():
         advice = f", or --resume {folder}" if can_resume else " or remove it"
         raise ValueError(f"run {folder} already holds a run: name a new folder with --run{advice}")
@@ -228,25 +274,3 @@ def _provenance() -> dict[str, Any]:
         "git": git_commit(),
         "command": sys.argv,
     }
-
-
-def git_commit(package: Path = PACKAGE) -> str:
-    """The commit of the repository that holds this program, with a mark if there are changes.
-
-    "unknown" without git and for an installed program. The folder in which the run was started and
-    git's environment variables have no effect.
-    """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(package), *args]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        # This fails for a repository that only surrounds the package, such as that of a venv.
-        git("ls-files", "--error-unmatch", "__init__.py")
-        is_changed = bool(git("status", "--porcelain"))
-        return git("rev-parse", "HEAD") + (" (changed)" if is_changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -154,10 +154,13 @@ def rate(per_second: float | None) -> str:
 
 
 def duration(secs: float) -> str:
-    """A time with at most five characters: 0:07, 12:34 (minutes and seconds), 3h05m or 2d04h."""
+    """A time with at most five characters, up to 27 years: 0:07, 12:34 (minutes and seconds),
+    3h05m, 23h, 2d04h or 12d."""
     if secs < 3600:
         return f"{int(secs) // 60}:{int(secs) % 60:02}"
     minutes = int(secs) // 60
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    return f"{minutes // (24 * 60)}d{minutes // 60 % 24:02}h"
+    hours = minutes // 60
+    if hours < 24:
+        return f"{hours}h{minutes % 60:02}m" if hours < 10 else f"{hours}h"
+    days = hours // 24
+    return f"{days}d{hours % 24:02}h" if days < 10 else f"{days}d"

@@ -28,8 +28,11 @@ ID_FILE = "tracker-id.json"
 
 
 def require_trackers(trackers: Sequence[Tracker]) -> None:
-    """ValueError, in a line that says how to install it, for a tracker that is not installed."""
+    """ValueError for a tracker that is named twice, or that is not installed, with how to install
+    it."""
     for name in trackers:
+        if trackers.count(name) > 1:
+            raise ValueError(f"trackers: {name} is named twice: name it once")
         if find_spec(name) is None:
             raise ValueError(
                 f"trackers: {name} is not installed: pip install {name}, or leave it out"
