@@ -33,7 +33,7 @@ from mtsql.run.inputs import moved_keys
 from mtsql.run.recipes import read_yaml
 from mtsql.run.runlog import writing
 
-FORMAT = "mtsql-checkpoint-1"
+FORMAT = "mtsql-checkpoint-2"
 MAY_CHANGE = (
     "run",
     "resume",
