@@ -15,8 +15,9 @@ judged as it is written and run, and one that agrees by accident earns nothing (
 in structure, and only the last call counts as the proposal (`reward.process_after`,
 `reward.proposals`; the recipes of the paper set the paper's values). (5) A call that repeats an
 earlier call or names a tool that is not offered does not count. (6) The embedded default is a model
-of a few million parameters that is trained from scratch, and its loss is a mean over groups of
-unequal rewards only (`advantage.zero_variance`; the recipes count all groups).
+of 1.8 million parameters that is trained from scratch. An episode has at most six replies
+(`env.max_replies`), and the loss is a mean over groups of unequal rewards only
+(`advantage.zero_variance`). The recipes for real data allow four replies and count all groups.
 """
 
 from dataclasses import dataclass, field, replace

@@ -228,8 +228,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise ValueError(f"{folder / 'state.json'} cannot be read as JSON; {advice}") from error
     if not _is_state(state):
         raise ValueError(
-            f"{folder} is not a checkpoint of this program (the format of its state.json is not "
-            f"{FORMAT}): move it away to resume from the checkpoint before it"
+            f"{folder} is not a checkpoint of this program or of this version (the format of its "
+            f"state.json is not {FORMAT}): move it away to resume from the checkpoint before it"
         )
     if not _is_of(folder, state):
         raise ValueError(

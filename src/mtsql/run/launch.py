@@ -132,7 +132,7 @@ def end_with(line: str, code: int, at_once: bool = False) -> NoReturn:
     """Print a line as the last one and leave with this exit code, `at_once` without any clean-up.
 
     `accelerate launch` prints a traceback of its own after a script that ends with any exit code
-    but 0, and after Ctrl-C, which the launcher gets, too. A process cannot prevent this from below.
+    but 0, and after Ctrl-C, which the launcher gets, too. This process cannot prevent that.
     So last_line.py waits until the launcher has ended and prints the line after the traceback. The
     launcher's flag -q turns the traceback off, but only with one process and not after Ctrl-C;
     QUIET_HINT says so to users who did not give the flag.

@@ -1,5 +1,5 @@
-"""Write the log of a run: configuration, versions, metrics.jsonl, readable trajectories; and show
-lines and what is going on on the screen.
+"""Write the log of a run: configuration, versions, metrics.jsonl, readable trajectories; and print
+lines and progress on the screen.
 
 If a file cannot be written, because the disk is full or the run folder was deleted, the WriteError
 names it.
