@@ -28,7 +28,7 @@ from mtsql.toyworld.world import WorldConfig
 TRAINED = train_rl.Config(
     style="brief",
     env=EnvConfig(
-        max_replies=6, tools=("exec_sql",), num_sql_workers=2, query=QueryConfig(max_rows=7)
+        max_replies=7, tools=("exec_sql",), num_sql_workers=2, query=QueryConfig(max_rows=7)
     ),
     sampling=SamplingConfig(max_reply_tokens=24, max_trajectory_tokens=99),
     max_prompt_tokens=1234,
@@ -63,7 +63,7 @@ def parsed(*argv):
 
 def test_eval_has_the_settings_of_the_training_as_defaults(folder):
     config = parsed("--model.path", folder)
-    assert played(config) == played(TRAINED) and config.env.max_replies == 6
+    assert played(config) == played(TRAINED) and config.env.max_replies == 7
     assert config.sampling.temperature == 0 and config.env.num_sql_workers == 0  # not the model's
     assert differences(config) is None
     (folder / "own.gguf").touch()
@@ -81,7 +81,7 @@ def test_a_recipe_wins_over_the_model_and_flags_over_both(folder, tmp_path):
     assert played(config) == {**played(TRAINED), **changed}
     assert differences(config) == (
         f"differs from the training of {folder}: "
-        "style full (was brief), env.max_replies 2 (was 6), "
+        "style full (was brief), env.max_replies 2 (was 7), "
         "env.max_observation_rows 5 (was 10)"
     )
     line = differences(
@@ -201,7 +201,7 @@ def test_further_training_keeps_the_style_and_sets_its_own_budgets(
     train_sft.main(config.completed())
     text = " ".join(capsys.readouterr().out.split())  # a long line is broken between words
     assert text.count("differs from") == 1 and "style" not in text
-    assert "env.max_replies 4 (was 6)" in text and "sampling.max_reply_tokens 512 (was 24)" in text
+    assert "env.max_replies 6 (was 7)" in text and "sampling.max_reply_tokens 512 (was 24)" in text
     saved = json.loads(Path("runs/sft/model/mtsql.json").read_text())
     assert saved == notes_of(replace(config, style="brief"))["mtsql.json"]
     assert "style: brief" in Path("runs/sft/config.yaml").read_text().splitlines()

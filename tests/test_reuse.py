@@ -41,7 +41,7 @@ def key(**changed):
 
 def test_the_key_of_a_warm_start_depends_on_all_that_it_learns_from(world, monkeypatch):
     usual = key()
-    assert key() == usual == key(env=EnvConfig(num_sql_workers=1))
+    assert key() == usual == key(env=EnvConfig(max_replies=6, num_sql_workers=1))
     others = [
         key(env=EnvConfig(max_observation_rows=2)),
         key(env=EnvConfig(tools=("exec_sql",))),

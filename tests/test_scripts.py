@@ -57,7 +57,7 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     flags = "--model.path runs/rl/model --history predicted --max_dialogues 2 --env.max_replies 3"
     scored = start("eval.py", *flags.split(), cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
-    changed = "differs from the training of runs/rl/model: env.max_replies 3 (was 4)\n"
+    changed = "differs from the training of runs/rl/model: env.max_replies 3 (was 6)\n"
     assert changed in scored.stdout
     scores = json.loads((tmp_path / "runs/eval/scores.json").read_text())
     assert scores["config"]["style"] == "brief" == remembered["style"]

@@ -137,7 +137,7 @@ def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch
         replace(config, engine=EngineConfig(max_rows=3)),
         replace(config, run="elsewhere", resume="elsewhere"),
         replace(config, checkpoint=CheckpointConfig(every=1)),
-        replace(config, env=EnvConfig(num_sql_workers=1)),
+        replace(config, env=replace(config.env, num_sql_workers=1)),
         replace(config, trackers=("wandb",)),
     ):
         assert warm_start.warm_start_key(same) == key
