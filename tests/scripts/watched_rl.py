@@ -1,6 +1,7 @@
 """train_rl.py on the small world, which also prints whether the process group still exists when a
 wrapped policy is freed."""
 
+import sys
 import weakref
 
 import torch
@@ -20,7 +21,9 @@ def watched(self, *things):
 
 
 def say():
-    print("freed inside the group:", torch.distributed.is_initialized(), flush=True)
+    # In one piece, because two ranks write at the same time.
+    sys.stdout.write(f"freed inside the group: {torch.distributed.is_initialized()}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
