@@ -230,8 +230,8 @@ def play_ours(
         "secs": secs,
         "useful_tokens": work.num_sampled,
         "useful_tokens_per_sec": work.num_sampled / secs,
-        "computed_over_distinct": engine.tokens_computed / engine.tokens_distinct,
-        "tokens_computed_per_sec": engine.tokens_computed / secs,
+        "computed_over_distinct": engine.counts.computed / engine.counts.distinct,
+        "tokens_computed_per_sec": engine.counts.computed / secs,
     }
     return figures, steps, engine
 

@@ -151,7 +151,7 @@ def play(
         raise RuntimeError(
             f"trajectories have {row_tokens} (tokens, sampled); the workload says {work.row_tokens}"
         )
-    return trajectories, engine.tokens_computed
+    return trajectories, engine.counts.computed
 
 
 def run_ours(flags: Flags, works: list[Workload]) -> list[dict]:

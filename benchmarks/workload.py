@@ -109,7 +109,7 @@ class ForcedLengths(Engine):
             self.open_group(prompt, [(0, 0, turn, sample) for sample in range(num_samples)])
         steps: Counter = Counter()
         while self.has_work:
-            num_before = self.tokens_computed
+            num_before = self.counts.computed
             for completion in self.step():
                 row = completion.handle
                 self.num_done[row] += 1
@@ -117,7 +117,7 @@ class ForcedLengths(Engine):
                     self.extend(row, work.observations[row][self.num_done[row] - 1])
                 else:
                     self.close(row)
-            steps[self.tokens_computed - num_before] += 1
+            steps[self.counts.computed - num_before] += 1
         return steps
 
     def _compute(self, plan: Plan) -> Tensor:

@@ -63,7 +63,7 @@ def test_tokens_are_the_same_alone_in_a_batch_and_after_preemption(temperature):
             assert alone == replies(together)[4 * turn + sample_index]
     crowded = make_engine(model, blocks=35, **options)
     assert replies(play(crowded, groups, observations, num_samples=4)) == replies(together)
-    assert crowded.tokens_computed > crowded.tokens_distinct  # some row was preempted
+    assert crowded.counts.computed > crowded.counts.distinct  # some row was preempted
 
 
 def test_each_distinct_token_is_computed_once():
@@ -72,7 +72,7 @@ def test_each_distinct_token_is_computed_once():
     lengths = [sum(len(done.ids) for done in completions) for completions in played.values()]
     # The last sampled token of a trajectory is never computed.
     expected = 9 + 14 + sum(lengths) - 16 + 8 * (4 + 6)
-    assert engine.tokens_computed == engine.tokens_distinct == expected
+    assert engine.counts.computed == engine.counts.distinct == expected
 
 
 def test_a_long_prompt_does_not_stall_a_decoding_row():
@@ -82,9 +82,9 @@ def test_a_long_prompt_does_not_stall_a_decoding_row():
     engine.step()
     (handle,) = engine.open_group(long, keys(1))
     for _ in range(12):
-        before = engine.tokens_computed
+        before = engine.counts.computed
         engine.step()
-        assert engine.tokens_computed - before == 8  # one token decoded, seven of the prompt
+        assert engine.counts.computed - before == 8  # one token decoded, seven of the prompt
     assert len(engine._rows[0].ids) == 13
     assert not engine._rows[handle].ids
 
@@ -155,7 +155,7 @@ def test_any_schedule_gives_the_slow_engines_replies(actions, blocks, rows, extr
     open_rows, idle = [], []
 
     def progress():
-        return engine.tokens_computed, sum(len(row.ids) for row in engine._rows.values())
+        return engine.counts.computed, sum(len(row.ids) for row in engine._rows.values())
 
     def step():
         before = progress()
@@ -201,7 +201,7 @@ def test_any_schedule_gives_the_slow_engines_replies(actions, blocks, rows, extr
         idle.clear()
     assert engine.pool.free == list(range(engine.pool.num_blocks))
     assert not any(engine.pool.refs)
-    assert engine.tokens_computed >= engine.tokens_distinct
+    assert engine.counts.computed >= engine.counts.distinct
 
 
 def test_a_stop_id_may_be_the_first_token():

@@ -17,26 +17,31 @@ CPU = torch.device("cpu")
 
 
 class Step(NamedTuple):
-    """What a step computes: decoding rows by their tables and lengths, and chunks."""
+    """What a step computes: decoding rows by their tables, lengths and numbers of new tokens, and
+    chunks."""
 
     name: str
     num_blocks: int
     tables: np.ndarray
     lengths: list[int]
+    num_new: list[int]
     chunks: list[Chunk]
 
 
 def steps() -> Iterator[Step]:
     own = np.array([[5, 3, 9], [2, 0, 0], [7, 1, 0]])
-    yield Step("decoding only", 10, own, [12, 1, 5], [])
-    yield Step("a block just full", 10, own, [8, 4, 8], [])
+    yield Step("decoding only", 10, own, [12, 1, 5], [1, 1, 1], [])
+    yield Step("a block just full", 10, own, [8, 4, 8], [1, 1, 1], [])
     shared = np.array([[11, 10, 0, 1], [11, 10, 2, 0], [11, 10, 3, 0], [9, 8, 4, 0], [9, 8, 5, 0]])
-    yield Step("two groups of unequal size", 12, shared, [14, 12, 9, 10, 11], [])
-    yield Step("far apart", 200, np.array([[0, 199, 1], [0, 100, 0]]), [9, 6], [])
+    yield Step("two groups of unequal size", 12, shared, [14, 12, 9, 10, 11], [1] * 5, [])
+    yield Step("far apart", 200, np.array([[0, 199, 1], [0, 100, 0]]), [9, 6], [1, 1], [])
     chunks = [Chunk(0, 5, 5, np.array([4, 8])), Chunk(5, 8, 11, np.array([1, 2, 3]))]
-    yield Step("chunks only", 10, own[:0], [], chunks)
+    yield Step("chunks only", 10, own[:0], [], [], chunks)
     chunk = Chunk(5, 11, 10, np.array([7, 6, 0]))
-    yield Step("rows and a chunk", 12, shared, [14, 12, 9, 10, 11], [chunk])
+    yield Step("rows and a chunk", 12, shared, [14, 12, 9, 10, 11], [1] * 5, [chunk])
+    yield Step("drafts", 10, own, [12, 2, 5], [4, 1, 2], [])
+    chunk = Chunk(9, 15, 10, np.array([7, 6, 0]))
+    yield Step("drafts and a chunk", 12, shared, [14, 12, 9, 10, 11], [3, 1, 1, 2, 2], [chunk])
 
 
 STEPS = pytest.mark.parametrize("step", list(steps()), ids=lambda step: step.name)
@@ -54,16 +59,21 @@ def check_step(step: Step, use_flash: bool) -> None:
         2, step.num_blocks, SIZE, KV_HEADS, HEAD_DIM, torch.float64, CPU, use_flash=use_flash
     )
     pool.data.copy_(randn(*pool.data.shape))
-    num = len(step.lengths) + sum(chunk.stop - chunk.start for chunk in step.chunks)
+    num = sum(step.num_new) + sum(chunk.stop - chunk.start for chunk in step.chunks)
     query = randn(1, HEADS, num, HEAD_DIM)
     key = randn(1, KV_HEADS, num, HEAD_DIM)
     value = randn(1, KV_HEADS, num, HEAD_DIM)
     lengths = np.array(step.lengths, dtype=np.int64)
-    context = step_context(pool, HEADS, step.tables, lengths, step.chunks)
+    num_new = np.array(step.num_new, dtype=np.int64)
+    context = step_context(pool, HEADS, step.tables, lengths, num_new, step.chunks)
     got = context.attend(1, query, key, value, 0.3)
     assert got.shape == (1, num, HEADS, HEAD_DIM)
 
-    rows = [Chunk(i, i + 1, length, step.tables[i]) for i, length in enumerate(step.lengths)]
+    ends = np.cumsum(num_new)
+    rows = [
+        Chunk(end - num, end, length, table)
+        for end, num, length, table in zip(ends, num_new, lengths, step.tables, strict=True)
+    ]
     for chunk in rows + step.chunks:
         inside = slice(chunk.start, chunk.stop)
         keys = pool.keys[1][chunk.blocks].transpose(1, 2).flatten(0, 1)[: chunk.length]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from accelerate import Accelerator
 
 from mtsql.agent.env import Outcome
+from mtsql.engine.counts import EngineCounts
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.collect import Collector
@@ -54,7 +55,7 @@ class ScriptedCollector(Collector):
             groups.append(
                 [scored(1, outcome, turn_id=turn.turn_id), scored(other, turn_id=turn.turn_id)]
             )
-        return groups, SimpleNamespace(tokens_computed=3, tokens_distinct=2)
+        return groups, SimpleNamespace(counts=EngineCounts(computed=3, distinct=2))
 
 
 def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:

@@ -1,4 +1,4 @@
-"""flash-attn's two functions on the CPU, slowly, with their published signatures; and a recorder of
+"""flash-attn's varlen function on the CPU, slowly, with its published signature; and a recorder of
 operators that stands in for a CUDA graph."""
 
 from collections.abc import Callable
@@ -27,30 +27,26 @@ def attend_causally(
     return out
 
 
-@torch.library.custom_op("mtsql_tests::with_kvcache", mutates_args=())
-def _with_kvcache(
+@torch.library.custom_op("mtsql_tests::varlen", mutates_args=())
+def _varlen(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    lengths: torch.Tensor,
+    query_edges: torch.Tensor,
+    key_edges: torch.Tensor,
+    max_queries: int,
+    max_keys: int,
     table: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
     out = torch.empty_like(q)
-    for row, length in enumerate(lengths.tolist()):
-        keys, values = (cache[table[row].long()].flatten(0, 1)[:length] for cache in (k, v))
-        out[row] = attend_causally(q[row], keys, values, scale)
+    ends, lengths = query_edges.tolist(), key_edges.diff().tolist()
+    assert max_keys >= max(lengths) and max_queries >= max(query_edges.diff().tolist())
+    for i, length in enumerate(lengths):
+        keys, values = (cache[table[i].long()].flatten(0, 1)[:length] for cache in (k, v))
+        own = slice(ends[i], ends[i + 1])
+        out[own] = attend_causally(q[own], keys, values, scale)
     return out
-
-
-def flash_attn_with_kvcache(
-    q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None, causal=False
-):
-    """q (R, 1, H, D), k_cache (blocks, S, K, D), block_table (R, *). It is one operator, like the
-    real one."""
-    assert causal and block_table.dtype == cache_seqlens.dtype == torch.int32
-    assert k_cache.stride(-1) == v_cache.stride(-1) == 1
-    return _with_kvcache(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale)
 
 
 def flash_attn_varlen_func(
@@ -65,23 +61,18 @@ def flash_attn_varlen_func(
     causal=False,
     block_table=None,
 ):
-    """q (T, H, D), k (blocks, S, K, D). The last queries of a row belong to its last keys."""
+    """q (T, H, D), k (blocks, S, K, D). The last queries of a row belong to its last keys. One
+    operator, like the real one."""
     assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == block_table.dtype == torch.int32
-    out = torch.empty_like(q)
-    ends, lengths = cu_seqlens_q.tolist(), cu_seqlens_k.diff().tolist()
-    assert max_seqlen_k == max(lengths) and max_seqlen_q == max(cu_seqlens_q.diff().tolist())
-    for i, length in enumerate(lengths):
-        keys, values = (cache[block_table[i].long()].flatten(0, 1)[:length] for cache in (k, v))
-        out[ends[i] : ends[i + 1]] = attend_causally(
-            q[ends[i] : ends[i + 1]], keys, values, softmax_scale
-        )
-    return out
+    assert k.stride(-1) == v.stride(-1) == 1
+    return _varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_table, softmax_scale
+    )
 
 
 def replace_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine run with these functions instead of flash-attn, on the CPU and in any dtype,
     with blocks of four tokens."""
-    monkeypatch.setattr(paged_attention, "flash_attn_with_kvcache", flash_attn_with_kvcache)
     monkeypatch.setattr(paged_attention, "flash_attn_varlen_func", flash_attn_varlen_func)
     monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: True)
     monkeypatch.setattr(engine, "FLASH_BLOCK", 4)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.paged_attention import FlashContext
@@ -36,8 +37,18 @@ class TableContext(FlashContext):
         _, positions, blocks, offsets = lines[:, :HEADER].unbind(1)
         heads = torch.arange(pool.num_kv_heads, device=lines.device)[:, None]
         tables = lines[:, HEADER:].to(torch.int32)
-        lengths = (positions + 1).to(torch.int32)
-        super().__init__(pool, [blocks, heads, offsets], tables, lengths, chunks=None)
+        num_lines, width = tables.shape
+        query_edges = torch.arange(num_lines + 1, device=lines.device, dtype=torch.int32)
+        key_edges = F.pad((positions + 1).cumsum(0), (1, 0)).to(torch.int32)
+        super().__init__(
+            pool,
+            [blocks, heads, offsets],
+            tables,
+            query_edges,
+            key_edges,
+            max_queries=1,
+            max_keys=width * pool.block_size,
+        )
 
 
 class Graph(NamedTuple):

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
+from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
@@ -97,11 +98,7 @@ class Engine:
             self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_scheduled_tokens)
         by_graphs = limits.cuda_graphs and use_flash
         self.graphs = DecodeGraphs(self.decoder, self.pool) if by_graphs else None
-        self.tokens_computed = 0
-        """Tokens run through the model."""
-        self.tokens_distinct = 0
-        """Those of them that were not computed before: all but the repeated ones of preempted
-        rows."""
+        self.counts = EngineCounts()
         self._rows: dict[int, Row] = {}
         self._next_handle = 0
 
@@ -232,6 +229,7 @@ class Engine:
         tables = self.scheduler.tables
         ids = [row.ids[-1] for row in plan.decoding]
         lengths = np.array([row.length for row in plan.decoding], dtype=np.int64)
+        num_new = np.ones_like(lengths)
         positions = [lengths - 1]
         chunks = []
         for owner, num in plan.chunks:
@@ -255,7 +253,9 @@ class Engine:
             hidden = self.decoder(
                 torch.tensor(ids, device=self.device),
                 torch.from_numpy(np.concatenate(positions)).to(self.device),
-                step_context(self.pool, self.num_heads, tables[slots, :width], lengths, chunks),
+                step_context(
+                    self.pool, self.num_heads, tables[slots, :width], lengths, num_new, chunks
+                ),
                 torch.tensor(wanted, device=self.device),
             )
         for row in plan.decoding:
@@ -267,8 +267,8 @@ class Engine:
     def _count(self, owner: Prompt | Row, num: int) -> None:
         """Note that the next `num` tokens of a prompt or row have been computed."""
         owner.cached += num
-        self.tokens_computed += num
-        self.tokens_distinct += min(num, max(0, owner.cached - owner.seen))
+        self.counts.computed += num
+        self.counts.distinct += min(num, max(0, owner.cached - owner.seen))
         owner.seen = max(owner.seen, owner.cached)
 
     def _draw(self, rows: list[Row], hidden: Tensor) -> list[Completion]:

@@ -22,16 +22,16 @@ from mtsql.engine.block_visits import BlockVisits
 from mtsql.engine.blocks import BlockPool, to_device
 
 try:
-    from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
-except ImportError:  # CPUs have no flash-attn; requirements-gpu.txt brings it
-    flash_attn_varlen_func = flash_attn_with_kvcache = None
+    from flash_attn import flash_attn_varlen_func
+except ImportError:  # CPUs have no flash-attn; the extra `gpu` brings it
+    flash_attn_varlen_func = None
 
 FLASH_BLOCK = 256  # flash-attn's paged cache wants a block size that is a multiple of this
 
 
 def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether flash-attn computes the attention: it is installed and supports device and dtype."""
-    return flash_attn_with_kvcache is not None and device.type == "cuda" and dtype.itemsize == 2
+    return flash_attn_varlen_func is not None and device.type == "cuda" and dtype.itemsize == 2
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,19 @@ def step_context(
     num_heads: int,
     tables: np.ndarray,
     lengths: np.ndarray,
+    num_new: np.ndarray,
     chunks: list[Chunk],
 ) -> "PagedContext":
-    """The attention of one step: R rows with one new token each, then chunks of several tokens.
+    """The attention of one step: R decoding rows, then chunks of several tokens.
 
-    `tables` (R, B) and `lengths` (R,): block table and context length, new token included, of each
-    decoding row; entries past a row's last block are ignored. `num_heads`: query heads.
+    `tables` (R, B), `lengths` (R,) and `num_new` (R,): block table, context length with all new
+    tokens, and number of new tokens (1 and the row's draft) of each decoding row; entries past a
+    row's last block are ignored. `num_heads`: query heads.
     """
-    places = _new_places(pool, tables, lengths, chunks)
+    places = _new_places(pool, tables, lengths, num_new, chunks)
     if not pool.use_flash:
-        return CpuContext(pool, places, num_heads, tables, lengths, chunks)
-    device = pool.data.device
-    return FlashContext(
-        pool,
-        places,
-        to_device(tables.astype(np.int32), device),
-        to_device(lengths.astype(np.int32), device),
-        _RaggedChunks(chunks, device) if chunks else None,
-    )
+        return CpuContext(pool, places, num_heads, tables, lengths, num_new, chunks)
+    return FlashContext(pool, places, *_ragged(tables, lengths, num_new, chunks, pool.data.device))
 
 
 class PagedContext:
@@ -99,74 +94,71 @@ class PagedContext:
 
 
 class FlashContext(PagedContext):
-    """Attention by flash-attn, which reads the blocks that a row's table names."""
+    """Attention by flash-attn, which reads the blocks that a sequence's table names. A sequence is
+    a decoding row or a chunk."""
 
     def __init__(
         self,
         pool: BlockPool,
         places: list[Tensor],
         tables: Tensor,
-        lengths: Tensor,
-        chunks: "_RaggedChunks | None",
+        query_edges: Tensor,
+        key_edges: Tensor,
+        max_queries: int,
+        max_keys: int,
     ) -> None:
-        """tables (R, B) and lengths (R,) int32 on the device, as for `step_context`."""
+        """tables (Q, B), query_edges and key_edges (Q + 1,) int32 on the device: block table and
+        cumulated numbers of new tokens and of all tokens of Q sequences; max_queries and max_keys:
+        upper bounds of both for one sequence."""
         super().__init__(pool, places)
         self.tables = tables
-        self.lengths = lengths
-        self.chunks = chunks
+        self.query_edges = query_edges
+        self.key_edges = key_edges
+        self.max_queries = max_queries
+        self.max_keys = max_keys
 
     def _attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         """query (1, H, T, D) -> (T, H, D); keys and values are read from the cache."""
-        query = query[0].transpose(0, 1)  # (T, H, D)
-        keys = self.pool.keys[layer].transpose(1, 2)  # (num_blocks, S, K, D)
-        values = self.pool.values[layer].transpose(1, 2)
-        num_rows = len(self.lengths)
-        parts = []
-        if num_rows:
-            rows = flash_attn_with_kvcache(
-                query[:num_rows, None],  # (R, 1, H, D)
-                keys,
-                values,
-                cache_seqlens=self.lengths,
-                block_table=self.tables,
-                softmax_scale=scale,
-                causal=True,
-            )
-            parts.append(rows[:, 0])
-        if self.chunks is not None:
-            chunks = flash_attn_varlen_func(
-                query[num_rows:],
-                keys,
-                values,
-                self.chunks.cu_new,
-                self.chunks.cu_length,
-                self.chunks.max_new,
-                self.chunks.max_length,
-                softmax_scale=scale,
-                causal=True,
-                block_table=self.chunks.tables,
-            )
-            parts.append(chunks)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        out: Tensor = flash_attn_varlen_func(
+            query[0].transpose(0, 1),  # (T, H, D)
+            self.pool.keys[layer].transpose(1, 2),  # (num_blocks, S, K, D)
+            self.pool.values[layer].transpose(1, 2),
+            self.query_edges,
+            self.key_edges,
+            self.max_queries,
+            self.max_keys,
+            softmax_scale=scale,
+            causal=True,
+            block_table=self.tables,
+        )
+        return out
 
 
-class _RaggedChunks:
-    """The chunks of a step as flash-attn wants them: cumulated lengths and padded tables, int32."""
-
-    def __init__(self, chunks: list[Chunk], device: torch.device) -> None:
-        new = [chunk.stop - chunk.start for chunk in chunks]
-        length = [chunk.length for chunk in chunks]
-        width = max(len(chunk.blocks) for chunk in chunks)
-        tables = np.zeros((len(chunks), width), dtype=np.int32)
-        for line, chunk in zip(tables, chunks, strict=True):
-            line[: len(chunk.blocks)] = chunk.blocks
-        self.tables = to_device(tables, device)
-        self.cu_new = to_device(np.cumsum([0, *new], dtype=np.int32), device)
-        self.cu_length = to_device(np.cumsum([0, *length], dtype=np.int32), device)
-        self.max_new = max(new)
-        self.max_length = max(length)
+def _ragged(
+    tables: np.ndarray,
+    lengths: np.ndarray,
+    num_new: np.ndarray,
+    chunks: list[Chunk],
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Rows and chunks as one batch of sequences: the last five arguments of `FlashContext`."""
+    num_rows = len(lengths)
+    all_new = [*num_new.tolist(), *(chunk.stop - chunk.start for chunk in chunks)]
+    all_lengths = [*lengths.tolist(), *(chunk.length for chunk in chunks)]
+    width = max([tables.shape[1], *(len(chunk.blocks) for chunk in chunks)])
+    all_tables = np.zeros((len(all_new), width), dtype=np.int32)
+    all_tables[:num_rows, : tables.shape[1]] = tables
+    for line, chunk in zip(all_tables[num_rows:], chunks, strict=True):
+        line[: len(chunk.blocks)] = chunk.blocks
+    return (
+        to_device(all_tables, device),
+        to_device(np.cumsum([0, *all_new], dtype=np.int32), device),
+        to_device(np.cumsum([0, *all_lengths], dtype=np.int32), device),
+        max(all_new),
+        max(all_lengths),
+    )
 
 
 class CpuContext(PagedContext):
@@ -179,15 +171,17 @@ class CpuContext(PagedContext):
         num_heads: int,
         tables: np.ndarray,
         lengths: np.ndarray,
+        num_new: np.ndarray,
         chunks: list[Chunk],
     ) -> None:
         """The arguments of `step_context`."""
         super().__init__(pool, places)
         self.chunks = chunks
         num_tokens = len(places[0])
-        self.visits = (
-            BlockVisits(pool, num_heads, num_tokens, tables, lengths) if len(lengths) else None
-        )
+        self.visits = None
+        if len(lengths):  # each new token is a row of its own for `BlockVisits`
+            row, position = _new_tokens(lengths, num_new)
+            self.visits = BlockVisits(pool, num_heads, num_tokens, tables[row], position + 1)
 
     def _attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
@@ -231,16 +225,26 @@ class CpuContext(PagedContext):
         return out[0].transpose(0, 1)
 
 
+def _new_tokens(lengths: np.ndarray, num_new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the position in its context of each new token of decoding rows."""
+    row = np.repeat(np.arange(len(lengths)), num_new)
+    first = np.cumsum(num_new) - num_new  # of each row, among the new tokens
+    position = np.arange(len(row)) + (lengths - num_new - first)[row]
+    return row, position
+
+
 def _new_places(
-    pool: BlockPool, tables: np.ndarray, lengths: np.ndarray, chunks: list[Chunk]
+    pool: BlockPool,
+    tables: np.ndarray,
+    lengths: np.ndarray,
+    num_new: np.ndarray,
+    chunks: list[Chunk],
 ) -> list[Tensor]:
     """Where new keys and values go: block (T,), key head (K, 1) and offset in the block (T,)."""
     size = pool.block_size
-    blocks, offsets = [], []
-    if len(lengths):
-        last = lengths - 1
-        blocks.append(tables[np.arange(len(lengths)), last // size])
-        offsets.append(last % size)
+    row, position = _new_tokens(lengths, num_new)
+    blocks = [tables[row, position // size]]
+    offsets = [position % size]
     for chunk in chunks:
         position = np.arange(chunk.length - (chunk.stop - chunk.start), chunk.length)
         blocks.append(chunk.blocks[position // size])

@@ -211,8 +211,8 @@ class RolloutCounts:
 
     def add(self, engine: Engine, num_with_signal: int) -> None:
         """Count a rollout."""
-        self.computed += engine.tokens_computed
-        self.distinct += engine.tokens_distinct
+        self.computed += engine.counts.computed
+        self.distinct += engine.counts.distinct
         self.with_signal += num_with_signal
 
     def values(self) -> dict[str, float]:
