@@ -1,0 +1,28 @@
+"""What an engine has done since it was made."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EngineCounts:
+    """Counters of one engine. They only grow."""
+
+    computed: int = 0
+    """Tokens run through the model."""
+    distinct: int = 0
+    """Those of them that were not computed before: all but the repeated ones of preempted rows and
+    drafted ones that were not accepted."""
+    drafted: int = 0
+    """Drafted tokens run through the model."""
+    accepted: int = 0
+    """Those of them that were equal to what was sampled."""
+    prompt: int = 0
+    """Tokens of the prompts that were opened, each group's prompt once."""
+    prefix_hits: int = 0
+    """Tokens of prompts that were found in the cache."""
+    steps: int = 0
+    """Engine iterations that ran the model."""
+    eager_steps: int = 0
+    """Those of them that did not run as a CUDA graph."""
+    preemptions: int = 0
+    """Rows that lost their blocks while they had something to do."""
