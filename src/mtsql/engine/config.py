@@ -12,6 +12,8 @@ from mtsql.model.policy import EmbeddedConfig
 
 ModelShape = PreTrainedConfig | EmbeddedConfig
 """The configuration of a model folder, or the sizes of an embedded model that is to be built."""
+CostTable = tuple[tuple[int, float], ...]
+"""(tokens, milliseconds of a step that computes so many), by growing tokens."""
 MAX_ROWS = 1 << 16  # each row has a table with room for all blocks of the cache
 
 
@@ -26,8 +28,14 @@ class EngineConfig:
     cache_bytes: NumBytes = 1 << 30
     """Bytes of memory for keys and values, per rank; never exceeded."""
     max_scheduled_tokens: int = 1024
-    """Tokens computed in a step: one for each decoding row, the rest for prompts and
-    observations."""
+    """Tokens computed in a step: one for each decoding row, the rest for prompts and observations,
+    then for drafts."""
+    max_draft: int = 8
+    """Maximum number of drafted tokens of a row in a step. 0: no drafts. The tokens are the same
+    with drafts and without; only the time differs."""
+    step_costs: CostTable | None = None
+    """What a step costs by its number of tokens, as [tokens, milliseconds] pairs: it decides how
+    much is drafted. null: an estimate from the model's shape."""
     cuda_graphs: bool = True
     """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16). Elsewhere it has no effect."""
 
@@ -42,6 +50,23 @@ class EngineConfig:
                 f"engine.max_scheduled_tokens is {self.max_scheduled_tokens}, less than "
                 f"engine.max_rows {self.max_rows}: a step could not give every row its token"
             )
+        if self.max_draft < 0:
+            raise ValueError(f"engine.max_draft is {self.max_draft}: it must be 0 (off) or more")
+        if self.step_costs is not None:
+            _check_costs(self.step_costs)
+
+
+def _check_costs(table: CostTable) -> None:
+    tokens = [num for num, _ in table]
+    costs = [cost for _, cost in table]
+    if not tokens or tokens[0] < 1 or sorted(set(tokens)) != tokens:
+        raise ValueError(
+            f"engine.step_costs has the tokens {tokens}: they must be at least 1 and grow"
+        )
+    if costs[0] <= 0 or sorted(costs) != costs:
+        raise ValueError(
+            f"engine.step_costs has the costs {costs}: they must be above 0 and not decrease"
+        )
 
 
 def cache_shape(shape: ModelShape) -> tuple[int, int, int]:
