@@ -16,7 +16,6 @@ How much is drafted depends on what is the same in every run: the rows and their
 drafts were accepted so far, and a table of what a step costs. It never depends on the clock.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,14 +178,18 @@ class Drafter:
             drafts = [draft[:num] for draft, num in zip(drafts, lengths, strict=True)]
         return drafts
 
-    def _propose(self, row: Row, text: _RowText) -> tuple[list[int], list[int]]:
-        """What may follow the row's text, up to a stop id, and for each token the length of the
-        match before it. Budgets cut it: the sampled token after the draft needs room too."""
-        num = min(
+    def max_length(self, row: Row) -> int:
+        """The longest draft that the budgets allow. The token after the draft needs room too."""
+        return min(
             self.max_draft,
             self.sampling.max_reply_tokens - len(row.logprobs) - 1,
             self.sampling.max_trajectory_tokens - len(row.ids) - 1,
         )
+
+    def _propose(self, row: Row, text: _RowText) -> tuple[list[int], list[int]]:
+        """What may follow the row's text, up to a stop id, and for each token the length of the
+        match before it."""
+        num = self.max_length(row)
         draft: list[int] = []
         matches: list[int] = []
         tail = text.group.texts[text.number][-MAX_SUFFIX:]
@@ -242,8 +245,3 @@ class Drafter:
             length = min(matches[place], last)
             self._tried[length] += 1
             self._accepted[length] += place < num_accepted
-
-
-def total(drafts: Sequence[list[int]]) -> int:
-    """Tokens of all drafts."""
-    return sum(map(len, drafts))

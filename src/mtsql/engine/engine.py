@@ -199,6 +199,7 @@ class Engine:
     def _plan(self) -> Plan:
         """What this step computes: the scheduler's plan, and drafts for which blocks are free."""
         plan = self.scheduler.plan()
+        self.counts.preemptions = self.scheduler.num_preemptions
         if self.drafter is None or not plan.decoding:
             return plan
         num_chunk = sum(num for _, num in plan.chunks)

@@ -87,6 +87,7 @@ class Scheduler:
         self.max_scheduled_tokens = max_scheduled_tokens
         self.waiting: list[Row] = []  # not in the cache, with something to do; oldest first
         self.cached: list[Row] = []  # in the cache, idle rows included; oldest first
+        self.num_preemptions = 0  # of rows with something to do
         # Idle rows keep their line of the tables although they have no seat.
         num_slots = 2 * max_rows
         self.slots = list(range(num_slots))  # free lines
@@ -123,6 +124,7 @@ class Scheduler:
             return
         self._evict(row, row.slot)
         if not row.is_idle:
+            self.num_preemptions += 1
             self.wait(row)
 
     def _can_admit(self, num_running: int) -> bool:

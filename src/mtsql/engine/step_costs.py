@@ -57,10 +57,8 @@ class Costs:
 def num_multiplied(shape: ModelShape) -> int:
     """Weights that each token is multiplied with: those of all layers and of the head."""
     num_layers, num_kv_heads, head_dim = cache_shape(shape)
-    if isinstance(shape, EmbeddedConfig):
-        num_heads = shape.num_heads
-    else:
-        num_heads = shape.num_attention_heads
+    is_embedded = isinstance(shape, EmbeddedConfig)
+    num_heads = shape.num_heads if is_embedded else shape.num_attention_heads
     width = shape.hidden_size
     attention = 2 * width * head_dim * (num_heads + num_kv_heads)
     layer = attention + 3 * width * shape.intermediate_size
