@@ -33,7 +33,7 @@ SAMPLINGS = {
     "greedy": dict(temperature=0),
     "sampled": dict(temperature=0.4),
     "top-p": dict(temperature=0.8, top_p=0.6),
-    "budgets": dict(temperature=0.4, max_reply_tokens=7, max_trajectory_tokens=33),
+    "budgets": dict(temperature=0.4, max_reply_tokens=14, max_trajectory_tokens=29),
     "stop ids": dict(temperature=0.4, stop_ids=(3, 17, 40, 44)),
 }
 

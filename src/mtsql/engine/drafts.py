@@ -124,7 +124,10 @@ class Drafter:
         self.sampling = sampling
         self._groups: dict[Prompt, GroupText] = {}
         self._rows: dict[int, _RowText] = {}  # by handle
-        self._matches: list[list[int]] = []  # of the drafts of this step, as `_propose` gives them
+        # Of the last `choose`:
+        self._matches: list[list[int]] = []  # length of the match before each token of each draft
+        self._chances: list[float] = []  # acceptance by the length of the match
+        self._least = 0.0  # value of a token that is worth its cost
         self._forget()
 
     def _forget(self) -> None:
@@ -163,19 +166,36 @@ class Drafter:
     def choose(self, rows: list[Row], num_chunk: int, max_tokens: int) -> list[list[int]]:
         """A draft for each decoding row, which may be empty, of at most `max_tokens` together.
 
-        `num_chunk`: tokens of chunks that are computed in the same step. The drafts are those that
-        make the expected tokens per cost of the step largest.
+        `num_chunk`: tokens of chunks that are computed in the same step. The most valuable tokens
+        are taken, as many as make the expected tokens per cost of the step largest. Among equally
+        valuable ones those of the longest row come first: a rollout ends with its longest row.
         """
-        self._matches = []
         texts = [self._follow(row) for row in rows]
-        drafts: list[list[int]] = []
-        for row, text in zip(rows, texts, strict=True):
-            draft, matches = self._propose(row, text) if text.is_known else ([], [])
-            drafts.append(draft)
-            self._matches.append(matches)
-        if any(drafts):
-            lengths = self._best_lengths(rows, num_chunk, max_tokens)
-            drafts = [draft[:num] for draft, num in zip(drafts, lengths, strict=True)]
+        self._matches = [[] for _ in rows]
+        drafts: list[list[int]] = [[] for _ in rows]
+        known = [i for i, text in enumerate(texts) if text.is_known]
+        if not known or max_tokens <= 0:
+            return drafts
+        num_tokens = len(rows) + num_chunk
+        costs = self.costs.between(num_tokens, num_tokens + self.max_draft * len(known))
+        cost = self.costs.between(len(rows), len(rows)) + costs - costs[0]  # (1 + most drafted,)
+        # A token that is worth less than what the cheapest one costs is not worth its cost.
+        self._least = len(rows) / cost[0] * np.diff(cost).min()
+        self._chances = [good / num for good, num in zip(self._accepted, self._tried, strict=True)]
+        values: list[float] = []
+        owners: list[int] = []
+        for i in known:
+            drafts[i], row_values = self._propose(i, rows[i], texts[i])
+            values += row_values
+            owners += [i] * len(row_values)
+        if values:
+            owner_of = np.array(owners)
+            order = _most_valuable(np.array(values), owner_of, rows)[:max_tokens]
+            gained = np.concatenate(([0.0], np.array(values)[order].cumsum()))
+            num = int(np.argmax((len(rows) + gained) / cost[: len(gained)]))
+            lengths = np.bincount(owner_of[order[:num]], minlength=len(rows)).tolist()
+            for i in known:
+                del drafts[i][lengths[i] :]
         return drafts
 
     def max_length(self, row: Row) -> int:
@@ -186,53 +206,32 @@ class Drafter:
             self.sampling.max_trajectory_tokens - len(row.ids) - 1,
         )
 
-    def _propose(self, row: Row, text: _RowText) -> tuple[list[int], list[int]]:
-        """What may follow the row's text, up to a stop id, and for each token the length of the
-        match before it."""
+    def _propose(self, index: int, row: Row, text: _RowText) -> tuple[list[int], list[float]]:
+        """What may follow the text of the row `index`, up to a stop id, and the value of each
+        token: the probability that it and all before it are accepted."""
         num = self.max_length(row)
+        last = len(ASSUMED) - 1
         draft: list[int] = []
-        matches: list[int] = []
+        values: list[float] = []
+        matches = self._matches[index]
         tail = text.group.texts[text.number][-MAX_SUFFIX:]
+        value = 1.0
         while len(draft) < num:  # a text that ends early is continued from another place
             found, length = text.group.find(tail, num - len(draft))
             if not found:
                 break
-            matches += range(length, length + len(found))
-            draft += found
-            tail += found
-        for place, token in enumerate(draft, 1):
-            if token in self.stop_ids:
-                return draft[:place], matches[:place]
-        return draft, matches
-
-    def _best_lengths(self, rows: list[Row], num_chunk: int, max_tokens: int) -> list[int]:
-        """How long the draft of each row should be.
-
-        The value of a drafted token is the probability that it and all before it are accepted. The
-        most valuable ones are taken, as many as make (rows + values) / cost largest. Among equal
-        values those of the longest row come first, because a rollout ends with its longest row.
-        """
-        chances = [accepted / tried for accepted, tried in zip(self._accepted, self._tried)]
-        last = len(chances) - 1
-        values: list[float] = []
-        owners: list[int] = []
-        for i, matches in enumerate(self._matches):
-            value = 1.0
-            for length in matches:
-                value *= chances[min(length, last)]
+            for token in found:
+                value *= self._chances[min(length, last)]
+                if value < self._least:
+                    return draft, values
+                matches.append(length)
                 values.append(value)
-            owners += [i] * len(matches)
-        value_of = np.array(values)
-        owner_of = np.array(owners)
-        length_of = np.array([row.length for row in rows])
-        order = np.lexsort((-length_of[owner_of], -value_of))[: max(0, max_tokens)]
-        num_tokens = len(rows) + num_chunk
-        costs = self.costs.between(num_tokens, num_tokens + len(order))
-        cost = self.costs.between(len(rows), len(rows)) + costs - costs[0]
-        gained = np.concatenate(([0.0], value_of[order].cumsum()))
-        num = int(np.argmax((len(rows) + gained) / cost))
-        lengths: list[int] = np.bincount(owner_of[order[:num]], minlength=len(rows)).tolist()
-        return lengths
+                draft.append(token)
+                if token in self.stop_ids:
+                    return draft, values
+                length += 1
+            tail += found
+        return draft, values
 
     def record(self, index: int, num_drafted: int, num_accepted: int) -> None:
         """Note how many drafted tokens of the row `index` of the last `choose` were accepted.
@@ -245,3 +244,9 @@ class Drafter:
             length = min(matches[place], last)
             self._tried[length] += 1
             self._accepted[length] += place < num_accepted
+
+
+def _most_valuable(values: np.ndarray, owners: np.ndarray, rows: list[Row]) -> np.ndarray:
+    """The order of drafted tokens by value, then by the length of the row that they are for."""
+    lengths = np.array([row.length for row in rows])
+    return np.lexsort((-lengths[owners], -values))

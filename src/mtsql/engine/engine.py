@@ -343,7 +343,7 @@ class Engine:
                 row.ids.append(new_id)
                 row.logprobs.append(logprobs[at + num])
                 reason = self._stop_reason(row)
-                if reason is not None or num == len(draft) or draft[num] != new_id:
+                if not draft or reason is not None or num == len(draft) or draft[num] != new_id:
                     break
                 num += 1
             if index < num_decoding:

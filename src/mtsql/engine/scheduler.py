@@ -188,8 +188,10 @@ class Scheduler:
         decoding: list[Row] = []
         others: list[Row] = []
         for row in self.running():
-            length = row.length
-            if length != row.cached + 1 or not row.prompt.is_ready:
+            prompt = row.prompt
+            num_prompt = len(prompt.ids)  # written out, as it is done for each token
+            length = num_prompt + len(row.ids)
+            if length != row.cached + 1 or prompt.cached != num_prompt:
                 others.append(row)
             elif row.slot is not None and (length <= row.room or self._grow(row, length)):
                 decoding.append(row)

@@ -57,8 +57,12 @@ class Costs:
 def num_multiplied(shape: ModelShape) -> int:
     """Weights that each token is multiplied with: those of all layers and of the head."""
     num_layers, num_kv_heads, head_dim = cache_shape(shape)
-    is_embedded = isinstance(shape, EmbeddedConfig)
-    num_heads = shape.num_heads if is_embedded else shape.num_attention_heads
+    num_heads: int
+    match shape:
+        case EmbeddedConfig():
+            num_heads = shape.num_heads
+        case _:
+            num_heads = shape.num_attention_heads
     width = shape.hidden_size
     attention = 2 * width * head_dim * (num_heads + num_kv_heads)
     layer = attention + 3 * width * shape.intermediate_size
