@@ -1,5 +1,6 @@
 """What the engine may use, and the bytes that its cache takes."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from mtsql.choices import NumBytes
+from mtsql.engine.paged_attention import FLASH_BLOCK, uses_flash
 from mtsql.model.policy import EmbeddedConfig
+from mtsql.model.sizes import BUDGETS
 
 ModelShape = PreTrainedConfig | EmbeddedConfig
 """The configuration of a model folder, or the sizes of an embedded model that is to be built."""
@@ -94,3 +97,36 @@ def cache_memory(config: EngineConfig) -> Iterator[None]:
             f"no memory for engine.cache_bytes {config.cache_bytes} with engine.max_rows "
             f"{config.max_rows}: lower them ({reason})"
         ) from error
+
+
+def check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError if flash-attn computes the attention and cannot read blocks of this size."""
+    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
+        raise ValueError(
+            f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
+            f"{FLASH_BLOCK}"
+        )
+
+
+def check_engine(
+    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
+) -> None:
+    """Check, before any weights are loaded, that a model can be run with these limits.
+
+    ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
+    together, does not fit in the cache, or if this machine has no memory for the cache (checked
+    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
+    """
+    check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
+    num_blocks = -(-max_tokens // limits.block_size) + 1
+    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
+    if limits.cache_bytes < needed:
+        raise ValueError(
+            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
+            f"needs {needed} bytes: raise it"
+        )
+    if not torch.cuda.is_available():
+        with cache_memory(limits):
+            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time

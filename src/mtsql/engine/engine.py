@@ -21,7 +21,6 @@ before changing them. On a GPU with flash-attn, steps that only decode run as CU
 P positions that are sampled in a step, T tokens computed in it, W hidden width.
 """
 
-import mmap
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
@@ -31,16 +30,21 @@ import torch
 from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
-from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
+from mtsql.engine.config import (
+    EngineConfig,
+    block_bytes,
+    cache_memory,
+    cache_shape,
+    check_flash_block,
+)
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.drafts import Drafter
-from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
+from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
 from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
 from mtsql.engine.step_costs import Costs, default_costs
 from mtsql.model.decoder import CausalLM
-from mtsql.model.sizes import BUDGETS
 
 MAX_LOGITS = 1 << 22  # elements of one logits tensor; more positions are sampled in parts
 
@@ -88,7 +92,7 @@ class Engine:
         self.device = self.head.weight.device
         dtype = self._cache_dtype()
         use_flash = uses_flash(self.device, dtype)
-        _check_flash_block(limits, self.device, dtype)
+        check_flash_block(limits, self.device, dtype)
         num_bytes = block_bytes(config, limits.block_size, dtype)
         num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
@@ -389,35 +393,3 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
-
-
-def _check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
-    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
-        raise ValueError(
-            f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
-            f"{FLASH_BLOCK}"
-        )
-
-
-def check_engine(
-    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
-) -> None:
-    """Check, before any weights are loaded, that a model can be run with these limits.
-
-    ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
-    together, does not fit in the cache, or if this machine has no memory for the cache (checked
-    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
-    """
-    _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
-    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
-    num_blocks = -(-max_tokens // limits.block_size) + 1
-    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
-    if limits.cache_bytes < needed:
-        raise ValueError(
-            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
-            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
-            f"needs {needed} bytes: raise it"
-        )
-    if not torch.cuda.is_available():
-        with cache_memory(limits):
-            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time
