@@ -5,16 +5,23 @@
     python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
     python benchmarks/rollout.py --num_layers 6 --with_trl true --trl_python /path/to/python
 
+    python benchmarks/rollout.py --recorded benchmarks/recorded/quick_start.json
+
 Prints JSON. Both play the dialogues of workload.py on the same random weights. The loop does what
 tool-calling trainers without an inference server do. For each reply it computes the whole
 conversation again, in a left-padded batch, until the longest reply of the batch is done. Useful
 tokens are the sampled ones.
 
+Our engine plays them with drafts (`engine`) and without (`engine_without_drafts`). Random text, the
+default, is the worst case for drafts. With `--recorded` all play the text of recorded trajectories,
+which repeats itself as real ones do; record.py makes such files.
+
 It also prints
 
-- the share of our time that matmuls alone would take on this machine, at the batch sizes of our
-  engine iterations: `linear_frac` counts matmuls with weights, and `matmul_frac` also counts those
-  of attention (keys and values are read once per row, those of a prompt once per group);
+- the share of our time without drafts that matmuls alone would take on this machine, at the batch
+  sizes of our engine iterations: `linear_frac` counts matmuls with weights, and `matmul_frac` also
+  counts those of attention (keys and values are read once per row, those of a prompt once per
+  group);
 - the time of an engine iteration with a single row, and of reading the weights once;
 - the speed of the engine with a model that costs nothing.
 
@@ -45,7 +52,7 @@ from flags import (
 )
 from torch import Tensor, nn
 from transformers import LlamaConfig
-from workload import ForcedLengths, Workload, WorkloadFlags, make_workload
+from workload import ForcedLengths, Workload, WorkloadFlags, make_workload, read_workload
 
 from mtsql.choices import NumBytes
 from mtsql.engine.engine import EngineConfig, SamplingConfig
@@ -63,6 +70,11 @@ class Flags(PeerFlags, WorkloadFlags, ModelFlags):
     """Number of tokens in a block of the key/value cache."""
     curve: list[int] | None = None
     """Measure only our engine's time, for each of these numbers of replies. null: off."""
+    recorded: str | None = None
+    """A file of record.py: force its text instead of random text. It sets the numbers of prompts,
+    samples and replies. null: random text."""
+    max_draft: int = 8
+    """Maximum length of a draft."""
     with_generate: bool = True
     """Compare with the loop around generate."""
     only_generate: bool = False
@@ -76,10 +88,21 @@ class Flags(PeerFlags, WorkloadFlags, ModelFlags):
         """Rows that decode together."""
         return self.num_prompts * self.num_samples
 
-    def engine_config(self, max_rows: int) -> EngineConfig:
+    def engine_config(self, max_rows: int, max_draft: int) -> EngineConfig:
         """An engine that schedules what train_rl.py would schedule for this many rows."""
-        max_scheduled_tokens = max(1024, 4 * self.num_rows)
-        return EngineConfig(max_rows, self.block_size, self.cache_bytes, max_scheduled_tokens)
+        return EngineConfig(
+            max_rows,
+            self.block_size,
+            self.cache_bytes,
+            max_scheduled_tokens=max(1024, 4 * self.num_rows),
+            max_draft=max_draft,
+        )
+
+    def workload(self, num_replies: int) -> Workload:
+        """The dialogues to play."""
+        if self.recorded is not None:
+            return read_workload(self.recorded, self.vocab)
+        return make_workload(self.num_prompts, self.num_samples, num_replies, self.vocab)
 
 
 class FreeDecoder(nn.Module):
@@ -98,10 +121,12 @@ def generate_loop(model: nn.Module, work: Workload) -> None:
     num_rows, num_replies = work.lengths.shape
     samples_per_prompt = num_rows // len(work.prompts)
     contexts = [list(work.prompts[row // samples_per_prompt]) for row in range(num_rows)]
+    num_done = [0] * num_rows  # ids of each row after its prompt
     for reply in range(num_replies):
-        width = max(map(len, contexts))
-        padding = [width - len(context) for context in contexts]
-        ids = [[0] * pad + context for pad, context in zip(padding, contexts, strict=True)]
+        rows = np.flatnonzero(work.lengths[:, reply]).tolist()  # those that have such a reply
+        width = max(len(contexts[row]) for row in rows)
+        padding = [width - len(contexts[row]) for row in rows]
+        ids = [[0] * pad + contexts[row] for pad, row in zip(padding, rows, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in padding]
         out = model.generate(
             torch.tensor(ids),
@@ -111,10 +136,14 @@ def generate_loop(model: nn.Module, work: Workload) -> None:
             max_new_tokens=int(work.lengths[:, reply].max()),
             pad_token_id=0,
         )
-        for row, context in enumerate(contexts):
-            context += out[row, width : width + work.lengths[row, reply]].tolist()
-            if reply + 1 < num_replies:
-                context += work.observations[row][reply]
+        for line, row in zip(out[:, width:].tolist(), rows, strict=True):
+            new = line[: work.lengths[row, reply]]
+            if work.texts is not None:
+                new = work.texts[row][num_done[row] : num_done[row] + len(new)]
+            if reply < len(work.observations[row]):
+                new = new + work.observations[row][reply]
+            contexts[row] += new
+            num_done[row] += len(new)
 
 
 def fastest(run: Callable[[], object], num_runs: int = 3) -> float:
@@ -201,50 +230,57 @@ def single_row(engine: ForcedLengths, model: nn.Module) -> dict[str, float]:
     }
 
 
-def model_free(config: LlamaConfig, sampling: SamplingConfig) -> dict[str, float]:
-    """Measure the speed at which 256 rows decode 64 tokens each, with a decoder, a head and a cache
-    of one layer that cost next to nothing."""
+def model_free(config: LlamaConfig, max_draft: int) -> dict[str, float]:
+    """Measure the speed at which 256 rows decode 64 random tokens each, with a decoder, a head and
+    a cache of one layer that cost next to nothing."""
     values = config.to_dict() | {"num_hidden_layers": 1}
     model = CausalLM(LlamaConfig(**values)).eval()
-    engine = ForcedLengths(model, (), sampling, EngineConfig(256, 64, 256 << 20))
+    limits = EngineConfig(256, 64, 256 << 20, max_draft=max_draft)
+    engine = ForcedLengths(model, (), SamplingConfig(), limits)
     engine.decoder = FreeDecoder(config.hidden_size)
     engine.head = nn.Linear(config.hidden_size, 8, bias=False)
-    work = Workload([[1] * 100] * 32, np.full((256, 1), 64), [[] for _ in range(256)])
+    texts = np.random.default_rng(0).integers(0, config.vocab_size, (256, 64)).tolist()
+    nothing: list[list[list[int]]] = [[] for _ in texts]
+    work = Workload([[1] * 100] * 32, np.full((256, 1), 64), nothing, texts)
     start = time.perf_counter()
     engine.play(work)
     return {"row_tokens_per_sec": work.num_sampled / (time.perf_counter() - start)}
 
 
 def play_ours(
-    flags: Flags, model: nn.Module, num_replies: int
+    flags: Flags, model: nn.Module, num_replies: int, max_draft: int
 ) -> tuple[dict[str, float], Counter, ForcedLengths]:
     """Play the workload with our engine. Returns its figures, the number of iterations by scheduled
     tokens, and the engine."""
-    work = make_workload(flags.num_prompts, flags.num_samples, num_replies, flags.vocab)
-    engine = ForcedLengths(model, (), sampling_config(flags), flags.engine_config(flags.num_rows))
+    work = flags.workload(num_replies)
+    config = flags.engine_config(len(work.lengths), max_draft)
+    engine = ForcedLengths(model, (), sampling_config(work), config)
     start = time.perf_counter()
     steps = engine.play(work)
     secs = time.perf_counter() - start
+    counts = engine.counts
     figures = {
         "num_replies": num_replies,
         "secs": secs,
         "useful_tokens": work.num_sampled,
         "useful_tokens_per_sec": work.num_sampled / secs,
-        "computed_over_distinct": engine.counts.computed / engine.counts.distinct,
-        "tokens_computed_per_sec": engine.counts.computed / secs,
+        "computed_over_distinct": counts.computed / counts.distinct,
+        "tokens_computed_per_sec": counts.computed / secs,
+        "steps": counts.steps,
+        "drafted_tokens": counts.drafted,
+        "accepted_frac": counts.accepted / max(1, counts.drafted),
     }
     return figures, steps, engine
 
 
-def sampling_config(flags: Flags) -> SamplingConfig:
+def sampling_config(work: Workload) -> SamplingConfig:
     """Budgets that no reply and no trajectory of the workload reaches."""
-    longest = max(flags.curve or [flags.num_replies])
-    return SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=220 * longest)
+    return SamplingConfig(max_reply_tokens=1 << 10, max_trajectory_tokens=work.budget + 16)
 
 
 def play_generate(flags: Flags, model: nn.Module) -> dict[str, float | bool]:
     """Play the workload with the loop around generate."""
-    work = make_workload(flags.num_prompts, flags.num_samples, flags.num_replies, flags.vocab)
+    work = flags.workload(flags.num_replies)
     start = time.perf_counter()
     generate_loop(model, work)
     secs = time.perf_counter() - start
@@ -256,22 +292,29 @@ def play_generate(flags: Flags, model: nn.Module) -> dict[str, float | bool]:
 
 
 def measure_engine(flags: Flags, model: nn.Module) -> dict[str, dict]:
-    """Measure our engine on the workload, on a single row, and without the cost of the model."""
+    """Measure our engine on the workload with drafts and without, on a single row, and without the
+    cost of the model."""
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    figures, steps, engine = play_ours(flags, model, flags.num_replies)
+    figures, _, _ = play_ours(flags, model, flags.num_replies, flags.max_draft)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures["peak_bytes_over_weights_and_cache"] = peak_bytes - weight_bytes - flags.cache_bytes
-    linear = linear_secs(model, steps, flags.num_rows)
-    attention = attention_secs(engine, model.config, flags.num_samples)
-    figures["linear_secs"] = linear
-    figures["attention_matmul_secs"] = attention
-    figures["linear_frac"] = linear / figures["secs"]
-    figures["matmul_frac"] = (linear + attention) / figures["secs"]
-    one_row = ForcedLengths(model, (), sampling_config(flags), flags.engine_config(1))
+    plain, steps, engine = play_ours(flags, model, flags.num_replies, max_draft=0)
+    work = flags.workload(flags.num_replies)
+    linear = linear_secs(model, steps, len(work.lengths))
+    attention = attention_secs(engine, model.config, len(work.lengths) // len(work.prompts))
+    plain["linear_secs"] = linear
+    plain["attention_matmul_secs"] = attention
+    plain["linear_frac"] = linear / plain["secs"]
+    plain["matmul_frac"] = (linear + attention) / plain["secs"]
+    one_row = ForcedLengths(model, (), SamplingConfig(), flags.engine_config(1, max_draft=0))
     return {
         "engine": figures,
+        "engine_without_drafts": plain,
         "single_row": single_row(one_row, model),
-        "model_free": model_free(model.config, sampling_config(flags)),
+        "model_free": {
+            "with_drafts": model_free(model.config, flags.max_draft),
+            "without_drafts": model_free(model.config, 0),
+        },
     }
 
 
@@ -279,6 +322,8 @@ def main(flags: Flags) -> None:
     """Measure one workload, or with `curve` our time for several numbers of replies."""
     if flags.with_trl:
         trl_version(flags.trl_python)
+    if flags.with_trl and flags.recorded:
+        raise ValueError("--recorded and --with_trl: TRL's loop plays random text only")
     torch.set_num_threads(flags.threads)
     if flags.keep_memory:
         keep_freed_memory()
@@ -288,17 +333,21 @@ def main(flags: Flags) -> None:
         if flags.only_generate:
             print_json(play_generate(flags, model), is_one_line=True)
             return
-        play_ours(flags, model, 1)  # warm up
+        play_ours(flags, model, 1, flags.max_draft)  # warm up
         if flags.curve:
-            print_json({"curve": [play_ours(flags, model, n)[0] for n in flags.curve]})
+            curve = [play_ours(flags, model, n, flags.max_draft)[0] for n in flags.curve]
+            print_json({"curve": curve})
             return
         result = measure_engine(flags, model)
 
     secs = result["engine"]["secs"]
+    result["speedup_by_drafts"] = result["engine_without_drafts"]["secs"] / secs
     names = [*ModelFlags.__dataclass_fields__, *WorkloadFlags.__dataclass_fields__]
     words = as_words({name: getattr(flags, name) for name in names})
     if flags.with_generate:
         alone = ["--only_generate=true", "--keep_memory=false"]
+        if flags.recorded:
+            alone.append(f"--recorded={flags.recorded}")
         result["generate_loop"] = run_contestant(sys.executable, __file__, words + alone)
         result["speedup"] = result["generate_loop"]["secs"] / secs
     if flags.with_trl:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.models import FAMILIES, with_exact_norms
-from mtsql.engine.config import EngineConfig, block_bytes
+from mtsql.engine.config import CostTable, EngineConfig, block_bytes
 from mtsql.engine.engine import Completion, Engine
 from mtsql.engine.sampling import NoiseKey, SamplingConfig
 from mtsql.model.decoder import from_transformers
@@ -70,6 +70,8 @@ def make_engine(
     rows: int = 64,
     size: int = 4,
     scheduled: int = 64,
+    max_draft: int = 8,
+    step_costs: CostTable | None = None,
     **sampling,
 ) -> Engine:
     """An engine with a cache of `blocks` blocks of `size` tokens, that computes at most `scheduled`
@@ -80,6 +82,8 @@ def make_engine(
         block_size=size,
         cache_bytes=blocks * block_bytes(model.config, size, model.lm_head.weight.dtype),
         max_scheduled_tokens=scheduled,
+        max_draft=max_draft,
+        step_costs=step_costs,
     )
     return Engine(
         model, stop_ids, SamplingConfig(**dict(max_trajectory_tokens=100) | sampling), limits

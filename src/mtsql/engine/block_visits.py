@@ -19,7 +19,10 @@ from torch.nn import functional as F
 
 from mtsql.engine.blocks import BlockPool, to_device
 
-SPARSE = 3  # copying a used block costs about as much as visiting this many unused ones (measured)
+VISIT_PARTS = 400  # a visit costs about as much as this many parts of another (measured)
+SPARSE = 4
+"""Copying a used block costs about as much as visiting this many unused ones, divided by one more
+than the number of tokens that meet each block (measured)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class BlockVisits:
         self.num_rows = len(lengths)
         num_blocks = -(-lengths // pool.block_size)  # (R,)
         is_used = np.arange(tables.shape[1]) < num_blocks[:, None]  # (R, B)
-        begin, stride, drawn = _plan_visits(pool, tables, is_used)
+        begin, stride, drawn = _plan_visits(pool, num_heads, tables, is_used)
         self._find_parts(num_heads, num_tokens, begin, stride, drawn)
         every_row = torch.arange(self.num_rows, device=pool.data.device)
         last_block = to_device(num_blocks - 1, pool.data.device)
@@ -168,7 +171,7 @@ class BlockVisits:
 
 
 def _plan_visits(
-    pool: BlockPool, tables: np.ndarray, is_used: np.ndarray
+    pool: BlockPool, num_heads: int, tables: np.ndarray, is_used: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[slice | np.ndarray, np.ndarray]]]:
     """Which blocks are visited with which rows, and where a row finds its results.
 
@@ -179,14 +182,13 @@ def _plan_visits(
     """
     row, column = np.nonzero(is_used)  # (pairs of a row and a block,) each, row by row
     block = tables[row, column]
-    is_shared = (np.bincount(block)[block] > 1) | pool.is_top[block]
+    kind = _kinds(pool.is_top, block, num_heads)[block]
     begin = np.zeros(is_used.shape, dtype=np.int64)
     stride = np.zeros(is_used.shape, dtype=np.int64)
     drawn = []
     num_parts = 0
-    for pick in (~is_shared, is_shared):
-        if not pick.any():
-            continue
+    for one in np.unique(kind):
+        pick = kind == one
         blocks, rows, index, rank = _visit(block[pick], row[pick])
         num_together = rows.shape[1]  # C
         entry = (row[pick], column[pick])
@@ -195,6 +197,30 @@ def _plan_visits(
         num_parts += rows.size * pool.num_kv_heads
         drawn.append((blocks, rows))
     return begin, stride, drawn
+
+
+def _kinds(is_top: np.ndarray, block: np.ndarray, num_heads: int) -> np.ndarray:
+    """The number of the visit that each block of the pool belongs to (blocks of the pool,).
+
+    `block`: the block of each pair of a token and a block. Blocks at the bottom and at the top are
+    visited apart. At each end, the blocks that the most tokens see come first, and blocks that
+    fewer see join them as long as their padding costs less than a visit of their own.
+    """
+    count = np.bincount(block, minlength=len(is_top))
+    kinds = np.zeros(len(is_top), dtype=np.int64)
+    number = 0
+    for end in (False, True):
+        here = is_top == end
+        sizes = np.bincount(count[here])  # blocks by the number of tokens that see them
+        most = 0
+        for num in np.flatnonzero(sizes)[::-1].tolist():
+            if num == 0:
+                break
+            if most == 0 or sizes[num] * (most - num) * num_heads > VISIT_PARTS:
+                number += 1
+                most = num
+            kinds[here & (count == num)] = number
+    return kinds
 
 
 def _visit(
@@ -214,7 +240,8 @@ def _visit(
     end = int(unique[-1]) + 1
     max_rows = int(count.max())
     blocks: slice | np.ndarray
-    if end - first <= SPARSE * len(unique):
+    num_unused = end - first - len(unique)
+    if num_unused * (max_rows + 1) <= SPARSE * len(unique):
         blocks = slice(first, end)
         index = block - first
         rows = np.zeros((end - first, max_rows), dtype=np.int64)

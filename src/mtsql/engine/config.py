@@ -1,5 +1,6 @@
 """What the engine may use, and the bytes that its cache takes."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,10 +9,14 @@ import torch
 from transformers import PreTrainedConfig
 
 from mtsql.choices import NumBytes
+from mtsql.engine.paged_attention import FLASH_BLOCK, uses_flash
 from mtsql.model.policy import EmbeddedConfig
+from mtsql.model.sizes import BUDGETS
 
 ModelShape = PreTrainedConfig | EmbeddedConfig
 """The configuration of a model folder, or the sizes of an embedded model that is to be built."""
+CostTable = tuple[tuple[int, float], ...]
+"""(tokens, milliseconds of a step that computes so many), by growing tokens."""
 MAX_ROWS = 1 << 16  # each row has a table with room for all blocks of the cache
 
 
@@ -26,8 +31,14 @@ class EngineConfig:
     cache_bytes: NumBytes = 1 << 30
     """Bytes of memory for keys and values, per rank; never exceeded."""
     max_scheduled_tokens: int = 1024
-    """Tokens computed in a step: one for each decoding row, the rest for prompts and
-    observations."""
+    """Tokens computed in a step: one for each decoding row, the rest for prompts and observations,
+    then for drafts."""
+    max_draft: int = 8
+    """Maximum number of drafted tokens of a row in a step. 0: no drafts. The tokens are the same
+    with drafts and without; only the time differs."""
+    step_costs: CostTable | None = None
+    """What a step costs by its number of tokens, as [tokens, milliseconds] pairs: it decides how
+    much is drafted. null: an estimate from the model's shape."""
     cuda_graphs: bool = True
     """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16). Elsewhere it has no effect."""
 
@@ -42,6 +53,23 @@ class EngineConfig:
                 f"engine.max_scheduled_tokens is {self.max_scheduled_tokens}, less than "
                 f"engine.max_rows {self.max_rows}: a step could not give every row its token"
             )
+        if self.max_draft < 0:
+            raise ValueError(f"engine.max_draft is {self.max_draft}: it must be 0 (off) or more")
+        if self.step_costs is not None:
+            _check_costs(self.step_costs)
+
+
+def _check_costs(table: CostTable) -> None:
+    tokens = [num for num, _ in table]
+    costs = [cost for _, cost in table]
+    if not tokens or tokens[0] < 1 or sorted(set(tokens)) != tokens:
+        raise ValueError(
+            f"engine.step_costs has the tokens {tokens}: they must be at least 1 and grow"
+        )
+    if costs[0] <= 0 or sorted(costs) != costs:
+        raise ValueError(
+            f"engine.step_costs has the costs {costs}: they must be above 0 and not decrease"
+        )
 
 
 def cache_shape(shape: ModelShape) -> tuple[int, int, int]:
@@ -69,3 +97,36 @@ def cache_memory(config: EngineConfig) -> Iterator[None]:
             f"no memory for engine.cache_bytes {config.cache_bytes} with engine.max_rows "
             f"{config.max_rows}: lower them ({reason})"
         ) from error
+
+
+def check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError if flash-attn computes the attention and cannot read blocks of this size."""
+    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
+        raise ValueError(
+            f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
+            f"{FLASH_BLOCK}"
+        )
+
+
+def check_engine(
+    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
+) -> None:
+    """Check, before any weights are loaded, that a model can be run with these limits.
+
+    ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
+    together, does not fit in the cache, or if this machine has no memory for the cache (checked
+    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
+    """
+    check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
+    num_blocks = -(-max_tokens // limits.block_size) + 1
+    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
+    if limits.cache_bytes < needed:
+        raise ValueError(
+            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
+            f"needs {needed} bytes: raise it"
+        )
+    if not torch.cuda.is_available():
+        with cache_memory(limits):
+            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time

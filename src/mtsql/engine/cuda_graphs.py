@@ -67,7 +67,9 @@ class DecodeGraphs:
         self.pool = pool
         self.captured: dict[tuple[int, int], Graph] = {}  # by (N, B)
 
-    def run(self, ids: list[int], tables: np.ndarray, lengths: np.ndarray) -> Tensor:
+    def run(
+        self, ids: list[int], tables: np.ndarray, lengths: np.ndarray, num_new: np.ndarray
+    ) -> Tensor:
         """Last hidden states (R, width) of rows whose newest ids (R,) are `ids`; `tables` (R,
         blocks) and `lengths` (R,) as for `step_context`. Valid until the next run."""
         num_rows, width = tables.shape

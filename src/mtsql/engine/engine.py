@@ -8,34 +8,45 @@ new prompts and observations. A row whose reply is complete leaves at once and k
 `extend` or `close`. When the cache is full the youngest row is *preempted*: it loses its blocks and
 is computed again later. Its tokens come out the same, since noise belongs to (key, position).
 
-A step has three parts, as in nano-vLLM: schedule (`scheduler.py`), run (`_run`), and postprocess
-(`_draw`, which samples and ends replies).
+A row may compute a *draft* with its newest token: guesses of its next tokens (`drafts.py`), which
+are kept as far as they equal what is sampled. So a step can add several tokens to a row, and they
+are the same as without drafts.
+
+A step has three parts, as in nano-vLLM: schedule (`_plan`), run (`_run`), and postprocess (`_draw`,
+which samples and ends replies).
 
 The engine sees ids only. It uses the model's weights as they are at each step: close all rows
 before changing them. On a GPU with flash-attn, steps that only decode run as CUDA graphs.
 
-R rows that draw a token in a step, T tokens computed in it, W hidden width.
+P positions that are sampled in a step, T tokens computed in it, W hidden width.
 """
 
-import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool
-from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
+from mtsql.engine.config import (
+    EngineConfig,
+    block_bytes,
+    cache_memory,
+    cache_shape,
+    check_flash_block,
+)
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
-from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
+from mtsql.engine.drafts import Drafter
+from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
 from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
+from mtsql.engine.step_costs import Costs, default_costs
 from mtsql.model.decoder import CausalLM
-from mtsql.model.sizes import BUDGETS
 
-MAX_LOGITS = 1 << 22  # elements of one logits tensor; more rows are sampled in parts
+MAX_LOGITS = 1 << 22  # elements of one logits tensor; more positions are sampled in parts
 
 
 class StopReason(Enum):
@@ -81,7 +92,7 @@ class Engine:
         self.device = self.head.weight.device
         dtype = self._cache_dtype()
         use_flash = uses_flash(self.device, dtype)
-        _check_flash_block(limits, self.device, dtype)
+        check_flash_block(limits, self.device, dtype)
         num_bytes = block_bytes(config, limits.block_size, dtype)
         num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
@@ -98,6 +109,11 @@ class Engine:
             self.scheduler = Scheduler(self.pool, limits.max_rows, limits.max_scheduled_tokens)
         by_graphs = limits.cuda_graphs and use_flash
         self.graphs = DecodeGraphs(self.decoder, self.pool) if by_graphs else None
+        self.drafter = None
+        if limits.max_draft:
+            costs = limits.step_costs or default_costs(config, dtype, self.device.type)
+            self.drafter = Drafter(limits.max_draft, Costs(costs), self.stop_ids, sampling)
+        self.max_scheduled_tokens = limits.max_scheduled_tokens
         self.counts = EngineCounts()
         self._rows: dict[int, Row] = {}
         self._next_handle = 0
@@ -127,6 +143,8 @@ class Engine:
             self._next_handle += 1
             self._rows[row.handle] = row
             self.scheduler.wait(row)
+            if self.drafter is not None:
+                self.drafter.open(row)
             handles.append(row.handle)
         return handles
 
@@ -160,7 +178,10 @@ class Engine:
 
     def close(self, handle: int) -> None:
         """Forget a row, whatever it is doing, and free its blocks."""
-        self.scheduler.remove(self._row(handle))
+        row = self._row(handle)
+        self.scheduler.remove(row)
+        if self.drafter is not None:
+            self.drafter.close(row)
         del self._rows[handle]
 
     @property
@@ -169,14 +190,31 @@ class Engine:
         that idle rows hold."""
         return self.scheduler.has_work
 
-    @torch.inference_mode()
+    # Not inference_mode: in it, autocast casts all weights again in every step.
+    @torch.no_grad()
     def step(self) -> list[Completion]:
         """Compute one batch of tokens; returns the replies that it completed."""
         if self.model.training:
             raise ValueError("the model is in training mode: call model.eval() before generating")
-        plan = self.scheduler.plan()
+        plan = self._plan()
         rows, hidden = self._run(plan)
-        return [] if hidden is None else self._draw(rows, hidden)
+        return [] if hidden is None else self._draw(plan, rows, hidden)
+
+    def _plan(self) -> Plan:
+        """What this step computes: the scheduler's plan, and drafts for which blocks are free."""
+        plan = self.scheduler.plan()
+        self.counts.preemptions = self.scheduler.num_preemptions
+        if self.drafter is None or not plan.decoding:
+            return plan
+        num_chunk = sum(num for _, num in plan.chunks)
+        left = self.max_scheduled_tokens - len(plan.decoding) - num_chunk
+        drafts = self.drafter.choose(plan.decoding, num_chunk, left)
+        if not any(drafts):
+            return plan
+        for row, draft in zip(plan.decoding, drafts, strict=True):
+            if draft and row.length + len(draft) > row.room:
+                del draft[self.scheduler.give_room(row, len(draft)) :]
+        return replace(plan, drafts=drafts)
 
     def _cache_dtype(self) -> torch.dtype:
         """The dtype of keys and values: that of the weights or of the autocast around the call."""
@@ -191,65 +229,79 @@ class Engine:
         return self._rows[handle]
 
     def _run(self, plan: Plan) -> tuple[list[Row], Tensor | None]:
-        """Compute the plan. Returns the rows that draw a token now, and the hidden states (R, W)
-        that they draw it from.
+        """Compute the plan. Returns the rows that draw tokens now, and the hidden states (P, W)
+        that they draw them from.
 
-        These are the decoding rows, the rows whose observation is complete, and the rows that have
-        no token yet and whose prompt is complete.
+        These are the decoding rows, which come first and draw a token for each of the tokens that
+        they computed; the rows whose observation is complete, and the rows that have no token yet
+        and whose prompt is complete.
         """
         rows = list(plan.decoding)
         states: list[Tensor] = []
         if plan.decoding or plan.chunks:
             hidden = self._compute(plan)
-            chosen = list(range(len(rows)))
-            for i, (owner, _) in enumerate(plan.chunks, len(rows)):
+            num_decoded = len(hidden) - len(plan.chunks)
+            chosen = list(range(num_decoded))
+            for i, (owner, _) in enumerate(plan.chunks, num_decoded):
                 if isinstance(owner, Prompt):
                     if owner.is_ready:
                         owner.hidden = hidden[i].clone()
                 elif owner.cached == owner.length:
                     rows.append(owner)
                     chosen.append(i)
-            states.append(hidden[chosen])
+            states.append(hidden if len(chosen) == len(hidden) else hidden[chosen])
         for row in self.scheduler.running():
+            if row.ids:
+                continue
             first = row.prompt.hidden
-            if not row.ids and row.prompt.is_ready and first is not None:
+            if row.prompt.is_ready and first is not None:
                 rows.append(row)
                 states.append(first[None])
         return rows, torch.cat(states) if rows else None
 
     def _compute(self, plan: Plan) -> Tensor:
-        """Run the decoder over the tokens of a plan: last hidden states (rows + chunks, W), of the
-        decoding rows and at the last token of each chunk.
+        """Run the decoder over the tokens of a plan: last hidden states of all tokens of the
+        decoding rows, and at the last token of each chunk.
 
-        The tokens stand in the plan's order. Two decoding rows, a chunk x and a chunk y:
+        The tokens stand in the plan's order. Two decoding rows, the first with a draft of two
+        tokens, a chunk x and a chunk y:
 
-            ids   a7 b3 x0 x1 x2 y5 y6     the last id of each row, then the chunks
-            out    *  *        *     *
+            ids   a7 d d b3 x0 x1 x2 y5 y6     the last id of each row and its draft, the chunks
+            out    * * *  *        *     *
         """
         tables = self.scheduler.tables
-        ids = [row.ids[-1] for row in plan.decoding]
-        lengths = np.array([row.length for row in plan.decoding], dtype=np.int64)
-        num_new = np.ones_like(lengths)
-        positions = [lengths - 1]
+        drafts = plan.drafts
+        if drafts:
+            together = ((row.ids[-1], *draft) for row, draft in zip(plan.decoding, drafts))
+            ids = list(chain.from_iterable(together))
+            num_new = np.array([len(draft) for draft in drafts], dtype=np.int64) + 1
+        else:
+            ids = [row.ids[-1] for row in plan.decoding]
+            num_new = np.ones(len(plan.decoding), dtype=np.int64)
+        num_decoded = len(ids)
+        before = np.array([row.cached for row in plan.decoding], dtype=np.int64)
+        lengths = before + num_new
+        row_starts = num_new.cumsum() - num_new
+        positions = [np.arange(num_decoded) + np.repeat(before - row_starts, num_new)]
         chunks = []
         for owner, num in plan.chunks:
             end = owner.cached + num
             if isinstance(owner, Row):
                 slot = owner.slot
-                before = len(owner.prompt.ids)  # tokens that are not in `owner.ids`
+                first = len(owner.prompt.ids)  # tokens that are not in `owner.ids`
             else:
                 slot = owner.rows[0].slot  # the tables of all rows of a group begin with its prompt
-                before = 0
+                first = 0
             blocks = tables[slot, : self.pool.blocks_for(end)]
             chunks.append(Chunk(len(ids), len(ids) + num, end, blocks))
-            ids += owner.ids[owner.cached - before : end - before]
+            ids += owner.ids[owner.cached - first : end - first]
             positions.append(np.arange(owner.cached, end))
         slots = [row.slot for row in plan.decoding if row.slot is not None]  # all have one
         width = self.pool.blocks_for(int(lengths.max())) if plan.decoding else 0
         if self.graphs is not None and not chunks:
-            hidden = self.graphs.run(ids, tables[slots, :width], lengths)
+            hidden = self.graphs.run(ids, tables[slots, :width], lengths, num_new)
         else:
-            wanted = [*range(len(slots)), *(chunk.stop - 1 for chunk in chunks)]
+            wanted = [*range(num_decoded), *(chunk.stop - 1 for chunk in chunks)]
             hidden = self.decoder(
                 torch.tensor(ids, device=self.device),
                 torch.from_numpy(np.concatenate(positions)).to(self.device),
@@ -258,42 +310,79 @@ class Engine:
                 ),
                 torch.tensor(wanted, device=self.device),
             )
-        for row in plan.decoding:
-            self._count(row, 1)
+            self.counts.eager_steps += 1
+        self.counts.steps += 1
+        self.counts.computed += len(ids)
+        self.counts.drafted += num_decoded - len(plan.decoding)
         for owner, num in plan.chunks:
-            self._count(owner, num)
+            self._keep(owner, num)
         return hidden
 
-    def _count(self, owner: Prompt | Row, num: int) -> None:
-        """Note that the next `num` tokens of a prompt or row have been computed."""
+    def _keep(self, owner: Prompt | Row, num: int) -> None:
+        """Note that the cache holds the next `num` tokens of a prompt or row."""
         owner.cached += num
-        self.counts.computed += num
-        self.counts.distinct += min(num, max(0, owner.cached - owner.seen))
-        owner.seen = max(owner.seen, owner.cached)
+        if owner.cached > owner.seen:
+            self.counts.distinct += min(num, owner.cached - owner.seen)
+            owner.seen = owner.cached
 
-    def _draw(self, rows: list[Row], hidden: Tensor) -> list[Completion]:
-        """Sample the next token of each row from its hidden state (R, W); returns the replies that
-        this ends."""
+    def _draw(self, plan: Plan, rows: list[Row], hidden: Tensor) -> list[Completion]:
+        """Sample the next tokens of each row from its hidden states (P, W): one, and one more for
+        each token of its draft that was sampled so. Returns the replies that this ends."""
+        drafts = plan.drafts + [[]] * (len(rows) - len(plan.drafts))
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         positions = np.array([len(row.ids) for row in rows])
-        noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (R,)
-        rows_at_once = max(1, MAX_LOGITS // self.head.weight.shape[0])
-        drawn = []
-        for first in range(0, len(rows), rows_at_once):
-            part = slice(first, first + rows_at_once)
-            ids, logprobs = sample(self.head(hidden[part]), self.sampling, noise[part])
-            drawn.append(torch.stack((ids.double(), logprobs.double())))
-        ids, logprobs = torch.cat(drawn, dim=1).tolist()  # the step's only transfer to the host
+        if plan.drafts:
+            num_drawn = np.array([len(draft) for draft in drafts]) + 1
+            starts = num_drawn.cumsum() - num_drawn
+            keys = keys.repeat(num_drawn)
+            positions = np.arange(len(keys)) + (positions - starts).repeat(num_drawn)
+        ids, logprobs = self._sample(hidden, keys, positions)
         completions = []
-        for row, new_id, logprob in zip(rows, ids, logprobs, strict=True):
-            row.ids.append(int(new_id))
-            row.logprobs.append(logprob)
-            reason = self._stop_reason(row)
+        num_decoding = len(plan.decoding)
+        at = 0  # of the row's first position among all
+        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            num = 0  # tokens of the draft that are kept
+            while True:
+                new_id = ids[at + num]
+                row.ids.append(new_id)
+                row.logprobs.append(logprobs[at + num])
+                reason = self._stop_reason(row)
+                if not draft or reason is not None or num == len(draft) or draft[num] != new_id:
+                    break
+                num += 1
+            if index < num_decoding:
+                self._keep(row, 1 + num)
+            if draft:
+                is_equal = num < len(draft) and draft[num] == new_id  # it ended the reply
+                self._note_draft(row, index, len(draft), num + is_equal)
             if reason is not None:
                 row.is_idle = True
                 reply = row.ids[row.reply_start :]
                 completions.append(Completion(row.handle, reply, row.logprobs, reason))
+            at += len(draft) + 1
         return completions
+
+    def _note_draft(self, row: Row, index: int, num_drafted: int, num_accepted: int) -> None:
+        """Note what became of the draft of the decoding row `index`, and free its spare blocks."""
+        self.counts.accepted += num_accepted
+        if self.drafter is not None:
+            self.drafter.record(index, num_drafted, num_accepted)
+        self.scheduler.take_back(row)
+
+    def _sample(
+        self, hidden: Tensor, keys: np.ndarray, positions: np.ndarray
+    ) -> tuple[list[int], list[float]]:
+        """Sample an id from each hidden state (P, W) with the noise of its row's hashed key and its
+        position, both (P,). Returns the ids and their log-probs."""
+        noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (P,)
+        rows_at_once = max(1, MAX_LOGITS // self.head.weight.shape[0])
+        drawn = []
+        for first in range(0, len(hidden), rows_at_once):
+            part = slice(first, first + rows_at_once)
+            ids, logprobs = sample(self.head(hidden[part]), self.sampling, noise[part])
+            drawn.append(torch.stack((ids.double(), logprobs.double())))
+        both = torch.cat(drawn, dim=1).cpu()  # the step's only transfer to the host
+        return both[0].long().tolist(), both[1].tolist()
 
     def _stop_reason(self, row: Row) -> StopReason | None:
         """Why the row's reply ends with its newest token, or None if the reply continues."""
@@ -304,35 +393,3 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
-
-
-def _check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
-    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
-        raise ValueError(
-            f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
-            f"{FLASH_BLOCK}"
-        )
-
-
-def check_engine(
-    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
-) -> None:
-    """Check, before any weights are loaded, that a model can be run with these limits.
-
-    ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
-    together, does not fit in the cache, or if this machine has no memory for the cache (checked
-    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
-    """
-    _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
-    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
-    num_blocks = -(-max_tokens // limits.block_size) + 1
-    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
-    if limits.cache_bytes < needed:
-        raise ValueError(
-            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
-            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
-            f"needs {needed} bytes: raise it"
-        )
-    if not torch.cuda.is_available():
-        with cache_memory(limits):
-            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time

@@ -50,6 +50,7 @@ class Row:
     is_idle: bool = False  # its reply is handed out
     slot: int | None = None  # its line of the block tables while in the cache
     num_blocks: int = 0
+    room: int = 0  # tokens for which it has blocks, the last of them its own; 0: not yet looked at
     cached: int = 0  # tokens with keys and values, prompt included
     seen: int = 0  # most tokens ever cached
 
@@ -64,9 +65,17 @@ class Plan:
     """What one step computes."""
 
     decoding: list[Row]
-    """Rows of which one token is computed, the last of their ids."""
+    """Rows of which the last of their ids is computed, and their draft."""
     chunks: list[tuple[Prompt | Row, int]]
     """Prompts, or rows with an observation, and how many of their next tokens are computed."""
+    drafts: list[list[int]] = field(default_factory=list)
+    """The draft of each decoding row, which may be empty. Without drafts the list is empty."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        num_drafted = sum(map(len, self.drafts))
+        return len(self.decoding) + num_drafted + sum(num for _, num in self.chunks)
 
 
 class Scheduler:
@@ -78,6 +87,7 @@ class Scheduler:
         self.max_scheduled_tokens = max_scheduled_tokens
         self.waiting: list[Row] = []  # not in the cache, with something to do; oldest first
         self.cached: list[Row] = []  # in the cache, idle rows included; oldest first
+        self.num_preemptions = 0  # of rows with something to do
         # Idle rows keep their line of the tables although they have no seat.
         num_slots = 2 * max_rows
         self.slots = list(range(num_slots))  # free lines
@@ -114,6 +124,7 @@ class Scheduler:
             return
         self._evict(row, row.slot)
         if not row.is_idle:
+            self.num_preemptions += 1
             self.wait(row)
 
     def _can_admit(self, num_running: int) -> bool:
@@ -158,6 +169,7 @@ class Scheduler:
         self.slots.append(slot)
         row.slot = None
         row.num_blocks = 0
+        row.room = 0
         row.cached = 0
         self.cached.remove(row)
         row.prompt.rows.remove(row)
@@ -176,9 +188,12 @@ class Scheduler:
         decoding: list[Row] = []
         others: list[Row] = []
         for row in self.running():
-            if not row.prompt.is_ready or row.length != row.cached + 1:
+            prompt = row.prompt
+            num_prompt = len(prompt.ids)  # written out, as it is done for each token
+            length = num_prompt + len(row.ids)
+            if length != row.cached + 1 or prompt.cached != num_prompt:
                 others.append(row)
-            elif row.slot is not None and self._grow(row, row.length):
+            elif row.slot is not None and (length <= row.room or self._grow(row, length)):
                 decoding.append(row)
         budget = self.max_scheduled_tokens - len(decoding)
         chunks: dict[Prompt | Row, int] = {}
@@ -217,8 +232,6 @@ class Scheduler:
         at = row.cached // self.pool.block_size  # the block of the next token
         is_shared = at < row.num_blocks and self.pool.refs[self.tables[row.slot, at]] > 1
         num_new = self.pool.blocks_for(length) - row.num_blocks
-        if num_new == 0 and not is_shared:
-            return True
         while len(self.pool.free) < num_new + is_shared:
             youngest = self.cached[-1]
             self.preempt(youngest)
@@ -233,7 +246,27 @@ class Scheduler:
         end = row.num_blocks + num_new
         self.tables[row.slot, row.num_blocks : end] = self.pool.take(num_new)
         row.num_blocks = end
+        row.room = end * self.pool.block_size
         return True
+
+    def give_room(self, row: Row, num: int) -> int:
+        """Give a decoding row room for a draft of `num` tokens; returns for how many there is room.
+        Free blocks are taken, but nobody is preempted for a guess."""
+        wanted = self.pool.blocks_for(row.length + num) - row.num_blocks
+        taken = self.pool.take(min(wanted, len(self.pool.free))) if wanted > 0 else []
+        end = row.num_blocks + len(taken)
+        self.tables[row.slot, row.num_blocks : end] = taken
+        row.num_blocks = end
+        row.room = end * self.pool.block_size
+        return min(num, row.room - row.length)
+
+    def take_back(self, row: Row) -> None:
+        """Free the blocks that only refused tokens of a draft have needed."""
+        needed = self.pool.blocks_for(row.cached)
+        if needed < row.num_blocks:
+            self.pool.release(self.tables[row.slot, needed : row.num_blocks].tolist())
+            row.num_blocks = needed
+            row.room = needed * self.pool.block_size
 
 
 def _age(row: Row) -> int:
