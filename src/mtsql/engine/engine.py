@@ -11,8 +11,9 @@ is computed again later. Its tokens come out the same, since noise belongs to (k
 A step has three parts, as in nano-vLLM: schedule (`scheduler.py`), run (`_run`), and postprocess
 (`_draw`, which samples and ends replies).
 
-The engine sees ids only. It uses the model's weights as they are at each step: close all rows
-before changing them. On a GPU with flash-attn, steps that only decode run as CUDA graphs.
+The engine sees ids only. Its cache belongs to the model's weights, prompts of closed rows included
+(`prefixes.py`): make a new engine when the weights have changed. On a GPU with flash-attn, steps
+that only decode run as CUDA graphs.
 
 R rows that draw a token in a step, T tokens computed in it, W hidden width.
 """
@@ -30,8 +31,9 @@ from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_mem
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
+from mtsql.engine.prefixes import Prompt
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
-from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
+from mtsql.engine.scheduler import Plan, Row, Scheduler
 from mtsql.model.decoder import CausalLM
 from mtsql.model.sizes import BUDGETS
 
@@ -99,15 +101,22 @@ class Engine:
         by_graphs = limits.cuda_graphs and use_flash
         self.graphs = DecodeGraphs(self.decoder, self.pool) if by_graphs else None
         self.counts = EngineCounts()
+        self._weights_version = _version(model)
         self._rows: dict[int, Row] = {}
         self._next_handle = 0
 
     def open_group(self, prompt_ids: list[int], noise_keys: list[NoiseKey]) -> list[int]:
         """Start one row per noise key, all from the same prompt; returns their handles.
 
-        Raises ValueError for an empty prompt, and for one that could not reach
-        max_trajectory_tokens even with the whole cache to itself.
+        Raises ValueError for an empty prompt, for one that could not reach max_trajectory_tokens
+        even with the whole cache to itself, and if the weights have changed since the engine was
+        made.
         """
+        if _version(self.model) != self._weights_version:
+            raise ValueError(
+                "the model's weights have changed since this engine was made, and its cache holds "
+                "keys and values of the old ones: make a new engine"
+            )
         if not prompt_ids:
             raise ValueError("prompt_ids is empty")
         self._require_known(prompt_ids)
@@ -120,6 +129,7 @@ class Engine:
                 f"{self.sampling.max_trajectory_tokens} needs {needed} cache blocks and there are "
                 f"{self.pool.num_blocks}: raise engine.cache_bytes"
             )
+        self.counts.prompt += len(prompt_ids)
         prompt = Prompt(list(prompt_ids))
         handles = []
         for key in noise_keys:
@@ -175,6 +185,7 @@ class Engine:
         if self.model.training:
             raise ValueError("the model is in training mode: call model.eval() before generating")
         plan = self.scheduler.plan()
+        self.counts.prefix_hits = self.scheduler.prefixes.num_hits
         rows, hidden = self._run(plan)
         return [] if hidden is None else self._draw(rows, hidden)
 
@@ -266,8 +277,11 @@ class Engine:
 
     def _count(self, owner: Prompt | Row, num: int) -> None:
         """Note that the next `num` tokens of a prompt or row have been computed."""
-        owner.cached += num
         self.counts.computed += num
+        if isinstance(owner, Prompt):
+            self.counts.distinct += self.scheduler.prefixes.computed(owner, num)
+            return
+        owner.cached += num
         self.counts.distinct += min(num, max(0, owner.cached - owner.seen))
         owner.seen = max(owner.seen, owner.cached)
 
@@ -304,6 +318,11 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
+
+
+def _version(model: torch.nn.Module) -> int:
+    """A number that grows when a weight is changed in place, as optimizers do."""
+    return sum(weight._version for weight in model.parameters() if not weight.is_inference())
 
 
 def _check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
