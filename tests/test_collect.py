@@ -1,9 +1,9 @@
 """Rollouts of an update: groups of equal rewards are replaced by those of other turns."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 from helpers.collecting import collector_of, resampled, scored
+from mtsql.engine.counts import EngineCounts
 from mtsql.rl import collect, rewards
 from mtsql.rl.samples import has_signal
 
@@ -65,10 +65,8 @@ def test_a_component_of_the_group_is_logged_and_gives_the_group_a_signal(monkeyp
         lambda group, config: [-float(len(one.ids)) for one in group],
     )
     monkeypatch.setattr(collect, "rollout", lambda *args, **options: group)
-    monkeypatch.setattr(collect, "Engine", lambda *args: None)
-    collector = collector_of([], renderer=SimpleNamespace(stop_ids=[0]))
-    monkeypatch.setattr(collect, "generation_weights", lambda *args: nullcontext())
-    [played], _ = collect.Collector.play(collector, [], "train", num_samples=2, update=0)
+    engine = SimpleNamespace(counts=EngineCounts())
+    [played], _ = collect.Collector.play(collector, engine, [], "train", num_samples=2, update=0)
     assert [one.components for one in played] == [{"overlong": -3.0}, {"overlong": -2.0}]
     assert [one.reward for one in played] == [-2.0, -1.0]
     assert has_signal(played, collector.advantage)
