@@ -147,7 +147,7 @@ def test_prompts_that_are_opened_together_compute_their_beginning_once(scheduled
     assert engine.counts.prompt == sum(map(len, groups))
     assert engine.counts.prefix_hits == engine.counts.prompt - engine.counts.computed
     without = make_engine(rows=5, scheduled=scheduled, temperature=0, max_reply_tokens=1)
-    without.scheduler.prefixes._is_shared = False
+    without.scheduler.prefixes.is_shared = False
     play(without, groups, [[] for _ in groups])
     assert without.counts.computed == without.counts.prompt
     assert without.counts.prefix_hits == 0

@@ -60,14 +60,14 @@ class Prefixes:
         self.pool = pool
         self.first: dict[tuple[int, ...], PrefixBlock] = {}  # first blocks of prompts by their ids
         self.num_hits = 0  # tokens of prompts that were found
-        self._is_shared = True  # False to measure without: no prompt finds a block of another one
+        self.is_shared = True  # False to measure without: no prompt finds a block of another one
         self._seen: dict[int, int] = {}  # chain of a block -> most tokens of it ever cached
 
     def num_missing(self, prompt: Prompt) -> int:
         """Free blocks that the prompt would take."""
         if prompt.path:
             return 0
-        num_used = sum(self.pool.refs[one.block] > 0 for one in self._find(prompt))
+        num_used = sum(bool(self.pool.refs[one.block]) for one in self._find(prompt))
         return self.pool.blocks_for(len(prompt.ids)) - num_used
 
     def attach(self, prompt: Prompt) -> None:
@@ -93,7 +93,7 @@ class Prefixes:
         """Release the blocks of a prompt, the last one first."""
         for one in reversed(prompt.path):
             self.pool.release([one.block])
-            if one in self.pool.unused and (one.cached == 0 or not self._is_shared):
+            if one in self.pool.unused and (one.cached == 0 or not self.is_shared):
                 self.pool.forget(one)
         prompt.path = []
         prompt.cached = 0
@@ -149,7 +149,7 @@ class Prefixes:
         return num_distinct
 
     def _first(self) -> dict[tuple[int, ...], PrefixBlock]:
-        return self.first if self._is_shared else {}
+        return self.first if self.is_shared else {}
 
     def _find(self, prompt: Prompt) -> list[PrefixBlock]:
         """The known blocks that the prompt begins with."""
