@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -50,9 +51,9 @@ def check(engine: Engine) -> None:
     assert sorted([*pool.empty, *unused, *used]) == list(range(pool.num_blocks))
     assert pool.empty == sorted(pool.empty)
     known = {one.block: one for one in known_blocks(scheduler.prefixes.first)}
-    assert {one.block: one for one in pool.content if one is not None} == known
+    assert pool.content == known
+    assert np.flatnonzero(pool.is_known).tolist() == sorted(known)
     assert set(unused) <= set(known)
-    assert all(pool.content[block] is one for block, one in known.items())
 
 
 def known_blocks(following: dict[tuple[int, ...], PrefixBlock]) -> list[PrefixBlock]:

@@ -77,7 +77,8 @@ class BlockPool:
             self.keys = [layer.view(key_shape).transpose(2, 3) for layer in self.data[0]]
             self.values = [layer.view(value_shape) for layer in self.data[1]]
         self.empty = list(range(num_blocks))  # always sorted
-        self.content: list[PrefixBlock | None] = [None] * num_blocks  # what a prompt's block holds
+        self.content: dict[int, PrefixBlock] = {}  # what the blocks of prompts hold
+        self.is_known = np.zeros(num_blocks, dtype=bool)  # whether it stands in `content`
         self.unused: dict[PrefixBlock, None] = {}  # the least recently used one first
         self.refs = np.zeros(num_blocks, dtype=np.int64)
         self.is_top = np.zeros(num_blocks, dtype=bool)  # taken from the top
@@ -118,7 +119,7 @@ class BlockPool:
         for block in blocks:
             self.refs[block] -= 1
             if self.refs[block] == 0:
-                content = self.content[block]
+                content = self.content.get(block)
                 if content is None:
                     bisect.insort(self.empty, block)
                 else:
@@ -127,6 +128,7 @@ class BlockPool:
     def keep(self, content: PrefixBlock) -> None:
         """Note what a block holds, which stays known when the block is released."""
         self.content[content.block] = content
+        self.is_known[content.block] = True
 
     def reuse(self, content: PrefixBlock) -> None:
         """Add a reference to a block whose content is known."""
@@ -138,7 +140,8 @@ class BlockPool:
         before its parent, so it comes earlier in `unused`."""
         del self.unused[content]
         del content.siblings[content.ids]
-        self.content[content.block] = None
+        del self.content[content.block]
+        self.is_known[content.block] = False
         bisect.insort(self.empty, content.block)
 
     def copy(self, source: int, target: int) -> None:
@@ -158,14 +161,14 @@ class BlockPool:
         num_moved += self._close_gaps(origin, is_top=True)
         if not num_moved:
             return None
-        self.content = [self.content[block] for block in origin.tolist()]
-        for block, content in enumerate(self.content):
-            if content is not None:
-                content.block = block
-        is_empty = (self.refs == 0) & [content is None for content in self.content]
-        self.empty = np.flatnonzero(is_empty).tolist()
         place = np.empty_like(origin)
         place[origin] = np.arange(self.num_blocks)
+        moved = np.flatnonzero((place != np.arange(self.num_blocks)) & self.is_known).tolist()
+        for content in [self.content.pop(block) for block in moved]:
+            content.block = int(place[content.block])
+            self.content[content.block] = content
+        self.is_known = self.is_known[origin]
+        self.empty = np.flatnonzero((self.refs == 0) & ~self.is_known).tolist()
         return place
 
     def _close_gaps(self, origin: np.ndarray, *, is_top: bool) -> int:
@@ -184,8 +187,7 @@ class BlockPool:
         targets = dense[self.refs[dense] == 0]
         sources = used[len(used) - len(targets) :]
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
-            is_known = self.content[origin[target]] is not None
-            self._move(source, target, is_swap=is_known)
+            self._move(source, target, is_swap=bool(self.is_known[origin[target]]))
         for values in (self.refs, self.is_top, origin):
             values[targets], values[sources] = values[sources], values[targets]
         return len(targets)

@@ -59,6 +59,7 @@ class Prefixes:
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.first: dict[tuple[int, ...], PrefixBlock] = {}  # first blocks of prompts by their ids
+        self.computing: dict[Prompt, None] = {}  # prompts with blocks that are not yet ready
         self.num_hits = 0  # tokens of prompts that were found
         self.is_shared = True  # False to measure without: no prompt finds a block of another one
         self._seen: dict[int, int] = {}  # chain of a block -> most tokens of it ever cached
@@ -87,7 +88,8 @@ class Prefixes:
             path.append(one)
             following = one.following
         prompt.path = path
-        self.advance(prompt)
+        self.computing[prompt] = None
+        self._advance(prompt)
 
     def detach(self, prompt: Prompt) -> None:
         """Release the blocks of a prompt, the last one first."""
@@ -97,9 +99,17 @@ class Prefixes:
                 self.pool.forget(one)
         prompt.path = []
         prompt.cached = 0
+        self.computing.pop(prompt, None)
 
-    def advance(self, prompt: Prompt) -> None:
-        """Note which tokens of the prompt have keys and values by now."""
+    def advance(self) -> None:
+        """Note which tokens of prompts have keys and values by now, whoever has computed them."""
+        for prompt in list(self.computing):
+            if not prompt.is_ready:
+                self._advance(prompt)
+            if prompt.is_ready:
+                del self.computing[prompt]
+
+    def _advance(self, prompt: Prompt) -> None:
         size = self.pool.block_size
         before = max(prompt.cached, prompt.seen)
         for place in range(prompt.cached // size, len(prompt.path)):

@@ -152,7 +152,7 @@ class Scheduler:
         that are left."""
         self._admit()
         self._compact()
-        self._advance_prompts()
+        self.prefixes.advance()
         decoding: list[Row] = []
         others: list[Row] = []
         for row in self.running():
@@ -189,12 +189,6 @@ class Scheduler:
         if place is None:
             return
         self.tables = place[self.tables]
-
-    def _advance_prompts(self) -> None:
-        """Note what other prompts have computed for those that are not yet ready."""
-        for prompt in dict.fromkeys(row.prompt for row in self.running()):
-            if not prompt.is_ready:
-                self.prefixes.advance(prompt)
 
     def _grow(self, row: Row, length: int) -> bool:
         """Give a row blocks for `length` tokens; False if it was preempted for lack of blocks.
