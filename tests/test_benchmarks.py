@@ -179,3 +179,25 @@ def test_every_attack_of_the_benchmark_is_held(module, tmp_path, monkeypatch):
     for name in denied:
         assert attacks.attack(name, 5.0)["status"] == "denied"
     assert attacks.attack("rows without end", 5.0)["status"] == "too_large"
+
+
+@pytest.mark.slow
+def test_sharing_beginnings_changes_no_prediction(module, tmp_path, small_world):
+    from helpers.models import save_embedded
+    from mtsql.engine.engine import SamplingConfig
+    from mtsql.model.policy import ModelConfig
+    from mtsql.sql.datasets import DataConfig
+
+    prefixes = module("prefixes")
+    flags = prefixes.Flags(
+        num_turns=9,
+        model=ModelConfig(path=str(save_embedded(tmp_path / "model"))),
+        data=DataConfig(toy_folder=str(tmp_path / "toy")),
+        sampling=SamplingConfig(temperature=0.0, max_reply_tokens=4),
+        style="full",
+    )
+    found = prefixes.compare(flags)
+    assert found["turns"] == found["same_predictions"] == 9
+    shared, single = found["with_sharing"], found["without_sharing"]
+    assert shared["prompt_tokens"] == single["prompt_tokens_computed"] == single["prompt_tokens"]
+    assert found["prompt_frac"] < 0.5 and shared["secs"] > 0

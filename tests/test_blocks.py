@@ -16,12 +16,12 @@ def test_blocks_are_taken_from_both_ends_and_free_when_no_row_holds_them():
     pool = make_pool(6)
     own = pool.take(2)
     shared = pool.take(3, from_top=True)
-    assert (own, shared, pool.free) == ([0, 1], [3, 4, 5], [2])
+    assert (own, shared, pool.empty) == ([0, 1], [3, 4, 5], [2])
     pool.share(shared)
     pool.release(shared)
-    assert pool.free == [2]
+    assert pool.empty == [2]
     pool.release(shared + own)
-    assert pool.free == [0, 1, 2, 3, 4, 5]
+    assert pool.empty == [0, 1, 2, 3, 4, 5]
     with pytest.raises(RuntimeError, match="asked for 7 blocks of the KV cache, 6 are free"):
         pool.take(7)
 
@@ -38,12 +38,12 @@ def test_compact_closes_gaps_at_both_ends():
     assert place[[34, 35, 39]].tolist() == [37, 38, 39]
     left = place[[0, 7, 8, 34, 35, 39]]
     assert pool.data[1, 1, left, 0].tolist() == [0, 7, 8, 34, 35, 39]
-    assert sorted({*range(40)} - {*left.tolist()}) == pool.free
+    assert sorted({*range(40)} - {*left.tolist()}) == pool.empty
     assert (pool.refs[left] == 1).all()
     assert pool.refs.sum() == 6
     assert pool.compact() is None
     pool.release(left.tolist())
-    assert pool.free == list(range(40))
+    assert pool.empty == list(range(40))
 
 
 def test_copy_takes_every_layer():

@@ -1,10 +1,11 @@
 """Rollouts of an update: groups of equal rewards are replaced by those of other turns."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 from helpers.collecting import collector_of, resampled, scored
+from mtsql.engine.counts import EngineCounts
 from mtsql.rl import collect, rewards
+from mtsql.rl.curriculum import CurriculumConfig
 from mtsql.rl.samples import has_signal
 
 TURNS = [f"t{i}" for i in range(8)]
@@ -65,10 +66,44 @@ def test_a_component_of_the_group_is_logged_and_gives_the_group_a_signal(monkeyp
         lambda group, config: [-float(len(one.ids)) for one in group],
     )
     monkeypatch.setattr(collect, "rollout", lambda *args, **options: group)
-    monkeypatch.setattr(collect, "Engine", lambda *args: None)
-    collector = collector_of([], renderer=SimpleNamespace(stop_ids=[0]))
-    monkeypatch.setattr(collect, "generation_weights", lambda *args: nullcontext())
-    [played], _ = collect.Collector.play(collector, [], "train", num_samples=2, update=0)
+    engine = SimpleNamespace(counts=EngineCounts())
+    [played], _ = collect.Collector.play(collector, engine, [], "train", num_samples=2, update=0)
     assert [one.components for one in played] == [{"overlong": -3.0}, {"overlong": -2.0}]
     assert [one.reward for one in played] == [-2.0, -1.0]
     assert has_signal(played, collector.advantage)
+
+
+def test_the_probe_plays_the_turns_of_a_database_together_and_all_parts_with_one_engine(
+    monkeypatch,
+):
+    turns = [SimpleNamespace(turn_id=f"t{i}", db_id=f"d{i % 2}") for i in range(7)]
+    collector = collector_of([], corpora={"train": SimpleNamespace(turns=turns)})
+    monkeypatch.setattr(collect, "PROBE_TURNS_AT_ONCE", 3)
+    monkeypatch.setattr(collect, "num_right", lambda group: 1)
+    counts = collector.probe(CurriculumConfig(probe_samples=2))
+    assert counts == {turn.turn_id: (1, 2) for turn in turns}
+    assert collector.tried == [["t0", "t2", "t4"], ["t6", "t1", "t3"], ["t5"]]
+    assert len(collector.engines) == 1
+
+
+def test_an_evaluation_plays_all_splits_with_one_engine(monkeypatch):
+    corpora = {split: SimpleNamespace(turns=[]) for split in ("train", "dev", "dev_seen")}
+    collector = collector_of([], corpora=corpora)
+    monkeypatch.setattr(collect, "evaluate", lambda *args, **options: ([], []))
+    assert collector.evaluate_held_out(0) == {"dev": [], "dev_seen": []}
+    assert [sampling.temperature for sampling in collector.engines] == [0.0]
+
+
+def test_the_counts_of_a_rollout_are_those_of_its_own_work(monkeypatch):
+    """An engine that plays several rollouts counts on."""
+    engine = SimpleNamespace(counts=EngineCounts(computed=5, prompt=4))
+
+    def rollout(*args, **options):
+        engine.counts.computed += 3
+        return []
+
+    monkeypatch.setattr(collect, "rollout", rollout)
+    _, counts = collect.Collector.play(
+        collector_of([]), engine, [], "train", num_samples=2, update=0
+    )
+    assert counts == EngineCounts(computed=3)

@@ -3,7 +3,8 @@
 import torch
 
 from mtsql.engine.blocks import BlockPool
-from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
+from mtsql.engine.prefixes import Prompt
+from mtsql.engine.scheduler import Plan, Row, Scheduler
 
 SIZE = 4  # tokens in a block
 
@@ -14,8 +15,8 @@ def make_scheduler(blocks: int, rows: int = 4, scheduled: int = 16) -> Scheduler
 
 
 def open_group(scheduler: Scheduler, prompt_tokens: int, handles: list[int]) -> list[Row]:
-    """Rows of one new prompt, waiting."""
-    prompt = Prompt([1] * prompt_tokens)
+    """Rows of one new prompt, waiting. It is like no other one."""
+    prompt = Prompt([handles[0]] * prompt_tokens)
     rows = [Row(handle, prompt, key=0) for handle in handles]
     for row in rows:
         scheduler.wait(row)
@@ -28,7 +29,12 @@ def step(scheduler: Scheduler) -> Plan:
     for row in plan.decoding:
         row.cached += 1
     for owner, num in plan.chunks:
-        owner.cached += num
+        if isinstance(owner, Prompt):
+            scheduler.prefixes.computed(owner, num)
+            if owner.is_ready:
+                owner.hidden = torch.zeros(1)
+        else:
+            owner.cached += num
     for row in scheduler.running():
         if row.prompt.is_ready and row.cached == row.length:
             row.ids.append(2)
@@ -103,10 +109,9 @@ def test_the_youngest_row_is_preempted_when_blocks_run_out():
     assert (young.slot, young.cached, young.prompt.cached) == (None, 0, 0)
     assert len(young.ids) == 5  # its tokens stay
     scheduler.remove(old)
-    assert step(scheduler).chunks == [(young.prompt, 4)]
-    assert step(scheduler).chunks == [(young, 5)]
+    assert step(scheduler).chunks == [(young, 5)]  # its prompt is still known
     scheduler.remove(young)
-    assert scheduler.pool.free == [0, 1, 2, 3]
+    assert scheduler.pool.num_free == 4
 
 
 def test_a_row_preempted_after_it_was_planned_leaves_the_plan():

@@ -1,5 +1,6 @@
 """Scored groups without a model, and a collector that plays a script instead of a policy."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -39,13 +40,19 @@ def scored(
 class ScriptedCollector(Collector):
     """Plays groups of two rewards: 1 and 1 for the turns in `equal`, 1 and 2 for others. In the
     turns of `truncated`, the trajectory of reward 1 is truncated, and so dropped. `tried` keeps
-    the turns of each rollout."""
+    the turns of each rollout, and `engines` the sampling of each engine."""
 
     equal: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
     tried: list[list[str]] = field(default_factory=list)
+    engines: list[SamplingConfig] = field(default_factory=list)
 
-    def play(self, turns, split, *, num_samples, update, show):
+    @contextmanager
+    def new_engine(self, sampling):
+        self.engines.append(sampling)
+        yield None
+
+    def play(self, engine, turns, split, *, num_samples, update, show):
         self.tried.append([turn.turn_id for turn in turns])
         groups = []
         for turn in turns:
@@ -55,7 +62,7 @@ class ScriptedCollector(Collector):
             groups.append(
                 [scored(1, outcome, turn_id=turn.turn_id), scored(other, turn_id=turn.turn_id)]
             )
-        return groups, SimpleNamespace(counts=EngineCounts(computed=3, distinct=2))
+        return groups, EngineCounts(computed=3, distinct=2)
 
 
 def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
@@ -101,6 +108,7 @@ def resampled(
     picked = curriculum.pick(5, 9, num_picked)
     groups, metrics = collector.collect(picked, curriculum, 5, 9)
     assert turn_ids(groups) == sum(collector.tried, [])
+    assert len(collector.engines) == 1
     return collector.tried, metrics
 
 

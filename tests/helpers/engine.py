@@ -126,7 +126,7 @@ def play(
                 engine.extend(done.handle, left[done.handle].pop(0))
             else:
                 engine.close(done.handle)
-    assert engine.pool.free == list(range(engine.pool.num_blocks))
+    assert engine.pool.num_free == engine.pool.num_blocks
     return played
 
 

@@ -18,13 +18,15 @@ run = Path(sys.argv[sys.argv.index(flag) + 1])
 file = run.with_name(f"{run.name}-played-{os.environ.get('RANK', '0')}")
 
 
-def recorded(self, turns, split, *, num_samples, update, show):
-    groups, engine = play(self, turns, split, num_samples=num_samples, update=update, show=show)
+def recorded(self, engine, turns, split, *, num_samples, update, show):
+    groups, counts = play(
+        self, engine, turns, split, num_samples=num_samples, update=update, show=show
+    )
     if update < PROBE_UPDATE:
         with open(file, "a") as lines:
             for trajectory in [scored.trajectory for group in groups for scored in group]:
                 print(json.dumps([update, trajectory.turn.turn_id, trajectory.ids]), file=lines)
-    return groups, engine
+    return groups, counts
 
 
 if __name__ == "__main__":

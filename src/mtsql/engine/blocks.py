@@ -1,11 +1,15 @@
 """The memory of the cache: blocks of keys and values that rows take, share and release.
 
+A block of a prompt keeps its content when nobody uses it any more. It counts as free and is taken
+last, so that a later prompt with the same beginning can find it (`prefixes.py`).
+
 S tokens in a block, K key/value heads, D head size.
 """
 
 import bisect
 import math
 import mmap
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +17,18 @@ from torch import Tensor
 
 MAX_SPAN = 1.1
 """Blocks are moved together when they spread over more than this many times their number."""
+
+
+@dataclass(eq=False)
+class PrefixBlock:
+    """A block of a prompt. What comes before it is the same for all of its `siblings`."""
+
+    block: int  # its place in the pool
+    ids: tuple[int, ...]  # a whole block of tokens, or the last ones of a prompt
+    siblings: dict[tuple[int, ...], "PrefixBlock"]  # blocks at this place by their ids, it too
+    chain: int  # hash of all tokens up to its end
+    following: dict[tuple[int, ...], "PrefixBlock"] = field(default_factory=dict)  # by their ids
+    cached: int = 0  # tokens with keys and values: the first ones of `ids`
 
 
 class BlockPool:
@@ -25,6 +41,9 @@ class BlockPool:
 
     The lowest (from the top: the highest) free blocks are taken first, and `compact` moves blocks
     together when rows have left gaps: attention on a CPU reads ranges of the pool.
+
+    A block is in one of three states: in use (it has references), unused with the content of a
+    prompt (it stands in `unused`), or empty (it stands in `empty`). The latter two are free.
     """
 
     def __init__(
@@ -57,7 +76,10 @@ class BlockPool:
             value_shape = (num_blocks, num_kv_heads, block_size, head_dim)
             self.keys = [layer.view(key_shape).transpose(2, 3) for layer in self.data[0]]
             self.values = [layer.view(value_shape) for layer in self.data[1]]
-        self.free = list(range(num_blocks))  # always sorted
+        self.empty = list(range(num_blocks))  # always sorted
+        self.content: dict[int, PrefixBlock] = {}  # what the blocks of prompts hold
+        self.is_known = np.zeros(num_blocks, dtype=bool)  # whether it stands in `content`
+        self.unused: dict[PrefixBlock, None] = {}  # the least recently used one first
         self.refs = np.zeros(num_blocks, dtype=np.int64)
         self.is_top = np.zeros(num_blocks, dtype=bool)  # taken from the top
 
@@ -65,17 +87,25 @@ class BlockPool:
         """The number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
+    @property
+    def num_free(self) -> int:
+        """Blocks without references."""
+        return len(self.empty) + len(self.unused)
+
     def take(self, num: int, *, from_top: bool = False) -> list[int]:
-        """`num` free blocks, each with one reference. The caller has checked that they are free."""
-        if num > len(self.free):
-            raise RuntimeError(f"asked for {num} blocks of the KV cache, {len(self.free)} are free")
+        """`num` free blocks, each with one reference; empty ones first, then those whose content
+        was not used for the longest time. The caller has checked that they are free."""
+        if num > self.num_free:
+            raise RuntimeError(f"asked for {num} blocks of the KV cache, {self.num_free} are free")
+        while num > len(self.empty):
+            self.forget(next(iter(self.unused)))
         if from_top:
-            split = len(self.free) - num
-            taken = self.free[split:]
-            self.free = self.free[:split]
+            split = len(self.empty) - num
+            taken = self.empty[split:]
+            self.empty = self.empty[:split]
         else:
-            taken = self.free[:num]
-            self.free = self.free[num:]
+            taken = self.empty[:num]
+            self.empty = self.empty[num:]
         self.refs[taken] = 1
         self.is_top[taken] = from_top
         return taken
@@ -89,7 +119,30 @@ class BlockPool:
         for block in blocks:
             self.refs[block] -= 1
             if self.refs[block] == 0:
-                bisect.insort(self.free, block)
+                content = self.content.get(block)
+                if content is None:
+                    bisect.insort(self.empty, block)
+                else:
+                    self.unused[content] = None
+
+    def keep(self, content: PrefixBlock) -> None:
+        """Note what a block holds, which stays known when the block is released."""
+        self.content[content.block] = content
+        self.is_known[content.block] = True
+
+    def reuse(self, content: PrefixBlock) -> None:
+        """Add a reference to a block whose content is known."""
+        self.unused.pop(content, None)
+        self.refs[content.block] += 1
+
+    def forget(self, content: PrefixBlock) -> None:
+        """Empty a block that is not in use. No block after it holds anything: a block is released
+        before its parent, so it comes earlier in `unused`."""
+        del self.unused[content]
+        del content.siblings[content.ids]
+        del self.content[content.block]
+        self.is_known[content.block] = False
+        bisect.insort(self.empty, content.block)
 
     def copy(self, source: int, target: int) -> None:
         """Copy the keys and values of a block, in all layers."""
@@ -103,17 +156,24 @@ class BlockPool:
         """
         if self.use_flash:
             return None
-        place = np.arange(self.num_blocks)
-        num_moved = self._close_gaps(place, is_top=False)
-        num_moved += self._close_gaps(place, is_top=True)
+        origin = np.arange(self.num_blocks)  # where the content of each place was
+        num_moved = self._close_gaps(origin, is_top=False)
+        num_moved += self._close_gaps(origin, is_top=True)
         if not num_moved:
             return None
-        self.free = np.flatnonzero(self.refs == 0).tolist()
+        place = np.empty_like(origin)
+        place[origin] = np.arange(self.num_blocks)
+        moved = np.flatnonzero((place != np.arange(self.num_blocks)) & self.is_known).tolist()
+        for content in [self.content.pop(block) for block in moved]:
+            content.block = int(place[content.block])
+            self.content[content.block] = content
+        self.is_known = self.is_known[origin]
+        self.empty = np.flatnonzero((self.refs == 0) & ~self.is_known).tolist()
         return place
 
-    def _close_gaps(self, place: np.ndarray, *, is_top: bool) -> int:
-        """Move the outermost used blocks of one end into the gaps before them; note their new
-        `place`. Returns the number of moved blocks."""
+    def _close_gaps(self, origin: np.ndarray, *, is_top: bool) -> int:
+        """Move the outermost used blocks of one end into the gaps before them, and what lies there
+        to their places; keep `origin` up to date. Returns the number of moved blocks."""
         used = np.flatnonzero((self.refs > 0) & (self.is_top == is_top))
         dense = np.arange(len(used))  # where they would lie without gaps
         if is_top:
@@ -127,12 +187,18 @@ class BlockPool:
         targets = dense[self.refs[dense] == 0]
         sources = used[len(used) - len(targets) :]
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
-            self.copy(source, target)
-        self.refs[targets] = self.refs[sources]
-        self.refs[sources] = 0
-        self.is_top[targets] = is_top
-        place[sources] = targets
+            self._move(source, target, is_swap=bool(self.is_known[origin[target]]))
+        for values in (self.refs, self.is_top, origin):
+            values[targets], values[sources] = values[sources], values[targets]
         return len(targets)
+
+    def _move(self, source: int, target: int, *, is_swap: bool) -> None:
+        """Move the keys and values of a block to another place. If `is_swap`, what lies there moves
+        to its place."""
+        before = self.data[:, :, target].clone() if is_swap else None
+        self.copy(source, target)
+        if before is not None:
+            self.data[:, :, source] = before
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

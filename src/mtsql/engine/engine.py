@@ -15,8 +15,9 @@ are the same as without drafts.
 A step has three parts, as in nano-vLLM: schedule (`_plan`), run (`_run`), and postprocess (`_draw`,
 which samples and ends replies).
 
-The engine sees ids only. It uses the model's weights as they are at each step: close all rows
-before changing them. On a GPU with flash-attn, steps that only decode run as CUDA graphs.
+The engine sees ids only. Its cache belongs to the model's weights, prompts of closed rows included
+(`prefixes.py`): make a new engine when the weights have changed. On a GPU with flash-attn, steps
+that only decode run as CUDA graphs.
 
 P positions that are sampled in a step, T tokens computed in it, W hidden width.
 """
@@ -41,8 +42,9 @@ from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.drafts import Drafter
 from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
+from mtsql.engine.prefixes import Prompt
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
-from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
+from mtsql.engine.scheduler import Plan, Row, Scheduler
 from mtsql.engine.step_costs import Costs, default_costs
 from mtsql.model.decoder import CausalLM
 
@@ -115,15 +117,22 @@ class Engine:
             self.drafter = Drafter(limits.max_draft, Costs(costs), self.stop_ids, sampling)
         self.max_scheduled_tokens = limits.max_scheduled_tokens
         self.counts = EngineCounts()
+        self._weights_version = _version(model)
         self._rows: dict[int, Row] = {}
         self._next_handle = 0
 
     def open_group(self, prompt_ids: list[int], noise_keys: list[NoiseKey]) -> list[int]:
         """Start one row per noise key, all from the same prompt; returns their handles.
 
-        Raises ValueError for an empty prompt, and for one that could not reach
-        max_trajectory_tokens even with the whole cache to itself.
+        Raises ValueError for an empty prompt, for one that could not reach max_trajectory_tokens
+        even with the whole cache to itself, and if the weights have changed since the engine was
+        made.
         """
+        if _version(self.model) != self._weights_version:
+            raise ValueError(
+                "the model's weights have changed since this engine was made, and its cache holds "
+                "keys and values of the old ones: make a new engine"
+            )
         if not prompt_ids:
             raise ValueError("prompt_ids is empty")
         self._require_known(prompt_ids)
@@ -136,6 +145,7 @@ class Engine:
                 f"{self.sampling.max_trajectory_tokens} needs {needed} cache blocks and there are "
                 f"{self.pool.num_blocks}: raise engine.cache_bytes"
             )
+        self.counts.prompt += len(prompt_ids)
         prompt = Prompt(list(prompt_ids))
         handles = []
         for key in noise_keys:
@@ -204,6 +214,7 @@ class Engine:
         """What this step computes: the scheduler's plan, and drafts for which blocks are free."""
         plan = self.scheduler.plan()
         self.counts.preemptions = self.scheduler.num_preemptions
+        self.counts.prefix_hits = self.scheduler.prefixes.num_hits
         if self.drafter is None or not plan.decoding:
             return plan
         num_chunk = sum(num for _, num in plan.chunks)
@@ -320,6 +331,9 @@ class Engine:
 
     def _keep(self, owner: Prompt | Row, num: int) -> None:
         """Note that the cache holds the next `num` tokens of a prompt or row."""
+        if isinstance(owner, Prompt):
+            self.counts.distinct += self.scheduler.prefixes.computed(owner, num)
+            return
         owner.cached += num
         if owner.cached > owner.seen:
             self.counts.distinct += min(num, owner.cached - owner.seen)
@@ -393,3 +407,8 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
+
+
+def _version(model: torch.nn.Module) -> int:
+    """A number that grows when a weight is changed in place, as optimizers do."""
+    return sum(weight._version for weight in model.parameters() if not weight.is_inference())

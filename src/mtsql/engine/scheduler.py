@@ -11,26 +11,9 @@ import bisect
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
 
-from mtsql.engine.blocks import BlockPool
-
-
-@dataclass(eq=False)
-class Prompt:
-    """A prompt and its blocks, which exist while some row of its group is in the cache."""
-
-    ids: list[int]
-    rows: list["Row"] = field(default_factory=list)  # those in the cache
-    blocks: list[int] = field(default_factory=list)
-    cached: int = 0  # tokens with keys and values
-    seen: int = 0  # most tokens ever cached
-    hidden: Tensor | None = None  # (width,) of its last token: all samples draw their first from it
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the keys and values of all its tokens are in the cache."""
-        return self.cached == len(self.ids)
+from mtsql.engine.blocks import BlockPool, PrefixBlock
+from mtsql.engine.prefixes import Prefixes, Prompt
 
 
 @dataclass(eq=False)
@@ -83,6 +66,7 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, max_rows: int, max_scheduled_tokens: int) -> None:
         self.pool = pool
+        self.prefixes = Prefixes(pool)
         self.max_rows = max_rows
         self.max_scheduled_tokens = max_scheduled_tokens
         self.waiting: list[Row] = []  # not in the cache, with something to do; oldest first
@@ -135,14 +119,12 @@ class Scheduler:
         if not self.cached:  # a row that is alone always fits
             return True
         row = self.waiting[0]
-        num_prompt = len(row.prompt.ids)
-        num_shared = num_prompt // self.pool.block_size  # full blocks of the prompt
+        num_shared = len(row.prompt.ids) // self.pool.block_size  # full blocks of the prompt
         needed = self.pool.blocks_for(row.length + 1) - num_shared
-        if not row.prompt.rows:
-            needed += self.pool.blocks_for(num_prompt)
+        needed += self.prefixes.num_missing(row.prompt)
         # One block stays free for each cached row to grow; otherwise the new row could be preempted
         # immediately.
-        return needed + len(self.cached) <= len(self.pool.free)
+        return needed + len(self.cached) <= self.pool.num_free
 
     def _admit(self) -> None:
         """Move waiting rows into the cache, oldest first, as long as they fit."""
@@ -151,8 +133,7 @@ class Scheduler:
             row = self.waiting.pop(0)
             prompt = row.prompt
             if not prompt.rows:
-                num_blocks = self.pool.blocks_for(len(prompt.ids))
-                prompt.blocks = self.pool.take(num_blocks, from_top=True)
+                self.prefixes.attach(prompt)
             self.pool.share(prompt.blocks)
             prompt.rows.append(row)
             row.slot = self.slots.pop()
@@ -174,9 +155,7 @@ class Scheduler:
         self.cached.remove(row)
         row.prompt.rows.remove(row)
         if not row.prompt.rows:
-            self.pool.release(row.prompt.blocks)
-            row.prompt.blocks = []
-            row.prompt.cached = 0
+            self.prefixes.detach(row.prompt)
 
     # a step
 
@@ -185,6 +164,7 @@ class Scheduler:
         that are left."""
         self._admit()
         self._compact()
+        self.prefixes.advance()
         decoding: list[Row] = []
         others: list[Row] = []
         for row in self.running():
@@ -197,6 +177,7 @@ class Scheduler:
                 decoding.append(row)
         budget = self.max_scheduled_tokens - len(decoding)
         chunks: dict[Prompt | Row, int] = {}
+        computing: set[PrefixBlock] = set()  # blocks of prompts
         for row in others:
             owner = row if row.prompt.is_ready else row.prompt
             length = row.length if owner is row else len(owner.ids)
@@ -205,6 +186,10 @@ class Scheduler:
                 continue
             if owner is row and not self._grow(row, row.cached + num):
                 continue
+            if isinstance(owner, Prompt):
+                if not self.prefixes.may_compute(owner, computing):
+                    continue
+                computing.update(self.prefixes.next_blocks(owner, num))
             chunks[owner] = num
             budget -= num
         # A row that grew may have preempted a younger one that was already in the plan.
@@ -219,9 +204,6 @@ class Scheduler:
         if place is None:
             return
         self.tables = place[self.tables]
-        prompts = {id(row.prompt): row.prompt for row in self.cached}
-        for prompt in prompts.values():
-            prompt.blocks = place[prompt.blocks].tolist()
 
     def _grow(self, row: Row, length: int) -> bool:
         """Give a row blocks for `length` tokens; False if it was preempted for lack of blocks.
@@ -232,7 +214,7 @@ class Scheduler:
         at = row.cached // self.pool.block_size  # the block of the next token
         is_shared = at < row.num_blocks and self.pool.refs[self.tables[row.slot, at]] > 1
         num_new = self.pool.blocks_for(length) - row.num_blocks
-        while len(self.pool.free) < num_new + is_shared:
+        while self.pool.num_free < num_new + is_shared:
             youngest = self.cached[-1]
             self.preempt(youngest)
             if youngest is row:
@@ -253,7 +235,7 @@ class Scheduler:
         """Give a decoding row room for a draft of `num` tokens; returns for how many there is room.
         Free blocks are taken, but nobody is preempted for a guess."""
         wanted = self.pool.blocks_for(row.length + num) - row.num_blocks
-        taken = self.pool.take(min(wanted, len(self.pool.free))) if wanted > 0 else []
+        taken = self.pool.take(min(wanted, len(self.pool.empty))) if wanted > 0 else []
         end = row.num_blocks + len(taken)
         self.tables[row.slot, row.num_blocks : end] = taken
         row.num_blocks = end

@@ -1,12 +1,14 @@
 """Collect trajectories with the current policy and score them."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from mtsql.agent.env import SqlEnv
+from mtsql.engine.counts import EngineCounts
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.model.policy import generation_weights
 from mtsql.model.rendering import Renderer
@@ -71,21 +73,22 @@ class Collector:
         tried: list[str] = []
         counts = RolloutCounts()
         turn_ids = picked  # those of the next rollout
-        for num_resampled in range(self.resample_rounds + 1):
-            mine = [turns[turn_id] for turn_id in self.ranks.share(turn_ids)]
-            new, engine = self.play(
-                mine, "train", num_samples=self.group_size, update=update, show=show
-            )
-            groups += new
-            tried += turn_ids
-            counts.add(engine, sum(has_signal(group, self.advantage) for group in new))
-            total = self.ranks.sum(counts.values())
-            num_missing = len(picked) - int(total["with_signal"])
-            if num_resampled == self.resample_rounds:
-                break
-            turn_ids = curriculum.resample(update, num_updates, num_missing, tried)
-            if not turn_ids:  # every group has a signal, or the stage has no further turn
-                break
+        with self.new_engine(self.sampling) as engine:
+            for num_resampled in range(self.resample_rounds + 1):
+                mine = [turns[turn_id] for turn_id in self.ranks.share(turn_ids)]
+                new, new_counts = self.play(
+                    engine, mine, "train", num_samples=self.group_size, update=update, show=show
+                )
+                groups += new
+                tried += turn_ids
+                counts.add(new_counts, sum(has_signal(group, self.advantage) for group in new))
+                total = self.ranks.sum(counts.values())
+                num_missing = len(picked) - int(total["with_signal"])
+                if num_resampled == self.resample_rounds:
+                    break
+                turn_ids = curriculum.resample(update, num_updates, num_missing, tried)
+                if not turn_ids:  # every group has a signal, or the stage has no further turn
+                    break
         metrics = {
             "rollout_computed_per_distinct": total["computed"] / max(1.0, total["distinct"]),
             "zero_variance_frac": 1 - total["with_signal"] / len(tried),
@@ -98,38 +101,46 @@ class Collector:
             metrics["resample/groups_kept"] = int(total["with_signal"])
         return groups, metrics
 
+    @contextmanager
+    def new_engine(self, sampling: SamplingConfig) -> Iterator[Engine]:
+        """An engine for the current weights, with an empty cache. It must not be used after the
+        `with`, since the weights may change or be freed then.
+
+        With sharded weights all ranks must enter together.
+        """
+        with generation_weights(self.policy, self.compute_dtype) as model:
+            yield Engine(model, self.renderer.stop_ids, sampling, self.engine)
+
     def play(
         self,
+        engine: Engine,
         turns: list[Turn],
         split: str,
         *,
         num_samples: int,
         update: int,
         show: Show = show_nothing,
-    ) -> tuple[list[Group], Engine]:
-        """Roll out and score a group of `num_samples` episodes for each turn.
-
-        No rank waits for another inside, but with sharded weights all ranks must enter.
-        """
-        with generation_weights(self.policy, self.compute_dtype) as model:
-            engine = Engine(model, self.renderer.stop_ids, self.sampling, self.engine)
-            scored = rollout(
-                engine,
-                self.renderer,
-                turns,
-                self.env_maker(split),
-                num_samples=num_samples,
-                seed=self.seed,
-                update=update,
-                max_prompt_tokens=self.max_prompt_tokens,
-                judge=self._score,
-                show=show,
-            )
+    ) -> tuple[list[Group], EngineCounts]:
+        """Roll out and score a group of `num_samples` episodes for each turn. Returns the groups
+        and what the engine has done for them. No rank waits for another inside."""
+        before = replace(engine.counts)
+        scored = rollout(
+            engine,
+            self.renderer,
+            turns,
+            self.env_maker(split),
+            num_samples=num_samples,
+            seed=self.seed,
+            update=update,
+            max_prompt_tokens=self.max_prompt_tokens,
+            judge=self._score,
+            show=show,
+        )
         starts = range(0, len(scored), num_samples)
         groups = [scored[start : start + num_samples] for start in starts]
         for group in groups:
             self._add_group_components(group)
-        return groups, engine
+        return groups, _since(before, engine.counts)
 
     def _score(self, trajectory: Trajectory) -> Scored:
         """The trajectory with its own components; those of its group are added later."""
@@ -151,23 +162,31 @@ class Collector:
         success is right in execution and in structure.
 
         The turns are played in parts, each of which the ranks share, so that not all of their
-        trajectories are in memory at a time.
+        trajectories are in memory at a time. Turns of a database follow each other, so that their
+        prompts find its schema in the cache.
         """
         turns = list(self.corpora["train"].turns)
         random.Random(self.seed).shuffle(turns)
         turns = turns[: config.max_probe_turns or None]
+        turns.sort(key=lambda turn: (turn.db_id, turn.turn_id))
         size = PROBE_TURNS_AT_ONCE * self.ranks.count
         starts = range(0, len(turns), size)
         parts = [self.ranks.share(turns[start : start + size]) for start in starts]
         num_samples = config.probe_samples
         num_all = num_samples * sum(len(part) for part in parts)
         counts: dict[str, tuple[int, int]] = {}
-        for part in parts:
-            part_show = show_part(show, num_samples * len(counts), num_all)
-            groups, _ = self.play(
-                part, "train", num_samples=num_samples, update=PROBE_UPDATE, show=part_show
-            )
-            counts |= {turn_of(group): (num_right(group), num_samples) for group in groups}
+        with self.new_engine(self.sampling) as engine:
+            for part in parts:
+                part_show = show_part(show, num_samples * len(counts), num_all)
+                groups, _ = self.play(
+                    engine,
+                    part,
+                    "train",
+                    num_samples=num_samples,
+                    update=PROBE_UPDATE,
+                    show=part_show,
+                )
+                counts |= {turn_of(group): (num_right(group), num_samples) for group in groups}
         return dict(self.ranks.gather(list(counts.items())))
 
     def evaluate_held_out(
@@ -184,9 +203,8 @@ class Collector:
         num_all = sum(len(turns) for turns in turns_of.values())
         num_done = 0
         scores = {}
-        with generation_weights(self.policy, self.compute_dtype) as model:
+        with self.new_engine(greedy) as engine:
             for split, turns in turns_of.items():
-                engine = Engine(model, self.renderer.stop_ids, greedy, self.engine)
                 mine, _ = evaluate(
                     engine,
                     self.renderer,
@@ -200,6 +218,12 @@ class Collector:
         return scores
 
 
+def _since(before: EngineCounts, now: EngineCounts) -> EngineCounts:
+    """What an engine has done in between."""
+    earlier = asdict(before)
+    return EngineCounts(**{name: value - earlier[name] for name, value in asdict(now).items()})
+
+
 @dataclass
 class RolloutCounts:
     """What this rank has done since the start of an update, to be summed over ranks."""
@@ -209,10 +233,10 @@ class RolloutCounts:
     distinct: int = 0
     with_signal: int = 0
 
-    def add(self, engine: Engine, num_with_signal: int) -> None:
+    def add(self, counts: EngineCounts, num_with_signal: int) -> None:
         """Count a rollout."""
-        self.computed += engine.counts.computed
-        self.distinct += engine.counts.distinct
+        self.computed += counts.computed
+        self.distinct += counts.distinct
         self.with_signal += num_with_signal
 
     def values(self) -> dict[str, float]:

@@ -103,6 +103,7 @@ def rollout(
             judged[place] = judges.submit(judge, trajectory)
             show(len(judged), num_all)
 
+        groups: list[tuple[list[int], int, list[Trajectory]]] = []  # prompt, place of turn, rows
         for number, turn in enumerate(turns):
             envs = [make_env(turn) for _ in range(num_samples)]
             prompt = renderer.render_prompt(*envs[0].reset())  # the same for the whole group
@@ -116,8 +117,14 @@ def rollout(
                     trajectory.env.end(Outcome.PROMPT_TOKENS)
                     end(place, trajectory)
                 continue
-            keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
-            handles = engine.open_group(prompt, keys)
+            groups.append((prompt, number, group))
+        # Prompts with a long common beginning follow each other: they find it in the cache.
+        for prompt, number, group in sorted(groups, key=lambda one: one[0]):
+            key = turn_key(turns[number].turn_id)
+            handles = engine.open_group(
+                prompt, [(seed, update, key, i) for i in range(num_samples)]
+            )
+            places = range(number * num_samples, (number + 1) * num_samples)
             live.update(zip(handles, zip(places, group, strict=True), strict=True))
 
         def finish(handle: int) -> None:
