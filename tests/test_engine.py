@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.engine import (
     FAMILY,
@@ -265,3 +266,27 @@ def test_limits_that_cannot_work_are_refused():
         EngineConfig(max_rows=6, max_scheduled_tokens=5)
     with pytest.raises(ValueError, match="engine.cache_bytes is 0: it must be at least 1"):
         make_engine(blocks=0)
+
+
+class CountCasts(TorchDispatchMode):
+    """Counts the casts of matrices."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter):
+            self.num += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_autocast_casts_the_weights_once_and_not_in_every_step():
+    with torch.autocast("cpu", torch.bfloat16):
+        engine = make_engine(temperature=0, max_reply_tokens=9)
+        engine.open_group(prompts(6)[0], keys(2))
+        casts = []
+        for _ in range(3):
+            with CountCasts() as mode:
+                engine.step()
+            casts.append(mode.num)
+    assert casts[0] > 0
+    assert casts[2] == 0
