@@ -21,20 +21,22 @@ class EngineConfig:
 
     max_rows: int = 64
     """Maximum number of trajectories that decode together, per rank."""
-    block_size: int = 32
-    """Tokens in a block of the cache. flash-attn requires a multiple of 256."""
+    block_size: int | None = None
+    """Tokens in a block of the cache. null: 256 with flash-attn, which requires a multiple of that,
+    and 32 without."""
     cache_bytes: NumBytes = 1 << 30
     """Bytes of memory for keys and values, per rank; never exceeded."""
     max_scheduled_tokens: int = 1024
     """Tokens computed in a step: one for each decoding row, the rest for prompts and
     observations."""
     cuda_graphs: bool = True
-    """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16). Elsewhere it has no effect."""
+    """Decode by CUDA graphs where flash-attn runs. Elsewhere it has no effect."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "block_size", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"engine.{name} is {getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"engine.{name} is {value}: it must be at least 1")
         if self.max_rows > MAX_ROWS:
             raise ValueError(f"engine.max_rows is {self.max_rows}: it must be at most {MAX_ROWS}")
         if self.max_scheduled_tokens < self.max_rows:

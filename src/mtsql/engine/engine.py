@@ -29,13 +29,13 @@ from mtsql.engine.blocks import BlockPool
 from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
-from mtsql.engine.paged_attention import FLASH_BLOCK, Chunk, step_context, uses_flash
-from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
+from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
+from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, rows_at_once, sample, uniform
 from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
+from mtsql.engine.uploads import upload
+from mtsql.model.attention_path import FLASH_BLOCK, PLAIN_BLOCK
 from mtsql.model.decoder import CausalLM
 from mtsql.model.sizes import BUDGETS
-
-MAX_LOGITS = 1 << 22  # elements of one logits tensor; more rows are sampled in parts
 
 
 class StopReason(Enum):
@@ -81,16 +81,16 @@ class Engine:
         self.device = self.head.weight.device
         dtype = self._cache_dtype()
         use_flash = uses_flash(self.device, dtype)
-        _check_flash_block(limits, self.device, dtype)
-        num_bytes = block_bytes(config, limits.block_size, dtype)
+        block_size = resolved_block_size(limits, self.device, dtype)
+        num_bytes = block_bytes(config, block_size, dtype)
         num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
             raise ValueError(
                 f"engine.cache_bytes is {limits.cache_bytes}, less than a block of "
-                f"engine.block_size {limits.block_size} tokens ({num_bytes} bytes)"
+                f"engine.block_size {block_size} tokens ({num_bytes} bytes)"
             )
         num_layers, num_kv_heads, head_dim = cache_shape(config)
-        shape = (num_layers, num_blocks, limits.block_size, num_kv_heads, head_dim)
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
         self.num_heads = config.num_attention_heads
         self.num_embeddings = self.decoder.embed_tokens.weight.shape[0]
         with cache_memory(limits):
@@ -247,17 +247,15 @@ class Engine:
         slots = [row.slot for row in plan.decoding if row.slot is not None]  # all have one
         width = self.pool.blocks_for(int(lengths.max())) if plan.decoding else 0
         if self.graphs is not None and not chunks:
-            hidden = self.graphs.run(ids, tables[slots, :width], lengths)
+            hidden = self.graphs.run(np.array(ids), tables[slots, :width], lengths, num_new)
         else:
             wanted = [*range(len(slots)), *(chunk.stop - 1 for chunk in chunks)]
-            hidden = self.decoder(
-                torch.tensor(ids, device=self.device),
-                torch.from_numpy(np.concatenate(positions)).to(self.device),
-                step_context(
-                    self.pool, self.num_heads, tables[slots, :width], lengths, num_new, chunks
-                ),
-                torch.tensor(wanted, device=self.device),
+            arrays = [np.array(ids), np.concatenate(positions), np.array(wanted)]
+            on_device = upload(arrays, self.device)
+            context = step_context(
+                self.pool, self.num_heads, tables[slots, :width], lengths, num_new, chunks
             )
+            hidden = self.decoder(on_device[0], on_device[1], context, on_device[2])
         for row in plan.decoding:
             self._count(row, 1)
         for owner, num in plan.chunks:
@@ -277,10 +275,10 @@ class Engine:
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         positions = np.array([len(row.ids) for row in rows])
         noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (R,)
-        rows_at_once = max(1, MAX_LOGITS // self.head.weight.shape[0])
+        at_once = rows_at_once(self.device, self.head.weight.shape[0])
         drawn = []
-        for first in range(0, len(rows), rows_at_once):
-            part = slice(first, first + rows_at_once)
+        for first in range(0, len(rows), at_once):
+            part = slice(first, first + at_once)
             ids, logprobs = sample(self.head(hidden[part]), self.sampling, noise[part])
             drawn.append(torch.stack((ids.double(), logprobs.double())))
         ids, logprobs = torch.cat(drawn, dim=1).tolist()  # the step's only transfer to the host
@@ -306,12 +304,20 @@ class Engine:
         return None
 
 
-def _check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
-    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
+def resolved_block_size(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """Tokens in a block of the cache: what `limits` says, or what suits the attention.
+
+    ValueError if flash-attn cannot read blocks of that size.
+    """
+    has_flash = uses_flash(device, dtype)
+    if limits.block_size is None:
+        return FLASH_BLOCK if has_flash else PLAIN_BLOCK
+    if has_flash and limits.block_size % FLASH_BLOCK:
         raise ValueError(
             f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
             f"{FLASH_BLOCK}"
         )
+    return limits.block_size
 
 
 def check_engine(
@@ -323,14 +329,15 @@ def check_engine(
     together, does not fit in the cache, or if this machine has no memory for the cache (checked
     only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
     """
-    _check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    block_size = resolved_block_size(limits, device, dtype)
     # A prompt that ends inside a block keeps it for itself, so there may be one block more.
-    num_blocks = -(-max_tokens // limits.block_size) + 1
-    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
+    num_blocks = -(-max_tokens // block_size) + 1
+    needed = num_blocks * block_bytes(shape, block_size, dtype)
     if limits.cache_bytes < needed:
         raise ValueError(
             f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
-            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {block_size}) "
             f"needs {needed} bytes: raise it"
         )
     if not torch.cuda.is_available():
