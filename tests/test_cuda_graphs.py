@@ -19,7 +19,7 @@ def captured_sizes(monkeypatch) -> list[int]:
     replace_flash_attn(monkeypatch)
     sizes = []
 
-    def capture(run, memory):
+    def capture(run):
         replay, hidden = record(run)
         sizes.append(len(hidden))
         return replay, hidden

@@ -22,6 +22,7 @@ T tokens of a step, R rows, N >= T tokens of a graph, B blocks in a table.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -73,12 +74,17 @@ class DecodeGraphs:
         self.decoder = decoder
         self.pool = pool
         self.captured: dict[Size, Graph] = {}
-        # Only one graph runs at a time, so all of them use the same memory for what they compute.
-        is_cuda = pool.data.device.type == "cuda"
-        self.memory = torch.cuda.graph_pool_handle() if is_cuda else None
+        self.capture = capture
+        if pool.data.device.type == "cuda":
+            # One graph runs at a time, so all of them may compute in the same memory.
+            self.capture = partial(capture, memory=torch.cuda.graph_pool_handle())
 
     def run(
-        self, ids: np.ndarray, tables: np.ndarray, lengths: np.ndarray, num_new: np.ndarray
+        self,
+        ids: list[int] | np.ndarray,
+        tables: np.ndarray,
+        lengths: np.ndarray,
+        num_new: np.ndarray,
     ) -> Tensor:
         """Last hidden states (T, width) of the new tokens `ids` (T,), which stand row by row.
 
@@ -104,7 +110,7 @@ class DecodeGraphs:
     def _capture(
         self,
         size: Size,
-        ids: np.ndarray,
+        ids: list[int] | np.ndarray,
         tables: np.ndarray,
         lengths: np.ndarray,
         num_new: np.ndarray,
@@ -117,13 +123,13 @@ class DecodeGraphs:
         lines = Lines(*flat, tables_flat.reshape(size.num_tokens, size.width))
         self._fill(lines, ids, tables, lengths, num_new)
         buffer = host.to(device, copy=True)
-        replay, hidden = capture(lambda: self._forward(buffer, size), self.memory)
+        replay, hidden = self.capture(lambda: self._forward(buffer, size))
         return Graph(host, lines, buffer, replay, hidden)
 
     def _fill(
         self,
         lines: Lines,
-        ids: np.ndarray,
+        ids: list[int] | np.ndarray,
         tables: np.ndarray,
         lengths: np.ndarray,
         num_new: np.ndarray,
@@ -168,7 +174,7 @@ class DecodeGraphs:
 
 
 def capture(
-    run: Callable[[], Tensor], memory: tuple[int, int] | None
+    run: Callable[[], Tensor], memory: tuple[int, int] | None = None
 ) -> tuple[Callable[[], object], Tensor]:
     """Record what `run` does on the GPU. Returns a function that does it again, and the tensor that
     holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it."""

@@ -33,7 +33,7 @@ from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, rows_at_once, sample, uniform
 from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
 from mtsql.engine.uploads import upload
-from mtsql.model.attention_path import FLASH_BLOCK, PLAIN_BLOCK
+from mtsql.model.attention_path import FLASH_BLOCK, PLAIN_BLOCK, main_device
 from mtsql.model.decoder import CausalLM
 from mtsql.model.sizes import BUDGETS
 
@@ -247,7 +247,7 @@ class Engine:
         slots = [row.slot for row in plan.decoding if row.slot is not None]  # all have one
         width = self.pool.blocks_for(int(lengths.max())) if plan.decoding else 0
         if self.graphs is not None and not chunks:
-            hidden = self.graphs.run(np.array(ids), tables[slots, :width], lengths, num_new)
+            hidden = self.graphs.run(ids, tables[slots, :width], lengths, num_new)
         else:
             wanted = [*range(len(slots)), *(chunk.stop - 1 for chunk in chunks)]
             arrays = [np.array(ids), np.concatenate(positions), np.array(wanted)]
@@ -329,8 +329,7 @@ def check_engine(
     together, does not fit in the cache, or if this machine has no memory for the cache (checked
     only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    block_size = resolved_block_size(limits, device, dtype)
+    block_size = resolved_block_size(limits, main_device(), dtype)
     # A prompt that ends inside a block keeps it for itself, so there may be one block more.
     num_blocks = -(-max_tokens // block_size) + 1
     needed = num_blocks * block_bytes(shape, block_size, dtype)

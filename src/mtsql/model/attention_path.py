@@ -94,6 +94,11 @@ def path_for(device: torch.device, dtype: torch.dtype) -> AttentionPath:
     return choose_path(device.type, dtype, capability, FLASH_INSTALL)
 
 
+def main_device() -> torch.device:
+    """A GPU, if torch sees one, or else the CPU: where models are run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def describe_path(path: AttentionPath, dtype: torch.dtype, block_size: int | None = None) -> str:
     """One line for the user. `block_size`: that of `engine`, if it is set."""
     setting = f"({name_of(dtype)}, blocks of {block_size or path.block_size} tokens)"
