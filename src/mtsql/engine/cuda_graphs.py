@@ -23,7 +23,7 @@ T tokens of a step, R rows, N >= T tokens of a graph, B blocks in a table.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,8 +119,9 @@ class DecodeGraphs:
         num_integers = sum(_counts(size))
         host = torch.zeros(num_integers, dtype=torch.int32, pin_memory=device.type == "cuda")
         edges = np.cumsum(_counts(size))[:-1]
-        *flat, tables_flat = np.split(host.numpy(), edges)  # views
-        lines = Lines(*flat, tables_flat.reshape(size.num_tokens, size.width))
+        parts = np.split(host.numpy(), edges)  # views
+        parts[-1] = parts[-1].reshape(size.num_tokens, size.width)
+        lines = Lines(*parts)
         self._fill(lines, ids, tables, lengths, num_new)
         buffer = host.to(device, copy=True)
         replay, hidden = self.capture(lambda: self._forward(buffer, size))
@@ -173,9 +174,7 @@ class DecodeGraphs:
         return self.decoder(ids, positions, context)
 
 
-def capture(
-    run: Callable[[], Tensor], memory: tuple[int, int] | None = None
-) -> tuple[Callable[[], object], Tensor]:
+def capture(run: Callable[[], Tensor], memory: Any = None) -> tuple[Callable[[], object], Tensor]:
     """Record what `run` does on the GPU. Returns a function that does it again, and the tensor that
     holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it."""
     side = torch.cuda.Stream()

@@ -110,18 +110,33 @@ class PackedContext:
             self._varlen = varlen_rows(self.rows, self.device)
         rows = self._varlen
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-        inputs = (query, key[rows.keys], value[rows.keys])
-        edges = (rows.query_edges, rows.key_edges, rows.longest_queries, rows.longest_keys)
+        key = key[rows.keys]
+        value = value[rows.keys]
         if use_flash:
-            deterministic = torch.are_deterministic_algorithms_enabled()
             out = flash_attn_varlen_func(
-                *inputs, *edges, softmax_scale=scale, causal=True, deterministic=deterministic
+                query,
+                key,
+                value,
+                rows.query_edges,
+                rows.key_edges,
+                rows.longest_queries,
+                rows.longest_keys,
+                softmax_scale=scale,
+                causal=True,
+                deterministic=torch.are_deterministic_algorithms_enabled(),
             )
         else:
-            has_groups = query.shape[1] != key.shape[1]
-            causal = (-1, 0)
             out = varlen_attn(
-                *inputs, *edges, scale=scale, window_size=causal, enable_gqa=has_groups
+                query,
+                key,
+                value,
+                rows.query_edges,
+                rows.key_edges,
+                rows.longest_queries,
+                rows.longest_keys,
+                scale=scale,
+                window_size=(-1, 0),  # causal
+                enable_gqa=query.shape[1] != key.shape[1],
             )
         return out[None]
 

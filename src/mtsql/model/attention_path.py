@@ -12,7 +12,6 @@ computes.
 """
 
 import os
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
@@ -117,8 +116,8 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def import_flash() -> tuple[Callable[..., Any] | None, FlashInstall]:
-    """flash-attn's varlen function if it can be used, and what importing it gave.
+def import_flash() -> tuple[Any, FlashInstall]:
+    """flash-attn's varlen function, None if it cannot be used, and what importing it gave.
 
     ValueError if the environment variable has a value other than `off`.
     """
