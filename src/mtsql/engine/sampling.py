@@ -1,8 +1,9 @@
 """What is sampled, and from which noise. R rows, V vocabulary.
 
 The noise of a token is a hash of who it is (seed, update, turn, sample, position), not the state of
-a generator, so a trajectory comes out the same alone, in any batch, after a preemption and on any
-rank.
+a generator, so it is the same alone, in any batch, after a preemption and on any rank. So is the
+token, unless the noise falls between the roundings of two batches: matmuls of other sizes sum in
+another order.
 """
 
 from dataclasses import dataclass
