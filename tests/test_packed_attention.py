@@ -55,6 +55,7 @@ def varlen_attn_double(
 ):
     """torch's own function of the same kernel; a window of (-1, 0) is causal."""
     assert window_size == (-1, 0) and enable_gqa == (query.shape[1] != key.shape[1])
+    assert query.shape[2] % 8 == key.shape[2] % 8 == value.shape[2] % 8 == 0
     lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
     deterministic = torch.are_deterministic_algorithms_enabled()
     return flash_attn_varlen_double(
@@ -126,7 +127,7 @@ def values_and_gradients(
     """Attention of the same random tensors at each call, and the gradients of the three."""
     torch.manual_seed(num_tokens)
     query, key, value = (
-        torch.randn(1, num_heads, num_tokens, 8, dtype=torch.float64, requires_grad=True)
+        torch.randn(1, num_heads, num_tokens, 12, dtype=torch.float64, requires_grad=True)
         for num_heads in (heads[0], heads[1], heads[1])
     )
     out = path(query, key, value, 0.3)

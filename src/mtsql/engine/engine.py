@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtsql.engine.blocks import BlockPool
+from mtsql.engine.blocks import BlockPool, to_device
 from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
@@ -209,7 +209,10 @@ class Engine:
                 elif owner.cached == owner.length:
                     rows.append(owner)
                     chosen.append(i)
-            states.append(hidden[chosen])
+            if len(chosen) < len(hidden):
+                (indices,) = upload([np.array(chosen, dtype=np.int64)], self.device)
+                hidden = hidden[indices]
+            states.append(hidden)
         for row in self.scheduler.running():
             first = row.prompt.hidden
             if not row.ids and row.prompt.is_ready and first is not None:
@@ -274,7 +277,7 @@ class Engine:
         this ends."""
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         positions = np.array([len(row.ids) for row in rows])
-        noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (R,)
+        noise = to_device(uniform(keys, positions), self.device)  # (R,)
         at_once = rows_at_once(self.device, self.head.weight.shape[0])
         drawn = []
         for first in range(0, len(rows), at_once):

@@ -126,7 +126,10 @@ class PackedContext:
                 deterministic=torch.are_deterministic_algorithms_enabled(),
             )
         else:
-            out = varlen_attn(
+            size = query.shape[-1]
+            missing = -size % 8  # torch's function takes head sizes that are multiples of 8
+            query, key, value = (F.pad(x, (0, missing)) for x in (query, key, value))
+            padded = varlen_attn(
                 query,
                 key,
                 value,
@@ -138,6 +141,8 @@ class PackedContext:
                 window_size=(-1, 0),  # causal
                 enable_gqa=query.shape[1] != key.shape[1],
             )
+            assert isinstance(padded, torch.Tensor)  # a tuple only if more is asked for
+            out = padded[..., :size]
         return out[None]
 
     def attend_padded(
