@@ -15,8 +15,8 @@ import train_sft
 from transformers import Qwen3Config
 
 from helpers.presets import PRESETS
-from mtsql.engine import engine
-from mtsql.engine.engine import check_engine, resolved_block_size
+from mtsql.engine import config as engine_config
+from mtsql.engine.config import check_engine, resolved_block_size
 from mtsql.rl.checks import check_config
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 
@@ -58,7 +58,7 @@ RECIPES = [None, *sorted((ROOT / "configs").glob("*.yaml"))]
 @pytest.mark.parametrize("has_flash", [False, True], ids=["plain", "flash"])
 def test_recipes_and_defaults_start_on_a_gpu(script, has_flash, monkeypatch):
     """Without a flag for the size of a block, and the longest trajectory fits in the cache."""
-    monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: has_flash)
+    monkeypatch.setattr(engine_config, "uses_flash", lambda device, dtype: has_flash)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     prefix = {train_rl: "rl_", train_sft: "sft_", eval_script: "eval_"}[script]
     for file in RECIPES:
@@ -71,7 +71,7 @@ def test_recipes_and_defaults_start_on_a_gpu(script, has_flash, monkeypatch):
         shape = Qwen3Config(**SHAPES[named[0]]) if named else config.model.embedded
         longest = config.max_prompt_tokens + config.sampling.max_trajectory_tokens
         check_engine(config.engine, shape, longest, torch.bfloat16)
-        size = resolved_block_size(config.engine, torch.device("cuda"), torch.bfloat16)
+        size = resolved_block_size(config.engine, has_flash)
         assert size == 256 if has_flash else size in (32, 256)
 
 

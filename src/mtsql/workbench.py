@@ -24,7 +24,7 @@ from mtsql.agent.exchange import sample_exchange
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Answer, Reply, ToolCall, format_reply
 from mtsql.agent.tools import tools_named
-from mtsql.engine.engine import EngineConfig, check_engine
+from mtsql.engine.config import EngineConfig, check_engine
 from mtsql.files import print_line
 from mtsql.model import chat_template, rendering
 from mtsql.model import tokenizer as tokenizing

@@ -1,5 +1,6 @@
 """What the engine may use, and the bytes that its cache takes."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from mtsql.choices import NumBytes
+from mtsql.engine.paged_attention import uses_flash
+from mtsql.model.attention_path import FLASH_BLOCK, PLAIN_BLOCK, main_device
 from mtsql.model.policy import EmbeddedConfig
+from mtsql.model.sizes import BUDGETS
 
 ModelShape = PreTrainedConfig | EmbeddedConfig
 """The configuration of a model folder, or the sizes of an embedded model that is to be built."""
@@ -71,3 +75,42 @@ def cache_memory(config: EngineConfig) -> Iterator[None]:
             f"no memory for engine.cache_bytes {config.cache_bytes} with engine.max_rows "
             f"{config.max_rows}: lower them ({reason})"
         ) from error
+
+
+def resolved_block_size(limits: EngineConfig, use_flash: bool) -> int:
+    """Tokens in a block of the cache: what `limits` says, or what suits the attention.
+
+    ValueError if flash-attn, which reads the blocks if `use_flash`, cannot read this size.
+    """
+    if limits.block_size is None:
+        return FLASH_BLOCK if use_flash else PLAIN_BLOCK
+    if use_flash and limits.block_size % FLASH_BLOCK:
+        raise ValueError(
+            f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
+            f"{FLASH_BLOCK}"
+        )
+    return limits.block_size
+
+
+def check_engine(
+    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
+) -> None:
+    """Check, before any weights are loaded, that a model can be run with these limits.
+
+    ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
+    together, does not fit in the cache, or if this machine has no memory for the cache (checked
+    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
+    """
+    block_size = resolved_block_size(limits, uses_flash(main_device(), dtype))
+    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
+    num_blocks = -(-max_tokens // block_size) + 1
+    needed = num_blocks * block_bytes(shape, block_size, dtype)
+    if limits.cache_bytes < needed:
+        raise ValueError(
+            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {block_size}) "
+            f"needs {needed} bytes: raise it"
+        )
+    if not torch.cuda.is_available():
+        with cache_memory(limits):
+            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time

@@ -17,7 +17,6 @@ before changing them. On a GPU with flash-attn, steps that only decode run as CU
 R rows that draw a token in a step, T tokens computed in it, W hidden width.
 """
 
-import mmap
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,16 +25,20 @@ import torch
 from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool, to_device
-from mtsql.engine.config import EngineConfig, ModelShape, block_bytes, cache_memory, cache_shape
+from mtsql.engine.config import (
+    EngineConfig,
+    block_bytes,
+    cache_memory,
+    cache_shape,
+    resolved_block_size,
+)
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
 from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, rows_at_once, sample, uniform
 from mtsql.engine.scheduler import Plan, Prompt, Row, Scheduler
 from mtsql.engine.uploads import upload
-from mtsql.model.attention_path import FLASH_BLOCK, PLAIN_BLOCK, main_device
 from mtsql.model.decoder import CausalLM
-from mtsql.model.sizes import BUDGETS
 
 
 class StopReason(Enum):
@@ -81,7 +84,7 @@ class Engine:
         self.device = self.head.weight.device
         dtype = self._cache_dtype()
         use_flash = uses_flash(self.device, dtype)
-        block_size = resolved_block_size(limits, self.device, dtype)
+        block_size = resolved_block_size(limits, use_flash)
         num_bytes = block_bytes(config, block_size, dtype)
         num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
@@ -305,43 +308,3 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
-
-
-def resolved_block_size(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Tokens in a block of the cache: what `limits` says, or what suits the attention.
-
-    ValueError if flash-attn cannot read blocks of that size.
-    """
-    has_flash = uses_flash(device, dtype)
-    if limits.block_size is None:
-        return FLASH_BLOCK if has_flash else PLAIN_BLOCK
-    if has_flash and limits.block_size % FLASH_BLOCK:
-        raise ValueError(
-            f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
-            f"{FLASH_BLOCK}"
-        )
-    return limits.block_size
-
-
-def check_engine(
-    limits: EngineConfig, shape: ModelShape, max_tokens: int, dtype: torch.dtype
-) -> None:
-    """Check, before any weights are loaded, that a model can be run with these limits.
-
-    ValueError that names the key of `engine` if a prompt with its trajectory, `max_tokens`
-    together, does not fit in the cache, or if this machine has no memory for the cache (checked
-    only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
-    """
-    block_size = resolved_block_size(limits, main_device(), dtype)
-    # A prompt that ends inside a block keeps it for itself, so there may be one block more.
-    num_blocks = -(-max_tokens // block_size) + 1
-    needed = num_blocks * block_bytes(shape, block_size, dtype)
-    if limits.cache_bytes < needed:
-        raise ValueError(
-            f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
-            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {block_size}) "
-            f"needs {needed} bytes: raise it"
-        )
-    if not torch.cuda.is_available():
-        with cache_memory(limits):
-            mmap.mmap(-1, limits.cache_bytes).close()  # only reserved, so it takes no time
