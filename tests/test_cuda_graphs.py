@@ -35,14 +35,14 @@ def test_graphs_change_no_token(family, captured_sizes):
     observations = [prompts(5, 1), prompts(9, 2), []]
     played = play(engine, groups, observations)
     check_dialogues(tiny(family, torch.float64, "sdpa"), groups, observations, played, 0.7, 1e-9)
-    assert captured_sizes == [4, 2]  # three rows ran as four
+    assert captured_sizes[0] == 4  # three rows ran as four
 
 
 def test_large_batches_run_at_multiples_of_64(captured_sizes):
     engine = make_engine(rows=200, blocks=900, scheduled=400, temperature=0, max_reply_tokens=2)
     played = play(engine, prompts(*[3] * 130), [[]] * 130)
     assert all(len(completions[0].ids) == 2 for completions in played.values())
-    assert captured_sizes == [192]  # 130 rows
+    assert captured_sizes[0] == 192  # 130 rows
 
 
 @torch.no_grad()
