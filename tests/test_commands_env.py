@@ -14,6 +14,8 @@ import torch
 from accelerate.commands.config import config_args
 
 from mtsql.commands import env
+from mtsql.model import attention_path
+from mtsql.model.attention_path import FlashInstall
 
 
 def facts() -> dict[str, str]:
@@ -87,18 +89,20 @@ def test_gpus_are_listed_with_memory_driver_and_cuda(monkeypatch, tmp_path):
     assert facts()["GPU driver"] == "unknown, there is no nvidia-smi"
 
 
-def test_attention_and_its_reason(monkeypatch, tmp_path):
+def test_attention_and_its_reason(monkeypatch):
     gpus(monkeypatch, 0)
-    assert facts()["attention"] == "torch's operators for CPUs, because torch sees no GPU"
+    assert facts()["attention"].startswith("torch's operators for CPUs (float32")
     gpus(monkeypatch, 1)
-    monkeypatch.setattr(env, "_version", lambda name: "not installed")
-    monkeypatch.setitem(sys.modules, "flash_attn", None)  # its import raises ImportError
-    expected = "torch's operators, because flash-attn is not installed"
-    assert facts()["attention"] == expected
-    monkeypatch.setattr(env, "_version", lambda name: "2.8.3")
-    assert "because flash-attn fails: " in facts()["attention"]
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())
-    assert facts()["attention"].startswith("flash-attn, because it is installed")
+    installs = {
+        FlashInstall("works", "2.8.3"): "flash-attn 2.8.3 (bfloat16, blocks of 256 tokens)",
+        FlashInstall("missing"): "because flash-attn is not installed",
+        FlashInstall("broken", "2.8.3", "/lib/x.so: undefined symbol"): "(x.so: undefined symbol)",
+    }
+    for install, words in installs.items():
+        monkeypatch.setattr(attention_path, "FLASH_INSTALL", install)
+        attention_path.path_for.cache_clear()
+        assert words in facts()["attention"]
+    attention_path.path_for.cache_clear()
 
 
 def test_a_container_s_memory_limit_is_named(monkeypatch, tmp_path):

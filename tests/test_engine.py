@@ -42,6 +42,20 @@ def test_sampled_logprobs_equal_a_plain_forward_in_float64(family):
     check_dialogues(tiny(family, torch.float64, "sdpa"), groups, observations, played, 0.7, 1e-9)
 
 
+def test_gathered_blocks_change_no_token():
+    """The path of a GPU without flash-attn, with preemptions in a small cache."""
+    model = tiny(dtype=torch.float64)
+    groups = prompts(9, 30, 17)
+    observations = [prompts(5, 9), prompts(9, 2), [[]]]
+    played = []
+    for by_tables in (False, True):
+        engine = make_engine(model, blocks=40, temperature=0.9, max_reply_tokens=9)
+        engine.pool.by_tables = by_tables
+        played.append(play(engine, groups, observations, num_samples=3))
+        assert engine.counts.computed > engine.counts.distinct
+    assert replies(played[0]) == replies(played[1])
+
+
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_tokens_are_the_same_alone_in_a_batch_and_after_preemption(temperature):
     model = tiny(dtype=torch.float64)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 import train_rl
 import train_sft
 
@@ -20,6 +21,8 @@ from mtsql.lines import (
     secs_left,
     took,
 )
+from mtsql.model.attention_path import AttentionPath
+from mtsql.model.policy import ModelConfig
 from mtsql.rl.update_metrics import LOSS_STATS
 from mtsql.run import screen
 from mtsql.run.checkpoint import Checkpoint
@@ -167,6 +170,17 @@ def test_the_first_line_has_what_the_user_changed(capsys):
         "run runs/rl with default settings",
         "run there with default settings",
     ]
+
+
+def test_a_gpu_s_run_says_which_attention_runs(monkeypatch, capsys):
+    path = AttentionPath("flash", "flash", "flash-attn 2.8.3")
+    monkeypatch.setattr(lines, "main_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(lines, "path_for", lambda device, dtype: path)
+    config = train_rl.Config(model=ModelConfig(dtype="bfloat16")).completed()
+    announce(config, Ranks())
+    announce(config, Ranks(1, 2))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "attention: flash-attn 2.8.3 (bfloat16, blocks of 256 tokens)"
 
 
 def test_a_resumed_run_says_where_it_goes_on_or_that_it_is_finished(tmp_path, capsys):

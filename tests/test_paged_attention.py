@@ -1,4 +1,4 @@
-"""Attention over blocks, on the CPU and by flash-attn, against attention written out."""
+"""Attention over blocks, by its three paths, against attention written out."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from helpers.flash_double import attend_causally, replace_flash_attn
+from mtsql.engine import gathered_attention
 from mtsql.engine.block_visits import BlockVisits
 from mtsql.engine.blocks import BlockPool
 from mtsql.engine.paged_attention import Chunk, step_context
+from mtsql.engine.uploads import upload
 
 HEADS, KV_HEADS, HEAD_DIM, SIZE = 4, 2, 8, 4
 CPU = torch.device("cpu")
@@ -47,17 +49,19 @@ def steps() -> Iterator[Step]:
 STEPS = pytest.mark.parametrize("step", list(steps()), ids=lambda step: step.name)
 
 
-def check_step(step: Step, use_flash: bool) -> None:
+def check_step(
+    step: Step, use_flash: bool, by_tables: bool = False, dtype: torch.dtype = torch.float64
+) -> None:
     """One step over a cache full of noise: each token's attention is the dense one of its
-    trajectory."""
+    trajectory, in float64."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
-    pool = BlockPool(
-        2, step.num_blocks, SIZE, KV_HEADS, HEAD_DIM, torch.float64, CPU, use_flash=use_flash
-    )
+    shape = (2, step.num_blocks, SIZE, KV_HEADS, HEAD_DIM)
+    pool = BlockPool(*shape, dtype, CPU, use_flash=use_flash)
+    pool.by_tables |= by_tables  # as on a GPU
     pool.data.copy_(randn(*pool.data.shape))
     num = sum(step.num_new) + sum(chunk.stop - chunk.start for chunk in step.chunks)
     query = randn(1, HEADS, num, HEAD_DIM)
@@ -82,8 +86,10 @@ def check_step(step: Step, use_flash: bool) -> None:
         # The new keys and values were written to their places.
         torch.testing.assert_close(keys[new], key[0, :, inside].transpose(0, 1))
         torch.testing.assert_close(values[new], value[0, :, inside].transpose(0, 1))
-        expected = attend_causally(query[0, :, inside].transpose(0, 1), keys, values, 0.3)
-        torch.testing.assert_close(got[0, inside], expected, atol=1e-12, rtol=0)
+        queries = query[0, :, inside].transpose(0, 1)
+        exact = attend_causally(queries.double(), keys.double(), values.double(), 0.3)
+        atol = 1e-12 if dtype == torch.float64 else 0.02
+        torch.testing.assert_close(got[0, inside].double(), exact, atol=atol, rtol=0)
 
 
 @STEPS
@@ -95,6 +101,40 @@ def test_cpu_attention_equals_dense(step):
 def test_flash_attention_equals_dense(step, monkeypatch):
     replace_flash_attn(monkeypatch)
     check_step(step, use_flash=True)
+
+
+@STEPS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gathered_attention_equals_dense(step, dtype):
+    check_step(step, use_flash=False, by_tables=True, dtype=dtype)
+
+
+def test_little_memory_makes_small_parts(monkeypatch):
+    monkeypatch.setattr(gathered_attention, "PART_ELEMENTS", 1)
+    for step in steps():
+        check_step(step, use_flash=False, by_tables=True)
+
+
+def test_sequences_of_similar_length_are_gathered_together():
+    pool = BlockPool(1, 90, SIZE, KV_HEADS, HEAD_DIM, torch.float32, CPU)
+    lengths = np.array([33, 64, 40, 5, 8, 200])
+    num_new = np.array([1, 1, 1, 1, 1, 150])
+    tables = np.zeros((6, 50), dtype=np.int32)
+    parts = gathered_attention.Gathered(pool, HEADS, tables, lengths, num_new).parts
+    shapes = [(len(part.tables), part.tables.shape[1] * SIZE) for part in parts]
+    assert sorted(shapes) == [(1, 200), (2, 8), (3, 64)]
+
+
+def test_an_upload_keeps_shapes_and_dtypes():
+    arrays = [
+        np.arange(6).reshape(2, 3),
+        np.zeros(0, dtype=np.int64),
+        np.array([7], dtype=np.int32),
+    ]
+    for device in (CPU, torch.device("meta")):
+        tensors = upload(arrays, device)
+        assert [tuple(t.shape) for t in tensors] == [(2, 3), (0,), (1,)]
+        assert [t.dtype for t in tensors] == [torch.int64, torch.int64, torch.int32]
 
 
 def test_a_shared_block_is_visited_once_with_all_its_rows():

@@ -7,11 +7,16 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
+import eval as eval_script
 import pytest
+import torch
 import train_rl
 import train_sft
+from transformers import Qwen3Config
 
 from helpers.presets import PRESETS
+from mtsql.engine import config as engine_config
+from mtsql.engine.config import check_engine, resolved_block_size
 from mtsql.rl.checks import check_config
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 
@@ -38,6 +43,36 @@ def test_a_recipe_is_a_valid_configuration(file):
     assert config_diff(config, script.Config())
     if script is train_rl:
         check_config(config)
+
+
+SHAPES = {
+    "4B": dict(num_hidden_layers=36, num_key_value_heads=8, head_dim=128),
+    "1.7B": dict(num_hidden_layers=28, num_key_value_heads=8, head_dim=128),
+    "smollm2": dict(num_hidden_layers=30, num_key_value_heads=3, head_dim=64),
+}
+"""Of the models that recipes name: what the cache depends on."""
+RECIPES = [None, *sorted((ROOT / "configs").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("script", [train_rl, train_sft, eval_script], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("has_flash", [False, True], ids=["plain", "flash"])
+def test_recipes_and_defaults_start_on_a_gpu(script, has_flash, monkeypatch):
+    """Without a flag for the size of a block, and the longest trajectory fits in the cache."""
+    monkeypatch.setattr(engine_config, "uses_flash", lambda device, dtype: has_flash)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    prefix = {train_rl: "rl_", train_sft: "sft_", eval_script: "eval_"}[script]
+    for file in RECIPES:
+        if file is not None and not file.name.startswith(prefix):
+            continue
+        words = [] if file is None else ["--config", str(file)]
+        config = parse_config(script.Config, words, "")
+        named = [name for name in SHAPES if name.lower() in (config.model.path or "").lower()]
+        assert len(named) == (config.model.path is not None), file
+        shape = Qwen3Config(**SHAPES[named[0]]) if named else config.model.embedded
+        longest = config.max_prompt_tokens + config.sampling.max_trajectory_tokens
+        check_engine(config.engine, shape, longest, torch.bfloat16)
+        size = resolved_block_size(config.engine, has_flash)
+        assert size == 256 if has_flash else size in (32, 256)
 
 
 @pytest.mark.parametrize(

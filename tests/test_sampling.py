@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtsql.engine.sampling import SamplingConfig, hash_key, sample, uniform
+from mtsql.engine.sampling import SamplingConfig, hash_key, rows_at_once, sample, uniform
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,31 @@ def test_noise_next_to_one_draws_a_possible_token():
     ids, logprobs = sample(logits, SamplingConfig(), noise)
     assert (ids < 900).all()
     assert logprobs.isfinite().all()
+
+
+def test_a_gpu_samples_256_rows_of_the_largest_vocabulary_together():
+    assert rows_at_once(torch.device("cuda"), 151_936) >= 256
+    assert rows_at_once(torch.device("cpu"), 151_936) == 27
+    assert rows_at_once(torch.device("cpu"), 1 << 30) == 1
+
+
+def test_probabilities_are_summed_in_float64_outside_of_a_cpu(monkeypatch):
+    """A CPU does so by itself; tensors without data stand for a GPU's."""
+    dtypes = []
+    cumsum = torch.Tensor.cumsum
+
+    def recorded(x, dim, dtype=None):
+        dtypes.append(dtype)
+        return cumsum(x, dim, dtype=dtype)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", recorded)
+    logits = torch.empty(3, 9, dtype=torch.bfloat16, device="meta")
+    noise = torch.empty(3, dtype=torch.float64, device="meta")
+    ids, logprobs = sample(logits, SamplingConfig(), noise)
+    assert (ids.dtype, logprobs.dtype, dtypes) == (torch.int64, torch.float32, [torch.float64])
+
+
+def test_a_cpu_sums_float32_in_double_precision():
+    """Ten million equal terms: summed in float32, the last would lose a tenth of the total."""
+    total = torch.full((1, 10_000_000), 0.1).cumsum(-1)[0, -1].item()
+    assert total == pytest.approx(1e6, rel=1e-6)

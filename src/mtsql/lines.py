@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from mtsql.files import print_line
+from mtsql.model.attention_path import describe_path, main_device, path_for
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
 from mtsql.rl.warnings import new_warnings
 from mtsql.run.checkpoint import Checkpoint
@@ -187,8 +188,8 @@ class StepLines:
 
 def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None:
     """Print, on the main rank, the first lines of a run: its folder, how far it is, the keys that
-    its user has set to another value than the default, and those in which it differs from the
-    training of its model.
+    its user has set to another value than the default, those in which it differs from the training
+    of its model, and on a GPU which attention runs. A CPU leaves no choice.
 
     `config` is that of a script, and `begun` the checkpoint that a resumed run continues from.
     """
@@ -198,6 +199,11 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
     changed = None if getattr(config, "resume", None) else differences(config)
     if changed:
         print_line(wrapped(changed))
+    device = main_device()
+    if device.type != "cpu":
+        dtype = config.model.compute_dtype
+        path = path_for(device, dtype)
+        print_line(wrapped(describe_path(path, dtype, config.engine.block_size)))
 
 
 def _first_line(config: Any, begun: Checkpoint | None) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtsql.engine import engine, paged_attention
+from mtsql.engine import config, engine, paged_attention
 
 
 def attend_causally(
@@ -75,7 +75,7 @@ def replace_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     with blocks of four tokens."""
     monkeypatch.setattr(paged_attention, "flash_attn_varlen_func", flash_attn_varlen_func)
     monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: True)
-    monkeypatch.setattr(engine, "FLASH_BLOCK", 4)
+    monkeypatch.setattr(config, "FLASH_BLOCK", 4)
 
 
 class _Recorder(TorchDispatchMode):

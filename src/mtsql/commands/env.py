@@ -125,7 +125,7 @@ def _torch() -> Iterator[tuple[str, str]]:
             f"GPU {index}",
             (f"{gpu.name}, {gpu.total_memory / GIB:.1f} GiB, capability {gpu.major}.{gpu.minor}"),
         )
-    yield "attention", _attention(has_gpu)
+    yield "attention", _attention()
 
 
 def _driver() -> str:
@@ -137,18 +137,19 @@ def _driver() -> str:
     return done.stdout.split("\n")[0] if done.returncode == 0 else "unknown, nvidia-smi fails"
 
 
-def _attention(has_gpu: bool) -> str:
-    """Which attention the engine and the learner choose, and why (engine/paged_attention.py and
-    learner/packed_attention.py)."""
-    if not has_gpu:
-        return "torch's operators for CPUs, because torch sees no GPU"
+def _attention() -> str:
+    """Which attention the engine and the learner choose, and why."""
+    import torch
+
+    from mtsql.model.attention_path import describe_path, main_device, path_for
+
+    device = main_device()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
-        import flash_attn  # noqa: F401
-    except ImportError as error:
-        is_missing = _version("flash-attn") == "not installed"
-        reason = "is not installed" if is_missing else f"fails: {_without_folders(error)}"
-        return f"torch's operators, because flash-attn {reason}"
-    return "flash-attn, because it is installed; torch's operators in float32"
+        line = describe_path(path_for(device, dtype), dtype)
+    except ValueError as error:
+        return _without_folders(error)
+    return line.removeprefix("attention: ")
 
 
 def _accelerate_file() -> str:

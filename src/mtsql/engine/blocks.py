@@ -57,16 +57,18 @@ class BlockPool:
         device: torch.device,
         use_flash: bool = False,
     ) -> None:
-        """`use_flash`: whether flash-attn reads the blocks. It wants another order in memory."""
+        """`use_flash`: whether flash-attn reads the blocks."""
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.use_flash = use_flash
+        # On a GPU attention finds blocks by the rows' tables, wherever they lie.
+        self.by_tables = use_flash or device.type != "cpu"
         block_elements = num_kv_heads * block_size * head_dim
         self.data = _zeros((2, num_layers, num_blocks, block_elements), dtype, device)
         # Keys and values of each layer are views (num_blocks, K, S, D) of either order in memory.
-        if use_flash:
+        if self.by_tables:
             shape = (num_blocks, block_size, num_kv_heads, head_dim)
             self.keys = [layer.view(shape).transpose(1, 2) for layer in self.data[0]]
             self.values = [layer.view(shape).transpose(1, 2) for layer in self.data[1]]
@@ -151,10 +153,10 @@ class BlockPool:
     def compact(self) -> np.ndarray | None:
         """Close the gaps that freed blocks have left at the bottom and at the top, if it pays.
 
-        Returns the new place of each block (num_blocks,), or None if no block moved. Flash-attn
-        reads only the blocks that a row's table names, so gaps cost it nothing.
+        Returns the new place of each block (num_blocks,), or None if no block moved. On a
+        GPU only the blocks that a row's table names are read, so gaps cost nothing.
         """
-        if self.use_flash:
+        if self.by_tables:
             return None
         origin = np.arange(self.num_blocks)  # where the content of each place was
         num_moved = self._close_gaps(origin, is_top=False)

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from mtsql.choices import NumBytes
-from mtsql.engine.paged_attention import FLASH_BLOCK, uses_flash
+from mtsql.engine.paged_attention import uses_flash
+from mtsql.model.attention_path import FLASH_BLOCK, PLAIN_BLOCK, main_device
 from mtsql.model.policy import EmbeddedConfig
 from mtsql.model.sizes import BUDGETS
 
@@ -26,8 +27,9 @@ class EngineConfig:
 
     max_rows: int = 64
     """Maximum number of trajectories that decode together, per rank."""
-    block_size: int = 32
-    """Tokens in a block of the cache. flash-attn requires a multiple of 256."""
+    block_size: int | None = None
+    """Tokens in a block of the cache. null: 256 with flash-attn, which requires a multiple of that,
+    and 32 without."""
     cache_bytes: NumBytes = 1 << 30
     """Bytes of memory for keys and values, per rank; never exceeded."""
     max_scheduled_tokens: int = 1024
@@ -40,12 +42,13 @@ class EngineConfig:
     """What a step costs by its number of tokens, as [tokens, milliseconds] pairs: it decides how
     much is drafted. null: an estimate from the model's shape."""
     cuda_graphs: bool = True
-    """Decode by CUDA graphs where flash-attn runs (a GPU, bfloat16). Elsewhere it has no effect."""
+    """Decode by CUDA graphs where flash-attn runs. Elsewhere it has no effect."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "block_size", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"engine.{name} is {getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"engine.{name} is {value}: it must be at least 1")
         if self.max_rows > MAX_ROWS:
             raise ValueError(f"engine.max_rows is {self.max_rows}: it must be at most {MAX_ROWS}")
         if self.max_scheduled_tokens < self.max_rows:
@@ -99,13 +102,19 @@ def cache_memory(config: EngineConfig) -> Iterator[None]:
         ) from error
 
 
-def check_flash_block(limits: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """ValueError if flash-attn computes the attention and cannot read blocks of this size."""
-    if uses_flash(device, dtype) and limits.block_size % FLASH_BLOCK:
+def resolved_block_size(limits: EngineConfig, use_flash: bool) -> int:
+    """Tokens in a block of the cache: what `limits` says, or what suits the attention.
+
+    ValueError if flash-attn, which reads the blocks if `use_flash`, cannot read this size.
+    """
+    if limits.block_size is None:
+        return FLASH_BLOCK if use_flash else PLAIN_BLOCK
+    if use_flash and limits.block_size % FLASH_BLOCK:
         raise ValueError(
             f"engine.block_size is {limits.block_size}: flash-attn requires a multiple of "
             f"{FLASH_BLOCK}"
         )
+    return limits.block_size
 
 
 def check_engine(
@@ -117,14 +126,14 @@ def check_engine(
     together, does not fit in the cache, or if this machine has no memory for the cache (checked
     only without a GPU). `dtype` is that of keys and values, `ModelConfig.compute_dtype`.
     """
-    check_flash_block(limits, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+    block_size = resolved_block_size(limits, uses_flash(main_device(), dtype))
     # A prompt that ends inside a block keeps it for itself, so there may be one block more.
-    num_blocks = -(-max_tokens // limits.block_size) + 1
-    needed = num_blocks * block_bytes(shape, limits.block_size, dtype)
+    num_blocks = -(-max_tokens // block_size) + 1
+    needed = num_blocks * block_bytes(shape, block_size, dtype)
     if limits.cache_bytes < needed:
         raise ValueError(
             f"engine.cache_bytes is {limits.cache_bytes}, but one prompt with its trajectory "
-            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {limits.block_size}) "
+            f"({BUDGETS}: {max_tokens} tokens, in blocks of engine.block_size {block_size}) "
             f"needs {needed} bytes: raise it"
         )
     if not torch.cuda.is_available():

@@ -30,25 +30,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtsql.engine.blocks import BlockPool
+from mtsql.engine.blocks import BlockPool, to_device
 from mtsql.engine.config import (
     EngineConfig,
     block_bytes,
     cache_memory,
     cache_shape,
-    check_flash_block,
+    resolved_block_size,
 )
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.cuda_graphs import DecodeGraphs
 from mtsql.engine.drafts import Drafter
 from mtsql.engine.paged_attention import Chunk, step_context, uses_flash
 from mtsql.engine.prefixes import Prompt
-from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, sample, uniform
+from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, rows_at_once, sample, uniform
 from mtsql.engine.scheduler import Plan, Row, Scheduler
 from mtsql.engine.step_costs import Costs, default_costs
+from mtsql.engine.uploads import upload
 from mtsql.model.decoder import CausalLM
-
-MAX_LOGITS = 1 << 22  # elements of one logits tensor; more positions are sampled in parts
 
 
 class StopReason(Enum):
@@ -94,16 +93,16 @@ class Engine:
         self.device = self.head.weight.device
         dtype = self._cache_dtype()
         use_flash = uses_flash(self.device, dtype)
-        check_flash_block(limits, self.device, dtype)
-        num_bytes = block_bytes(config, limits.block_size, dtype)
+        block_size = resolved_block_size(limits, use_flash)
+        num_bytes = block_bytes(config, block_size, dtype)
         num_blocks = limits.cache_bytes // num_bytes
         if num_blocks < 1:
             raise ValueError(
                 f"engine.cache_bytes is {limits.cache_bytes}, less than a block of "
-                f"engine.block_size {limits.block_size} tokens ({num_bytes} bytes)"
+                f"engine.block_size {block_size} tokens ({num_bytes} bytes)"
             )
         num_layers, num_kv_heads, head_dim = cache_shape(config)
-        shape = (num_layers, num_blocks, limits.block_size, num_kv_heads, head_dim)
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
         self.num_heads = config.num_attention_heads
         self.num_embeddings = self.decoder.embed_tokens.weight.shape[0]
         with cache_memory(limits):
@@ -260,7 +259,10 @@ class Engine:
                 elif owner.cached == owner.length:
                     rows.append(owner)
                     chosen.append(i)
-            states.append(hidden if len(chosen) == len(hidden) else hidden[chosen])
+            if len(chosen) < len(hidden):
+                (indices,) = upload([np.array(chosen, dtype=np.int64)], self.device)
+                hidden = hidden[indices]
+            states.append(hidden)
         for row in self.scheduler.running():
             if row.ids:
                 continue
@@ -313,14 +315,12 @@ class Engine:
             hidden = self.graphs.run(ids, tables[slots, :width], lengths, num_new)
         else:
             wanted = [*range(num_decoded), *(chunk.stop - 1 for chunk in chunks)]
-            hidden = self.decoder(
-                torch.tensor(ids, device=self.device),
-                torch.from_numpy(np.concatenate(positions)).to(self.device),
-                step_context(
-                    self.pool, self.num_heads, tables[slots, :width], lengths, num_new, chunks
-                ),
-                torch.tensor(wanted, device=self.device),
+            arrays = [np.array(ids), np.concatenate(positions), np.array(wanted)]
+            on_device = upload(arrays, self.device)
+            context = step_context(
+                self.pool, self.num_heads, tables[slots, :width], lengths, num_new, chunks
             )
+            hidden = self.decoder(on_device[0], on_device[1], context, on_device[2])
             self.counts.eager_steps += 1
         self.counts.steps += 1
         self.counts.computed += len(ids)
@@ -388,11 +388,11 @@ class Engine:
     ) -> tuple[list[int], list[float]]:
         """Sample an id from each hidden state (P, W) with the noise of its row's hashed key and its
         position, both (P,). Returns the ids and their log-probs."""
-        noise = torch.from_numpy(uniform(keys, positions)).to(self.device)  # (P,)
-        rows_at_once = max(1, MAX_LOGITS // self.head.weight.shape[0])
+        noise = to_device(uniform(keys, positions), self.device)  # (P,)
+        at_once = rows_at_once(self.device, self.head.weight.shape[0])
         drawn = []
-        for first in range(0, len(hidden), rows_at_once):
-            part = slice(first, first + rows_at_once)
+        for first in range(0, len(hidden), at_once):
+            part = slice(first, first + at_once)
             ids, logprobs = sample(self.head(hidden[part]), self.sampling, noise[part])
             drawn.append(torch.stack((ids.double(), logprobs.double())))
         both = torch.cat(drawn, dim=1).cpu()  # the step's only transfer to the host

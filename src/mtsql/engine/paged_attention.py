@@ -1,17 +1,20 @@
-"""Attention of one engine step over the blocks of the cache, on a CPU and by flash-attn.
+"""Attention of one engine step over the blocks of the cache.
 
 A step computes one new token for each decoding row and several for each chunk (a stretch of a
 prompt or of an observation). The new keys and values are written to their blocks first; then every
 token sees its own trajectory up to itself.
 
-On a GPU flash-attn reads the cache through the rows' block tables. On a CPU the decoding rows are
-computed block by block (`block_visits.py`) and each chunk by torch's own attention.
+`model/attention_path.py` chooses among three ways. On a GPU flash-attn reads the cache through the
+rows' block tables; without flash-attn the blocks are gathered for torch's attention
+(`gathered_attention.py`). On a CPU the decoding rows are computed block by block
+(`block_visits.py`) and each chunk by torch's attention.
 
-T tokens of a step, R decoding rows among them (they come first), H query heads, K key/value heads,
-D head size, S tokens in a block, B blocks in a row's table.
+T tokens of a step, R decoding rows among them (they come first), Q sequences (rows and chunks),
+H query heads, K key/value heads, D head size, S tokens in a block, B blocks in a row's table.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,18 +23,17 @@ from torch.nn import functional as F
 
 from mtsql.engine.block_visits import BlockVisits
 from mtsql.engine.blocks import BlockPool, to_device
+from mtsql.engine.gathered_attention import Gathered
+from mtsql.engine.uploads import upload
+from mtsql.model.attention_path import flash_attn_varlen_func, path_for
 
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:  # CPUs have no flash-attn; the extra `gpu` brings it
-    flash_attn_varlen_func = None
-
-FLASH_BLOCK = 256  # flash-attn's paged cache wants a block size that is a multiple of this
+MANY_QUERIES = 64
+"""flash-attn gives each of its thread blocks this many queries of a sequence over a paged cache."""
 
 
 def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether flash-attn computes the attention: it is installed and supports device and dtype."""
-    return flash_attn_varlen_func is not None and device.type == "cuda" and dtype.itemsize == 2
+    """Whether flash-attn computes the attention of the engine."""
+    return path_for(device, dtype).generation == "flash"
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,34 @@ def step_context(
     row's last block are ignored. `num_heads`: query heads.
     """
     places = _new_places(pool, tables, lengths, num_new, chunks)
-    if not pool.use_flash:
-        return CpuContext(pool, places, num_heads, tables, lengths, num_new, chunks)
-    return FlashContext(pool, places, *_ragged(tables, lengths, num_new, chunks, pool.data.device))
+    device = pool.data.device
+    if not pool.by_tables:
+        tensors = upload(places, device)
+        return CpuContext(pool, tensors, num_heads, tables, lengths, num_new, chunks)
+    sequences = _sequences(tables, lengths, num_new, chunks)
+    if pool.use_flash:
+        edges = sequences.edges()
+        *tensors, all_tables, query_edges, key_edges = upload(
+            [*places, sequences.tables, *edges], device
+        )
+        max_queries = int(sequences.num_new.max())
+        max_keys = int(sequences.lengths.max())
+        return FlashContext(
+            pool, tensors, all_tables, query_edges, key_edges, max_queries, max_keys
+        )
+    gathered = Gathered(pool, num_heads, *sequences)
+    return GatheredContext(pool, upload(places, device), gathered)
 
 
 class PagedContext:
     """Writes the new keys and values of a step to their blocks; subclasses attend to them."""
 
     def __init__(self, pool: BlockPool, places: list[Tensor]) -> None:
-        """`places`: block (T,), key head (K, 1) and offset (T,) of each new token."""
+        """`places`: block (T,) and offset in the block (T,) of each new token."""
         self.pool = pool
-        self.places = places
+        blocks, offsets = places
+        heads = torch.arange(pool.num_kv_heads, device=blocks.device)[:, None]  # (K, 1)
+        self.places = [blocks, heads, offsets]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
@@ -136,29 +154,18 @@ class FlashContext(PagedContext):
         return out
 
 
-def _ragged(
-    tables: np.ndarray,
-    lengths: np.ndarray,
-    num_new: np.ndarray,
-    chunks: list[Chunk],
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Rows and chunks as one batch of sequences: the last five arguments of `FlashContext`."""
-    num_rows = len(lengths)
-    all_new = [*num_new.tolist(), *(chunk.stop - chunk.start for chunk in chunks)]
-    all_lengths = [*lengths.tolist(), *(chunk.length for chunk in chunks)]
-    width = max([tables.shape[1], *(len(chunk.blocks) for chunk in chunks)])
-    all_tables = np.zeros((len(all_new), width), dtype=np.int32)
-    all_tables[:num_rows, : tables.shape[1]] = tables
-    for line, chunk in zip(all_tables[num_rows:], chunks, strict=True):
-        line[: len(chunk.blocks)] = chunk.blocks
-    return (
-        to_device(all_tables, device),
-        to_device(np.cumsum([0, *all_new], dtype=np.int32), device),
-        to_device(np.cumsum([0, *all_lengths], dtype=np.int32), device),
-        max(all_new),
-        max(all_lengths),
-    )
+class GatheredContext(PagedContext):
+    """Attention by torch over gathered blocks, on any device and in any dtype."""
+
+    def __init__(self, pool: BlockPool, places: list[Tensor], gathered: Gathered) -> None:
+        super().__init__(pool, places)
+        self.gathered = gathered
+
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
+        """query (1, H, T, D) -> (T, H, D); keys and values are read from the cache."""
+        return self.gathered.attend(layer, query, scale)
 
 
 class CpuContext(PagedContext):
@@ -180,7 +187,7 @@ class CpuContext(PagedContext):
         num_tokens = len(places[0])
         self.visits = None
         if len(lengths):  # each new token is a row of its own for `BlockVisits`
-            row, position = _new_tokens(lengths, num_new)
+            row, position = new_tokens(lengths, num_new)
             self.visits = BlockVisits(pool, num_heads, num_tokens, tables[row], position + 1)
 
     def _attend(
@@ -225,7 +232,7 @@ class CpuContext(PagedContext):
         return out[0].transpose(0, 1)
 
 
-def _new_tokens(lengths: np.ndarray, num_new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def new_tokens(lengths: np.ndarray, num_new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The row and the position in its context of each new token of decoding rows."""
     row = np.repeat(np.arange(len(lengths)), num_new)
     first = np.cumsum(num_new) - num_new  # of each row, among the new tokens
@@ -239,19 +246,54 @@ def _new_places(
     lengths: np.ndarray,
     num_new: np.ndarray,
     chunks: list[Chunk],
-) -> list[Tensor]:
-    """Where new keys and values go: block (T,), key head (K, 1) and offset in the block (T,)."""
+) -> list[np.ndarray]:
+    """Where new keys and values go: block (T,) and offset in the block (T,)."""
     size = pool.block_size
-    row, position = _new_tokens(lengths, num_new)
+    row, position = new_tokens(lengths, num_new)
     blocks = [tables[row, position // size]]
     offsets = [position % size]
     for chunk in chunks:
         position = np.arange(chunk.length - (chunk.stop - chunk.start), chunk.length)
         blocks.append(chunk.blocks[position // size])
         offsets.append(position % size)
-    heads = np.arange(pool.num_kv_heads)[:, None]
-    places = (np.concatenate(blocks), heads, np.concatenate(offsets))
-    return [to_device(place, pool.data.device) for place in places]
+    return [np.concatenate(blocks), np.concatenate(offsets)]
+
+
+class Sequences(NamedTuple):
+    """Decoding rows and chunks of a step as one batch. The T tokens stand in their order."""
+
+    tables: np.ndarray
+    """Block tables (Q, B) int32."""
+    lengths: np.ndarray
+    """Tokens of each with the new ones, (Q,) int64."""
+    num_new: np.ndarray
+    """New tokens of each, (Q,) int64."""
+
+    def edges(self) -> list[np.ndarray]:
+        """Where the new tokens, and all tokens, of each sequence begin and end if the sequences
+        stand side by side: two arrays (Q + 1,) int32."""
+        edges = np.zeros((2, len(self.lengths) + 1), dtype=np.int32)
+        np.cumsum(self.num_new, out=edges[0, 1:])
+        np.cumsum(self.lengths, out=edges[1, 1:])
+        return list(edges)
+
+
+def _sequences(
+    tables: np.ndarray, lengths: np.ndarray, num_new: np.ndarray, chunks: list[Chunk]
+) -> Sequences:
+    num_rows = len(lengths)
+    width = max([tables.shape[1], *(len(chunk.blocks) for chunk in chunks)])
+    all_tables = np.zeros((num_rows + len(chunks), width), dtype=np.int32)
+    all_tables[:num_rows, : tables.shape[1]] = tables
+    for line, chunk in zip(all_tables[num_rows:], chunks, strict=True):
+        line[: len(chunk.blocks)] = chunk.blocks
+    chunk_lengths = np.array([chunk.length for chunk in chunks], dtype=np.int64)
+    of_chunks = np.array([chunk.stop - chunk.start for chunk in chunks], dtype=np.int64)
+    return Sequences(
+        all_tables,
+        np.concatenate([lengths, chunk_lengths]),
+        np.concatenate([num_new, of_chunks]),
+    )
 
 
 def _unroll(cache: Tensor, blocks: Tensor, length: int) -> Tensor:

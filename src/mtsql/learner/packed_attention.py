@@ -8,19 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
-try:  # needs CUDA to build, so it is optional (requirements-gpu.txt)
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
+from mtsql.learner.rows import PaddedRows, Row, Span, VarlenRows, padded_rows, varlen_rows
+from mtsql.model.attention_path import flash_attn_varlen_func, path_for
 
 CAUSAL_TOKENS = 256
 """The CPU kernel computes whole blocks of 512 keys, masked or not, so longer causal spans are
 split."""
 PIECE_TOKENS = 96
 """Fewest queries for which a thread of its own is faster."""
-Span = tuple[int, int]
-"""First token and the token after the last, in the flat batch."""
 
 
 class Part(NamedTuple):
@@ -39,24 +36,6 @@ class Part(NamedTuple):
     """No other part has been computed for these queries before."""
 
 
-class Row(NamedTuple):
-    """Queries that see each other causally, and all of the keys `before` them."""
-
-    queries: Span
-    before: Span
-
-
-class VarlenRows(NamedTuple):
-    """What flash-attn's varlen function wants to know about the rows."""
-
-    keys: torch.Tensor
-    """Flat indices of each row's keys, one row after the other."""
-    query_edges: torch.Tensor
-    key_edges: torch.Tensor
-    longest_queries: int
-    longest_keys: int
-
-
 class PackedContext:
     """Attention over a flat training batch: a sample sees its group's prompt and, causally, its own
     tokens.
@@ -66,9 +45,10 @@ class PackedContext:
         b0 sees      P P P       b0
 
     The prompt is computed once and its gradient is the sum over its samples. No token is padded.
-    There are three ways to the same numbers: on a CPU parts that are joined by their log-sum-exps
-    (`_JoinedParts`); on a GPU flash-attn, with the prompt's keys repeated for each sample;
-    elsewhere one row after the other.
+    There are four ways to the same numbers, and `model/attention_path.py` chooses: on a CPU parts
+    that are joined by their log-sum-exps (`_JoinedParts`); on a GPU flash-attn or torch's varlen
+    attention, with the prompt's keys repeated for each sample; on GPUs and in dtypes that these two
+    do not support, rows that are padded to similar lengths.
     """
 
     def __init__(self, spans: tuple[tuple[int, int, int, int], ...], device: torch.device) -> None:
@@ -94,6 +74,7 @@ class PackedContext:
                 self.parts += _causal(sample, is_first=False)
                 self.rows.append(Row(sample, before=prompt))
         self._varlen: VarlenRows | None = None
+        self._padded: PaddedRows | None = None
 
     def attend(
         self,
@@ -106,54 +87,89 @@ class PackedContext:
         """See `AttentionContext`; the layer makes no difference here."""
         query = query.to(value.dtype)
         key = key.to(value.dtype)
-        if query.device.type == "cpu":
+        path = path_for(query.device, value.dtype).learning
+        if path == "parts":
             return _JoinedParts.apply(query, key, value, self.parts, scale).transpose(1, 2)
-        if flash_attn_varlen_func is not None and value.dtype in (torch.bfloat16, torch.float16):
-            return self.attend_varlen(query, key, value, scale)
-        return self.attend_rows(query, key, value, scale)
+        if path == "padded":
+            return self.attend_padded(query, key, value, scale)
+        return self.attend_varlen(query, key, value, scale, use_flash=path == "flash")
 
     def attend_varlen(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        *,
+        use_flash: bool = True,
     ) -> torch.Tensor:
-        """One call of flash-attn. The flat order is already that of its queries; a sample's keys
-        are the prompt's and its own, and causal masking is aligned at the end of each row."""
+        """One call of flash-attn, or of the function that torch made of it. The flat order is
+        already that of its queries; a sample's keys are the prompt's and its own, and causal
+        masking is aligned at the end of each row."""
         if self._varlen is None:  # the same for all layers
-            self._varlen = self._varlen_rows()
+            self._varlen = varlen_rows(self.rows, self.device)
         rows = self._varlen
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-        out = flash_attn_varlen_func(
-            query,
-            key[rows.keys],
-            value[rows.keys],
-            rows.query_edges,
-            rows.key_edges,
-            rows.longest_queries,
-            rows.longest_keys,
-            softmax_scale=scale,
-            causal=True,
-        )
+        key = key[rows.keys]
+        value = value[rows.keys]
+        if use_flash:
+            out = flash_attn_varlen_func(
+                query,
+                key,
+                value,
+                rows.query_edges,
+                rows.key_edges,
+                rows.longest_queries,
+                rows.longest_keys,
+                softmax_scale=scale,
+                causal=True,
+                deterministic=torch.are_deterministic_algorithms_enabled(),
+            )
+        else:
+            size = query.shape[-1]
+            missing = -size % 8  # torch's function takes head sizes that are multiples of 8
+            query, key, value = (F.pad(x, (0, missing)) for x in (query, key, value))
+            padded = varlen_attn(
+                query,
+                key,
+                value,
+                rows.query_edges,
+                rows.key_edges,
+                rows.longest_queries,
+                rows.longest_keys,
+                scale=scale,
+                window_size=(-1, 0),  # causal
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            assert isinstance(padded, torch.Tensor)  # a tuple only if more is asked for
+            out = padded[..., :size]
         return out[None]
 
-    def _varlen_rows(self) -> VarlenRows:
-        keys, num_queries, num_keys = [], [], []
-        for row in self.rows:
-            own = torch.arange(*row.queries)
-            before = torch.arange(*row.before)
-            keys += [before, own]
-            num_queries.append(len(own))
-            num_keys.append(len(before) + len(own))
-        return VarlenRows(
-            torch.cat(keys).to(self.device),
-            torch.tensor([0, *num_queries]).cumsum(0).to(self.device, torch.int32),
-            torch.tensor([0, *num_keys]).cumsum(0).to(self.device, torch.int32),
-            max(num_queries),
-            max(num_keys),
-        )
+    def attend_padded(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """A call of torch's attention for each set of rows of similar length."""
+        if self._padded is None:  # the same for all layers
+            self._padded = padded_rows(self.rows, self.device)
+        per_head = query.shape[1] // key.shape[1]
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
+        outs = []
+        for part in self._padded.parts:
+            q = query[part.queries]  # (N, queries, H, D)
+            k, v = (
+                x[part.keys].repeat_interleave(per_head, dim=2).transpose(1, 2)
+                for x in (key, value)
+            )  # (N, H, keys, D)
+            out = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, attn_mask=part.is_seen, scale=scale
+            )
+            outs.append(out.transpose(1, 2).flatten(0, 1))  # (N * queries, H, D)
+        return torch.cat(outs)[self._padded.found][None]
 
     def attend_rows(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """One masked SDPA a row: the plain statement of what the other two compute."""
+        """One masked call a row: the plain statement of what the others compute, for tests."""
         out = []
         for (start, end), (first, last) in self.rows:
             num_before = last - first
