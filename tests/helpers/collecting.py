@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from mtsql.agent.env import Outcome
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.model.flops import ModelFlops
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum
@@ -55,7 +56,9 @@ class ScriptedCollector(Collector):
             groups.append(
                 [scored(1, outcome, turn_id=turn.turn_id), scored(other, turn_id=turn.turn_id)]
             )
-        return groups, SimpleNamespace(counts=EngineCounts(computed=3, distinct=2))
+        return groups, SimpleNamespace(
+            counts=EngineCounts(computed=3, distinct=2, attended=4, sampled=1)
+        )
 
 
 def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
@@ -76,6 +79,7 @@ def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
         "resample_rounds": 0,
         "max_prompt_tokens": 9,
         "seed": 0,
+        "flops": ModelFlops(per_token=10.0, per_pair=1.0, per_predicted=5.0),
     }
     return ScriptedCollector(**usual | fields)
 
