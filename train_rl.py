@@ -227,14 +227,7 @@ def train(
             # 6. Record the successes and write the evidence.
             record(curriculum, groups, ranks, config.group_size)
             trained = with_gradient(samples, config.loss)
-            flops = learning_flops(
-                samples,
-                trained,
-                session.meter.model,
-                num_passes=config.num_passes,
-                has_reference=bool(config.loss.kl_coef),
-                is_recomputed=config.old_logprobs == "recomputed",
-            )
+            flops = flops_of_learning(config, session, samples, trained)
             metrics = update_metrics(
                 groups, trained, steps, config.advantage, ranks, engine_gap, flops
             )
@@ -271,6 +264,20 @@ def learn(
     for part in parts:
         results.append(learner.optimizer_step(part, lr))
     return results, engine_gap
+
+
+def flops_of_learning(
+    config: Config, session: Session, samples: list[Sample], trained: list[Sample]
+) -> float:
+    """Operations of `learn` on this rank, for the metrics. `trained` have a gradient."""
+    return learning_flops(
+        samples,
+        trained,
+        session.meter.model,
+        num_passes=config.num_passes,
+        has_reference=bool(config.loss.kl_coef),
+        is_recomputed=config.old_logprobs == "recomputed",
+    )
 
 
 def record(curriculum: Curriculum, groups: list[Group], ranks: Ranks, num_attempts: int) -> None:
