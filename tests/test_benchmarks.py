@@ -183,7 +183,7 @@ def test_every_attack_of_the_benchmark_is_held(module, tmp_path, monkeypatch):
 
 def test_the_time_model_plays_every_trajectory_and_drafts_make_it_faster(module):
     model = module("rollout_time")
-    flags = model.Flags(turns=8, group_size=2, reply_tokens=40, num_databases=1)
+    flags = model.Flags(turns=8, group_size=1, reply_tokens=16, num_databases=1, cache_gib=2)
     plain = model.predict(flags, "qwen3-4b", 2, drafts=False, shared=False)
     drafts = model.predict(flags, "qwen3-4b", 2, drafts=True, shared=False)
     assert drafts["rollout_secs"] < plain["rollout_secs"]
