@@ -118,12 +118,23 @@ def test_a_fault_of_an_environment_is_raised_on_a_gpu_too(renderer, database, mo
         play(ScriptedEngine(renderer, SCRIPT, device="cuda"), renderer, database)
 
 
-def test_the_tokens_and_the_judging_at_the_end_are_counted(renderer, database):
+def test_tokens_and_what_they_attend_to_are_counted(renderer, database):
+    script = [[(1, call(FAST)), (1, answer())], [(1, answer())]]
+    engine = ScriptedEngine(renderer, script)
+    trajectories = play(engine, renderer, database)
+    assert engine.counts.sampled == sum(t.num_sampled for t in trajectories)
+    num_prompt = len(trajectories[0].prompt_ids)
+    positions = list(range(num_prompt))  # a token attends to those before it and to itself
+    for trajectory in trajectories:
+        positions += range(num_prompt, num_prompt + len(trajectory.ids) - 1)
+    assert engine.counts.attended == sum(position + 1 for position in positions)
+
+
+def test_the_judging_at_the_end_is_counted(renderer, database):
     def judge(trajectory):
         time.sleep(0.1)
         return trajectory
 
     engine = ScriptedEngine(renderer, [[(1, call(FAST)), (1, answer())]] * 3)
-    trajectories = play(engine, renderer, database, judge)
-    assert engine.counts.sampled == sum(t.num_sampled for t in trajectories) > 0
+    play(engine, renderer, database, judge)
     assert engine.counts.judge_wait_secs > 0.15  # three trajectories, two judges

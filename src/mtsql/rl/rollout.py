@@ -109,7 +109,6 @@ def rollout(
         live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place, trajectory)
         counts = engine.counts
         hits_before = counts.prefix_hits
-        num_prompts = 0
 
         def end(place: int, trajectory: Trajectory) -> None:
             judged[place] = judges.submit(judge, trajectory)
@@ -128,11 +127,12 @@ def rollout(
                     trajectory.env.end(Outcome.PROMPT_TOKENS)
                     end(place, trajectory)
                 continue
-            num_prompts += 1
-            counts.attended += pairs(0, len(prompt))
             keys = [(seed, update, turn_key(turn.turn_id), i) for i in range(num_samples)]
             handles = engine.open_group(prompt, keys)
             live.update(zip(handles, zip(places, group, strict=True), strict=True))
+
+        prompts = [t.prompt_ids for _, t in live.values() if t.sample == 0]
+        counts.attended += sum(pairs(0, len(prompt)) for prompt in prompts)
 
         def finish(handle: int) -> None:
             engine.close(handle)
@@ -164,9 +164,9 @@ def rollout(
                 acting.remove(one)
                 _, trajectory = live[one.handle]
                 _observe(text, one.handle, trajectory, renderer, engine, finish)
-        if num_prompts:  # what was found in the cache, as if it were as much of each prompt
-            num_hits = (counts.prefix_hits - hits_before) // num_prompts
-            counts.attended -= num_prompts * pairs(0, num_hits)
+        if prompts:  # without what was found in the cache, as if it were as much of each prompt
+            num_hits = (counts.prefix_hits - hits_before) // len(prompts)
+            counts.attended -= len(prompts) * pairs(0, num_hits)
         start = time.perf_counter()
         results = [judged[place].result() for place in range(num_all)]
         counts.judge_wait_secs += time.perf_counter() - start
