@@ -13,6 +13,7 @@ MODEL = ModelFlops(per_token=10.0, per_pair=1.0, per_predicted=5.0)
 COUNTS = EngineCounts(
     computed=120,
     distinct=100,
+    row_steps=20,
     drafted=40,
     accepted=20,
     prompt=80,

@@ -12,6 +12,8 @@ class EngineCounts:
     distinct: int = 0
     """Those of them that were not computed before: all but the repeated ones of preempted rows and
     drafted ones that were not accepted."""
+    row_steps: int = 0
+    """Rows that drew tokens, over all iterations."""
     drafted: int = 0
     """Drafted tokens run through the model."""
     accepted: int = 0

@@ -71,7 +71,7 @@ def rollout_metrics(
         "prefix_hit_frac": _share(total["prefix_hits"], total["prompt"]),
         "drafted": int(total["drafted"]),
         "accepted_frac": _share(total["accepted"], total["drafted"]),
-        "tokens_per_row_step": _share(sampled, sampled - total["accepted"]),
+        "tokens_per_row_step": _share(sampled, total["row_steps"]),
         "preemptions": int(total["preemptions"]),
         "eager_frac": _share(total["eager_steps"], total["steps"]) if has_graphs else None,
         "sql_wait_secs": round(total["sql_wait_secs"] / num_ranks, 3),
