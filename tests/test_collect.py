@@ -19,7 +19,7 @@ THEN = ["t1", "t4", "t2", "t5", "t0"]
 def test_an_update_without_zero_variance_groups_takes_one_rollout():
     tried, metrics = resampled(TURNS, rounds=5)
     assert tried == [FIRST]
-    counts = {"computed": 3, "distinct": 2, "attended": 4, "sampled": 1}
+    counts = {"computed": 9, "distinct": 6, "attended": 12, "sampled": 3}  # of three turns
     empty = dict.fromkeys(asdict(EngineCounts()), 0.0)
     assert metrics == {
         **rollout_metrics(empty | counts, collector_of([]).flops, num_ranks=1),

@@ -56,9 +56,9 @@ class ScriptedCollector(Collector):
             groups.append(
                 [scored(1, outcome, turn_id=turn.turn_id), scored(other, turn_id=turn.turn_id)]
             )
-        return groups, SimpleNamespace(
-            counts=EngineCounts(computed=3, distinct=2, attended=4, sampled=1)
-        )
+        n = len(turns)
+        counts = EngineCounts(computed=3 * n, distinct=2 * n, attended=4 * n, sampled=n)
+        return groups, SimpleNamespace(counts=counts)
 
 
 def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
