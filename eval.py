@@ -25,10 +25,12 @@ from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
 from mtsql.rl.evaluate import evaluate, predictions_text, scores_as_rows, summarize
+from mtsql.rl.rollout_metrics import engine_metrics
 from mtsql.run.config import to_dict
 from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, check_free
+from mtsql.session import flop_meter
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import check_sizes, set_up
 
@@ -148,7 +150,15 @@ def score(config: Config, accelerator: Accelerator) -> None:
     )
     everything = summary["all"]
     names = {f"{config.split}_{name}": everything[name] for name in ("ex", "em")}
-    log.metrics({"stage": "eval", **names})
+    meter = flop_meter(workbench, config.model.compute_dtype, accelerator)
+    log.metrics(
+        {
+            "stage": "eval",
+            **names,
+            **engine_metrics(engine.counts, meter, ranks, log.secs("eval")),
+            "peak_flops": meter.peak,
+        }
+    )
     if ranks.is_main:
         print_line(last_lines(config))
 

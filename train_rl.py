@@ -45,7 +45,7 @@ from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
 from mtsql.rl.trajectory_text import update_text
-from mtsql.rl.update_metrics import update_metrics
+from mtsql.rl.update_metrics import learning_flops, update_metrics
 from mtsql.rl_run import Progress, evaluate_held_out, probe, report
 from mtsql.run.checkpoint import CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
@@ -193,7 +193,7 @@ def train(
     ranks = session.ranks
     curriculum = progress.curriculum
     start = progress.num_done
-    lines = UpdateLines(log, config.num_updates, config.eval_every)
+    lines = UpdateLines(log, config.num_updates, config.eval_every, session.meter)
     for update in range(start, config.num_updates):
         # First evaluate, then save: a checkpoint holds the EX of its own weights.
         if progress.scores is None and is_due(update, config.eval_every):
@@ -227,7 +227,10 @@ def train(
             # 6. Record the successes and write the evidence.
             record(curriculum, groups, ranks, config.group_size)
             trained = with_gradient(samples, config.loss)
-            metrics = update_metrics(groups, trained, steps, config.advantage, ranks, engine_gap)
+            flops = flops_of_learning(config, session, samples, trained)
+            metrics = update_metrics(
+                groups, trained, steps, config.advantage, ranks, engine_gap, flops
+            )
             stage = curriculum.stage_at(update, config.num_updates)
             done = {"stage": "rl", "update": update + 1, "curriculum_stage": stage, "lr": lr}
             lines.add(done | rollout_metrics | metrics)
@@ -263,6 +266,20 @@ def learn(
     return results, engine_gap
 
 
+def flops_of_learning(
+    config: Config, session: Session, samples: list[Sample], trained: list[Sample]
+) -> float:
+    """Operations of `learn` on this rank, for the metrics. `trained` have a gradient."""
+    return learning_flops(
+        samples,
+        trained,
+        session.meter.model,
+        num_passes=config.num_passes,
+        has_reference=bool(config.loss.kl_coef),
+        is_recomputed=config.old_logprobs == "recomputed",
+    )
+
+
 def record(curriculum: Curriculum, groups: list[Group], ranks: Ranks, num_attempts: int) -> None:
     """Add the successes of all ranks to the curriculum's counts."""
     successes = [(turn_of(group), num_right(group)) for group in groups]
@@ -293,6 +310,7 @@ def make_collector(config: Config, session: Session) -> Collector:
         resample_rounds=config.curriculum.resample_rounds,
         max_prompt_tokens=config.max_prompt_tokens,
         seed=config.seed,
+        flops=session.meter.model,
     )
 
 

@@ -266,7 +266,7 @@ def train_on(
     stage = "sft" if config.source == "demonstrations" else f"round{progress.round}"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
-    lines = StepLines(session.log, stage, progress.done, num_steps)
+    lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
     with activity(stage, session.ranks.is_main, "steps", has_lines=False) as show:
         for step in range(progress.done, num_steps):
             chunk = order[step * sft.samples_per_update : (step + 1) * sft.samples_per_update]
@@ -275,8 +275,8 @@ def train_on(
             with no_interrupt():
                 with session.log.timer("step"):
                     stats = learner.optimizer_step(mine, lr)
-                num_tokens = sum(samples[place].num_trained for place in chunk)
-                lines.add(step + 1, progress.update + 1, lr, stats, num_tokens)
+                everyones = [samples[place] for place in chunk]
+                lines.add(step + 1, progress.update + 1, lr, stats, everyones)
                 progress.update += 1
                 progress.done = step + 1
             show(progress.done, num_steps)

@@ -1,11 +1,13 @@
 """Rollouts of an update: groups of equal rewards are replaced by those of other turns."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 from helpers.collecting import collector_of, resampled, scored
 from mtsql.engine.counts import EngineCounts
 from mtsql.rl import collect, rewards
 from mtsql.rl.curriculum import CurriculumConfig
+from mtsql.rl.rollout_metrics import rollout_metrics
 from mtsql.rl.samples import has_signal
 
 TURNS = [f"t{i}" for i in range(8)]
@@ -17,8 +19,10 @@ THEN = ["t1", "t4", "t2", "t5", "t0"]
 def test_an_update_without_zero_variance_groups_takes_one_rollout():
     tried, metrics = resampled(TURNS, rounds=5)
     assert tried == [FIRST]
+    counts = {"computed": 9, "distinct": 6, "attended": 12, "sampled": 3}  # of three turns
+    empty = dict.fromkeys(asdict(EngineCounts()), 0.0)
     assert metrics == {
-        "rollout_computed_per_distinct": 1.5,
+        **rollout_metrics(empty | counts, collector_of([]).flops, num_ranks=1),
         "zero_variance_frac": 0,
         "resample/rounds": 0,
         "resample/groups_sampled": 3,

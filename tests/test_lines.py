@@ -10,6 +10,7 @@ import train_rl
 import train_sft
 
 from mtsql import lines
+from mtsql.learner.packing import Sample
 from mtsql.lines import (
     StepLines,
     UpdateLines,
@@ -22,6 +23,7 @@ from mtsql.lines import (
     took,
 )
 from mtsql.model.attention_path import AttentionPath
+from mtsql.model.flops import FlopMeter, ModelFlops
 from mtsql.model.policy import ModelConfig
 from mtsql.rl.update_metrics import LOSS_STATS
 from mtsql.run import screen
@@ -40,6 +42,11 @@ ROW = {
     "zero_variance_frac": 0.1,
     "truncated_frac": 0.0859,
     "malformed_frac": 0.0,
+    "preemptions": 0,
+    "num_trajectories": 128,
+    "sql_wait_secs": 0.0,
+    "rollout_flops": 1e9,
+    "learn_flops": 1e9,
     "num_sampled": 9000,
     "num_computed": 20000.0,
     "num_steps": 1,
@@ -56,31 +63,35 @@ EVALUATION = {
 }
 
 
+METER = FlopMeter(ModelFlops(per_token=10.0, per_pair=1.0, per_predicted=5.0), peak=2e9)
+
+
 @dataclass(frozen=True)
 class Config:
     run: str = "x"
 
 
 def update_lines(folder, num_updates=40, **options):
-    return UpdateLines(RunLog(folder, Config(), **options), num_updates, eval_every=20)
+    return UpdateLines(RunLog(folder, Config(), **options), num_updates, eval_every=20, meter=METER)
 
 
 def test_an_update_is_one_line_under_a_header(tmp_path, capsys):
     shown = update_lines(tmp_path / "run")
     shown.log.metrics({**EVALUATION, "eval_secs": 30.0})
+    shown.log._timings["learn_secs"] = 2.0
     shown.add({**ROW, "update": 1})
-    shown.add({**ROW, "update": 2, "loss/kl": None, "grad_norm": None})
+    shown.add({**ROW, "update": 2, "loss/kl": None, "grad_norm": None, "learn_flops": 0.0})
     *legend, header, one, two = capsys.readouterr().out.splitlines()
     assert legend and all(len(line) <= 80 for line in legend)
-    names = "update st reward EX EM held entr KL grad trun malf roll learn left".split()
+    names = "update st reward EX EM held entr KL grad trun roll learn mfu left".split()
     assert header.split() == names and len(header) == len(one) == len(two) <= 80
     cells = dict(zip(names, one.split(), strict=True))
     assert cells["update"] == "1/40" and cells["st"] == "2" and cells["reward"] == "1.563"
     assert (cells["EX"], cells["EM"], cells["held"]) == ("56.2", "75.0", "40.0")
     assert (cells["entr"], cells["KL"], cells["grad"]) == ("0.060", "0.060", "0.087")
-    assert (cells["trun"], cells["malf"]) == ("8.6", "0.0")
+    assert (cells["trun"], cells["learn"], cells["mfu"]) == ("8.6", "10000", "25.0")
     cells = dict(zip(names, two.split(), strict=True))
-    assert (cells["KL"], cells["grad"]) == ("-", "-")
+    assert (cells["KL"], cells["grad"], cells["mfu"]) == ("-", "-", "-")
 
 
 @pytest.mark.parametrize("num_updates", [1, 999, 9999, 123_456])
@@ -94,6 +105,7 @@ def test_the_widest_line_has_80_columns(num_updates, tmp_path, capsys):
         "truncated_frac": 1.0,
         "malformed_frac": 1.0,
         "grad_norm": 1234567.0,
+        "learn_flops": 1e30,
         "num_sampled": 9e14,
         "num_computed": 9e14,
     }
@@ -115,7 +127,7 @@ def test_a_warning_is_printed_once_and_kept_for_a_resumed_run(tmp_path, capsys):
     assert capsys.readouterr().out.count("warning: no_step: update 1 took no") == 1
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["warning"] for row in rows] == ["no_step", None]
-    assert all(row["rollout_tokens_per_sec"] and row["peak_memory_mb"] > 10 for row in rows)
+    assert all(row["rollout_tokens_per_sec"] and row["peak_flops"] == 2e9 for row in rows)
     size = (tmp_path / "run/metrics.jsonl").stat().st_size
     resumed = update_lines(tmp_path / "run", resume_at=(2, size))
     resumed.add({**ROW, "update": 3, "num_steps": 0})
@@ -145,17 +157,18 @@ def test_sft_prints_the_first_step_the_last_one_and_some_between(tmp_path, capsy
     monkeypatch.setattr(lines.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
     log = RunLog(tmp_path / "run", Config())
-    shown = StepLines(log, "sft", first=100, num_steps=130)
+    shown = StepLines(log, "sft", first=100, num_steps=130, meter=METER)
     for step in range(101, 131):
         now[0] += 1.0
         stats = {"loss": float(step), "grad_norm": 0.5, "num_computed": 640.0}
-        shown.add(step, step, 3e-3, stats, num_tokens=64)
+        shown.add(step, step, 3e-3, stats, [Sample([1], [2] * 64, [1] * 64)])
     header, *out = capsys.readouterr().out.splitlines()
     assert header.split() == ["step", "loss", "lr", "grad", "tokens/s", "left"]
     cells = [line.split() for line in out]
     assert [row[0] for row in cells] == ["101/130", "111/130", "121/130", "130/130"]
     assert [row[1] for row in cells] == ["101.0", "106.5", "116.5", "126.0"]  # means since the last
     assert cells[0][2:] == ["3.0e-3", "0.500", "640", "-"] and cells[1][-1] == "0:19"
+    assert log.rows[0]["num_tokens"] == 64 and log.rows[0]["peak_flops"] == 2e9
     assert log.rows[0]["lr"] == 3e-3 and log.rows[0]["tokens_per_sec"] > 0
 
 

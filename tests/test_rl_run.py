@@ -39,7 +39,8 @@ def session(tmp_path, monkeypatch):
     for update, warning in ((1, "no_step, entropy"), (2, None)):
         endings = {"outcome/answered": 0.875, "outcome/max_replies": 0.125, "outcome/bad_call": 0.0}
         done = {"stage": "rl", "update": update, "num_steps": 1, "warning": warning}
-        log.metrics({**done, **endings, "rollout_secs": 40.0})
+        shares = {"sql_wait_frac": 0.25, "accepted_frac": None, "drafted": 0, "learn_mfu": None}
+        log.metrics({**done, **endings, **shares, "rollout_secs": 40.0})
     return SimpleNamespace(config=config, log=log, ranks=Ranks())
 
 
@@ -53,6 +54,7 @@ def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsy
     for line in (
         "took             9 min 12 s\n",
         "evaluation 0:30, probe 0:00, rollouts 1:20, learning 0:00\n",
+        "efficiency       waiting for SQL 25%\n",
         "episodes ended   answered 87.5%, max_replies 12.5% (last 2 updates)\n",
         "warnings         no_step (update 1), entropy (update 1)\n",
     ):

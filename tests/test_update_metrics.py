@@ -7,8 +7,9 @@ from helpers.collecting import scored
 from mtsql.agent.env import Outcome
 from mtsql.learner.losses import LossConfig, policy_loss
 from mtsql.learner.packing import Sample, pack
+from mtsql.model.flops import ModelFlops, Work
 from mtsql.rl.advantages import AdvantageConfig
-from mtsql.rl.update_metrics import LOSS_STATS, update_metrics
+from mtsql.rl.update_metrics import LOSS_STATS, learning_flops, update_metrics, work_of
 from mtsql.run.ranks import Ranks
 from mtsql.sql.query import QueryStatus
 
@@ -35,7 +36,7 @@ def test_trajectories_are_counted_by_outcome_and_treatment():
         one.kl = 0.5
     group[3].components["ex"] = 1.0
     config = AdvantageConfig(on_truncated="mask", on_malformed="drop", kl_coef=0.1)
-    metrics = update_metrics([group], [SAMPLE, SAMPLE], [{}], config, Ranks())
+    metrics = update_metrics([group], [SAMPLE, SAMPLE], [{}], config, Ranks(), learn_flops=7.0)
     usual = {f"outcome/{outcome.value}": 0 for outcome in Outcome}
     usual |= {f"queries/{status.value}": 0 for status in QueryStatus}
     usual |= {f"loss/{name}": None for name in LOSS_STATS}
@@ -53,8 +54,10 @@ def test_trajectories_are_counted_by_outcome_and_treatment():
         "dropped_frac": 0.5,
         "kept_frac": 0.5,
         "response_tokens": 2,
+        "num_trajectories": 4,
         "num_tokens": 4,
         "num_sampled": 8,
+        "learn_flops": 7.0,
         "num_steps": 0,
         "num_computed": 0,
         "loss": None,
@@ -93,3 +96,27 @@ def test_losses_are_means_over_the_tokens_of_all_steps():
     assert metrics["engine_gap"] == 0.25  # of the first step
     metrics = update_metrics([group], [SAMPLE], steps, AdvantageConfig(), Ranks(), engine_gap=0.125)
     assert metrics["engine_gap"] == 0.125
+
+
+def test_samples_of_a_prompt_compute_it_once():
+    one = Sample([1, 2, 3], [4, 5], [1, 0])
+    other = Sample([1, 2, 3], [6], [1])
+    untrained = Sample([9] * 50, [1], [0])
+    # The prompt attends to 1 + 2 + 3 tokens, the samples to 4 + 5 and to 4.
+    assert work_of([one, other, untrained]) == Work(tokens=6, attended=19, predicted=2)
+    assert work_of([]) == Work()
+
+
+def test_learning_counts_each_pass_and_the_scoring_before_it():
+    model = ModelFlops(per_token=10.0, per_pair=1.0, per_predicted=5.0)
+    other = Sample([1, 2], [4], [1])
+    once = 3 * (10.0 * 3 + 6 + 5.0 * 2)  # SAMPLE: three tokens, two predicted
+
+    def flops(**options):
+        usual = {"num_passes": 1, "has_reference": False, "is_recomputed": False}
+        return learning_flops([SAMPLE, other], [SAMPLE], model, **usual | options)
+
+    assert flops() == once
+    assert flops(num_passes=2) == 2 * once
+    assert flops(is_recomputed=True) == once + once / 3
+    assert flops(has_reference=True) == once + once / 3 + (10.0 * 3 + 6 + 5.0)

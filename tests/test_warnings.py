@@ -2,13 +2,17 @@
 
 import pytest
 
-from mtsql.rl.warnings import WINDOW, new_warnings
+from mtsql.rl.warnings import CHECKS, WINDOW, new_warnings
 
 GOOD = {
     "num_steps": 1,
     "zero_variance_frac": 0.1,
     "loss/entropy": 0.5,
     "truncated_frac": 0.02,
+    "malformed_frac": 0.01,
+    "preemptions": 1,
+    "num_trajectories": 128,
+    "sql_wait_frac": 0.05,
     "engine_gap": 0.001,
 }
 
@@ -60,6 +64,24 @@ def test_rising_truncation():
     assert given(*[{}] * 5, *[{"truncated_frac": 0.2}] * 9) == []  # still few
 
 
+def test_malformed_replies():
+    most = {"malformed_frac": 0.6}
+    assert given(*[most] * 9) == [(WINDOW, "malformed")]
+    assert given(*[{"malformed_frac": 0.2}] * 9) == []
+
+
+def test_many_preemptions():
+    many = {"preemptions": 30}
+    assert given(*[many] * 9) == [(WINDOW, "preempted")]
+    assert given(many, *[{}] * 9) == []
+
+
+def test_a_rollout_that_waits_for_sql():
+    assert given(*[{"sql_wait_frac": 0.7}] * 9) == [(WINDOW, "sql_wait")]
+    assert given(*[{"sql_wait_frac": 0.4}] * 9) == []
+    assert given(*[{"sql_wait_frac": 0.7}] * (WINDOW - 1)) == []  # too few updates to say so
+
+
 def test_a_gap_between_engine_and_learner():
     assert given({}, {"engine_gap": 0.06}, {"engine_gap": 0.06}) == [(2, "engine_gap")]
 
@@ -69,13 +91,16 @@ def test_two_warnings_of_one_update_are_both_kept():
     assert given({}, both, both) == [(2, "no_step"), (2, "engine_gap")]
 
 
-@pytest.mark.parametrize("name", ["no_step", "zero_variance", "entropy", "truncated", "engine_gap"])
+@pytest.mark.parametrize("name", CHECKS)
 def test_each_text_says_what_to_do(name):
     bad = {
         "num_steps": 0,
         "zero_variance_frac": 0.9,
         "loss/entropy": 0.01,
         "truncated_frac": 0.9,
+        "malformed_frac": 0.9,
+        "preemptions": 99,
+        "sql_wait_frac": 0.9,
         "engine_gap": 0.5,
         "warning": None,
     }

@@ -10,14 +10,18 @@ from typing import Any
 import psutil
 
 from mtsql.files import print_line
+from mtsql.learner.packing import Sample
 from mtsql.model.attention_path import describe_path, main_device, path_for
+from mtsql.model.flops import FlopMeter
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
+from mtsql.rl.rollout_metrics import rollout_rates
+from mtsql.rl.update_metrics import work_of
 from mtsql.rl.warnings import new_warnings
 from mtsql.run.checkpoint import Checkpoint
 from mtsql.run.config import config_diff, flat, to_dict
 from mtsql.run.ranks import Ranks
 from mtsql.run.recipes import read_yaml
-from mtsql.run.runlog import RunLog, peak_memory_mb
+from mtsql.run.runlog import RunLog
 from mtsql.run.screen import LINE_SECS, Table, duration, percent, rate, short, wrapped
 
 UPDATE_COLUMNS = {
@@ -30,15 +34,16 @@ UPDATE_COLUMNS = {
     "KL": 5,
     "grad": 5,
     "trun": 4,
-    "malf": 4,
     "roll": 5,
     "learn": 5,
+    "mfu": 4,
     "left": 5,
 }
 LEGEND = (
-    "st: curriculum stage. EX, EM, trun(cated), malf(ormed): % of the rollouts. held: newest "
-    "held-out EX, mean of the splits. entr: entropy. grad: gradient norm before clipping. roll, "
-    "learn: tokens per second, sampled, and computed to learn. left: time left, with evaluations."
+    "st: curriculum stage. EX, EM, trun(cated): % of the rollouts. held: newest held-out EX, mean "
+    "of the splits. entr: entropy. grad: gradient norm before clipping. roll, learn: tokens per "
+    "second, sampled, and computed to learn. mfu: % of the device's peak in learning. left: time "
+    "left, with evaluations."
 )
 STEP_COLUMNS = {"loss": 6, "lr": 7, "grad": 5, "tokens/s": 8, "left": 5}
 LEFT_WINDOW = 10
@@ -51,20 +56,23 @@ class UpdateLines:
     """The lines of the updates of train_rl.py on the screen, and their rows in metrics.jsonl. All
     ranks may call it; only the main rank prints and writes."""
 
-    def __init__(self, log: RunLog, num_updates: int, eval_every: int) -> None:
+    def __init__(self, log: RunLog, num_updates: int, eval_every: int, meter: FlopMeter) -> None:
         self.log = log
+        self.meter = meter
         self.num_updates = num_updates
         self.eval_every = eval_every
         self.table = Table({"update": len(self._place(num_updates)), **UPDATE_COLUMNS})
         self.updates = [row for row in log.rows if row["stage"] == "rl"]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write the row of an update, with rates, memory and warnings, and print its line."""
+        """Write the row of an update, with rates, utilisation and warnings, and print its line."""
+        learn_secs = self.log.secs("learn")
         row = {
             **row,
-            "rollout_tokens_per_sec": _rate(row["num_sampled"], self.log.secs("rollout")),
-            "learn_tokens_per_sec": _rate(row["num_computed"], self.log.secs("learn")),
-            "peak_memory_mb": round(peak_memory_mb(), 1),
+            **rollout_rates(row, self.meter, self.log.secs("rollout")),
+            "learn_tokens_per_sec": _rate(row["num_computed"], learn_secs),
+            "learn_mfu": self.meter.utilisation(row["learn_flops"], learn_secs),
+            "peak_flops": self.meter.peak,
         }
         warnings = new_warnings([*self.updates, row]) if self.log.is_main else {}
         row["warning"] = ", ".join(warnings) or None
@@ -95,9 +103,9 @@ class UpdateLines:
             short(kl),
             short(row["grad_norm"]),
             percent(row["truncated_frac"]),
-            percent(row["malformed_frac"]),
             rate(row["rollout_tokens_per_sec"]),
             rate(row["learn_tokens_per_sec"]),
+            percent(row["learn_mfu"]),
             duration(secs_left(self.log.rows, self.num_updates, self.eval_every)),
         )
 
@@ -131,9 +139,12 @@ class StepLines:
     """The lines of the optimizer steps of train_sft.py: the first, the last, and one every ten
     seconds in between, with the means of the steps since the line before."""
 
-    def __init__(self, log: RunLog, stage: str, first: int, num_steps: int) -> None:
+    def __init__(
+        self, log: RunLog, stage: str, first: int, num_steps: int, meter: FlopMeter
+    ) -> None:
         """`first` is the number of steps of this stage that were taken before."""
         self.log = log
+        self.meter = meter
         self.stage = stage
         self.first = first
         self.num_steps = num_steps
@@ -143,21 +154,25 @@ class StepLines:
         self.since: list[dict[str, Any]] = []
 
     def add(
-        self, num_done: int, update: int, lr: float, stats: dict[str, float], num_tokens: int
+        self, num_done: int, update: int, lr: float, stats: dict[str, float], samples: list[Sample]
     ) -> None:
         """Write the row of an optimizer step, and print a line if it is due.
 
         `num_done` counts the finished steps of this stage and `update` those of the run. `stats`
-        is what the step returned, and `num_tokens` how many tokens it trained.
+        is what the step returned, and `samples` are those of all ranks.
         """
+        work = work_of(samples)
+        secs = self.log.secs("step")
         row = {
             "stage": self.stage,
             "update": update,
             "lr": lr,
             "loss": stats["loss"],
             "grad_norm": stats["grad_norm"],
-            "num_tokens": num_tokens,
-            "tokens_per_sec": _rate(stats["num_computed"], self.log.secs("step")),
+            "num_tokens": work.predicted,
+            "tokens_per_sec": _rate(stats["num_computed"], secs),
+            "learn_mfu": self.meter.utilisation(self.meter.model.training(work), secs),
+            "peak_flops": self.meter.peak,
         }
         self.log.metrics(row)
         self.since.append(stats)

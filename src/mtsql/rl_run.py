@@ -10,6 +10,7 @@ from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
+from mtsql.rl.rollout_metrics import engine_metrics
 from mtsql.run.checkpoint import best_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.plots import plot_training
@@ -73,7 +74,7 @@ def evaluate_held_out(
     databases (`dev_seen`) and of unseen ones (`dev`). They are logged, printed and drawn."""
     log = session.log
     with log.work("eval", f"evaluation at update {update}") as show, peers_may_stop():
-        turns_of = collector.evaluate_held_out(max_turns, show)
+        turns_of, counts = collector.evaluate_held_out(max_turns, show)
     metrics: dict[str, Any] = {"stage": "eval", "update": update}
     scores = {}
     for split, turns in turns_of.items():
@@ -89,6 +90,7 @@ def evaluate_held_out(
             f"update {update}: {split} EX {everything['ex']:.1f} EM {everything['em']:.1f} "
             f"({everything['count']} turns)"
         )
+    metrics |= engine_metrics(counts, session.meter, session.ranks, log.secs("eval"))
     log.metrics(metrics)
     draw(log)
     return scores
@@ -116,7 +118,7 @@ def probe(
         counts = {turn.turn_id: (0, 0) for turn in turns}
         return build_curriculum(counts, config, seed)
     with log.work("probe", "probe") as show, peers_may_stop():
-        counts = collector.probe(config, show)
+        counts, work = collector.probe(config, show)
     num_right = sum(successes for successes, _ in counts.values())
     num_episodes = sum(attempts for _, attempts in counts.values())
     log.metrics(
@@ -126,6 +128,7 @@ def probe(
             "num_turns": len(counts),
             "num_episodes": num_episodes,
             "right_frac": num_right / num_episodes,
+            **engine_metrics(work, session.meter, session.ranks, log.secs("probe")),
         }
     )
     return build_curriculum(counts, config, seed)
@@ -155,6 +158,7 @@ def _last_lines(log: RunLog, config: RunConfig) -> str:
     values = {"took": took(config)}
     times = [f"{name} {duration(log.total(f'{key}_secs'))}" for key, name in PARTS.items()]
     values["time spent on"] = ", ".join(times)
+    values |= _shares(log)
     values["episodes ended"] = _endings(log)
     values["model"] = f"{log.folder}/model"
     best = best_checkpoint(log.folder)
@@ -175,6 +179,27 @@ def _last_lines(log: RunLog, config: RunConfig) -> str:
     flags = same_flags(config, without=("data.train", "data.leave_out"))
     values["next"] = f"python eval.py --model.path {log.folder}/model{flags}"
     return listed(values)
+
+
+def _shares(log: RunLog) -> dict[str, str]:
+    """How well the machine was used in all updates, as far as it is known."""
+    updates = [row for row in log.rows if row["stage"] == "rl"]
+
+    def mean(key: str, weight: str | None = None) -> float | None:
+        known = [row for row in updates if row.get(key) is not None]
+        weights = [row[weight] if weight else 1 for row in known]
+        total = sum(weights)
+        pairs = zip(known, weights, strict=True)
+        return sum(row[key] * each for row, each in pairs) / total if total else None
+
+    shares = {
+        "waiting for SQL": mean("sql_wait_frac", "rollout_secs"),
+        "drafts accepted": mean("accepted_frac", "drafted"),
+        "prompts in the cache": mean("prefix_hit_frac"),
+        "learning's MFU": mean("learn_mfu", "learn_secs"),
+    }
+    texts = [f"{name} {share:.0%}" for name, share in shares.items() if share is not None]
+    return {"efficiency": ", ".join(texts)} if texts else {}
 
 
 def _endings(log: RunLog) -> str:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 
 from mtsql.files import read_text
 from mtsql.learner.step import Learner
+from mtsql.model.flops import FlopMeter, ModelFlops, device_peak
 from mtsql.model.policy import is_sharded, save_policy
 from mtsql.model_notes import EpisodeConfig, notes_of
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, done_at_stop, save_checkpoint
@@ -78,6 +80,7 @@ class Session:
     log: RunLog
     begun: Checkpoint | None
     """The checkpoint that a resumed run continues from."""
+    meter: FlopMeter
 
     @property
     def folder(self) -> Path:
@@ -169,4 +172,15 @@ def open_session(
     if ranks.is_main:
         files = hash_inputs(config, workbench.corpora, workbench.databases)
         keep_inputs(run, inputs | files)
-    return Session(config, accelerator, ranks, workbench, log, begun)
+    meter = flop_meter(workbench, config.model.compute_dtype, accelerator)
+    return Session(config, accelerator, ranks, workbench, log, begun, meter)
+
+
+def flop_meter(workbench: Workbench, dtype: torch.dtype, accelerator: Accelerator) -> FlopMeter:
+    """The operations of the policy and the peak of all ranks' devices. On a CPU all ranks measure
+    at the same time, as they also compute at the same time."""
+    peaks = Ranks.of(accelerator).gather([device_peak(accelerator.device, dtype)])
+    known = [peak for peak in peaks if peak is not None]
+    return FlopMeter(
+        ModelFlops.of(workbench.policy), sum(known) if len(known) == len(peaks) else None
+    )

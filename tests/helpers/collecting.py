@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from mtsql.agent.env import Outcome
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.model.flops import ModelFlops
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum
@@ -62,7 +63,9 @@ class ScriptedCollector(Collector):
             groups.append(
                 [scored(1, outcome, turn_id=turn.turn_id), scored(other, turn_id=turn.turn_id)]
             )
-        return groups, EngineCounts(computed=3, distinct=2)
+        n = len(turns)
+        counts = EngineCounts(computed=3 * n, distinct=2 * n, attended=4 * n, sampled=n)
+        return groups, counts
 
 
 def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
@@ -83,6 +86,7 @@ def collector_of(turns: list[str], **fields: object) -> ScriptedCollector:
         "resample_rounds": 0,
         "max_prompt_tokens": 9,
         "seed": 0,
+        "flops": ModelFlops(per_token=10.0, per_pair=1.0, per_predicted=5.0),
     }
     return ScriptedCollector(**usual | fields)
 

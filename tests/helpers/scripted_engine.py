@@ -2,6 +2,9 @@
 
 import time
 
+import torch
+
+from mtsql.engine.counts import EngineCounts
 from mtsql.engine.engine import Completion, SamplingConfig, StopReason
 from mtsql.model.rendering import Renderer
 
@@ -11,7 +14,7 @@ class ScriptedEngine:
     takes. Every reply ends with `reason`, and every token has the log-prob -0.5.
 
     `opened`, `extended` and `closed` say what was asked of it; the latter two also say in which
-    step.
+    step. `times` has the time at which each step began.
     """
 
     def __init__(
@@ -21,12 +24,16 @@ class ScriptedEngine:
         sampling: SamplingConfig | None = None,
         reason: StopReason = StopReason.STOP_ID,
         step_secs: float = 0.0,
+        device: str = "cpu",
     ) -> None:
         self.renderer = renderer
         self.script = [list(row) for row in script]
         self.sampling = sampling or SamplingConfig()
         self.reason = reason
         self.step_secs = step_secs
+        self.device = torch.device(device)
+        self.counts = EngineCounts()
+        self.times: list[float] = []
         self.now = 0
         self.steps_left: dict[int, int] = {}
         self.opened: list[tuple] = []
@@ -54,6 +61,7 @@ class ScriptedEngine:
 
     def step(self) -> list[Completion]:
         self.now += 1
+        self.times.append(time.monotonic())
         time.sleep(self.step_secs)
         completions = []
         for handle in list(self.steps_left):

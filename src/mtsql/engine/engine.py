@@ -270,6 +270,7 @@ class Engine:
             if row.prompt.is_ready and first is not None:
                 rows.append(row)
                 states.append(first[None])
+        self.counts.row_steps += len(rows)
         return rows, torch.cat(states) if rows else None
 
     def _compute(self, plan: Plan) -> Tensor:

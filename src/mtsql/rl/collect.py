@@ -3,13 +3,14 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from mtsql.agent.env import SqlEnv
 from mtsql.engine.counts import EngineCounts
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
+from mtsql.model.flops import ModelFlops
 from mtsql.model.policy import generation_weights
 from mtsql.model.rendering import Renderer
 from mtsql.rl.advantages import AdvantageConfig
@@ -17,12 +18,12 @@ from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.evaluate import TurnScore, evaluate
 from mtsql.rl.rewards import RewardConfig, group_components, reward_components, total_reward
 from mtsql.rl.rollout import Show, rollout, show_nothing, show_part
+from mtsql.rl.rollout_metrics import Metric, RolloutCounts, rollout_metrics
 from mtsql.rl.samples import has_signal
 from mtsql.rl.scored import Group, Scored, num_right, turn_of
 from mtsql.rl.trajectory import Trajectory
 from mtsql.run.ranks import Ranks
 from mtsql.sql.dialogues import Corpus, Turn
-from mtsql.sql.sandbox import sandbox_counts
 
 PROBE_UPDATE = 2**31
 """The update number of the probe's random numbers, which no training update has."""
@@ -51,6 +52,8 @@ class Collector:
     resample_rounds: int
     max_prompt_tokens: int
     seed: int
+    flops: ModelFlops
+    """Operations of the policy, for the metrics."""
 
     def collect(
         self,
@@ -59,7 +62,7 @@ class Collector:
         update: int,
         num_updates: int,
         show: Show = show_nothing,
-    ) -> tuple[list[Group], dict[str, float]]:
+    ) -> tuple[list[Group], dict[str, Metric]]:
         """This rank's groups of an update, scored, and metrics of the rollouts of all ranks.
 
         `picked` are the ids of the update's turns. Each rank rolls out its share of them as whole
@@ -90,7 +93,7 @@ class Collector:
                 if not turn_ids:  # every group has a signal, or the stage has no further turn
                     break
         metrics = {
-            "rollout_computed_per_distinct": total["computed"] / max(1.0, total["distinct"]),
+            **rollout_metrics(total, self.flops, self.ranks.count),
             "zero_variance_frac": 1 - total["with_signal"] / len(tried),
             "sql_deadlines": int(total["deadline"]),
             "sql_workers_died": int(total["died"]),
@@ -140,7 +143,7 @@ class Collector:
         groups = [scored[start : start + num_samples] for start in starts]
         for group in groups:
             self._add_group_components(group)
-        return groups, _since(before, engine.counts)
+        return groups, engine.counts - before
 
     def _score(self, trajectory: Trajectory) -> Scored:
         """The trajectory with its own components; those of its group are added later."""
@@ -157,9 +160,9 @@ class Collector:
 
     def probe(
         self, config: CurriculumConfig, show: Show = show_nothing
-    ) -> dict[str, tuple[int, int]]:
-        """Turn id -> (successes, attempts) of the current policy, for the turns of all ranks. A
-        success is right in execution and in structure.
+    ) -> tuple[dict[str, tuple[int, int]], EngineCounts]:
+        """Turn id -> (successes, attempts) of the current policy, for the turns of all ranks, and
+        what this rank's engines have counted. A success is right in execution and in structure.
 
         The turns are played in parts, each of which the ranks share, so that not all of their
         trajectories are in memory at a time. Turns of a database follow each other, so that their
@@ -187,13 +190,14 @@ class Collector:
                     show=part_show,
                 )
                 counts |= {turn_of(group): (num_right(group), num_samples) for group in groups}
-        return dict(self.ranks.gather(list(counts.items())))
+        return dict(self.ranks.gather(list(counts.items()))), engine.counts
 
     def evaluate_held_out(
         self, max_turns: int, show: Show = show_nothing
-    ) -> dict[str, list[TurnScore]]:
-        """The scores of all ranks for each split other than train: greedy episodes with gold
-        history. At most `max_turns` turns of a split are played (0 = all)."""
+    ) -> tuple[dict[str, list[TurnScore]], EngineCounts]:
+        """The scores of all ranks for each split other than train, and what this rank's engines
+        have counted: greedy episodes with gold history. At most `max_turns` turns of a split are
+        played (0 = all)."""
         greedy = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
         turns_of = {
             split: self.ranks.share(corpus.turns[: max_turns or None])
@@ -215,37 +219,4 @@ class Collector:
                 )
                 num_done += len(turns)
                 scores[split] = self.ranks.gather(mine)
-        return scores
-
-
-def _since(before: EngineCounts, now: EngineCounts) -> EngineCounts:
-    """What an engine has done in between."""
-    earlier = asdict(before)
-    return EngineCounts(**{name: value - earlier[name] for name, value in asdict(now).items()})
-
-
-@dataclass
-class RolloutCounts:
-    """What this rank has done since the start of an update, to be summed over ranks."""
-
-    sandbox_before: dict[str, int] = field(default_factory=sandbox_counts)
-    computed: int = 0
-    distinct: int = 0
-    with_signal: int = 0
-
-    def add(self, counts: EngineCounts, num_with_signal: int) -> None:
-        """Count a rollout."""
-        self.computed += counts.computed
-        self.distinct += counts.distinct
-        self.with_signal += num_with_signal
-
-    def values(self) -> dict[str, float]:
-        """All counts by name, with those of the sandbox since the start."""
-        values = {
-            "computed": float(self.computed),
-            "distinct": float(self.distinct),
-            "with_signal": float(self.with_signal),
-        }
-        for name, count in sandbox_counts().items():
-            values[name] = float(count - self.sandbox_before[name])
-        return values
+        return scores, engine.counts

@@ -5,22 +5,26 @@ observation joins a later engine step, and a finished trajectory is judged while
 
 Tokens depend on (seed, update, turn, sample, position) alone, so they are the same whenever SQL
 returns. The last bits of their log-probs are not: they depend on which rows are computed together.
-Therefore an observation joins a number of engine steps after its reply that depends on the work of
-its queries and not on the clock. Two rollouts of the same weights are then equal bit for bit.
+Therefore, on a CPU, an observation joins a number of engine steps after its reply that depends on
+the work of its queries and not on the clock. Two rollouts of the same weights are then equal bit
+for bit. On a GPU equal bits are not promised, and a step takes milliseconds. There an observation
+joins when it is ready, so that no row waits for the query of another one.
 """
 
 import hashlib
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
 from mtsql.agent.env import Outcome, SqlEnv
 from mtsql.engine.engine import Completion, Engine, StopReason
+from mtsql.model.flops import pairs
 from mtsql.model.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
-from mtsql.sql.meter import WorkMeter
+from mtsql.sql.meter import WAKE_SECS, WorkMeter
 from mtsql.sql.worker_pool import query_threads
 
 T = TypeVar("T")
@@ -32,9 +36,9 @@ TRUNCATED = {
     StopReason.TRAJECTORY_TOKENS: Outcome.TRAJECTORY_TOKENS,
 }
 SQL_STEPS = 2
-"""An observation joins this many engine steps after its reply, plus one step for each tick (a
-million virtual-machine steps) of its queries. If the queries are not done by then, the engine
-waits."""
+"""On a CPU an observation joins this many engine steps after its reply, plus one step for each tick
+(a million virtual-machine steps) of its queries. If the queries are not done by then, the engine
+waits. On a GPU this is the least number of steps."""
 NUM_ACTORS = 16
 """Threads in which environments act. They mostly wait for SQL workers, which serve them before the
 judges."""
@@ -72,6 +76,10 @@ class _Acting:
         num_ticks = step - self.since - SQL_STEPS
         return num_ticks >= 0 and self.meter.is_done_within(num_ticks)
 
+    def is_ready(self, step: int) -> bool:
+        """Whether the observation can join at this step. Does not wait."""
+        return step - self.since >= SQL_STEPS and self.future.done()
+
 
 def rollout(
     engine: Engine,
@@ -92,12 +100,15 @@ def rollout(
     rows decode. The results are grouped by turn: those of `turns[i]` are at
     `i * num_samples : (i + 1) * num_samples`, with `sample` counting from 0. If a prompt has more
     than `max_prompt_tokens`, its whole group ends with `Outcome.PROMPT_TOKENS`. `show` is told of
-    each episode that ends.
+    each episode that ends. Sampled tokens, what they attend to and seconds of waiting are added to
+    `engine.counts`.
     """
     with query_threads(NUM_ACTORS, "act") as actors, query_threads(NUM_JUDGES, "judge") as judges:
         num_all = len(turns) * num_samples
         judged: dict[int, Future[T]] = {}  # place in the result -> what `judge` will return
         live: dict[int, tuple[int, Trajectory]] = {}  # handle -> (place, trajectory)
+        counts = engine.counts
+        hits_before = counts.prefix_hits
 
         def end(place: int, trajectory: Trajectory) -> None:
             judged[place] = judges.submit(judge, trajectory)
@@ -127,26 +138,54 @@ def rollout(
             places = range(number * num_samples, (number + 1) * num_samples)
             live.update(zip(handles, zip(places, group, strict=True), strict=True))
 
+        prompts = [t.prompt_ids for _, t in live.values() if t.sample == 0]
+        counts.attended += sum(pairs(0, len(prompt)) for prompt in prompts)
+
         def finish(handle: int) -> None:
             engine.close(handle)
-            end(*live.pop(handle))
+            place, trajectory = live.pop(handle)
+            num_computed = len(trajectory.ids) - 1  # the last token is sampled only
+            counts.attended += pairs(len(trajectory.prompt_ids), num_computed)
+            end(place, trajectory)
 
         acting: list[_Acting] = []  # in the order of their replies
+        is_exact = engine.device.type == "cpu"
         step = 0
         while live:
             step += 1
             for completion in engine.step() if engine.has_work else []:
+                counts.sampled += len(completion.ids)
                 _, trajectory = live[completion.handle]
                 meter = WorkMeter()
                 future = _act(completion, trajectory, renderer, actors, finish, meter)
                 if future is not None:
                     acting.append(_Acting(step, completion.handle, meter, future))
-            due = [one for one in acting if one.is_due(step)]
-            for one in due:
+            start = time.perf_counter()
+            if is_exact:
+                due = [one for one in acting if one.is_due(step)]
+            else:
+                due = _ready(acting, step, may_wait=not engine.has_work)
+            observed = [one.future.result() for one in due]
+            counts.sql_wait_secs += time.perf_counter() - start
+            for one, text in zip(due, observed, strict=True):
                 acting.remove(one)
                 _, trajectory = live[one.handle]
-                _observe(one.future.result(), one.handle, trajectory, renderer, engine, finish)
-        return [judged[place].result() for place in range(num_all)]
+                _observe(text, one.handle, trajectory, renderer, engine, finish)
+        if prompts:  # without what was found in the cache, as if it were as much of each prompt
+            num_hits = (counts.prefix_hits - hits_before) // len(prompts)
+            counts.attended -= len(prompts) * pairs(0, num_hits)
+        start = time.perf_counter()
+        results = [judged[place].result() for place in range(num_all)]
+        counts.judge_wait_secs += time.perf_counter() - start
+        return results
+
+
+def _ready(acting: list[_Acting], step: int, may_wait: bool) -> list[_Acting]:
+    """The observations that can join at this step. With `may_wait`, no row decodes: if none is
+    ready, wait until an environment has acted."""
+    if may_wait:
+        wait([one.future for one in acting], WAKE_SECS, FIRST_COMPLETED)
+    return [one for one in acting if one.is_ready(step)]
 
 
 def _act(

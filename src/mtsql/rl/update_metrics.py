@@ -4,6 +4,7 @@ import math
 
 from mtsql.agent.env import Outcome
 from mtsql.learner.packing import Sample
+from mtsql.model.flops import ModelFlops, Work, pairs
 from mtsql.rl.advantages import AdvantageConfig, treatment
 from mtsql.rl.scored import Group, Scored
 from mtsql.run.ranks import Ranks
@@ -40,17 +41,19 @@ def update_metrics(
     config: AdvantageConfig,
     ranks: Ranks,
     engine_gap: float | None = None,
+    learn_flops: float = 0.0,
 ) -> dict[str, float | None]:
     """What an update saw and did, over all ranks.
 
     `groups` are this rank's groups and `samples` its samples with a gradient. `steps` are the
     results of the optimizer steps, empty for a step that was not taken. `engine_gap` is the mean
     difference between the log-probs of the learner and of the engine, if it was measured before
-    the first step; otherwise it is taken from the first step.
+    the first step; otherwise it is taken from the first step. `learn_flops` are those of
+    `learning_flops` on this rank.
 
         reward, reward_std, reward/NAME     mean and standard deviation; mean of each component
         outcome/NAME, queries/STATUS        number per trajectory
-        num_sampled                         tokens that the policy has sampled
+        num_trajectories, num_sampled       trajectories, and tokens that the policy has sampled
         num_computed                        tokens that went through the model in optimizer steps
         *_frac                              fraction of the trajectories
         loss, grad_norm                     mean over the optimizer steps
@@ -66,6 +69,7 @@ def update_metrics(
     for scored in [scored for group in groups for scored in group]:
         _add_trajectory(sums, scored, config)
     sums.add("samples", len(samples))
+    sums.add("learn_flops", learn_flops)
     sums.add("tokens_trained", sum(sample.num_trained for sample in samples))
     sums = sums.over(ranks)
     n = sums["n"]
@@ -73,7 +77,9 @@ def update_metrics(
     metrics = {
         "reward": reward,
         "reward_std": math.sqrt(max(0.0, sums["reward_squared"] / n - reward**2)),
+        "num_trajectories": int(n),
         "num_tokens": sums["tokens_trained"],
+        "learn_flops": sums["learn_flops"],
         "num_sampled": sums["tokens_sampled"],
         "kept_frac": sums["samples"] / n,
         "response_tokens": sums["tokens_sampled"] / n,
@@ -88,6 +94,39 @@ def update_metrics(
         if "/" in name:  # reward/NAME, outcome/NAME, queries/STATUS
             metrics[name] = value / n
     return metrics | _step_metrics(steps, engine_gap)
+
+
+def work_of(samples: list[Sample]) -> Work:
+    """What a forward pass over samples computes, if it computes a prompt that samples share once.
+    Samples without a trained token are left out, as `pack` does."""
+    samples = [sample for sample in samples if sample.num_trained]
+    prompts = {tuple(sample.prompt_ids) for sample in samples}
+    work = Work(sum(map(len, prompts)), sum(pairs(0, len(prompt)) for prompt in prompts))
+    for sample in samples:
+        attended = pairs(len(sample.prompt_ids), len(sample.ids))
+        work += Work(len(sample.ids), attended, sample.num_trained)
+    return work
+
+
+def learning_flops(
+    samples: list[Sample],
+    trained: list[Sample],
+    model: ModelFlops,
+    *,
+    num_passes: int,
+    has_reference: bool,
+    is_recomputed: bool,
+) -> float:
+    """Operations that this rank needs to learn from `samples`, of which those in `trained` have a
+    gradient: forward and backward in each pass, and a forward pass before the first step for the
+    log-probs of the reference and for recomputed ones."""
+    work = work_of(trained)
+    flops = num_passes * model.training(work)
+    if has_reference:
+        flops += model.forward(work_of(samples))
+    if is_recomputed:
+        flops += model.forward(work)
+    return flops
 
 
 def _add_trajectory(sums: Sums, scored: Scored, config: AdvantageConfig) -> None:

@@ -1,7 +1,7 @@
 """What the numbers of the updates warn of. Each warning has a name and is given once in a run.
 
 The warnings depend on the rows of metrics.jsonl only. Each row has the names of those that were
-given with it, so a resumed run does not repeat them.
+given with it, so a resumed run does not repeat them. Only `sql_wait` depends on the clock.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,12 @@ MAX_TRUNCATED = 0.25
 TRUNCATED_GROWTH = 2.0
 """Truncated trajectories are worth a warning if they are more than a quarter and twice as many as
 in the first updates. A harder curriculum stage may bring a few more by itself."""
+MAX_MALFORMED = 0.25
+"""A policy that cannot write the format learns little else. After a warm start it is below 0.05."""
+MAX_PREEMPTED = 0.1
+"""Preemptions per trajectory. Each computes a trajectory again from its first token."""
+MAX_SQL_WAIT = 0.5
+"""Fraction of the rollouts' time. The model is then not what limits the speed."""
 MAX_ENGINE_GAP = 0.05
 """Mean difference of log-probs: the ratios are then wrong by 5 % before the first optimizer step, a
 quarter of the usual clipping range of 0.2. Rounding to bfloat16 gives less."""
@@ -79,6 +85,39 @@ def _truncated(rows: list[Row]) -> str | None:
     )
 
 
+def _malformed(rows: list[Row]) -> str | None:
+    share = _mean(rows[-WINDOW:], "malformed_frac")
+    if len(rows) < WINDOW or share is None or share <= MAX_MALFORMED:
+        return None
+    return (
+        f"{share:.0%} of the trajectories of the last {WINDOW} updates have no well-formed action; "
+        "start from a model after SFT, or set env.malformed_call to observe"
+    )
+
+
+def _preempted(rows: list[Row]) -> str | None:
+    newest = rows[-WINDOW:]
+    share = sum(row["preemptions"] for row in newest) / sum(
+        row["num_trajectories"] for row in newest
+    )
+    if len(rows) < WINDOW or share <= MAX_PREEMPTED:
+        return None
+    return (
+        f"there were {share:.2f} preemptions for each trajectory of the last {WINDOW} updates, and "
+        "preempted ones are computed again; raise engine.cache_bytes, or lower engine.max_rows"
+    )
+
+
+def _sql_wait(rows: list[Row]) -> str | None:
+    share = _mean(rows[-WINDOW:], "sql_wait_frac")
+    if len(rows) < WINDOW or share is None or share <= MAX_SQL_WAIT:
+        return None
+    return (
+        f"the rollouts of the last {WINDOW} updates waited for SQL in {share:.0%} of their time; "
+        "lower env.query.max_vm_steps or env.query.timeout_secs, or raise env.num_sql_workers"
+    )
+
+
 def _engine_gap(rows: list[Row]) -> str | None:
     gap = rows[-1]["engine_gap"]
     if gap is None or gap <= MAX_ENGINE_GAP:
@@ -94,6 +133,9 @@ CHECKS: dict[str, Callable[[list[Row]], str | None]] = {
     "zero_variance": _zero_variance,
     "entropy": _entropy,
     "truncated": _truncated,
+    "malformed": _malformed,
+    "preempted": _preempted,
+    "sql_wait": _sql_wait,
     "engine_gap": _engine_gap,
 }
 """Name of a warning -> its text if the last row gives it, else None."""

@@ -77,7 +77,7 @@ class RunLog:
         self._tracker_failed = False
         self.rows: list[dict[str, Any]] = []
         """The lines of metrics.jsonl, on the main rank."""
-        self._timings: dict[str, float] = {}
+        self._timings: dict[str, float] = {}  # seconds and memory by key
         self._last_row = time.perf_counter()
         if not is_main:
             return
@@ -122,8 +122,8 @@ class RunLog:
             print_line("\n".join(wrapped(line) for line in text.split("\n")))
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl with the time, the seconds since the last line and the
-        timers since then. NotFinite for a number that is not finite."""
+        """Write a line of metrics.jsonl with the time, the seconds since the last line and what the
+        timers have measured since then. NotFinite for a number that is not finite."""
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         bad = [key for key, value in numbers.items() if not math.isfinite(value)]
         if bad:
@@ -174,11 +174,15 @@ class RunLog:
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
-        """The seconds spent inside the `with` are in the next metrics line as `<name>_secs`."""
+        """The seconds spent inside the `with` are in the next metrics line as `<name>_secs`, and
+        the memory that it needed as `<name>_peak_memory_mb` (see `peak_memory_mb`)."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         yield
-        key = f"{name}_secs"
-        self._timings[key] = self._timings.get(key, 0.0) + time.perf_counter() - start
+        secs, peak = f"{name}_secs", f"{name}_peak_memory_mb"
+        self._timings[secs] = self._timings.get(secs, 0.0) + time.perf_counter() - start
+        self._timings[peak] = max(self._timings.get(peak, 0.0), peak_memory_mb())
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the run folder."""
@@ -259,8 +263,8 @@ def make_folder(folder: Path, what: str) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has used so far, in MiB: on a GPU by tensors, otherwise
-    resident memory."""
+    """In MiB: on a GPU the most memory of tensors since the statistics were reset, otherwise the
+    most resident memory of this process so far."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
