@@ -169,7 +169,7 @@ class Engine:
         that idle rows hold."""
         return self.scheduler.has_work
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference_mode would turn off autocast's cache of weights
     def step(self) -> list[Completion]:
         """Compute one batch of tokens; returns the replies that it completed."""
         if self.model.training:
