@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
-    "lines": {"run", "rl", "model_notes"},
+    "lines": {"run", "rl", "model", "model_notes"},
     "rl_run": {"run", "rl", "lines", "session"},
     "warm_start": {"run", "rl", "workbench"},
     "commands": {"audit", "judge", "run", "sql"},
