@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "lines": {"run", "rl", "model", "model_notes"},
     "rl_run": {"run", "rl", "lines", "session"},
     "warm_start": {"run", "rl", "workbench"},
-    "commands": {"audit", "judge", "run", "sql"},
+    "commands": {"audit", "engine", "judge", "learner", "model", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""
