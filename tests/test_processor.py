@@ -109,7 +109,7 @@ def test_what_the_user_sets_is_kept(on_machine):
     ],
 )
 def test_the_processor_is_asked_of_torch(monkeypatch, tmp_path, ask, maker):
-    """Sizes and names are no flags. Without /proc/cpuinfo, as on macOS, the name tells the maker."""
+    """Sizes and names are no flags. Without /proc/cpuinfo (macOS) the name tells the maker."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", ask)
     monkeypatch.setattr(processor, "Path", lambda _: tmp_path / "nothing")
     this_processor.cache_clear()

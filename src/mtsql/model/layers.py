@@ -139,8 +139,19 @@ class _RmsNorm(torch.autograd.Function):
         return of_x, of_weight, None
 
 
+def _has_kernels(x: torch.Tensor) -> bool:
+    """Whether torch has a kernel for the norm and one for its gradient, behind `F.rms_norm`. Here
+    both are called as they are, because `_NormedMlp` needs the scale. On a CPU the operators of
+    this file are faster for many rows (LOG.md)."""
+    return x.device.type == "cuda" and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+
+
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm of x, and its scale 1 / sqrt(mean(x^2) + eps) (..., 1)."""
+    if _has_kernels(x):  # they want a single type, and round the result only
+        shared = torch.promote_types(x.dtype, weight.dtype)
+        norm_kernel = torch.ops.aten._fused_rms_norm
+        return norm_kernel(x.to(shared), weight.shape, weight.to(shared), eps)
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -162,6 +173,15 @@ def _norm_gradients(
     needs_weight: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of `rms_norm` with respect to x and weight; None where not needed."""
+    if _has_kernels(x):
+        shared = torch.promote_types(x.dtype, weight.dtype)
+        gradient_kernel = torch.ops.aten._fused_rms_norm_backward
+        inputs = grad.to(shared), x.to(shared), weight.shape, scale, weight.to(shared)
+        of_x, of_weight = gradient_kernel(*inputs, [needs_x, needs_weight])
+        return (
+            of_x.to(x.dtype) if needs_x else None,
+            of_weight.to(weight.dtype) if needs_weight else None,
+        )
     of_x = None
     of_weight = None
     if needs_x:
