@@ -68,7 +68,7 @@ class Config:
         return file
 
     def completed(self) -> "Config":
-        """The configuration as it will run: checked, and with the wording of the prompts set."""
+        """The configuration as it will run: checked, with the values of null and auto set."""
         if self.model.path is None:
             raise ValueError("model.path is not set: name the model folder to score")
         if not self.data.is_toy and getattr(self.data, self.split) is None:
@@ -79,8 +79,8 @@ class Config:
             )
         if self.max_dialogues < 0:
             raise ValueError("max_dialogues must not be negative (0 = all)")
-        check_sizes(self.model, self.max_tokens, self.engine)
-        return replace(self, style=prompt_style(self.style, self.model.path))
+        model = check_sizes(self.model, self.max_tokens, self.engine)
+        return replace(self, model=model, style=prompt_style(self.style, self.model.path))
 
     @property
     def max_tokens(self) -> int:

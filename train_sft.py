@@ -114,14 +114,14 @@ class Config:
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
     def completed(self) -> "Config":
-        """The configuration as it will run: checked, and with the wording of the prompts set."""
+        """The configuration as it will run: checked, with the values of null and auto set."""
         if self.resume:
             check_places(Path(self.resume), self)
         check(self)
         engine = self.engine if self.source == "self" else None
-        check_sizes(self.model, max_tokens(self), engine)
+        model = check_sizes(self.model, max_tokens(self), engine)
         style = prompt_style(self.style, self.model.path)
-        return replace(self, run=self.resume or self.run, style=style)
+        return replace(self, run=self.resume or self.run, model=model, style=style)
 
 
 @dataclass

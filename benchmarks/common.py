@@ -76,13 +76,14 @@ def autocast(dtype: str) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def matmul_speeds(secs: float = 1.5) -> list[float]:
-    """Floating-point operations per second of each 2048-cube matmul that fits into `secs`.
+def matmul_speeds(dtype: str = "float32", secs: float = 1.5) -> list[float]:
+    """Floating-point operations per second of each 2048-cube matmul in `dtype` that fits into
+    `secs`.
 
     The median is the speed that the machine can sustain. A single matmul is often a fifth faster.
     """
-    a = torch.randn(2048, 2048)
-    b = torch.randn(2048, 2048)
+    a = torch.randn(2048, 2048).to(getattr(torch, dtype))
+    b = torch.randn(2048, 2048).to(getattr(torch, dtype))
     speeds: list[float] = []
     end = time.perf_counter() + secs
     while not speeds or time.perf_counter() < end:

@@ -30,6 +30,8 @@ class ModelFlags:
     """Size of the vocabulary."""
     threads: int = 2
     """Threads that torch may use."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; weights stay float32."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class FolderFlags(ModelFlags):
 
     model: str | None = None
     """A Hugging Face folder. null: random weights of the given shape."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; weights stay float32."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --num_samples 16
     python benchmarks/rollout.py --num_layers 6 --width 192 --vocab 4096 --curve "[1, 2, 4, 8, 16]"
     python benchmarks/rollout.py --num_layers 6 --with_trl true --trl_python /path/to/python
+    python benchmarks/rollout.py --dtype bfloat16    # all contestants by autocast
 
     python benchmarks/rollout.py --recorded benchmarks/recorded/quick_start.json
 
@@ -40,7 +41,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from common import HEAD_DIM, make_model, matmul_speeds
+from common import HEAD_DIM, autocast, make_model, matmul_speeds
 from flags import (
     ModelFlags,
     PeerFlags,
@@ -329,7 +330,8 @@ def main(flags: Flags) -> None:
         keep_freed_memory()
     attention = "sdpa" if flags.only_generate else "ours"
     model = make_model(None, flags.num_layers, flags.width, flags.vocab, attention).eval()
-    with torch.inference_mode():
+    # Not inference_mode: in it, autocast casts all weights again in every step.
+    with torch.no_grad(), autocast(flags.dtype):
         if flags.only_generate:
             print_json(play_generate(flags, model), is_one_line=True)
             return

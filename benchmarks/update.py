@@ -3,6 +3,7 @@
     python benchmarks/update.py                             # a model of SmolLM2-135M's shape
     python benchmarks/update.py --num_layers 4              # a quick look
     python benchmarks/update.py --num_layers 4 --with_trl true
+    python benchmarks/update.py --dtype bfloat16            # fast on a CPU with AMX
     python benchmarks/update.py --num_layers 2 --vocab 151936 --allocations true
 
 Prints JSON. All contestants get the same weights, trajectories and loss: GRPO on fresh samples, so
@@ -25,9 +26,9 @@ On fresh samples TRL computes no old log-probs, and neither do the others.
   optimizer steps, are subtracted.
 - `cpu_secs` is processor time. If it is far below `secs` times the number of threads, other
   programs were using the machine.
-- `matmul_frac` is the speed of the counted operations as a share of a large matmul's speed. The
-  latter is the median of the matmuls that are computed for a second and a half before and after
-  each timed update (`matmul_best_gflops` is the fastest of them).
+- `matmul_frac` is the speed of the counted operations as a share of the speed of a large matmul in
+  `--dtype`. The latter is the median of the matmuls that are computed for a second and a half
+  before and after each timed update (`matmul_best_gflops` is the fastest of them).
 - `--allocations true` repeats the update, untimed, and reports the largest tensors. They show
   whether one is as large as positions times vocabulary. `largest_activation_elements` leaves out
   tensors that have the shape of a weight.
@@ -134,12 +135,12 @@ def learn_here(flags: Flags, vocab: int) -> dict:
     update(samples)
     peak = resident("VmHWM") - resident_before
     timed = []
-    speeds = matmul_speeds()
+    speeds = matmul_speeds(flags.dtype)
     for _ in range(NUM_TIMED):
         watch = Stopwatch()
         loss, norm = update(samples)
         timed.append(watch.read())
-        speeds += matmul_speeds()
+        speeds += matmul_speeds(flags.dtype)
     times = middle(timed)
     result = {
         **times,
@@ -207,7 +208,7 @@ def learn_with_trl(flags: Flags, vocab: int) -> dict:
         nonlocal current, watch, resident_before
         current = step
         if step == 1:
-            result["matmul_gflops"] = median(matmul_speeds()) / 1e9
+            result["matmul_gflops"] = median(matmul_speeds(flags.dtype)) / 1e9
             reset_peak()
             resident_before = resident("VmRSS")
         if step > last_timed:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from helpers.models import (
@@ -17,7 +18,6 @@ from helpers.models import (
 from mtsql.learner.logprobs import token_logprobs
 from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample, pack
-from mtsql.model import layers
 from mtsql.model.decoder import CausalLM, DecoderLayer, Linear
 
 GROUPS = ((5, (7, 1, 4)), (2, (3, 6)), (4, (5,)))
@@ -215,10 +215,10 @@ def test_options_that_the_decoder_does_not_compute_are_refused_by_name(config, w
 def test_few_rows_without_gradients_are_multiplied_with_the_weight_on_the_left(
     monkeypatch, rows, outputs
 ):
-    """Also if the outputs cannot be shared evenly among threads. More rows, gradients and other
-    types are computed as torch does."""
-    monkeypatch.setattr(layers, "TRANSPOSES_FEW_ROWS", True)
+    """Also if the outputs cannot be shared evenly among threads. More rows, gradients and float64
+    are computed as torch does."""
     ours = Linear(512, outputs)
+    ours.few_rows = 64
     plain = torch.nn.Linear(512, outputs)
     plain.load_state_dict(ours.state_dict())
     num_shares = []
@@ -236,3 +236,34 @@ def test_few_rows_without_gradients_are_multiplied_with_the_weight_on_the_left(
     ours.float()(x).sum().backward()
     assert ours.weight.grad is not None
     assert not num_shares
+
+
+@pytest.mark.parametrize("few_rows", [0, 3])
+def test_bfloat16_rows_are_turned_by_one_matmul_whose_weight_autocast_keeps(few_rows):
+    """Three rows with a bias, from float32 weights under autocast and from bfloat16 weights."""
+    torch.manual_seed(0)
+    ours = Linear(512, 4099)
+    ours.few_rows = few_rows
+    x = torch.randn(1, 3, 512)
+    expected = torch.nn.functional.linear(x, ours.weight, ours.bias)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((func.overloadpacket.__name__, tuple(args[0].shape)))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = ours(x)
+        with Watch():
+            again = ours(x)
+    casts = [shape for name, shape in seen if name == "_to_copy"]
+    assert (4099, 512) not in casts  # the first call's cast was kept
+    is_turned = ("mm", (4099, 512)) in seen
+    assert is_turned == bool(few_rows)
+    assert first.dtype == torch.bfloat16 and first.is_contiguous()
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first.float(), expected, rtol=2e-2, atol=2e-2)
+    half = ours.bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(half(x.bfloat16()).float(), expected, rtol=2e-2, atol=2e-2)

@@ -1,13 +1,16 @@
 """Norm, rotation and MLP against plain statements of them, in values, gradients and types."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 from torch.nn import functional as F
 
 from helpers.models import FAMILIES, SHAPE, transformers_model
+from mtsql.model import layers
 from mtsql.model.layers import normed_mlp, rms_norm, rotate
 
 
@@ -200,3 +203,31 @@ def test_bfloat16_heads_are_rotated_by_float32_angles():
     (wanted,) = torch.autograd.grad(expected, heads, pull)
     assert mine.dtype == torch.bfloat16
     torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.bfloat16, torch.float32)])
+def test_the_kernels_that_a_gpu_has_for_the_norm_get_one_type_and_agree(monkeypatch, dtypes):
+    """On a CPU torch has the first of them; for the second, its decomposition stands in."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 6).to(dtypes[0]).requires_grad_()
+    weight = torch.rand(6).to(dtypes[1]).requires_grad_()
+    pull = torch.randn(1, 5, 6)
+    expected = rms_norm(x, weight, 1e-5)
+    wanted = torch.autograd.grad(expected, (x, weight), pull.to(expected.dtype))
+    backward = torch.ops.aten._fused_rms_norm_backward
+    decomposed = decomposition_table[backward.default]
+
+    def kernel(grad: Tensor, x: Tensor, shape: Any, scale: Tensor, weight: Tensor, mask: Any):
+        assert grad.dtype == x.dtype == weight.dtype == scale.dtype == torch.float32
+        return decomposed(grad, x, list(shape), scale, weight, mask)
+
+    monkeypatch.setattr(layers, "_has_kernels", lambda _: True)
+    monkeypatch.setattr(torch.ops.aten, "_fused_rms_norm_backward", kernel)
+    out = rms_norm(x, weight, 1e-5)
+    found = torch.autograd.grad(out, (x, weight), pull.to(out.dtype))
+    bound = 1e-5 if dtypes[0] is torch.float32 else 2e-2
+    torch.testing.assert_close(out, expected, rtol=bound, atol=bound)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound)
+    with torch.no_grad():
+        assert torch.equal(rms_norm(x, weight, 1e-5), out)

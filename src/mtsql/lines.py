@@ -4,15 +4,18 @@ of train_sft.py, warnings, and the last ones.
 
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from mtsql.files import print_line
 from mtsql.learner.packing import Sample
 from mtsql.model.attention_path import describe_path, main_device, path_for
 from mtsql.model.flops import FlopMeter
+from mtsql.model.policy import resolved
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
 from mtsql.rl.rollout_metrics import rollout_rates
 from mtsql.rl.update_metrics import work_of
@@ -211,6 +214,8 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
     if not ranks.is_main:
         return
     print_line(wrapped(_first_line(config, begun)))
+    if config.model.compute_dtype == torch.bfloat16 and not torch.cuda.is_available():
+        print_line("model.dtype is bfloat16: this run computes in it on the CPU")
     changed = None if getattr(config, "resume", None) else differences(config)
     if changed:
         print_line(wrapped(changed))
@@ -243,9 +248,12 @@ def is_finished(config: Any, begun: Checkpoint | None) -> bool:
 
 
 def _not_by_user(config: Any) -> dict[str, Any]:
-    """Values by dotted key that the program has set: the wording of the prompts, and in eval.py
-    what the model's notes say."""
+    """Values by dotted key that the program has set: the wording of the prompts, what the defaults
+    of the model's type and matmuls mean here, and in eval.py what the model's notes say."""
     values = {"style": to_dict(prompt_style(None, config.model.path))}
+    auto = resolved(replace(config.model, dtype="auto", few_rows=None))
+    values["model.dtype"] = auto.dtype
+    values["model.few_rows"] = resolved(replace(config.model, few_rows=None)).few_rows
     file = notes_file(config.model.path)
     if file is not None and hasattr(config, "first_recipe"):
         values = read_notes(file) | values

@@ -28,6 +28,7 @@ from mtsql.engine.config import EngineConfig, check_engine
 from mtsql.files import print_line
 from mtsql.model import chat_template, rendering
 from mtsql.model import tokenizer as tokenizing
+from mtsql.model.copies import without_adapters
 from mtsql.model.decoder import CausalLM
 from mtsql.model.policy import (
     ModelConfig,
@@ -35,6 +36,7 @@ from mtsql.model.policy import (
     load_policy,
     load_tokenizer,
     policy_shape,
+    resolved,
 )
 from mtsql.model.rendering import Renderer
 from mtsql.model.sizes import require_embeddings, require_positions
@@ -155,14 +157,18 @@ def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]
     return corpora
 
 
-def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineConfig | None) -> None:
-    """ValueError, before anything is loaded, if the model's folder cannot be used, if it has fewer
+def check_sizes(model: ModelConfig, max_tokens: int, engine: EngineConfig | None) -> ModelConfig:
+    """The model's configuration, `resolved` for this machine.
+
+    ValueError, before anything is loaded, if the model's folder cannot be used, if it has fewer
     positions than `max_tokens`, or if the cache of the engine (if one is used) is too small for so
     many tokens."""
+    model = resolved(model)
     shape = policy_shape(model)
     require_positions(shape, max_tokens)
     if engine is not None:
         check_engine(engine, shape, max_tokens, model.compute_dtype)
+    return model
 
 
 def set_up(
@@ -200,6 +206,7 @@ def set_up(
         texts = _texts(corpus, data, env, style)
         tokenizer = train_tokenizer(texts, model.embedded.vocab_size, protocol.TAGS)
         policy = build_embedded(tokenizer, model.embedded, seed)
+    without_adapters(policy).set_few_rows(model.few_rows)
     workbench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
     split = next(iter(corpora))
     exchange = sample_exchange(workbench.env_maker(split)(corpora[split].turns[0]))

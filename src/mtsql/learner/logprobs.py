@@ -17,6 +17,9 @@ from mtsql.model.sizes import max_positions
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
 """Number of logits that exist at a time, unless MIN_CHUNK asks for more."""
+HALF_CHUNK_LOGITS = 2**25
+"""The same on a CPU for logits of two bytes, which take no more memory: of those in float32 only a
+piece exists."""
 MIN_CHUNK = 128
 """Rows below which a matmul gets slow."""
 PIECE_LOGITS = {"cpu": 2**19, "cuda": 2**26}
@@ -120,10 +123,10 @@ def head_logprobs(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     hidden = hidden.to(dtype)
-    weight = weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
     if chunk is None:
         limit = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"])
+        if device == "cpu" and dtype.itemsize == 2:
+            limit = HALF_CHUNK_LOGITS
         chunk = max(MIN_CHUNK, limit // len(weight))
     # Backward recomputes the logits outside autocast, so forward must compute them without it too.
     with torch.autocast(device, enabled=False):
@@ -133,7 +136,10 @@ def head_logprobs(
 class _HeadLogprobs(torch.autograd.Function):
     """(hidden (P, W), weight (V, W), bias (V,) or None, targets (P,)) -> (log-probs (P,), entropy
     (P,)) of softmax((hidden weight^T + bias) / temperature). Keeps no logits: backward computes
-    them again."""
+    them again.
+
+    Matmuls are computed in the type of `hidden`, and the gradient of the weight is summed in fp32
+    or wider: it is rounded to the type of the weight only."""
 
     @staticmethod
     def forward(
@@ -145,13 +151,17 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.weight_dtype = weight.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        weight = weight.to(hidden.dtype)
+        bias = None if bias is None else bias.to(hidden.dtype)
         logprobs = []
         entropy = []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            logits = _scaled_logits(hidden[part], weight, bias, temperature)  # (chunk, V)
+            logits = nn.functional.linear(hidden[part], weight, bias)  # (chunk, V)
             for rows in _pieces(logits):
-                logp = logits[rows].log_softmax(-1)
+                logp = _scaled(logits[rows], temperature).log_softmax(-1)
                 logprobs.append(logp.gather(1, targets[part][rows, None])[:, 0])
                 entropy.append(_entropy(logp.exp(), logp))
         ctx.save_for_backward(hidden, weight, bias, targets)
@@ -173,17 +183,19 @@ class _HeadLogprobs(torch.autograd.Function):
         of_bias = torch.zeros_like(bias, dtype=wide) if needs_bias else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logits = _scaled_logits(hidden[part], weight, bias, ctx.temperature)  # (chunk, V)
-            for rows in _pieces(logits):
+            grad = nn.functional.linear(hidden[part], weight, bias)  # (chunk, V): logits at first
+            for rows in _pieces(grad):
+                z = _scaled(grad[rows], ctx.temperature)
                 _replace_by_gradient(
-                    logits[rows],
+                    z,
                     targets[part][rows],
                     None if grad_logprobs is None else grad_logprobs[part][rows, None],
                     None if grad_entropy is None else grad_entropy[part][rows, None],
                 )
-            if ctx.temperature != 1:
-                logits.div_(ctx.temperature)
-            grad = logits.to(hidden.dtype)
+                if ctx.temperature != 1:
+                    z.div_(ctx.temperature)
+                if z.dtype != grad.dtype:  # otherwise z is a view
+                    grad[rows].copy_(z)
             if of_hidden is not None:
                 of_hidden[part] = grad @ weight
             if of_weight is not None and of_weight.dtype == grad.dtype:
@@ -193,17 +205,15 @@ class _HeadLogprobs(torch.autograd.Function):
             if of_bias is not None:
                 of_bias += grad.sum(0)
         if of_weight is not None:
-            of_weight = of_weight.to(weight.dtype)
+            of_weight = of_weight.to(ctx.weight_dtype)
         if of_bias is not None:
-            of_bias = of_bias.to(bias.dtype)
+            of_bias = of_bias.to(ctx.bias_dtype)
         return of_hidden, of_weight, of_bias, None, None, None
 
 
-def _scaled_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
-) -> torch.Tensor:
-    """(rows, V) in fp32 or wider, whatever type the matmul was computed in."""
-    logits = nn.functional.linear(hidden, weight, bias)
+def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits (rows, V) / temperature in fp32 or wider. They are overwritten if they have that type
+    already."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1 else logits.div_(temperature)
 

@@ -115,6 +115,7 @@ def _full_copy(
             setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))
         for name in [name for name, _ in module.named_buffers(recurse=False)]:
             setattr(module, name, gather_full(tensors[f"{path}.{name}"]).clone())
+    copy.set_few_rows(source.lm_head.few_rows)
     return copy.eval()
 
 

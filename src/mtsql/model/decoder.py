@@ -24,15 +24,18 @@ from mtsql.model.architectures import (
     rotary_frequencies,
 )
 from mtsql.model.attention import AttentionContext
-from mtsql.model.layers import linear, normed_mlp, rms_norm, rotate
+from mtsql.model.layers import cast_for_matmuls, linear, normed_mlp, rms_norm, rotate
 
 
 class Linear(nn.Linear):
     """A linear layer that is fast for few rows on every CPU."""
 
+    few_rows: int | None = None
+    """See `CausalLM.set_few_rows`."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.few_rows)
 
 
 class Norm(nn.Module):
@@ -72,6 +75,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, context: AttentionContext
     ) -> torch.Tensor:
         """x (1, T, W), cos and sin (1, T, D) -> (1, T, W)."""
+        x = cast_for_matmuls(x)
         query = self.q_proj(x).unflatten(-1, (-1, self.head_size))  # (1, T, H, D)
         key = self.k_proj(x).unflatten(-1, (-1, self.head_size))  # (1, T, K, D)
         value = self.v_proj(x).unflatten(-1, (-1, self.head_size))  # (1, T, K, D)
@@ -192,6 +196,12 @@ class CausalLM(nn.Module):
         """Let the head use the embedding's weight, if the configuration says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def set_few_rows(self, few_rows: int | None) -> None:
+        """Set `ModelConfig.few_rows` in all linear layers. None: by the processor."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.few_rows = few_rows
 
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, context: AttentionContext

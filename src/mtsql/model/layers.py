@@ -14,45 +14,67 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mtsql.model.processor import default_few_rows
+
 if TYPE_CHECKING:  # decoder.py imports this module
     from mtsql.model.decoder import Mlp, Norm
 
-TRANSPOSES_FEW_ROWS = torch.backends.cpu.get_cpu_capability() == "AVX2"
-"""On CPUs without AVX-512, MKL multiplies a few rows by a large weight slowly if the weight is the
-right operand. CPUs with AVX-512 were not measured."""
-MAX_FEW_ROWS = 64
 
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, few_rows: int | None = None
+) -> torch.Tensor:
+    """x (..., inputs), weight (outputs, inputs) -> x weight^T + bias (..., outputs).
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x (..., inputs), weight (outputs, inputs) -> x weight^T + bias (..., outputs)."""
-    if TRANSPOSES_FEW_ROWS and _has_few_rows(x, weight):
-        return _linear_of_few_rows(x, weight, bias)
+    `few_rows`: see `ModelConfig`. None: by the processor and the type of the matmul.
+    """
+    dtype = _decode_dtype(x, weight)
+    if dtype is not None:
+        limit = default_few_rows(dtype) if few_rows is None else few_rows
+        rows = x.numel() // x.shape[-1]
+        if 0 < rows <= min(limit, weight.numel() >> 15):  # of small weights only the fewest pay
+            return _linear_of_few_rows(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
 
-def _has_few_rows(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether this is a matmul of decoding on a CPU: few rows, float32, no gradients."""
-    is_float = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    if not is_float or torch.is_grad_enabled():
-        return False
-    rows = x.numel() // x.shape[-1]
-    return 0 < rows <= min(MAX_FEW_ROWS, weight.numel() >> 15)
+def _decode_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
+    """The type of a matmul of decoding, which is on a CPU and without gradients. None for others,
+    and for other types than float32 and bfloat16."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") if weight.dtype != torch.float64 else None
+    has_rule = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    return x.dtype if has_rule else None
 
 
 def _linear_of_few_rows(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """The weight is the left operand, and each thread gets a share of its rows. With AVX2 this
-    takes a third (4 rows of x) to four fifths (24 rows) of the time of `F.linear`, the copy that
-    transposes the result included (LOG.md)."""
-    rows = x.numel() // x.shape[-1]
-    threads = torch.get_num_threads()
-    num_shares = threads if len(weight) % threads == 0 else 1
-    shares = weight.reshape(num_shares, -1, weight.shape[1])  # (shares, outputs of each, inputs)
-    columns = x.reshape(rows, -1).t().expand(num_shares, -1, -1)  # (shares, inputs, rows)
-    out = torch.bmm(shares, columns)  # (shares, outputs of each, rows)
-    out = out.view(-1, rows).t().contiguous().view(*x.shape[:-1], -1)
+    """x (rows, inputs) -> (rows, outputs), with the weight as the left operand. In float32 each
+    thread gets a share of the weight's rows. With AVX2 this takes a third (4 rows of x) to four
+    fifths (24 rows) of the time of `F.linear`, the copy that transposes the result included
+    (LOG.md). In bfloat16 the matmul shares its work itself, and autocast's cache knows the weight
+    only as a whole."""
+    rows = len(x)
+    if weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        threads = torch.get_num_threads()
+        num_shares = threads if len(weight) % threads == 0 else 1
+        shares = weight.reshape(num_shares, -1, weight.shape[1])  # (shares, outputs, inputs)
+        out = torch.bmm(shares, x.t().expand(num_shares, -1, -1))  # (shares, outputs, rows)
+        out = out.view(-1, rows)
+    else:
+        out = weight @ x.t()  # (outputs, rows)
+    out = out.t().contiguous()
     return out if bias is None else out.add_(bias)
+
+
+def cast_for_matmuls(x: torch.Tensor) -> torch.Tensor:
+    """x in the type that autocast would cast it to. Several matmuls of the same x then share one
+    cast. Without autocast it stays as it is."""
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -86,7 +108,7 @@ def normed_mlp(x: torch.Tensor, norm: "Norm", mlp: "Mlp") -> torch.Tensor:
     if torch.is_grad_enabled() and all(_is_plain(module) for module in linears):
         weights = [module.weight for module in linears]
         return _NormedMlp.apply(x, norm.weight, norm.eps, *weights)
-    x = rms_norm(x, norm.weight, norm.eps)
+    x = cast_for_matmuls(rms_norm(x, norm.weight, norm.eps))
     gate = mlp.gate_proj(x)
     up = mlp.up_proj(x)
     if torch.is_grad_enabled():
@@ -117,8 +139,19 @@ class _RmsNorm(torch.autograd.Function):
         return of_x, of_weight, None
 
 
+def _has_kernels(x: torch.Tensor) -> bool:
+    """Whether torch has a kernel for the norm and one for its gradient, behind `F.rms_norm`. Here
+    both are called as they are, because `_NormedMlp` needs the scale. On a CPU the operators of
+    this file are faster for many rows (LOG.md)."""
+    return x.device.type == "cuda" and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+
+
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm of x, and its scale 1 / sqrt(mean(x^2) + eps) (..., 1)."""
+    if _has_kernels(x):  # they want a single type, and round the result only
+        shared = torch.promote_types(x.dtype, weight.dtype)
+        norm_kernel = torch.ops.aten._fused_rms_norm
+        return norm_kernel(x.to(shared), weight.shape, weight.to(shared), eps)
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -140,6 +173,15 @@ def _norm_gradients(
     needs_weight: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of `rms_norm` with respect to x and weight; None where not needed."""
+    if _has_kernels(x):
+        shared = torch.promote_types(x.dtype, weight.dtype)
+        gradient_kernel = torch.ops.aten._fused_rms_norm_backward
+        inputs = grad.to(shared), x.to(shared), weight.shape, scale, weight.to(shared)
+        of_x, of_weight = gradient_kernel(*inputs, [needs_x, needs_weight])
+        return (
+            of_x.to(x.dtype) if needs_x else None,
+            of_weight.to(weight.dtype) if needs_weight else None,
+        )
     of_x = None
     of_weight = None
     if needs_x:
@@ -216,6 +258,7 @@ class _NormedMlp(torch.autograd.Function):
     ) -> torch.Tensor:
         gate_weight, up_weight, down_weight = weights
         n, scale = _normed(x, norm, eps)
+        n = cast_for_matmuls(n)
         gate = F.linear(n, gate_weight)
         up = F.linear(n, up_weight)
         ctx.save_for_backward(x, norm, scale, gate, up, *weights)

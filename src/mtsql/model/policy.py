@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +47,14 @@ from mtsql.model.copies import (
     without_adapters,
 )
 from mtsql.model.decoder import CausalLM, from_transformers
+from mtsql.model.processor import (
+    DTYPES,
+    Dtype,
+    default_few_rows,
+    gpu_capability,
+    pick_dtype,
+    this_processor,
+)
 from mtsql.model.tokenizer import require_vocabulary
 
 if TYPE_CHECKING:
@@ -65,6 +73,7 @@ __all__ = [
     "make_reference",
     "policy_shape",
     "reference",
+    "resolved",
     "save_policy",
     "shard_like",
     "unwrap",
@@ -123,13 +132,19 @@ class ModelConfig:
     lora: AdapterConfig = AdapterConfig()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the computation. auto: bfloat16 on a GPU, float32 on a CPU. Trained weights are
-    always float32; under LoRA the frozen ones have this type."""
+    """Type of the computation. auto: bfloat16 on GPUs since Ampere, and on CPUs with AMX if the
+    model is at least 384 wide; float32 elsewhere. A run keeps what auto meant at its start. Trained
+    weights are always float32; under LoRA the frozen ones have this type."""
+    few_rows: int | None = None
+    """On a CPU, decode matmuls of at most this many rows have the weight as their left operand,
+    which is faster on some processors. 0: none. null: by processor and type."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         require_choices(self, "model")
+        if self.few_rows is not None and self.few_rows < 0:
+            raise ValueError(f"model.few_rows is {self.few_rows}: it must be 0 (none) or more")
         if self.lora.rank and self.path is None:
             raise ValueError(
                 "model.lora.rank is set, but the embedded model has no adapters: set model.path"
@@ -139,10 +154,9 @@ class ModelConfig:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """`dtype`, with auto resolved for this machine."""
-        if self.dtype == "auto":
-            return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+        """`dtype`, with auto resolved for this machine. ValueError as in `policy_shape`."""
+        dtype = _auto_dtype(self) if self.dtype == "auto" else self.dtype
+        return DTYPES[dtype]
 
     @property
     def mixed_precision(self) -> str:
@@ -185,6 +199,20 @@ def policy_shape(config: ModelConfig) -> PreTrainedConfig | EmbeddedConfig:
     folder, gguf = folders.locate(config.path)
     adapter = None if gguf else read_adapter(folder)
     return folders.read_model_config(adapter.base if adapter else config.path)
+
+
+def resolved(config: ModelConfig) -> ModelConfig:
+    """The configuration with `dtype` and `few_rows` set to what they mean on this machine.
+    ValueError as in `policy_shape`."""
+    dtype = _auto_dtype(config) if config.dtype == "auto" else config.dtype
+    few_rows = config.few_rows
+    if few_rows is None:
+        few_rows = 0 if torch.cuda.is_available() else default_few_rows(DTYPES[dtype])
+    return replace(config, dtype=dtype, few_rows=few_rows)
+
+
+def _auto_dtype(config: ModelConfig) -> Dtype:
+    return pick_dtype(gpu_capability(), this_processor(), policy_shape(config).hidden_size)
 
 
 def load_policy(config: ModelConfig) -> "CausalLM | PeftModel":
