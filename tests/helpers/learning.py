@@ -2,6 +2,8 @@
 groups a rank has."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +11,7 @@ from accelerate import Accelerator
 from mtsql.agent.protocol import TAGS
 from mtsql.learner.losses import LossConfig
 from mtsql.learner.optimizer import OptimConfig
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, minibatches
 from mtsql.model.policy import EmbeddedConfig, build_embedded
@@ -94,3 +97,20 @@ def one_update(
     mine = [samples[place] for place in share[learner.ranks.index]]
     step = learner.optimizer_step(mine, LR)
     return [step["grad_norm"], step["loss"], *some_weights(learner)]
+
+
+@contextmanager
+def counted_attention() -> Iterator[list[int]]:
+    """Inside the `with`, each call of the learner's attention adds its layer to the list."""
+    calls: list[int] = []
+    attend = PackedContext.attend
+
+    def counted(self: PackedContext, layer: int, *tensors: object) -> torch.Tensor:
+        calls.append(layer)
+        return attend(self, layer, *tensors)
+
+    PackedContext.attend = counted
+    try:
+        yield calls
+    finally:
+        PackedContext.attend = attend

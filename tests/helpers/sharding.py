@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.learning import counted_attention
 from mtsql.learner.logprobs import PolicyModule, score
-from mtsql.learner.losses import LossConfig
+from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packed_attention import PackedContext
-from mtsql.learner.packing import Sample
+from mtsql.learner.packing import Sample, pack
 from mtsql.learner.step import Learner
+from mtsql.model.copies import without_adapters
 from mtsql.model.policy import (
     AdapterConfig,
     ModelConfig,
@@ -49,8 +51,8 @@ def play(
     offload=False,
 ):
     """Updates by a loss with a KL term. The last rank has most samples and most to generate. Saves
-    the policy and Adam's averages; returns the metrics of the updates and the logits of the weights
-    for generation."""
+    the policy and Adam's averages; returns the metrics of the updates, the calls of attention in
+    each layer and micro-batch, and the logits of the weights for generation."""
     config = ModelConfig(
         path=base,
         lora=AdapterConfig(rank=4 if lora else 0),
@@ -66,7 +68,8 @@ def play(
     learner = Learner(
         policy, accelerator, optim, max_batch_tokens=14, loss=loss, has_reference=True
     )
-    result = {"sharded": is_sharded(policy), "steps": []}
+    layers = without_adapters(policy).model.layers
+    result = {"sharded": is_sharded(policy), "steps": [], "attention_calls": []}
     if load:
         state = load_file(Path(load) / "optimizer.safetensors")
         learner.load_state(Path(load) / "model", state)
@@ -77,7 +80,11 @@ def play(
             if accelerator.num_processes > 1 and rank == 0
             else samples[accelerator.num_processes - 1 :]
         )
-        stats = learner.optimizer_step(learner.with_reference(mine), 1e-2)
+        scored = learner.with_reference(mine)
+        num_batches = max(learner.ranks.gather([len(pack(with_gradient(scored, loss), 14))]))
+        with counted_attention() as calls:
+            stats = learner.optimizer_step(scored, 1e-2)
+        result["attention_calls"].append(len(calls) / (num_batches * len(layers)))
         result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
     ids = torch.arange(9)
     with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
+from torch.distributed.fsdp import FSDPModule
 
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, denominator, policy_loss, sft_loss, with_gradient
@@ -28,7 +30,7 @@ from mtsql.learner.optimizer import (
     step_offloaded,
 )
 from mtsql.learner.packing import Batch, Sample, pack
-from mtsql.model.copies import gather_full, make_reference, reference
+from mtsql.model.copies import adapters_off, gather_full, make_reference
 from mtsql.model.policy import load_trained
 from mtsql.run.ranks import Ranks
 
@@ -61,7 +63,28 @@ class Learner:
         self.temperature = temperature
         module = PolicyModule(policy, temperature=temperature)
         self.module, self.optimizer = accelerator.prepare(module, make_optimizer(module, optim))
-        self.frozen = make_reference(policy) if has_reference else None
+        self.frozen = self._frozen_copy() if has_reference else None
+
+    def _frozen_copy(self) -> torch.nn.Module | None:
+        """The reference policy, sharded if the policy is. None: the policy with its adapters off
+        is the reference."""
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        copy = make_reference(self.policy, dtype)
+        if copy is None:
+            return None
+        module = PolicyModule(copy, self.temperature)
+        return fsdp2_prepare_model(self.accelerator, module) if self._is_sharded else module
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.module, FSDPModule)
+
+    def reclaim_memory(self) -> None:
+        """Return the memory that a rollout has freed to the device. Call it between rolling out and
+        learning: Adam's averages, which stay, would else be placed inside the freed cache, and the
+        next cache would need another piece as large."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def optimizer_step(self, samples: list[Sample], lr: float) -> dict[str, float]:
         """Take one optimizer step over this rank's `samples` and those of the other ranks.
@@ -82,6 +105,7 @@ class Learner:
             return {}
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.module.train()  # activations are recomputed in training mode only
         sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0, "num_tokens": 0.0}
         for index in range(num_batches):
             with self._gradients_travel_once(is_last=index == num_batches - 1):
@@ -126,8 +150,13 @@ class Learner:
     def with_reference(self, samples: list[Sample]) -> list[Sample]:
         """The samples with the log-probs of the reference policy: the frozen copy, or the policy
         without its adapters."""
-        with reference(self.policy, self.frozen) as model, self.accelerator.autocast():
-            scores = self._score(PolicyModule(model, self.temperature), samples)
+        if self.frozen is None:
+            with adapters_off(self.policy):
+                scores = self._score(self.module, samples)
+        else:
+            # Accelerate adds autocast to the policy, but not to one that FSDP2 casts.
+            with nullcontext() if self._is_sharded else self.accelerator.autocast():
+                scores = self._score(self.frozen, samples)
         return [replace(sample, ref_logprobs=s) for sample, s in zip(samples, scores, strict=True)]
 
     def with_recomputed(self, samples: list[Sample]) -> tuple[list[Sample], float | None]:
@@ -158,6 +187,9 @@ class Learner:
         with torch.no_grad():
             for _ in range(num_missing):
                 module(empty_batch().to(self.accelerator.device))
+        if isinstance(module, FSDPModule):
+            # FSDP2 leaves embeddings and head gathered and rounded until a backward pass.
+            module.reshard()
         return scores
 
     def state(self) -> dict[str, torch.Tensor]:
