@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from helpers.learning import counted_attention
 from mtsql.learner.logprobs import PolicyModule, score
@@ -39,6 +40,19 @@ def samples_of(update: int) -> list[Sample]:
     return samples
 
 
+def difference(samples: list[Sample]) -> float:
+    """The largest difference between the log-probs of policy and reference."""
+    pairs = [zip(s.old_logprobs, s.ref_logprobs, strict=True) for s in samples]
+    return max(abs(old - ref) for pair in pairs for old, ref in pair)
+
+
+def num_gathered(learner: Learner) -> int:
+    """The number of weights, of policy and reference, that a rank of a sharded model has whole."""
+    modules = [module for module in (learner.policy, learner.frozen) if module is not None]
+    weights = [p for module in modules for p in module.parameters()]
+    return sum(not isinstance(p, DTensor) for p in weights) if is_sharded(learner.policy) else 0
+
+
 def play(
     accelerator,
     base,
@@ -52,7 +66,9 @@ def play(
 ):
     """Updates by a loss with a KL term. The last rank has most samples and most to generate. Saves
     the policy and Adam's averages; returns the metrics of the updates, the calls of attention in
-    each layer and micro-batch, and the logits of the weights for generation."""
+    each layer and micro-batch, how far the policy was from its reference before each update, the
+    number of weights that scoring has left gathered, and the logits of the weights for
+    generation."""
     config = ModelConfig(
         path=base,
         lora=AdapterConfig(rank=4 if lora else 0),
@@ -69,7 +85,7 @@ def play(
         policy, accelerator, optim, max_batch_tokens=14, loss=loss, has_reference=True
     )
     layers = without_adapters(policy).model.layers
-    result = {"sharded": is_sharded(policy), "steps": [], "attention_calls": []}
+    result = {"sharded": is_sharded(policy), "steps": [], "attention_calls": [], "moved": []}
     if load:
         state = load_file(Path(load) / "optimizer.safetensors")
         learner.load_state(Path(load) / "model", state)
@@ -81,6 +97,10 @@ def play(
             else samples[accelerator.num_processes - 1 :]
         )
         scored = learner.with_reference(mine)
+        result["gathered"] = num_gathered(learner)
+        rescored, _ = learner.with_recomputed(scored)
+        result["gathered"] += num_gathered(learner)
+        result["moved"].append(difference(rescored))
         num_batches = max(learner.ranks.gather([len(pack(with_gradient(scored, loss), 14))]))
         with counted_attention() as calls:
             stats = learner.optimizer_step(scored, 1e-2)

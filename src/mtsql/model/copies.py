@@ -72,7 +72,13 @@ def _are_fresh_adapters(model: torch.nn.Module) -> bool:
 @contextmanager
 def adapters_off(model: torch.nn.Module) -> Iterator[None]:
     """Inside the `with`, a policy with adapters computes what its base model computes."""
-    with cast("PeftModel", unwrap(model)).disable_adapter():
+    adapted = cast("PeftModel", unwrap(model))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    with adapted.disable_adapter():
+        # peft also marks the adapters as frozen. FSDP2 chooses the type of the gradients in its
+        # first forward pass, by the weights that are trained then.
+        for p in trained:
+            p.requires_grad_(True)
         yield
 
 
