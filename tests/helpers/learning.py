@@ -2,11 +2,12 @@
 groups a rank has."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtsql.agent.protocol import TAGS
 from mtsql.learner.losses import LossConfig
@@ -114,3 +115,41 @@ def counted_attention() -> Iterator[list[int]]:
         yield calls
     finally:
         PackedContext.attend = attend
+
+
+class _Casts(TorchDispatchMode):
+    """Notes the name of each weight of a model that is cast to another type."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.names = {p.data_ptr(): name for name, p in model.named_parameters()}
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.names:
+            self.found.append(self.names[args[0].data_ptr()])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_casts(model: torch.nn.Module) -> Iterator[list[str]]:
+    """Inside the `with`, the name of a weight is added to the list each time it is cast."""
+    with _Casts(model) as mode:
+        yield mode.found
+
+
+def kept_bytes(module: torch.nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that `forward` keeps for backward, each storage once, without those of `module`."""
+    own = {x.untyped_storage()._cdata for x in (*module.parameters(), *module.buffers())}
+    found: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = forward()  # what it returns keeps the tensors alive
+    del result
+    return sum(found.values())
