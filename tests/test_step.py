@@ -10,12 +10,12 @@ from helpers.learning import (
     LR,
     counted_attention,
     groups_of,
-    kept_bytes,
     make_learner,
     one_update,
     several_steps,
     some_weights,
 )
+from helpers.memory import kept_bytes
 from helpers.models import save_embedded
 from mtsql.learner.logprobs import score
 from mtsql.learner.losses import LossConfig

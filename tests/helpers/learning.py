@@ -2,7 +2,7 @@
 groups a rank has."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -136,20 +136,3 @@ def counted_casts(model: torch.nn.Module) -> Iterator[list[str]]:
     """Inside the `with`, the name of a weight is added to the list each time it is cast."""
     with _Casts(model) as mode:
         yield mode.found
-
-
-def kept_bytes(module: torch.nn.Module, forward: Callable[[], object]) -> int:
-    """Bytes that `forward` keeps for backward, each storage once, without those of `module`."""
-    own = {x.untyped_storage()._cdata for x in (*module.parameters(), *module.buffers())}
-    found: dict[int, int] = {}
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in own:
-            found[storage._cdata] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = forward()  # what it returns keeps the tensors alive
-    del result
-    return sum(found.values())

@@ -223,6 +223,17 @@ def minibatches(
             yield [sample for sample, group in pairs if group in chosen]
 
 
+def sample_order(num_samples: int, length: int, seed: int) -> list[int]:
+    """The places of the samples in the order of training: each pass in a new shuffled order, until
+    there are at least `length`."""
+    order: list[int] = []
+    epoch = 0
+    while len(order) < length:
+        order += random.Random(f"{seed}/{epoch}").sample(range(num_samples), num_samples)
+        epoch += 1
+    return order
+
+
 def _group_key(sample: Sample) -> bytes:
     """A hash of the prompt, the same on every rank."""
     return hashlib.blake2b(repr(sample.prompt_ids).encode(), digest_size=8).digest()
