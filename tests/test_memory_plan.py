@@ -1,12 +1,15 @@
 """The memory plan against tensors that are there, and the line that refuses a run."""
 
 import copy
+import re
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+import train_rl
+import train_sft
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import Qwen2Config, Qwen3Config
@@ -14,6 +17,7 @@ from transformers import Qwen2Config, Qwen3Config
 from helpers.learning import groups_of
 from helpers.memory import Peak, attend, kept_bytes, num_bytes
 from helpers.models import save_embedded
+from helpers.pages import ROOT, source_commands
 from mtsql.engine.config import EngineConfig
 from mtsql.learner.logprobs import CHUNK_LOGITS, PIECE_LOGITS, PolicyModule
 from mtsql.learner.losses import LossConfig
@@ -21,7 +25,7 @@ from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample, pack
 from mtsql.learner.step import Learner
-from mtsql.memory_plan import kept_in_layer, peak_bytes, plan, require_fit, require_memory
+from mtsql.memory_plan import MARGIN, kept_in_layer, peak_bytes, plan, require_fit, require_memory
 from mtsql.model.adapters import DEFAULT_TARGETS
 from mtsql.model.decoder import CausalLM
 from mtsql.model.policy import (
@@ -32,6 +36,7 @@ from mtsql.model.policy import (
     load_policy,
     policy_shape,
 )
+from mtsql.run.config import parse_config
 
 SHAPE = EmbeddedConfig(
     num_layers=2, hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=96
@@ -51,6 +56,16 @@ QWEN3_4B = Qwen3Config(
     intermediate_size=9728,
     num_hidden_layers=36,
     num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=True,
+)
+QWEN3_1_7B = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=2048,
+    intermediate_size=6144,
+    num_hidden_layers=28,
+    num_attention_heads=16,
     num_key_value_heads=8,
     head_dim=128,
     tie_word_embeddings=True,
@@ -253,3 +268,44 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_keys(
     with pytest.raises(ValueError, match="rollout needs.*a lower engine.cache_bytes"):
         asked(accelerator=gpu)
     asked(accelerator=SimpleNamespace(device=torch.device("cpu")))
+
+
+def documented() -> list[tuple[str, int, str, float, float]]:
+    """The rows of the recipes' table in docs/memory.md."""
+    text = (ROOT / "docs/memory.md").read_text()
+    row = r"\| `(\w[\w.]+\.yaml)` \| (\d+)(?:, (\w+))? \| ([\d.]+) \| ([\d.]+) \|"
+    return [(f, int(n), kind, float(a), float(b)) for f, n, kind, a, b in re.findall(row, text)]
+
+
+@pytest.mark.parametrize(("file", "num_ranks", "kind", "rollout", "learning"), documented())
+def test_the_page_shows_what_the_recipes_need(file, num_ranks, kind, rollout, learning):
+    is_rl = file.startswith("rl_")
+    config = parse_config(
+        (train_rl if is_rl else train_sft).Config, ["--config", str(ROOT / "configs" / file)], ""
+    )
+    parts = plan_of(
+        QWEN3_4B if "4b" in file else QWEN3_1_7B,
+        num_ranks=num_ranks,
+        is_sharded=kind == "FSDP2",
+        checkpointing=config.model.gradient_checkpointing,
+        max_batch_tokens=config.max_batch_tokens if is_rl else config.sft.max_batch_tokens,
+        cache_bytes=config.engine.cache_bytes,
+        has_reference=is_rl,
+    )
+    shown = [round(peak_bytes(parts, phase) / 1e9, 1) for phase in ("rollout", "learning")]
+    assert shown == [rollout, learning]
+
+
+def test_the_launch_in_a_recipes_header_fits_on_80_gb():
+    """One process if the header names no number."""
+    for file in sorted((ROOT / "configs").glob("*_qwen3_*.yaml")):
+        [command] = source_commands(file)
+        number = re.search(r"--num_processes (\d+)", command)
+        rows = [
+            row
+            for row in documented()
+            if row[0] == file.name
+            and row[1] == (int(number[1]) if number else 1)
+            and row[2] == ("FSDP2" if "fsdp2.yaml" in command else "")
+        ]
+        assert len(rows) == 1 and max(rows[0][3:]) < 80 * (1 - MARGIN)
