@@ -107,10 +107,11 @@ class Learner:
             group["lr"] = lr
         self.module.train()  # activations are recomputed in training mode only
         sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0, "num_tokens": 0.0}
+        stats: dict[str, torch.Tensor] = {}
         for index in range(num_batches):
             with self._gradients_travel_once(is_last=index == num_batches - 1):
                 if index < len(batches):
-                    self._backward(batches[index], divisor, sums)
+                    self._backward(batches[index], divisor, sums, stats)
                 else:
                     logprobs, _ = self.module(empty_batch().to(self.accelerator.device))
                     self.accelerator.backward(logprobs.sum() * 0.0)
@@ -121,6 +122,9 @@ class Learner:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if stats:  # one wait for the device, and not one in each micro-batch
+            values = torch.stack(list(stats.values())).tolist()
+            sums |= dict(zip(stats, values, strict=True))
         return {**self.ranks.sum(sums), "grad_norm": float(gather_full(grad_norm))}
 
     def _gradients_travel_once(self, is_last: bool) -> AbstractContextManager:
@@ -130,19 +134,27 @@ class Learner:
             return nullcontext()
         return self.accelerator.no_sync(self.module)
 
-    def _backward(self, batch: Batch, divisor: float, sums: dict[str, float]) -> None:
-        """Add a micro-batch's gradient to the parameters' and its statistics to `sums`."""
+    def _backward(
+        self,
+        batch: Batch,
+        divisor: float,
+        sums: dict[str, float],
+        stats: dict[str, torch.Tensor],
+    ) -> None:
+        """Add a micro-batch's gradient to the parameters', its numbers of tokens to `sums`, and its
+        statistics to `stats`, whose values are in float64 on the device."""
         batch = batch.to(self.accelerator.device)
         logprobs, entropy = self.module(batch)  # (P,), (P,)
         if self.loss is None:
-            loss_sum, stats = sft_loss(logprobs, batch)
+            loss_sum, found = sft_loss(logprobs, batch)
         else:
-            loss_sum, stats = policy_loss(logprobs, entropy, batch, self.loss)
+            loss_sum, found = policy_loss(logprobs, entropy, batch, self.loss)
         # DDP and FSDP2 average over the ranks: times their number, it is the sum.
         self.accelerator.backward(loss_sum * self.ranks.count / divisor)
-        stats = {**stats, "loss": loss_sum.detach() / divisor}
-        for name, value in stats.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+        found = {**found, "loss": loss_sum.detach() / divisor}
+        for name, value in found.items():
+            value = value.detach().double()
+            stats[name] = stats[name] + value if name in stats else value
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
         sums["num_tokens"] += len(batch.targets)
