@@ -35,6 +35,7 @@ from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, minibatches
 from mtsql.lines import UpdateLines, announce
+from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig
 from mtsql.model_notes import prompt_style
 from mtsql.rl.advantages import AdvantageConfig
@@ -152,6 +153,8 @@ def run(config: Config, accelerator: Accelerator) -> None:
     check_folder(config, begun, accelerator)  # before the warm start, which takes minutes
     announce(config, ranks, begun)
     config = warm_started(config, accelerator)
+    has_reference = bool(config.loss.kl_coef or config.advantage.kl_coef)
+    require_memory(config.model, config, accelerator, config.engine, has_reference)
     splits = ("train", "dev_seen", "dev")
     session = open_session(config, begun, accelerator, splits=splits, max_tokens=max_tokens(config))
     learner = Learner(
@@ -161,7 +164,7 @@ def run(config: Config, accelerator: Accelerator) -> None:
         max_batch_tokens=config.max_batch_tokens,
         loss=config.loss,
         temperature=config.sampling.temperature,
-        has_reference=bool(config.loss.kl_coef or config.advantage.kl_coef),
+        has_reference=has_reference,
     )
     session.load(learner)
     collector = make_collector(config, session)
@@ -250,6 +253,7 @@ def learn(
     """
     engine_gap = None
     results = []
+    learner.reclaim_memory()
     if config.loss.kl_coef:
         samples = learner.with_reference(samples)
     if config.old_logprobs == "recomputed":

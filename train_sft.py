@@ -26,8 +26,9 @@ from mtsql.files import print_line, read_json, write_text
 from mtsql.judge.hardness import hardness
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
-from mtsql.learner.step import Learner
+from mtsql.learner.step import Learner, sample_order
 from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
+from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
@@ -186,6 +187,9 @@ def main(config: Config) -> None:
 def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerator) -> None:
     """Collect (or replay), select, train, shrink; save an ordinary Hugging Face folder to
     <run>/model. `config.style` is set. A resumed run continues from the checkpoint `begun`."""
+    sft = config.sft
+    engine = config.engine if config.source == "self" else None
+    require_memory(config.model, sft, accelerator, engine, key="sft.")
     session = open_session(
         config,
         begun,
@@ -194,9 +198,8 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         max_tokens=max_tokens(config),
         demonstrations=demonstrations_file(config) if config.source == "demonstrations" else None,
     )
-    optim, max_batch_tokens = config.sft.optim, config.sft.max_batch_tokens
     policy = session.workbench.policy
-    learner = Learner(policy, accelerator, optim, max_batch_tokens=max_batch_tokens)
+    learner = Learner(policy, accelerator, sft.optim, max_batch_tokens=sft.max_batch_tokens)
     session.load(learner)
     progress = Progress(**session.state.get("place", {}))
     try:
@@ -267,6 +270,7 @@ def train_on(
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
     lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
+    learner.reclaim_memory()
     with activity(stage, session.ranks.is_main, "steps", has_lines=False) as show:
         for step in range(progress.done, num_steps):
             chunk = order[step * sft.samples_per_update : (step + 1) * sft.samples_per_update]
@@ -282,17 +286,6 @@ def train_on(
             show(progress.done, num_steps)
             if config.checkpoint.every and progress.update % config.checkpoint.every == 0:
                 session.save_checkpoint(learner, progress.update, progress.state())
-
-
-def sample_order(num_samples: int, length: int, seed: int) -> list[int]:
-    """The places of the samples in the order of training: each pass in a new shuffled order, until
-    there are at least `length`."""
-    order: list[int] = []
-    epoch = 0
-    while len(order) < length:
-        order += random.Random(f"{seed}/{epoch}").sample(range(num_samples), num_samples)
-        epoch += 1
-    return order
 
 
 def demonstrations_file(config: Config) -> Path:

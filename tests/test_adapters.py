@@ -21,6 +21,7 @@ from helpers.models import save_embedded
 from mtsql.learner.logprobs import PolicyModule
 from mtsql.learner.packing import pack
 from mtsql.model.adapters import DEFAULT_TARGETS
+from mtsql.model.copies import adapters_off
 from mtsql.model.policy import (
     AdapterConfig,
     ModelConfig,
@@ -28,7 +29,6 @@ from mtsql.model.policy import (
     load_tokenizer,
     load_trained,
     make_reference,
-    reference,
     save_policy,
 )
 from mtsql.run.config import parse_config
@@ -81,8 +81,7 @@ def test_rollout_learner_and_peft_agree(kind, base, tmp_path):
     for model in (policy, again):
         assert learner_logprobs(model) == pytest.approx(expected, abs=1e-5)
         assert rollout_logprobs(model) == pytest.approx(expected, abs=1e-5)
-    with reference(policy, make_reference(policy)) as frozen:
-        assert learner_logprobs(frozen) == pytest.approx(expected, abs=1e-5)
+    assert learner_logprobs(make_reference(policy)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_all_linear_means_every_layer_but_the_head(base, tmp_path):
@@ -107,8 +106,8 @@ def test_training_continues_from_a_checkpoint_of_adapters(kind, base, tmp_path):
     resumed = load_policy(ModelConfig(path=str(tmp_path / "theirs")))
     load_trained(resumed, tmp_path / "checkpoint")
     assert learner_logprobs(resumed) == learner_logprobs(policy)
-    with reference(policy, None) as without:
-        assert learner_logprobs(without) == pytest.approx(
+    with adapters_off(policy):
+        assert learner_logprobs(policy) == pytest.approx(
             peft_logprobs(AutoModelForCausalLM.from_pretrained(base)), abs=1e-5
         )
 

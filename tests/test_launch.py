@@ -120,3 +120,27 @@ def test_no_optimizer_step_is_exit_code_1_under_the_launcher(tmp_path):
     flags = ["-q", "--config_file", str(ROOT / "configs/accelerate/single.yaml")]
     assert launch(flags, tmp_path / "script.py", cwd=tmp_path).returncode == 1
     assert subprocess.run([sys.executable, tmp_path / "script.py"]).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": "backend:native"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": ""}, {"PYTORCH_CUDA_ALLOC_CONF": ""}),
+    ],
+)
+def test_gpu_memory_grows_in_place_unless_the_user_says_otherwise(given, expected, monkeypatch):
+    environment = dict(given)
+    monkeypatch.setattr(module.os, "environ", environment)
+    module.grow_gpu_memory_in_place()
+    assert environment == expected
+
+
+def test_torch_reads_the_allocators_variable_after_its_import():
+    program = (
+        "import os, torch; from mtsql.run.launch import grow_gpu_memory_in_place as grow; grow();"
+        "print(torch._C._accelerator_getAllocatorSettings())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "expandable_segments:True", done.stderr

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
+    "memory_plan": {"engine", "learner", "model"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "rl_run": {"run", "rl", "lines", "session"},
     "warm_start": {"run", "rl", "workbench"},

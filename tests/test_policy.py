@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen
 from helpers.models import EMBEDDED, tiny_tokenizer
 from mtsql.learner.packed_attention import PackedContext
 from mtsql.model import policy as policies
+from mtsql.model.copies import adapters_off
 from mtsql.model.policy import (
     AdapterConfig,
     EmbeddedConfig,
@@ -19,7 +20,6 @@ from mtsql.model.policy import (
     load_policy,
     load_tokenizer,
     make_reference,
-    reference,
     save_policy,
 )
 
@@ -158,7 +158,7 @@ def test_generation_in_bfloat16_rounds_as_training_does(folder):
     model = load_policy(ModelConfig(path=folder))
     with torch.autocast("cpu", torch.bfloat16):
         scored = logits(model)
-        frozen = logits(make_reference(model))
+        frozen = logits(make_reference(model, torch.bfloat16))
     with generation_weights(model, torch.bfloat16) as weights:
         assert logits(weights).dtype is torch.bfloat16
         assert torch.equal(logits(weights), scored) and torch.equal(frozen, scored)
@@ -179,15 +179,14 @@ def test_the_reference_policy_stays_as_it_was(folder):
     frozen = make_reference(model)
     with torch.no_grad():
         model.lm_head.weight += 1
-    with reference(model, frozen) as policy:
-        assert torch.equal(logits(policy), expected)
+    assert torch.equal(logits(frozen), expected)
     assert not any(p.requires_grad for p in frozen.parameters())
 
     fresh = load_policy(ModelConfig(path=folder, lora=LORA))
     assert make_reference(fresh) is None  # its adapters are switched off instead
     trained = adapted(folder)
-    with reference(trained, None) as policy:
-        assert torch.equal(logits(policy), expected)
+    with adapters_off(trained):
+        assert torch.equal(logits(trained), expected)
     already = make_reference(trained)  # adapters from an earlier stage belong to the reference
     assert torch.allclose(logits(already), logits(trained), atol=1e-5)
 

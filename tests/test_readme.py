@@ -163,7 +163,7 @@ def test_commands_of_every_kind_of_place_are_found():
     for command in (
         "accelerate launch train_rl.py",
         "python eval.py --model.path runs/rl/model --run runs/eval",  # a script's docstring
-        "accelerate launch train_rl.py --config configs/rl_cosql_qwen3_4b.yaml",  # a recipe
+        "accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml",  # a recipe
         "python tools/convert_smollm2.py models/smollm2",
     ):
         assert command in found

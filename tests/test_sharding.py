@@ -136,6 +136,10 @@ def test_two_processes_compute_what_one_does_and_each_continues_from_the_other(
                 torch.tensor(result["logits"]), torch.tensor(expected["logits"]), atol=1e-4
             )
             assert result["gap"] < 1e-4
+            runs = 2 if name == "recompute" else 1  # once more in backward
+            assert result["gathered"] == 0
+            assert "load" in plans[name] or result["moved"][0] == 0
+            assert result["attention_calls"] == [runs] * len(result["steps"])
         assert_same_folder(folder, tmp_path / name)
     # one process continues from what two have saved
     from accelerate import Accelerator
@@ -163,6 +167,7 @@ def test_bfloat16_scores_what_it_samples_and_stays_near_float32(kind, base, alon
     for rank in play_two(flags, plans, tmp_path, "bf16"):
         for name, result in zip(("full", "lora"), rank, strict=True):
             expected = torch.tensor(alone[name][1]["steps"])
+            assert result["gathered"] == 0 and result["moved"][0] == 0
             assert torch.allclose(torch.tensor(result["steps"]), expected, rtol=0.1, atol=0.02)
             assert result["gap"] < (
                 1e-5 if name == "full" else 0.05

@@ -4,11 +4,25 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from helpers.learning import LR, groups_of, make_learner, one_update, several_steps, some_weights
+from helpers.learning import (
+    LR,
+    counted_attention,
+    groups_of,
+    make_learner,
+    one_update,
+    several_steps,
+    some_weights,
+)
+from helpers.memory import kept_bytes
+from helpers.models import save_embedded
 from mtsql.learner.logprobs import score
+from mtsql.learner.losses import LossConfig
+from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packing import pack
-from mtsql.learner.step import minibatches
+from mtsql.learner.step import Learner, minibatches
+from mtsql.model.policy import AdapterConfig, ModelConfig, generation_weights, load_policy
 from mtsql.run.ranks import Ranks
 
 
@@ -100,3 +114,63 @@ def test_a_step_in_which_no_sample_has_an_advantage_moves_no_weight():
     assert learner.optimizer_step(without, LR) == {} == learner.optimizer_step([], LR)
     after = learner.policy.parameters()
     assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(save_embedded(tmp_path_factory.mktemp("step") / "base"))
+
+
+def learner_of(folder: str, is_recomputed: bool, rank: int = 0) -> Learner:
+    """A learner of a saved model. transformers returns models in evaluation mode."""
+    config = ModelConfig(
+        path=folder, lora=AdapterConfig(rank=rank), gradient_checkpointing=is_recomputed
+    )
+    torch.manual_seed(0)  # adapters are drawn
+    policy = load_policy(config)
+    return Learner(
+        policy,
+        Accelerator(cpu=True),
+        OptimConfig(lr=LR),
+        max_batch_tokens=200,
+        loss=LossConfig(kl_coef=0.1),
+        has_reference=True,
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_checkpointing_recomputes_in_every_step_and_changes_no_number(folder, rank):
+    """Whatever was done before the step: attention runs twice in each of the two layers."""
+    weights = []
+    for is_recomputed in (False, True):
+        learner = learner_of(folder, is_recomputed, rank)
+        with counted_attention() as calls:
+            for _ in range(2):
+                samples, _ = learner.with_recomputed(sum(groups_of(), []))
+                samples = learner.with_reference(samples)
+                with generation_weights(learner.policy):
+                    calls.clear()
+                step = learner.optimizer_step(samples, LR)
+                assert calls == ([0, 1, 1, 0] if is_recomputed else [0, 1])
+                weights.append([step["grad_norm"], step["kl"], *some_weights(learner)])
+    assert weights[:2] == weights[2:]
+
+
+def test_checkpointing_keeps_one_tensor_for_a_layer(folder):
+    kept = []
+    for is_recomputed in (False, True):
+        module = learner_of(folder, is_recomputed).module.train()
+        [batch] = pack(sum(groups_of(), []), 200)
+        kept.append(kept_bytes(module, lambda: module(batch)))  # noqa: B023
+    assert kept[1] < kept[0] / 3
+
+
+def test_the_policy_scores_alike_in_training_and_evaluation_mode(folder):
+    """No dropout anywhere: else the learner would score other log-probs than those sampled."""
+    for rank in (0, 4):
+        module = learner_of(folder, False, rank).module
+        samples = sum(groups_of(), [])
+        device = torch.device("cpu")
+        assert score(module.train(), samples, 99, device) == score(
+            module.eval(), samples, 99, device
+        )

@@ -206,7 +206,8 @@ def set_up(
         texts = _texts(corpus, data, env, style)
         tokenizer = train_tokenizer(texts, model.embedded.vocab_size, protocol.TAGS)
         policy = build_embedded(tokenizer, model.embedded, seed)
-    without_adapters(policy).set_few_rows(model.few_rows)
+        without_adapters(policy).set_few_rows(model.few_rows)
+        policy.model.gradient_checkpointing = model.gradient_checkpointing
     workbench = Workbench(tokenizer, Renderer(tokenizer), policy, corpora, env, style)
     split = next(iter(corpora))
     exchange = sample_exchange(workbench.env_maker(split)(corpora[split].turns[0]))

@@ -2,13 +2,17 @@
 groups a rank has."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtsql.agent.protocol import TAGS
 from mtsql.learner.losses import LossConfig
 from mtsql.learner.optimizer import OptimConfig
+from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, minibatches
 from mtsql.model.policy import EmbeddedConfig, build_embedded
@@ -94,3 +98,41 @@ def one_update(
     mine = [samples[place] for place in share[learner.ranks.index]]
     step = learner.optimizer_step(mine, LR)
     return [step["grad_norm"], step["loss"], *some_weights(learner)]
+
+
+@contextmanager
+def counted_attention() -> Iterator[list[int]]:
+    """Inside the `with`, each call of the learner's attention adds its layer to the list."""
+    calls: list[int] = []
+    attend = PackedContext.attend
+
+    def counted(self: PackedContext, layer: int, *tensors: object) -> torch.Tensor:
+        calls.append(layer)
+        return attend(self, layer, *tensors)
+
+    PackedContext.attend = counted
+    try:
+        yield calls
+    finally:
+        PackedContext.attend = attend
+
+
+class _Casts(TorchDispatchMode):
+    """Notes the name of each weight of a model that is cast to another type."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.names = {p.data_ptr(): name for name, p in model.named_parameters()}
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.names:
+            self.found.append(self.names[args[0].data_ptr()])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_casts(model: torch.nn.Module) -> Iterator[list[str]]:
+    """Inside the `with`, the name of a weight is added to the list each time it is cast."""
+    with _Casts(model) as mode:
+        yield mode.found

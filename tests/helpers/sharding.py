@@ -5,13 +5,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
+from helpers.learning import counted_attention
 from mtsql.learner.logprobs import PolicyModule, score
-from mtsql.learner.losses import LossConfig
+from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packed_attention import PackedContext
-from mtsql.learner.packing import Sample
+from mtsql.learner.packing import Sample, pack
 from mtsql.learner.step import Learner
+from mtsql.model.copies import without_adapters
 from mtsql.model.policy import (
     AdapterConfig,
     ModelConfig,
@@ -37,6 +40,19 @@ def samples_of(update: int) -> list[Sample]:
     return samples
 
 
+def difference(samples: list[Sample]) -> float:
+    """The largest difference between the log-probs of policy and reference."""
+    pairs = [zip(s.old_logprobs, s.ref_logprobs, strict=True) for s in samples]
+    return max(abs(old - ref) for pair in pairs for old, ref in pair)
+
+
+def num_gathered(learner: Learner) -> int:
+    """The number of weights, of policy and reference, that a rank of a sharded model has whole."""
+    modules = [module for module in (learner.policy, learner.frozen) if module is not None]
+    weights = [p for module in modules for p in module.parameters()]
+    return sum(not isinstance(p, DTensor) for p in weights) if is_sharded(learner.policy) else 0
+
+
 def play(
     accelerator,
     base,
@@ -49,8 +65,10 @@ def play(
     offload=False,
 ):
     """Updates by a loss with a KL term. The last rank has most samples and most to generate. Saves
-    the policy and Adam's averages; returns the metrics of the updates and the logits of the weights
-    for generation."""
+    the policy and Adam's averages; returns the metrics of the updates, the calls of attention in
+    each layer and micro-batch, how far the policy was from its reference before each update, the
+    number of weights that scoring has left gathered, and the logits of the weights for
+    generation."""
     config = ModelConfig(
         path=base,
         lora=AdapterConfig(rank=4 if lora else 0),
@@ -66,7 +84,8 @@ def play(
     learner = Learner(
         policy, accelerator, optim, max_batch_tokens=14, loss=loss, has_reference=True
     )
-    result = {"sharded": is_sharded(policy), "steps": []}
+    layers = without_adapters(policy).model.layers
+    result = {"sharded": is_sharded(policy), "steps": [], "attention_calls": [], "moved": []}
     if load:
         state = load_file(Path(load) / "optimizer.safetensors")
         learner.load_state(Path(load) / "model", state)
@@ -77,7 +96,15 @@ def play(
             if accelerator.num_processes > 1 and rank == 0
             else samples[accelerator.num_processes - 1 :]
         )
-        stats = learner.optimizer_step(learner.with_reference(mine), 1e-2)
+        scored = learner.with_reference(mine)
+        result["gathered"] = num_gathered(learner)
+        rescored, _ = learner.with_recomputed(scored)
+        result["gathered"] += num_gathered(learner)
+        result["moved"].append(difference(rescored))
+        num_batches = max(learner.ranks.gather([len(pack(with_gradient(scored, loss), 14))]))
+        with counted_attention() as calls:
+            stats = learner.optimizer_step(scored, 1e-2)
+        result["attention_calls"].append(len(calls) / (num_batches * len(layers)))
         result["steps"].append([stats["loss"], stats["kl"], stats["grad_norm"]])
     ids = torch.arange(9)
     with generation_weights(policy, config.compute_dtype) as weights, torch.no_grad():

@@ -160,7 +160,10 @@ def kl_estimate(
 def _trajectory_length(batch: Batch) -> torch.Tensor:
     """(P,) trained tokens of the trajectory each position belongs to. A trajectory is never split
     over batches."""
-    return torch.bincount(batch.trajectory_index)[batch.trajectory_index]
+    index = batch.trajectory_index
+    # bincount would wait for the device, to learn the number of trajectories.
+    lengths = index.new_zeros(len(batch.spans)).index_add_(0, index, torch.ones_like(index))
+    return lengths[index]
 
 
 def _trajectory_mean(values: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -96,8 +96,15 @@ class Batch:
         values: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            values[field.name] = value.to(device) if isinstance(value, torch.Tensor) else value
+            values[field.name] = _move(value, device) if isinstance(value, torch.Tensor) else value
         return Batch(**values)
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`. A GPU copies pinned memory while the host goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pack(samples: list[Sample], max_tokens: int) -> list[Batch]:

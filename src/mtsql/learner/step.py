@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
+from torch.distributed.fsdp import FSDPModule
 
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, denominator, policy_loss, sft_loss, with_gradient
@@ -28,7 +30,7 @@ from mtsql.learner.optimizer import (
     step_offloaded,
 )
 from mtsql.learner.packing import Batch, Sample, pack
-from mtsql.model.copies import gather_full, make_reference, reference
+from mtsql.model.copies import adapters_off, gather_full, make_reference
 from mtsql.model.policy import load_trained
 from mtsql.run.ranks import Ranks
 
@@ -61,7 +63,28 @@ class Learner:
         self.temperature = temperature
         module = PolicyModule(policy, temperature=temperature)
         self.module, self.optimizer = accelerator.prepare(module, make_optimizer(module, optim))
-        self.frozen = make_reference(policy) if has_reference else None
+        self.frozen = self._frozen_copy() if has_reference else None
+
+    def _frozen_copy(self) -> torch.nn.Module | None:
+        """The reference policy, sharded if the policy is. None: the policy with its adapters off
+        is the reference."""
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        copy = make_reference(self.policy, dtype)
+        if copy is None:
+            return None
+        module = PolicyModule(copy, self.temperature)
+        return fsdp2_prepare_model(self.accelerator, module) if self._is_sharded else module
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.module, FSDPModule)
+
+    def reclaim_memory(self) -> None:
+        """Return the memory that a rollout has freed to the device. Call it between rolling out and
+        learning: Adam's averages, which stay, would else be placed inside the freed cache, and the
+        next cache would need another piece as large."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def optimizer_step(self, samples: list[Sample], lr: float) -> dict[str, float]:
         """Take one optimizer step over this rank's `samples` and those of the other ranks.
@@ -82,11 +105,13 @@ class Learner:
             return {}
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.module.train()  # activations are recomputed in training mode only
         sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0, "num_tokens": 0.0}
+        stats: dict[str, torch.Tensor] = {}
         for index in range(num_batches):
             with self._gradients_travel_once(is_last=index == num_batches - 1):
                 if index < len(batches):
-                    self._backward(batches[index], divisor, sums)
+                    self._backward(batches[index], divisor, sums, stats)
                 else:
                     logprobs, _ = self.module(empty_batch().to(self.accelerator.device))
                     self.accelerator.backward(logprobs.sum() * 0.0)
@@ -97,6 +122,9 @@ class Learner:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if stats:  # one wait for the device, and not one in each micro-batch
+            values = torch.stack(list(stats.values())).tolist()
+            sums |= dict(zip(stats, values, strict=True))
         return {**self.ranks.sum(sums), "grad_norm": float(gather_full(grad_norm))}
 
     def _gradients_travel_once(self, is_last: bool) -> AbstractContextManager:
@@ -106,19 +134,27 @@ class Learner:
             return nullcontext()
         return self.accelerator.no_sync(self.module)
 
-    def _backward(self, batch: Batch, divisor: float, sums: dict[str, float]) -> None:
-        """Add a micro-batch's gradient to the parameters' and its statistics to `sums`."""
+    def _backward(
+        self,
+        batch: Batch,
+        divisor: float,
+        sums: dict[str, float],
+        stats: dict[str, torch.Tensor],
+    ) -> None:
+        """Add a micro-batch's gradient to the parameters', its numbers of tokens to `sums`, and its
+        statistics to `stats`, whose values are in float64 on the device."""
         batch = batch.to(self.accelerator.device)
         logprobs, entropy = self.module(batch)  # (P,), (P,)
         if self.loss is None:
-            loss_sum, stats = sft_loss(logprobs, batch)
+            loss_sum, found = sft_loss(logprobs, batch)
         else:
-            loss_sum, stats = policy_loss(logprobs, entropy, batch, self.loss)
+            loss_sum, found = policy_loss(logprobs, entropy, batch, self.loss)
         # DDP and FSDP2 average over the ranks: times their number, it is the sum.
         self.accelerator.backward(loss_sum * self.ranks.count / divisor)
-        stats = {**stats, "loss": loss_sum.detach() / divisor}
-        for name, value in stats.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+        found = {**found, "loss": loss_sum.detach() / divisor}
+        for name, value in found.items():
+            value = value.detach().double()
+            stats[name] = stats[name] + value if name in stats else value
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
         sums["num_tokens"] += len(batch.targets)
@@ -126,8 +162,13 @@ class Learner:
     def with_reference(self, samples: list[Sample]) -> list[Sample]:
         """The samples with the log-probs of the reference policy: the frozen copy, or the policy
         without its adapters."""
-        with reference(self.policy, self.frozen) as model, self.accelerator.autocast():
-            scores = self._score(PolicyModule(model, self.temperature), samples)
+        if self.frozen is None:
+            with adapters_off(self.policy):
+                scores = self._score(self.module, samples)
+        else:
+            # Accelerate adds autocast to the policy, but not to one that FSDP2 casts.
+            with nullcontext() if self._is_sharded else self.accelerator.autocast():
+                scores = self._score(self.frozen, samples)
         return [replace(sample, ref_logprobs=s) for sample, s in zip(samples, scores, strict=True)]
 
     def with_recomputed(self, samples: list[Sample]) -> tuple[list[Sample], float | None]:
@@ -158,6 +199,9 @@ class Learner:
         with torch.no_grad():
             for _ in range(num_missing):
                 module(empty_batch().to(self.accelerator.device))
+        if isinstance(module, FSDPModule):
+            # FSDP2 leaves embeddings and head gathered and rounded until a backward pass.
+            module.reshard()
         return scores
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -189,6 +233,17 @@ def minibatches(
             chosen = set(order[part::num_parts])
             pairs = zip(samples, group_of, strict=True)
             yield [sample for sample, group in pairs if group in chosen]
+
+
+def sample_order(num_samples: int, length: int, seed: int) -> list[int]:
+    """The places of the samples in the order of training: each pass in a new shuffled order, until
+    there are at least `length`."""
+    order: list[int] = []
+    epoch = 0
+    while len(order) < length:
+        order += random.Random(f"{seed}/{epoch}").sample(range(num_samples), num_samples)
+        epoch += 1
+    return order
 
 
 def _group_key(sample: Sample) -> bytes:

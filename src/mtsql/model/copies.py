@@ -50,11 +50,13 @@ def generation_weights(
             model.train(was_training)
 
 
-def make_reference(model: torch.nn.Module) -> CausalLM | None:
-    """A frozen copy of the policy as it is now, for `reference`. None if the adapters are fresh:
-    these add nothing yet and can be switched off instead, which costs no memory."""
+def make_reference(model: torch.nn.Module, dtype: torch.dtype | None = None) -> CausalLM | None:
+    """A frozen copy of the policy as it is now. It rounds as the policy does when this computes in
+    `dtype` (None: in the type of its weights), so the KL of equal weights is 0; only adapters are
+    merged before they are rounded. None if the adapters are fresh: these add nothing yet and can be
+    switched off instead, which costs no memory."""
     model = unwrap(model)
-    return None if is_adapted(model) and _are_fresh_adapters(model) else _full_copy(model)
+    return None if is_adapted(model) and _are_fresh_adapters(model) else _full_copy(model, dtype)
 
 
 def _are_fresh_adapters(model: torch.nn.Module) -> bool:
@@ -68,17 +70,16 @@ def _are_fresh_adapters(model: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def reference(model: torch.nn.Module, frozen: CausalLM | None) -> Iterator[torch.nn.Module]:
-    """The reference policy inside the `with`: `frozen`, or `model` with its adapters off. If it is
-    sharded, all ranks must enter together, and it is a plain copy of the base model: the layers of
-    a sharded model compute only inside its own forward pass, and only on all ranks together."""
-    if frozen is not None:
-        yield frozen
-    elif is_sharded(unwrap(model)):
-        yield _full_copy(unwrap(model), merge=False)
-    else:  # without a frozen copy the policy has adapters
-        with cast("PeftModel", unwrap(model)).disable_adapter():
-            yield model
+def adapters_off(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the `with`, a policy with adapters computes what its base model computes."""
+    adapted = cast("PeftModel", unwrap(model))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    with adapted.disable_adapter():
+        # peft also marks the adapters as frozen. FSDP2 chooses the type of the gradients in its
+        # first forward pass, by the weights that are trained then.
+        for p in trained:
+            p.requires_grad_(True)
+        yield
 
 
 def shard_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -89,15 +90,13 @@ def shard_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _full_copy(
-    model: torch.nn.Module, dtype: torch.dtype | None = None, merge: bool = True
-) -> CausalLM:
-    """A plain, frozen model with the same function: adapters merged (or left out), shards gathered.
-    Cast to `dtype`, as FSDP2's mixed precision casts every parameter; under LoRA the frozen weights
-    have that type already."""
+def _full_copy(model: torch.nn.Module, dtype: torch.dtype | None) -> CausalLM:
+    """A plain, frozen model with the same function: adapters merged, shards gathered, tied weights
+    tied. Each weight has the type in which the policy computes with it (see `_computed_dtype`)."""
     source = without_adapters(model)
+    whole = is_adapted(model) or is_sharded(model)
     named = [*source.named_parameters(remove_duplicate=False), *source.named_buffers()]
-    tensors = {_plain_name(name): tensor.detach() for name, tensor in named}
+    tensors = {_plain_name(name): tensor for name, tensor in named}
     adapted = {
         _plain_name(name): module
         for name, module in source.named_modules()
@@ -105,18 +104,37 @@ def _full_copy(
     }
     with torch.device("meta"):
         copy = CausalLM(source.config)
+    copies: dict[int, torch.nn.Parameter] = {}  # id of a weight without an adapter -> its copy
     for path, module in copy.named_modules():
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
-            tensor = tensors[f"{path}.{name}"]
-            wanted = dtype or tensor.dtype
-            if merge and name == "weight" and path in adapted:
+            weight = tensors[f"{path}.{name}"]
+            has_adapter = name == "weight" and path in adapted
+            if not has_adapter and id(weight) in copies:
+                setattr(module, name, copies[id(weight)])
+                continue
+            tensor = weight.detach()
+            wanted = _computed_dtype(module, tensor, dtype, whole)
+            if has_adapter:
                 tensor = _merged(adapted[path], tensor)
             tensor = gather_full(tensor.to(wanted, copy=True))
-            setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))
+            parameter = torch.nn.Parameter(tensor, requires_grad=False)
+            setattr(module, name, parameter)
+            if not has_adapter:
+                copies[id(weight)] = parameter
         for name in [name for name, _ in module.named_buffers(recurse=False)]:
             setattr(module, name, gather_full(tensors[f"{path}.{name}"]).clone())
     copy.set_few_rows(source.lm_head.few_rows)
     return copy.eval()
+
+
+def _computed_dtype(
+    module: torch.nn.Module, weight: torch.Tensor, dtype: torch.dtype | None, whole: bool
+) -> torch.dtype:
+    """The type in which a policy that computes in `dtype` uses this weight. FSDP2 casts all
+    weights (`whole`), and under adapters the frozen ones have that type already. Autocast casts the
+    linear layers only: embeddings (of which a tied head is a part) and norms stay in float32."""
+    is_cast = whole or isinstance(module, torch.nn.Linear)
+    return dtype if dtype is not None and is_cast else weight.dtype
 
 
 def _merged(layer: Any, weight: torch.Tensor) -> torch.Tensor:

@@ -159,7 +159,8 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             inputs = (x, cos, sin, context, wanted if index == last else None)
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, *inputs, use_reentrant=False)
+                # No layer draws random numbers, so their state need not be kept.
+                x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(*inputs)
         return self.norm(x)[0]

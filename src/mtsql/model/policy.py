@@ -41,7 +41,6 @@ from mtsql.model.copies import (
     is_adapted,
     is_sharded,
     make_reference,
-    reference,
     shard_like,
     unwrap,
     without_adapters,
@@ -72,7 +71,6 @@ __all__ = [
     "load_trained",
     "make_reference",
     "policy_shape",
-    "reference",
     "resolved",
     "save_policy",
     "shard_like",
@@ -264,11 +262,10 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
     return model
 
 
-def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedConfig, seed: int) -> CausalLM:
-    """The embedded model, its weights drawn from `seed` as transformers draws them. The global
-    random state is kept."""
-    settings = Qwen3Config(
-        vocab_size=len(tokenizer),
+def embedded_settings(size: EmbeddedConfig, num_tokens: int) -> Qwen3Config:
+    """The embedded model's configuration, for a tokenizer of `num_tokens` tokens."""
+    return Qwen3Config(
+        vocab_size=num_tokens,
         hidden_size=size.hidden_size,
         intermediate_size=size.intermediate_size,
         num_hidden_layers=size.num_layers,
@@ -279,9 +276,17 @@ def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedConfig, see
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=None,
+        pad_token_id=None,
     )
+
+
+def build_embedded(tokenizer: PreTrainedTokenizerBase, size: EmbeddedConfig, seed: int) -> CausalLM:
+    """The embedded model, its weights drawn from `seed` as transformers draws them. The global
+    random state is kept."""
+    settings = embedded_settings(size, len(tokenizer))
+    settings.eos_token_id = tokenizer.eos_token_id
+    settings.pad_token_id = tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         theirs = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)

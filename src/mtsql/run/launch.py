@@ -220,7 +220,9 @@ def make_accelerator(
         )
     has_gpu = torch.cuda.is_available()
     plugin = _sharding(mixed_precision)
-    if not has_gpu:
+    if has_gpu:
+        grow_gpu_memory_in_place()
+    else:
         keep_freed_memory()
     if not has_gpu and os.environ.get("OMP_NUM_THREADS") == "1" and not _asked_for_threads():
         # `accelerate launch` sets this by itself, but a run on a CPU needs all cores.
@@ -314,6 +316,17 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: map no piece on its own
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: keep all free memory at the end of the heap
+
+
+def grow_gpu_memory_in_place() -> None:
+    """Have torch enlarge the pieces of GPU memory that it holds, unless the user has configured its
+    allocator. By default it takes new pieces: if one tensor stays in the piece of a freed cache,
+    the next cache does not fit into it.
+
+    torch reads the variable when it first takes GPU memory, so call this before.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def start_missing_ranks() -> None:
