@@ -71,8 +71,8 @@ def attend_causally(query: Tensor, keys: Tensor, values: Tensor, scaling: float)
 def attend_densely(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, is_causal: bool
 ) -> Tensor:
-    """The same with one matrix of scores, in float32 or wider, and differentiable. A query that sees
-    no key gets zeros, as in flash-attn."""
+    """The same with one matrix of scores, in float32 or wider, and differentiable. A query that
+    sees no key gets zeros, as in flash-attn."""
     wide = torch.promote_types(query.dtype, torch.float32)
     per_kv_head = query.shape[1] // keys.shape[1]
     keys = keys.to(wide).repeat_interleave(per_kv_head, dim=1)
@@ -145,6 +145,8 @@ def flash_attn_varlen_func(
     _check_integers("cu_seqlens_k", cu_seqlens_k, q.device)
     _need(num_sequences > 0, "there must be a sequence")
     _need(cu_seqlens_k.shape == cu_seqlens_q.shape, "cu_seqlens_q and cu_seqlens_k differ in size")
+    if max_seqlen_q == 1:  # query i is then taken for sequence i, whatever the edges say
+        _need(len(q) == num_sequences, "with max_seqlen_q 1 each sequence needs a query")
     is_int = isinstance(max_seqlen_q, int) and isinstance(max_seqlen_k, int)
     _need(is_int, "max_seqlen_q and max_seqlen_k must be Python integers")
     if block_table is None:
@@ -269,7 +271,10 @@ def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     def replay() -> None:
         for func, args, kwargs, out in recorder.calls:
             again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+            pairs = [(out, again)]
+            if not isinstance(out, Tensor):
+                pairs = list(zip(tree_leaves(out), tree_leaves(again), strict=True))
+            for old, new in pairs:
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 

@@ -9,11 +9,12 @@ Limits: `torch.autocast` has no effect, tensors have no views in `torch.inferenc
 are not supported. Nothing here says anything about speed.
 """
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
 
 from helpers.flash_double import record
 from helpers.host_reads import read_of
@@ -154,7 +154,7 @@ class PretendedGpu(TorchDispatchMode):
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Compute an operator."""
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        tensors = _tensors([*args, *kwargs.values()])
         is_ours = any(isinstance(x, PretendedTensor) for x in tensors)
         target = kwargs.get("device")
         goes_here = target is not None and torch.device(target).type == NAME
@@ -169,9 +169,8 @@ class PretendedGpu(TorchDispatchMode):
             self.wait(read)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        on_cpu_args, on_cpu_kwargs = tree_map(_here, (args, kwargs))
         with _disable_current_modes():
-            out = func(*on_cpu_args, **on_cpu_kwargs)
+            out = func(*_map(_here, args), **{k: _map(_here, x) for k, x in kwargs.items()})
         if not _is_view(func):
             self.kernels[_short(func)] += 1
         return self._wrap(tensors, out)
@@ -197,7 +196,7 @@ class PretendedGpu(TorchDispatchMode):
                 return x
             return known[id(x)] if id(x) in known else PretendedTensor(x)
 
-        return tree_map(one, out)
+        return _map(one, out)
 
     def _copy(self, func: Any, args: tuple, kwargs: dict) -> Tensor:
         if func is _aten._to_copy.default:
@@ -243,6 +242,24 @@ def _here(x: Any) -> Any:
     return x.on_cpu if isinstance(x, PretendedTensor) else x
 
 
+def _tensors(values: list | tuple) -> list[Tensor]:
+    """The tensors among arguments; some are lists."""
+    found: list[Tensor] = []
+    for x in values:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, list | tuple):
+            found += _tensors(x)
+    return found
+
+
+def _map(function: Callable[[Any], Any], x: Any) -> Any:
+    """The function of a value, or of each value in a list or tuple."""
+    if isinstance(x, list | tuple):
+        return type(x)([_map(function, one) for one in x])
+    return function(x)
+
+
 def _short(func: Any) -> str:
     return str(func).split(".")[1]
 
@@ -254,9 +271,12 @@ def _is_view(func: Any) -> bool:
 
 def _place() -> str:
     """File and line of the innermost frame in the trainer's sources."""
-    for frame in reversed(traceback.extract_stack()):
-        if "/mtsql/" in frame.filename:
-            return f"{Path(frame.filename).name}:{frame.lineno}"
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/mtsql/" in file:
+            return f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
     return "the test"
 
 
