@@ -226,7 +226,7 @@ def waits_of_a_step(target: Target) -> Check:
     """How often a decode step waits for the device, with graphs and without."""
     figures: dict[str, Any] = {}
     for name, graphs in (("graphs", True), ("eager", False)):
-        engine = _decoding(target.engine(target.policy(DTYPE), graphs=graphs))
+        engine = _decoding(target.engine(target.policy(DTYPE), graphs=graphs, reply_tokens=64))
         with counted_waits(target) as waits:
             for _ in range(STEPS):
                 engine.step()
@@ -251,6 +251,13 @@ def _decoding(engine: Engine, num_samples: int = 2) -> Engine:
     return engine
 
 
+CASTS = {
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.to.dtype,  # in inference mode, where it is not yet taken apart
+    torch.ops.aten.to.dtype_layout,
+}
+
+
 class CastsOfWeights(TorchDispatchMode):
     """A context that counts the casts of a module's weights to another type."""
 
@@ -263,8 +270,9 @@ class CastsOfWeights(TorchDispatchMode):
         self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights:
-            self.num += kwargs.get("dtype") not in (None, args[0].dtype)
+        if func in CASTS and args[0].data_ptr() in self.weights:
+            wanted = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]
+            self.num += wanted != [] and wanted != [args[0].dtype]
         return func(*args, **kwargs)
 
 
@@ -273,7 +281,7 @@ def casts_of_a_step(target: Target) -> Check:
     trained."""
     policy = target.policy(torch.float32)
     with torch.autocast(target.device.type, DTYPE):
-        engine = _decoding(target.engine(policy, graphs=False))
+        engine = _decoding(target.engine(policy, graphs=False, reply_tokens=64))
         with CastsOfWeights(policy) as casts:
             for _ in range(STEPS):
                 engine.step()

@@ -298,6 +298,8 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return _gpu_in_use()._copy(_aten._copy_from.default, (source, target, non_blocking), {})
 
 
+_fallback = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+_fallback.fallback(torch.library.fallthrough_kernel)
 _library.impl("empty_strided", _empty_strided, "PrivateUse1")
 _library.impl("empty.memory_format", _empty, "PrivateUse1")
 _library.impl("_copy_from", _copy_from, "PrivateUse1")
