@@ -31,6 +31,7 @@ from flags import print_json, run_benchmark
 from gpu_target import TINY, Check, Target, run_checks
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 COLOURS = {"pass": "green", "fail": "red", "skip": "yellow"}
@@ -64,11 +65,12 @@ def main(flags: Flags) -> None:
     """Print the results. ValueError without a GPU."""
     if not flags.pretend and not torch.cuda.is_available():
         raise ValueError("no GPU: --pretend true runs the checks on a pretended one")
+    disable_progress_bar()
     checks = list(_pretended() if flags.pretend else _on_gpu(flags))
     if flags.json:
         print_json({"checks": [asdict(check) for check in checks]})
     else:
-        print_table(checks)
+        print_table(checks, "a pretended GPU" if flags.pretend else torch.cuda.get_device_name())
     if any(check.status == "fail" for check in checks):
         sys.exit(1)
 
@@ -107,9 +109,10 @@ def _pretended() -> Iterator[Check]:
         yield from run_checks(Target(torch.device("cpu"), TINY), on_cpu)
 
 
-def print_table(checks: list[Check]) -> None:
+def print_table(checks: list[Check], device: str) -> None:
     """One row for each check."""
-    table = Table("check", "result", "found", "wanted", show_lines=True)
+    columns = "check", "result", "found", "wanted"
+    table = Table(*columns, title=f"Checks on {device}", show_lines=True)
     for check in checks:
         colour = COLOURS[check.status]
         table.add_row(check.name, f"[{colour}]{check.status}[/]", check.found, check.limit)
