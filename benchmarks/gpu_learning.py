@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = Path(__file__).with_name("gpu_ranks.py")
 SPANS = ((0, 255, 255, 256), (0, 255, 256, 556), (556, 812, 812, 1069), (556, 812, 1069, 1079))
 """Two prompts, of 255 and 256 tokens, with samples of 1, 300, 257 and 10."""
+MAX_TOKENS = 16384
+"""Tokens of a micro-batch."""
 MAX_OUTSIDE = 0.01
 """Share of tokens whose ratio lies outside of 0.8 to 1.2 although the weights are the same. Their
 gradients would be clipped."""
@@ -172,7 +174,9 @@ def make_learner(accelerator: Accelerator, folder: str, recompute: bool = False)
     """A learner of the model in the folder, as train_rl.py makes it."""
     policy = load_policy(ModelConfig(path=folder, gradient_checkpointing=recompute))
     loss = LossConfig(kl_coef=0)
-    return Learner(policy, accelerator, OptimConfig(lr=1e-6), max_batch_tokens=16384, loss=loss)
+    return Learner(
+        policy, accelerator, OptimConfig(lr=1e-6), max_batch_tokens=MAX_TOKENS, loss=loss
+    )
 
 
 def random_samples(vocab: int, num: int, length: int) -> list[Sample]:
@@ -224,10 +228,39 @@ def _run(*words: str, cwd: str) -> subprocess.CompletedProcess[str]:
 
 
 def recipe_memory(target: Target) -> Check:
-    """A recipe's peak memory against the arithmetic of the memory plan."""
+    """Peak memory of two optimizer steps of a whole micro-batch, against the memory plan."""
+    name = "memory of learning"
     if importlib.util.find_spec("mtsql.memory_plan") is None:
-        return Check("memory of a recipe", "skip", "there is no memory plan to compare with yet")
-    return Check("memory of a recipe", "skip", "the comparison is not written yet")
+        return Check(name, "skip", "there is no memory plan to compare with")
+    from mtsql.memory_plan import peak_bytes, plan
+
+    with TemporaryDirectory() as folder:
+        target.theirs(torch.float32).save_pretrained(folder)
+        torch.cuda.empty_cache()
+        learner = make_learner(Accelerator(mixed_precision="bf16"), folder, recompute=True)
+        samples = random_samples(target.sizes.vocab, MAX_TOKENS // 1000 - 1, 1000)
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            learner.optimizer_step(samples, 1e-6)
+        measured = torch.cuda.max_memory_allocated()
+        learner.accelerator.free_memory()
+    parts = plan(
+        learner.policy.config,
+        num_ranks=1,
+        is_sharded=False,
+        dtype=DTYPE,
+        lora_rank=0,
+        checkpointing=True,
+        max_batch_tokens=MAX_TOKENS,
+        cache_bytes=0,
+        has_reference=False,
+        offload=False,
+    )
+    planned = peak_bytes(parts, "learning")
+    found = f"{measured / 1e9:.2f} GB, planned {planned / 1e9:.2f} GB"
+    limit = "0.75 to 1.1 of the plan, which must not promise too little"
+    figures = {"measured": measured, "planned": planned, **parts}
+    return result(name, 0.75 <= measured / planned <= 1.1, found, limit, figures)
 
 
 def quick_start(target: Target) -> Check:
