@@ -95,13 +95,10 @@ def _pretended() -> Iterator[Check]:
     """The checks that need no speed, on the pretended GPU; those that need gradients or autocast on
     the CPU, as the names say."""
     sys.path.append(str(TESTS))
-    import pytest
-
-    from helpers.flash_double import STRICT, replace_flash_attn
+    from helpers.flash_double import strict_flash_attn
     from helpers.pretended_gpu import DEVICE, pretended_gpu
 
-    with pytest.MonkeyPatch.context() as patch:
-        replace_flash_attn(patch, STRICT)
+    with strict_flash_attn():
         with pretended_gpu() as gpu:
             target = Target(DEVICE, TINY, pretended=gpu)
             yield from run_checks(target, [*gpu_checks.CHECKS, *gpu_learning.GPU_CHECKS])

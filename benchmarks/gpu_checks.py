@@ -5,6 +5,8 @@ GPU (`pytest -m gpu`) and, those that need no speed, on the pretended one.
 """
 
 import importlib.util
+import operator
+import re
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +25,6 @@ from gpu_target import (
     random_ids,
     result,
 )
-from packaging.requirements import Requirement
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,6 +34,7 @@ from mtsql.engine.engine import Engine
 from mtsql.engine.paged_attention import Chunk, step_context
 from mtsql.learner.packing import Sample
 
+PACKAGES = ("torch", "transformers", "accelerate", "flash-attn")
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 LENGTHS = (1, 255, 256, 257, 1000)
 """Lengths of contexts: a single token, and both sides of the edge of a block."""
@@ -47,9 +49,9 @@ STEPS = 4
 
 def environment(target: Target) -> Check:
     """The versions, the GPU and the attention that runs."""
-    facts = {name: version_of(name) for name in ("torch", "transformers", "accelerate")}
-    facts["flash-attn"] = version_of("flash-attn")
-    wrong = [name for name, wanted in accepted().items() if facts[name] not in wanted]
+    facts = {name: version_of(name) for name in PACKAGES}
+    needed = accepted()
+    wrong = [name for name, wanted in needed.items() if not is_accepted(facts[name], wanted)]
     path, is_broken = attention_path(target)
     facts["attention"] = path
     if target.device.type == "cuda":
@@ -58,7 +60,7 @@ def environment(target: Target) -> Check:
         facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         facts["memory"] = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     found = ", ".join(f"{name} {value}" for name, value in facts.items())
-    limit = ", ".join(f"{name}{wanted}" for name, wanted in accepted().items())
+    limit = ", ".join(f"{name}{wanted}" for name, wanted in needed.items())
     holds = not wrong and not is_broken
     return result("environment", holds, found, f"{limit}; an installed flash-attn works", facts)
 
@@ -71,11 +73,22 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def accepted() -> dict[str, Any]:
-    """The versions of torch and transformers that pyproject.toml accepts."""
+def accepted() -> dict[str, str]:
+    """The versions of torch and transformers that pyproject.toml accepts, such as `>=5.23,<6`."""
     lines = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
-    wanted = {one.name: one.specifier for one in map(Requirement, lines)}
-    return {name: wanted[name] for name in ("torch", "transformers")}
+    pairs = [re.fullmatch(r"(torch|transformers)([=<>].*)", line) for line in lines]
+    return {pair[1]: pair[2] for pair in pairs if pair}
+
+
+def is_accepted(found: str, wanted: str) -> bool:
+    """Whether a version such as `2.13.0+cpu` is one of `==2.13.0` or of `>=5.23,<6`."""
+    holds = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
+    numbers = re.findall(r"\d+", found.partition("+")[0])[:3]
+    for sign, text in re.findall(r"(==|>=|<)([\d.]+)", wanted):
+        bound = [int(number) for number in text.split(".")]
+        if not numbers or not holds[sign]([*map(int, numbers)][: len(bound)], bound):
+            return False
+    return True
 
 
 def attention_path(target: Target) -> tuple[str, bool]:

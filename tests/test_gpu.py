@@ -31,6 +31,22 @@ def pretended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield Target(DEVICE, TINY, pretended=gpu)
 
 
+@pytest.mark.parametrize(
+    ("found", "wanted", "holds"),
+    [
+        ("2.13.0+cu130", "==2.13.0", True),
+        ("2.13.1", "==2.13.0", False),
+        ("5.24.0", ">=5.23,<6", True),
+        ("5.9.0", ">=5.23,<6", False),
+        ("6.0.0.dev0", ">=5.23,<6", False),
+        ("not installed", ">=5.23,<6", False),
+    ],
+)
+def test_versions_are_compared_as_numbers(found, wanted, holds):
+    assert gpu_checks.is_accepted(found, wanted) == holds
+    assert set(gpu_checks.accepted()) == {"torch", "transformers"}
+
+
 @pytest.mark.parametrize("check", ON_BOTH, ids=lambda check: check.__name__)
 def test_on_the_pretended_gpu(check, pretended):
     found = check(pretended)

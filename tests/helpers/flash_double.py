@@ -7,7 +7,8 @@ tables, so wrong ones read foreign memory. The double refuses all of these. `rec
 the capture of a CUDA graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +245,14 @@ def replace_flash_attn(monkeypatch: pytest.MonkeyPatch, which: Rules = REFERENCE
     monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: dtype in which.dtypes)
     monkeypatch.setattr(engine, "FLASH_BLOCK", which.block)
     monkeypatch.setitem(globals(), "rules", which)
+
+
+@contextmanager
+def strict_flash_attn() -> Iterator[None]:
+    """The strict double in place of flash-attn inside the `with`, outside of tests too."""
+    with pytest.MonkeyPatch.context() as patch:
+        replace_flash_attn(patch, STRICT)
+        yield
 
 
 class _Recorder(TorchDispatchMode):
