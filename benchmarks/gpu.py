@@ -42,7 +42,7 @@ class ModelFlags:
     """The model that is run."""
 
     path: str | None = None
-    """A Hugging Face folder of a Qwen3, Qwen2 or Llama model. null: random weights."""
+    """A Hugging Face folder of a Qwen3 or Llama model. null: random weights."""
 
 
 @dataclass(frozen=True)

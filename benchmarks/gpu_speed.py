@@ -6,13 +6,14 @@ wanted is a target, set from arithmetic.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
-from gpu_target import BLOCK, DTYPE, Check, Target, random_ids, result
+from gpu_target import BLOCK, DTYPE, Check, Target, guarded, random_ids, result
 from learners import LOSS, make_samples, num_operations
 
 from mtsql.engine.config import block_bytes
@@ -51,21 +52,24 @@ class Limits:
     """Floating-point operations per second of a large matmul in bfloat16."""
 
 
-def measure(target: Target, load: Load) -> list[Check]:
+def measure(target: Target, load: Load) -> Iterator[Check]:
     """All rows of the table."""
     limits = device_limits(target, load)
     text = f"{limits.bandwidth / 1e12:.2f} TB/s, {limits.matmul / 1e12:.0f} TFLOP/s in bfloat16"
     figures = {"bytes_per_sec": limits.bandwidth, "flops": limits.matmul}
-    checks = [Check("limits of the GPU", "pass", text, "what the rest is compared with", figures)]
+    yield Check("limits of the GPU", "pass", text, "what the rest is compared with", figures)
     model = target.policy(DTYPE)
-    for context in load.contexts:
-        for rows in load.rows:
-            checks.append(decoding(target, model, load, limits, rows, context))
-    checks.append(prefill(target, model, load, limits))
-    checks.append(sampling(target, model, load, checks))
+    steps: list[Check] = []
+    for context, rows in product(load.contexts, load.rows):
+        name = f"decode {rows} rows, {context} tokens"
+        run = partial(decoding, name, target, model, load, limits, rows, context)
+        steps.append(guarded(target, name, run))
+        yield steps[-1]
+    yield captures([step for step in steps if step.figures])
+    yield guarded(target, "prefill", partial(prefill, target, model, load, limits))
+    yield guarded(target, "sampling", partial(sampling, target, model, load, steps))
     del model
-    checks.append(learning(target, load, limits))
-    return checks
+    yield guarded(target, "learning", partial(learning, target, load, limits))
 
 
 def seconds(target: Target, run: Callable[[], object], repeats: int = 5) -> float:
@@ -96,52 +100,67 @@ def device_limits(target: Target, load: Load) -> Limits:
 
 
 def decoding(
-    target: Target, model: CausalLM, load: Load, limits: Limits, rows: int, context: int
+    name: str,
+    target: Target,
+    model: CausalLM,
+    load: Load,
+    limits: Limits,
+    rows: int,
+    context: int,
 ) -> Check:
     """A decode step of `rows` rows, each after a prompt of `context` tokens that a group shares."""
-    name = f"decode {rows} rows, {context} tokens"
-    engine = _opened(target, model, rows, context, reply_tokens=load.steps + 32)
+    groups = [min(GROUP, rows - first) for first in range(0, rows, GROUP)]
+    engine = _opened(target, model, groups, context, reply_tokens=load.steps + 40)
     if engine is None:
         return Check(name, "skip", "the cache does not fit into the free memory")
-    while engine.counts.distinct < context * len(_group_sizes(rows)):
-        engine.step()
-    engine.step()
-    first = _step_secs(target, engine)  # captures a graph
+    first = None
+    while first is None and engine.has_work:
+        before = engine.counts.computed
+        secs = _step_secs(target, engine)
+        if engine.counts.computed - before == rows:  # all rows decode; a graph was captured
+            first = secs
     for _ in range(4):
         engine.step()
     secs = median(_step_secs(target, engine) for _ in range(load.steps))
-    num_bytes = _weight_bytes(model)
+    num_bytes = sum(weight.numel() * weight.itemsize for weight in model.parameters())
     num_bytes += rows * context * block_bytes(model.config, BLOCK, DTYPE) // BLOCK
     share = num_bytes / limits.bandwidth / secs
     found = f"{secs * 1e3:.2f} ms, {rows / secs:.0f} tokens/s, {share:.0%} of the bandwidth"
     figures = {"secs": secs, "tokens_per_sec": rows / secs, "share": share, "first_secs": first}
     if rows < 64:
-        return Check(name, "pass", found, "no target: the host decides at few rows", figures)
+        return Check(name, "pass", found, "no target: at few rows the host decides", figures)
     wanted = "half of the bandwidth: a step reads weights, keys and values once"
     return result(name, share >= 0.5, found, wanted, figures)
 
 
-def _group_sizes(rows: int) -> list[int]:
-    sizes = [GROUP] * (rows // GROUP)
-    return [*sizes, rows % GROUP] if rows % GROUP else sizes
+def captures(steps: list[Check]) -> Check:
+    """What the first decode step of each size takes longer than the later ones."""
+    secs = [step.figures["first_secs"] - step.figures["secs"] for step in steps]
+    if not secs:
+        return Check("capture of a graph", "skip", "no decode step was measured")
+    found = f"{median(secs):.3f} s, at most {max(secs):.3f} s"
+    wanted = "1 s: a rollout captures 10 to 18 sizes"
+    return result("capture of a graph", median(secs) <= 1, found, wanted, {"secs": secs})
 
 
 def _opened(
-    target: Target, model: CausalLM, rows: int, context: int, reply_tokens: int
+    target: Target, model: CausalLM, groups: list[int], context: int, reply_tokens: int
 ) -> Engine | None:
-    """An engine with open rows, or None if the cache does not fit."""
+    """An engine with open rows, or None if the cache does not fit. `groups`: rows that share each
+    prompt of `context` tokens."""
+    rows = sum(groups)
     per_prompt = -(-context // BLOCK) + 1
     per_row = -(-reply_tokens // BLOCK) + 1
-    blocks = per_prompt * len(_group_sizes(rows)) + per_row * rows + 16
+    blocks = per_prompt * len(groups) + per_row * rows
     # `open_group` asks for room for the longest trajectory that the settings allow.
-    blocks = max(blocks, per_prompt + 2048 // BLOCK + 2)
+    blocks += 2048 // BLOCK + 2
     num_bytes = blocks * block_bytes(model.config, BLOCK, DTYPE)
     if target.device.type == "cuda" and num_bytes > 0.8 * torch.cuda.mem_get_info()[0]:
         return None
     engine = target.engine(
         model, rows=rows, blocks=blocks, scheduled=8192, reply_tokens=reply_tokens
     )
-    for turn, size in enumerate(_group_sizes(rows)):
+    for turn, size in enumerate(groups):
         [prompt] = random_ids(engine.num_embeddings, context, seed=turn)
         engine.open_group(prompt, [(0, 0, turn, i) for i in range(size)])
     return engine
@@ -154,18 +173,13 @@ def _step_secs(target: Target, engine: Engine) -> float:
     return time.perf_counter() - start
 
 
-def _weight_bytes(model: CausalLM) -> int:
-    """Bytes of all weights; a tied one counts once, because a step reads only the head's use."""
-    return sum(weight.numel() * weight.itemsize for weight in model.parameters())
-
-
 def prefill(target: Target, model: CausalLM, load: Load, limits: Limits) -> Check:
     """Prompts of different groups, computed in chunks."""
     prompts, length = load.prefill
     num_tokens = prompts * length
 
     def run() -> None:
-        engine = _opened(target, model, GROUP * prompts, length, reply_tokens=4)
+        engine = _opened(target, model, [1] * prompts, length, reply_tokens=4)
         if engine is None:
             raise RuntimeError("the cache does not fit into the free memory")
         while engine.counts.distinct < num_tokens:
@@ -180,7 +194,7 @@ def prefill(target: Target, model: CausalLM, load: Load, limits: Limits) -> Chec
     return result("prefill", share >= 0.3, found, wanted, figures)
 
 
-def sampling(target: Target, model: CausalLM, load: Load, checks: list[Check]) -> Check:
+def sampling(target: Target, model: CausalLM, load: Load, steps: list[Check]) -> Check:
     """Drawing a token for each row, from logits that are there."""
     rows = min(160, max(load.rows))
     vocab = model.config.vocab_size
@@ -191,8 +205,10 @@ def sampling(target: Target, model: CausalLM, load: Load, checks: list[Check]) -
         for name, config in (("plain", SamplingConfig()), ("top_p", SamplingConfig(top_p=0.9)))
     }
     name = f"decode {rows} rows"
-    steps = [check.figures["secs"] for check in checks if check.name.startswith(name)]
-    share = times["plain"] / steps[-1] if steps else 0.0
+    found_steps = [
+        step.figures["secs"] for step in steps if step.figures and step.name.startswith(name)
+    ]
+    share = times["plain"] / found_steps[-1] if found_steps else 0.0
     found = f"{times['plain'] * 1e3:.2f} ms, with top_p {times['top_p'] * 1e3:.2f} ms"
     wanted = "15 % of a decode step: it reads the logits a few times, and they are small"
     return result(f"sampling {rows} rows", share <= 0.15, found, wanted, {**times, "share": share})

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class Target:
     def policy(self, dtype: torch.dtype) -> CausalLM:
         """Our decoder with the same weights, on the device."""
         model = from_transformers(self.theirs(dtype))
-        return self.pretended.move(model) if self.pretended else model
+        return self.pretended.move(model) if self.pretended else model.to(self.device)
 
     def engine(
         self,
@@ -178,13 +179,19 @@ def result(
 
 
 def run_checks(target: Target, checks: list[Callable[[Target], Check]]) -> Iterator[Check]:
-    """Run the checks one after the other. One that ends in an error has failed."""
+    """Run the checks one after the other."""
     for check in checks:
-        try:
-            yield check(target)
-        except (RuntimeError, ValueError, OSError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            yield Check(check.__name__, "fail", lines[0], "no error")
+        yield guarded(target, check.__name__.replace("_", " "), partial(check, target))
+
+
+def guarded(target: Target, name: str, run: Callable[[], Check]) -> Check:
+    """The result of a check. One that ends in an error has failed."""
+    try:
+        return run()
+    except (RuntimeError, ValueError, OSError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return Check(name, "fail", lines[0], "no error")
+    finally:
         if target.device.type == "cuda":
             torch.cuda.empty_cache()
 

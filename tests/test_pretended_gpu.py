@@ -1,10 +1,17 @@
-"""The pretended GPU refuses and counts what a GPU would."""
+"""The pretended GPU refuses and counts what a GPU would; engine and learner compute there what they
+compute on a CPU."""
+
+import copy
 
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.engine import make_engine, play, prompts, replies, tiny
+from helpers.flash_double import replace_flash_attn
+from helpers.learning import groups_of, make_learner
 from helpers.pretended_gpu import DEVICE, PretendedGpu, pretended_gpu
+from mtsql.learner.logprobs import PolicyModule, score
 
 
 @pytest.fixture
@@ -109,3 +116,37 @@ def test_its_tensors_are_of_no_use_outside():
     with pytest.raises(RuntimeError, match="outside of PretendedGpu"):
         x + 1
     assert PretendedGpu.in_use is None
+
+
+SAMPLING = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}]
+
+
+def played(model: torch.nn.Module, path: str, **sampling: float) -> list[list[list[int]]]:
+    """The replies of four rows."""
+    engine = make_engine(model, max_reply_tokens=6, **sampling)
+    if path == "eager":
+        engine.graphs = None
+    found = replies(play(engine, prompts(3, 9), [prompts(5), []], num_samples=2))
+    assert bool(engine.graphs and engine.graphs.captured) == (path == "graphs")
+    return found
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+@pytest.mark.parametrize("path", ["graphs", "eager", "without flash-attn"])
+def test_the_engine_draws_the_tokens_of_the_cpu(path, sampling, monkeypatch):
+    model = tiny("qwen3", torch.float64)
+    expected = played(model, "CPU", **sampling)
+    if path != "without flash-attn":
+        replace_flash_attn(monkeypatch)
+    with pretended_gpu() as gpu:
+        assert played(gpu.move(copy.deepcopy(model)), path, **sampling) == expected
+
+
+def test_the_learner_scores_as_on_the_cpu():
+    policy = make_learner().policy.double()
+    samples = sum(groups_of(3), [])
+    expected = score(PolicyModule(policy), samples, 60, torch.device("cpu"))
+    with pretended_gpu() as gpu:
+        there = score(PolicyModule(gpu.move(policy)), samples, 60, DEVICE)
+    for found, wanted in zip(there, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-9)
