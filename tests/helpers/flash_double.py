@@ -10,6 +10,7 @@ the capture of a CUDA graph.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helpers.host_reads import require_no_read
-from mtsql.engine import engine, paged_attention
+from mtsql.engine import config, engine, paged_attention
 from mtsql.learner import packed_attention
 
 MAX_HEAD_DIM = 256
@@ -235,6 +236,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _varlen.register_autograd(_backward, setup_context=_keep)
 
 
+def _uses_double(which: Rules, device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype in which.dtypes
+
+
 def replace_flash_attn(monkeypatch: pytest.MonkeyPatch, which: Rules = REFERENCE) -> None:
     """Let engine and learner run with the double instead of flash-attn, on any device.
 
@@ -242,8 +247,10 @@ def replace_flash_attn(monkeypatch: pytest.MonkeyPatch, which: Rules = REFERENCE
     """
     for module in (paged_attention, packed_attention):
         monkeypatch.setattr(module, "flash_attn_varlen_func", flash_attn_varlen_func)
-    monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: dtype in which.dtypes)
-    monkeypatch.setattr(engine, "FLASH_BLOCK", which.block)
+    for module in (engine, config):  # those of them that ask
+        uses_flash = partial(_uses_double, which)
+        monkeypatch.setattr(module, "uses_flash", uses_flash, raising=False)
+        monkeypatch.setattr(module, "FLASH_BLOCK", which.block, raising=False)
     monkeypatch.setitem(globals(), "rules", which)
 
 
