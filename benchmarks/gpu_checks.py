@@ -1,0 +1,316 @@
+"""Checks of a GPU: what runs there, its kernels, and the engine.
+
+Each check is a function of the target that returns a `Check`. tests/test_gpu.py runs them on a real
+GPU (`pytest -m gpu`) and, those that need no speed, on the pretended one.
+"""
+
+import importlib.util
+import operator
+import re
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_target import (
+    BLOCK,
+    DTYPE,
+    Check,
+    Target,
+    counted_waits,
+    play,
+    random_ids,
+    result,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mtsql.engine import engine as engine_module
+from mtsql.engine.blocks import BlockPool
+from mtsql.engine.engine import Engine
+from mtsql.engine.paged_attention import Chunk, step_context
+from mtsql.learner.packing import Sample
+
+PACKAGES = ("torch", "transformers", "accelerate", "flash-attn")
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+LENGTHS = (1, 255, 256, 257, 1000)
+"""Lengths of contexts: a single token, and both sides of the edge of a block."""
+MAX_GAP = 0.02
+"""Mean absolute difference of log-probs in bfloat16. Two correct implementations of the same model
+differ by rounding only."""
+WARM_UP = 6
+"""Steps of an engine before it only decodes, with all its graphs captured."""
+STEPS = 4
+"""Steps that are looked at."""
+
+
+def environment(target: Target) -> Check:
+    """The versions, the GPU and the attention that runs."""
+    facts = {name: version_of(name) for name in PACKAGES}
+    needed = accepted()
+    wrong = [name for name, wanted in needed.items() if not is_accepted(facts[name], wanted)]
+    path, is_broken = attention_path(target)
+    facts["attention"] = path
+    if target.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        facts["GPU"] = torch.cuda.get_device_name()
+        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+        facts["memory"] = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    found = ", ".join(f"{name} {value}" for name, value in facts.items())
+    limit = ", ".join(f"{name}{wanted}" for name, wanted in needed.items())
+    holds = not wrong and not is_broken
+    return result("environment", holds, found, f"{limit}; an installed flash-attn works", facts)
+
+
+def version_of(package: str) -> str:
+    """The version of a package, without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def accepted() -> dict[str, str]:
+    """The versions of torch and transformers that pyproject.toml accepts, such as `>=5.23,<6`."""
+    lines = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    pairs = [re.fullmatch(r"(torch|transformers)([=<>].*)", line) for line in lines]
+    return {pair[1]: pair[2] for pair in pairs if pair}
+
+
+def is_accepted(found: str, wanted: str) -> bool:
+    """Whether a version such as `2.13.0+cpu` is one of `==2.13.0` or of `>=5.23,<6`."""
+    holds = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
+    numbers = re.findall(r"\d+", found.partition("+")[0])[:3]
+    for sign, text in re.findall(r"(==|>=|<)([\d.]+)", wanted):
+        bound = [int(number) for number in text.split(".")]
+        if not numbers or not holds[sign]([*map(int, numbers)][: len(bound)], bound):
+            return False
+    return True
+
+
+def attention_path(target: Target) -> tuple[str, bool]:
+    """Which attention the engine uses in bfloat16 on this device and why; and whether flash-attn is
+    installed without being of use."""
+    if engine_module.uses_flash(target.device, DTYPE):
+        return "the tests' double of flash-attn" if target.pretended else "flash-attn", False
+    if importlib.util.find_spec("flash_attn") is None:
+        return "without flash-attn, which is not installed", False
+    return "without flash-attn, which is installed but cannot be used", target.device.type == "cuda"
+
+
+def paged_kernels(target: Target) -> Check:
+    """Attention over the cache at the edges of blocks, against float64: rows that decode one token,
+    rows with drafts, and chunks."""
+    figures = {}
+    for num_rows in (7, 33) if target.pretended else (1, 7, 33, 256):
+        lengths = np.resize(LENGTHS, num_rows) if num_rows > 1 else np.array([LENGTHS[-1]])
+        figures[f"{num_rows} rows"] = _paged_errors(target, lengths, np.ones_like(lengths))
+    lengths = np.array(LENGTHS[1:])
+    figures["drafts"] = _paged_errors(target, lengths, np.array([3, 1, 4, 2]))
+    figures["chunks"] = _paged_errors(target, lengths[:1], np.array([1]), chunks=True)
+    return against_reference("paged kernels", figures, 2)
+
+
+def against_reference(name: str, figures: dict[str, tuple[float, float]], times: int) -> Check:
+    """A check of errors: (ours, that of plain bfloat16 attention) by case."""
+    worst = max(figures, key=lambda case: figures[case][0] / (figures[case][1] + 1e-4))
+    ours, plain = figures[worst]
+    holds = all(ours <= times * plain + 1e-4 for ours, plain in figures.values())
+    found = f"largest error {ours:.1e}, plain {plain:.1e} ({worst})"
+    limit = f"at most {times} times the error of plain bfloat16 attention, as in flash-attn's tests"
+    return result(name, holds, found, limit, figures)
+
+
+def _paged_errors(
+    target: Target, lengths: np.ndarray, num_new: np.ndarray, chunks: bool = False
+) -> tuple[float, float]:
+    """The largest error of a step, and that of plain attention in bfloat16."""
+    heads, kv_heads, head_dim = _head_sizes(target)
+    blocks_each = -(-int(lengths.max()) // BLOCK)
+    num_blocks = len(lengths) * blocks_each + 4
+    is_flash = engine_module.uses_flash(target.device, DTYPE)
+    pool = BlockPool(1, num_blocks, BLOCK, kv_heads, head_dim, DTYPE, target.device, is_flash)
+    torch.manual_seed(0)
+    pool.data.normal_()
+    order = np.random.default_rng(0).permutation(num_blocks).astype(np.int32)
+    tables = order[:-4].reshape(len(lengths), blocks_each)
+    at = int(num_new.sum())
+    sequences = [
+        Chunk(end - num, end, length, table)
+        for end, num, length, table in zip(np.cumsum(num_new), num_new, lengths, tables)
+    ]
+    given = []
+    if chunks:
+        given = [Chunk(at, at + 300, 300, order[-4:-2]), Chunk(at + 300, at + 309, 265, order[-2:])]
+        at += 309
+    query, key, value = (
+        torch.randn(1, number, at, head_dim, device=target.device, dtype=DTYPE)
+        for number in (heads, kv_heads, kv_heads)
+    )
+    context = step_context(pool, heads, tables, lengths, num_new, given)
+    out = context.attend(0, query, key, value, head_dim**-0.5)[0]
+    errors = []
+    for one in [*sequences, *given]:
+        inside = slice(int(one.start), int(one.stop))
+        used = [int(block) for block in one.blocks[: -(-int(one.length) // BLOCK)]]
+        keys, values = (
+            torch.cat([cache[0][block] for block in used], dim=1)[:, : int(one.length)]
+            for cache in (pool.keys, pool.values)
+        )
+        exact = plain_attention(*(x.double() for x in (query[0, :, inside], keys, values)))
+        plain = plain_attention(query[0, :, inside], keys, values)
+        mine = out[inside].transpose(0, 1)
+        errors.append(torch.stack([(x.double() - exact).abs().max() for x in (mine, plain)]))
+    return tuple(torch.stack(errors).amax(0).tolist())
+
+
+def _head_sizes(target: Target) -> tuple[int, int, int]:
+    sizes = target.sizes
+    return sizes.num_heads, sizes.num_kv_heads, sizes.head_dim
+
+
+def plain_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention in the dtype of its inputs: query (H, n, D), which belongs to the last n of
+    keys and values (K, L, D) -> (H, n, D)."""
+    per_kv_head = len(query) // len(keys)
+    keys = keys.repeat_interleave(per_kv_head, dim=0)
+    values = values.repeat_interleave(per_kv_head, dim=0)
+    scores = query @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
+    n, length = scores.shape[1:]
+    is_hidden = torch.ones(n, length, dtype=torch.bool, device=query.device).triu(length - n + 1)
+    return scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ values
+
+
+def engine_against_transformers(target: Target) -> Check:
+    """The engine's log-probs of what it sampled, against a forward pass of transformers."""
+    reference = target.theirs(DTYPE)
+    gaps: list[float] = []
+    for temperature in (0.0, 1.0):  # at both, log-probs are those of the model itself
+        engine = target.engine(target.policy(DTYPE), temperature=temperature)
+        with torch.no_grad():
+            for sample in play(engine, random_ids(engine.num_embeddings, 5, 260)):
+                gaps += _gaps(reference, sample)
+    mean = sum(gaps) / len(gaps)
+    found = f"mean gap {mean:.4f}, largest {max(gaps):.3f}, {len(gaps)} tokens"
+    limit = f"mean at most {MAX_GAP}: both round to bfloat16, in another order"
+    figures = {"mean": mean, "largest": max(gaps), "tokens": len(gaps)}
+    return result("engine against transformers", mean <= MAX_GAP, found, limit, figures)
+
+
+def _gaps(reference: torch.nn.Module, sample: Sample) -> list[float]:
+    """|log-prob of the engine - that of transformers| at each sampled token."""
+    device = next(reference.parameters()).device
+    ids = torch.tensor([[*sample.prompt_ids, *sample.ids]], device=device)
+    first = len(sample.prompt_ids) - 1
+    logp = reference(ids).logits[0, first:-1].float().log_softmax(-1)
+    found = logp.gather(1, ids[0, first + 1 :, None])[:, 0].tolist()
+    tokens = zip(found, sample.old_logprobs, sample.loss_mask, strict=True)
+    return [abs(theirs - ours) for theirs, ours, is_sampled in tokens if is_sampled]
+
+
+def graphs_on_and_off(target: Target) -> Check:
+    """The same ids with CUDA graphs and without."""
+    if not engine_module.uses_flash(target.device, DTYPE):
+        return Check("graphs on and off", "skip", "graphs are captured with flash-attn only")
+    by_graphs, eagerly = (
+        target.engine(target.policy(DTYPE), graphs=graphs) for graphs in (True, False)
+    )
+    prompts = random_ids(by_graphs.num_embeddings, 40, 230)
+    pairs = zip(play(by_graphs, prompts), play(eagerly, prompts), strict=True)
+    rows = [one.ids == other.ids for one, other in pairs]
+    graphs = by_graphs.graphs
+    sizes = [str(tuple(size)) for size in graphs.captured] if graphs else []
+    share = sum(rows) / len(rows)
+    limit = 1.0 if target.pretended else 0.75
+    found = f"{sum(rows)} of {len(rows)} rows alike; captured {', '.join(sizes)}"
+    why = (
+        "all rows"
+        if limit == 1
+        else "3 of 4 rows: a graph pads its batch, and matmuls of another size round differently"
+    )
+    holds = share >= limit and bool(sizes)
+    return result("graphs on and off", holds, found, why, {"share": share, "captured": sizes})
+
+
+def waits_of_a_step(target: Target) -> Check:
+    """How often a decode step waits for the device, with graphs and without. On the pretended GPU
+    uploads are counted, too."""
+    figures: dict[str, Any] = {}
+    texts = []
+    for name, graphs in (("graphs", True), ("eager", False)):
+        model = target.policy(DTYPE)
+        engine = _decoding(target.engine(model, graphs=graphs, reply_tokens=64))
+        with counted_waits(target) as waits:
+            for _ in range(STEPS):
+                engine.step()
+        figures[name] = {place: number / STEPS for place, number in waits.items()}
+        text = f"{name} {sum(figures[name].values()):g}"
+        if target.pretended:
+            uploads = figures[f"{name}: uploads"] = target.pretended.uploads.total() / STEPS
+            text += f" and {uploads:g} uploads"
+        texts.append(text)
+    places = sorted({*figures["graphs"], *figures["eager"]})
+    found = f"{', '.join(texts)} ({'; '.join(places)})"
+    holds = all(sum(figures[name].values()) <= 1 for name in ("graphs", "eager"))
+    return result("waits of a step", holds, found, "1 a step: the ids that were drawn", figures)
+
+
+def _decoding(engine: Engine, num_samples: int = 2) -> Engine:
+    """The engine with rows that decode."""
+    for turn, prompt in enumerate(random_ids(engine.num_embeddings, 40, 90)):
+        engine.open_group(prompt, [(0, 0, turn, i) for i in range(num_samples)])
+    for _ in range(WARM_UP):
+        engine.step()
+    return engine
+
+
+CASTS = {
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.to.dtype,  # in inference mode, where it is not yet taken apart
+    torch.ops.aten.to.dtype_layout,
+}
+
+
+class CastsOfWeights(TorchDispatchMode):
+    """A context that counts the casts of a module's weights to another type."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.weights = {weight.data_ptr() for weight in module.parameters()}
+        self.num = 0
+
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in CASTS and args[0].data_ptr() in self.weights:
+            wanted = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]
+            self.num += wanted != [] and wanted != [args[0].dtype]
+        return func(*args, **kwargs)
+
+
+def casts_of_a_step(target: Target) -> Check:
+    """How many weights a decode step casts under autocast, as it is when whole weights are
+    trained."""
+    policy = target.policy(torch.float32)
+    with torch.autocast(target.device.type, DTYPE):
+        engine = _decoding(target.engine(policy, graphs=False, reply_tokens=64))
+        with CastsOfWeights(policy) as casts:
+            for _ in range(STEPS):
+                engine.step()
+    number = casts.num / STEPS
+    limit = "0: a cast reads and writes the whole weight"
+    return result("casts of weights", number == 0, f"{number:g} a step", limit, {"casts": number})
+
+
+CHECKS = [
+    environment,
+    paged_kernels,
+    engine_against_transformers,
+    graphs_on_and_off,
+    waits_of_a_step,
+]
+"""They run on the pretended GPU, too. That has no autocast, which `casts_of_a_step` needs."""
