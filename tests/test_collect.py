@@ -84,7 +84,8 @@ def test_the_probe_plays_the_turns_of_a_database_together_and_all_parts_with_one
     collector = collector_of([], corpora={"train": SimpleNamespace(turns=turns)})
     monkeypatch.setattr(collect, "PROBE_TURNS_AT_ONCE", 3)
     monkeypatch.setattr(collect, "num_right", lambda group: 1)
-    counts = collector.probe(CurriculumConfig(probe_samples=2))
+    counts, work = collector.probe(CurriculumConfig(probe_samples=2))
+    assert work.computed == 7
     assert counts == {turn.turn_id: (1, 2) for turn in turns}
     assert collector.tried == [["t0", "t2", "t4"], ["t6", "t1", "t3"], ["t5"]]
     assert len(collector.engines) == 1
@@ -94,7 +95,9 @@ def test_an_evaluation_plays_all_splits_with_one_engine(monkeypatch):
     corpora = {split: SimpleNamespace(turns=[]) for split in ("train", "dev", "dev_seen")}
     collector = collector_of([], corpora=corpora)
     monkeypatch.setattr(collect, "evaluate", lambda *args, **options: ([], []))
-    assert collector.evaluate_held_out(0) == {"dev": [], "dev_seen": []}
+    scores, work = collector.evaluate_held_out(0)
+    assert scores == {"dev": [], "dev_seen": []}
+    assert work.computed == 7
     assert [sampling.temperature for sampling in collector.engines] == [0.0]
 
 

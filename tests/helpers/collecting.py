@@ -51,7 +51,7 @@ class ScriptedCollector(Collector):
     @contextmanager
     def new_engine(self, sampling):
         self.engines.append(sampling)
-        yield None
+        yield SimpleNamespace(counts=EngineCounts(computed=7))
 
     def play(self, engine, turns, split, *, num_samples, update, show):
         self.tried.append([turn.turn_id for turn in turns])
