@@ -4,7 +4,6 @@ Each check is a function of the target that returns a `Check`. tests/test_gpu.py
 GPU (`pytest -m gpu`) and, those that need no speed, on the pretended one.
 """
 
-import importlib.util
 import operator
 import re
 import tomllib
@@ -33,6 +32,7 @@ from mtsql.engine.blocks import BlockPool
 from mtsql.engine.engine import Engine
 from mtsql.engine.paged_attention import Chunk, step_context
 from mtsql.learner.packing import Sample
+from mtsql.model.attention_path import describe_path, path_for
 
 PACKAGES = ("torch", "transformers", "accelerate", "flash-attn")
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
@@ -52,8 +52,7 @@ def environment(target: Target) -> Check:
     facts = {name: version_of(name) for name in PACKAGES}
     needed = accepted()
     wrong = [name for name, wanted in needed.items() if not is_accepted(facts[name], wanted)]
-    path, is_broken = attention_path(target)
-    facts["attention"] = path
+    facts["attention"] = attention_path(target)
     if target.device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         facts["GPU"] = torch.cuda.get_device_name()
@@ -61,8 +60,7 @@ def environment(target: Target) -> Check:
         facts["memory"] = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     found = ", ".join(f"{name} {value}" for name, value in facts.items())
     limit = ", ".join(f"{name}{wanted}" for name, wanted in needed.items())
-    holds = not wrong and not is_broken
-    return result("environment", holds, found, f"{limit}; an installed flash-attn works", facts)
+    return result("environment", not wrong, found, f"{limit}; an installed flash-attn works", facts)
 
 
 def version_of(package: str) -> str:
@@ -91,14 +89,13 @@ def is_accepted(found: str, wanted: str) -> bool:
     return True
 
 
-def attention_path(target: Target) -> tuple[str, bool]:
-    """Which attention the engine uses in bfloat16 on this device and why; and whether flash-attn is
-    installed without being of use."""
-    if engine_module.uses_flash(target.device, DTYPE):
-        return "the tests' double of flash-attn" if target.pretended else "flash-attn", False
-    if importlib.util.find_spec("flash_attn") is None:
-        return "without flash-attn, which is not installed", False
-    return "without flash-attn, which is installed but cannot be used", target.device.type == "cuda"
+def attention_path(target: Target) -> str:
+    """Which attention runs in bfloat16 on this device, and why. ValueError for a flash-attn that is
+    installed and cannot be imported."""
+    if target.pretended and engine_module.uses_flash(target.device, DTYPE):
+        return "the tests' double of flash-attn"
+    path = path_for(target.device, DTYPE)
+    return describe_path(path, DTYPE).removeprefix("attention: ")
 
 
 def paged_kernels(target: Target) -> Check:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from helpers.host_reads import require_no_read
 from mtsql.engine import config, engine, paged_attention
 from mtsql.learner import packed_attention
+from mtsql.model.attention_path import AttentionPath, path_for
 
 MAX_HEAD_DIM = 256
 HEAD_DIM_STEP = 8  # the cache would be copied to pad other head sizes
@@ -240,6 +241,13 @@ def _uses_double(which: Rules, device: torch.device, dtype: torch.dtype) -> bool
     return dtype in which.dtypes
 
 
+def _path_of_learner(which: Rules, device: torch.device, dtype: torch.dtype) -> AttentionPath:
+    """flash-attn in the learner, too; on a CPU it keeps its own operators."""
+    path = path_for(device, dtype)
+    is_flash = dtype in which.dtypes and device.type != "cpu"
+    return path._replace(learning="flash") if is_flash else path
+
+
 def replace_flash_attn(monkeypatch: pytest.MonkeyPatch, which: Rules = REFERENCE) -> None:
     """Let engine and learner run with the double instead of flash-attn, on any device.
 
@@ -251,6 +259,7 @@ def replace_flash_attn(monkeypatch: pytest.MonkeyPatch, which: Rules = REFERENCE
         uses_flash = partial(_uses_double, which)
         monkeypatch.setattr(module, "uses_flash", uses_flash, raising=False)
         monkeypatch.setattr(module, "FLASH_BLOCK", which.block, raising=False)
+    monkeypatch.setattr(packed_attention, "path_for", partial(_path_of_learner, which))
     monkeypatch.setitem(globals(), "rules", which)
 
 
