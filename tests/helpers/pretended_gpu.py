@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from helpers.flash_double import record
 from helpers.host_reads import read_of
 from mtsql.engine import cuda_graphs
-from mtsql.engine.engine import Engine
 
 NAME = "pretended"
 _aten = torch.ops.aten
@@ -311,6 +310,4 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
     gpu = PretendedGpu()
     with pytest.MonkeyPatch.context() as patch, gpu:
         patch.setattr(cuda_graphs, "capture", gpu.capture)
-        step = getattr(Engine.step, "__wrapped__", Engine.step)
-        patch.setattr(Engine, "step", torch.no_grad()(step))  # no views in inference mode
         yield gpu
