@@ -158,7 +158,12 @@ def _opened(
     if target.device.type == "cuda" and num_bytes > 0.8 * torch.cuda.mem_get_info()[0]:
         return None
     engine = target.engine(
-        model, rows=rows, blocks=blocks, scheduled=8192, reply_tokens=reply_tokens
+        model,
+        rows=rows,
+        blocks=blocks,
+        scheduled=8192,
+        reply_tokens=reply_tokens,
+        drafts=False,  # a token a row and step
     )
     for turn, size in enumerate(groups):
         [prompt] = random_ids(engine.num_embeddings, context, seed=turn)

@@ -103,6 +103,7 @@ class Target:
         blocks: int = 64,
         scheduled: int = 2048,
         reply_tokens: int = 8,
+        drafts: bool = True,
         **sampling: Any,
     ) -> Engine:
         """An engine with a cache of `blocks` blocks that stops replies by their length only."""
@@ -113,6 +114,7 @@ class Target:
             cache_bytes=num_bytes,
             max_scheduled_tokens=scheduled,
             cuda_graphs=graphs,
+            max_draft=EngineConfig.max_draft if drafts else 0,
         )
         settings = SamplingConfig(
             max_reply_tokens=reply_tokens, max_trajectory_tokens=2048, **sampling
