@@ -12,8 +12,8 @@ import train_rl
 import train_sft
 
 from helpers.models import EMBEDDED, tiny_tokenizer
-from mtsql.engine.config import EngineConfig, check_engine
-from mtsql.engine.engine import Engine, SamplingConfig
+from mtsql.engine.config import check_engine
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
 from mtsql.model.policy import (

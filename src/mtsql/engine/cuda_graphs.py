@@ -16,7 +16,8 @@ a sequence, and none is empty: flash-attn then takes one query from each sequenc
 where it begins.
 
 Graphs are captured when they are first needed and last as long as the engine, that is for one
-rollout: the next one may have its weights elsewhere.
+rollout: the next one may have its weights elsewhere. Under autocast they read the 16-bit copies of
+the weights that it keeps until its `with` is left, so the engine must be made and used inside it.
 
 T tokens of a step, R rows, N >= T tokens of a graph, B blocks in a table.
 """
