@@ -2,13 +2,15 @@
 
     python benchmarks/rollout_time.py
     python benchmarks/rollout_time.py --bandwidth_frac 0.6 --learn_frac 0.35
-    python benchmarks/rollout_time.py --turns 300 --group_size 1    (the rollout of an evaluation)
+    python benchmarks/rollout_time.py --turns 300 --group_size 1
 
 Our scheduler plays trajectories of drawn lengths on each rank. A step takes the time to read
 weights, keys and values from memory plus that of its matmuls, and at least the time to launch its
 kernels. Learning takes the time of its matmuls. Everything else is a flag, and all flags are
 printed with the result: replace them by what `benchmarks/gpu.py` measures. The device's own figures
 are those of the data sheet of an H100 SXM.
+
+The last command gives the rollout of an evaluation; its learning means nothing.
 
 Each model and number of GPUs is predicted without and with drafts and shared prefixes. Drafts are
 a model, too: a row computes the mean number of drafted tokens, keeps a drawn number of them, and

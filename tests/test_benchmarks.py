@@ -179,6 +179,7 @@ def test_every_attack_of_the_benchmark_is_held(module, tmp_path, monkeypatch):
     for name in denied:
         assert attacks.attack(name, 5.0)["status"] == "denied"
     assert attacks.attack("rows without end", 5.0)["status"] == "too_large"
+<<<<<<< HEAD
 
 
 @pytest.mark.slow
@@ -229,3 +230,5 @@ def test_the_costs_of_a_step_are_those_of_its_bytes_and_matmuls(module):
     slow = model.Costs(model.Flags(host_ms=0, host_row_us=0), config, costs.flops)
     assert slow.step(model.Work(), 0, 1, is_eager=True) == pytest.approx(36 * 0.55e-3)
     assert costs.gathering(1) == 0 < costs.gathering(8)
+=======
+>>>>>>> wt-M

@@ -102,11 +102,11 @@ def test_on_a_cpu_every_row_waits_for_it_and_the_seconds_are_counted(renderer, d
 def test_on_a_gpu_a_rollout_in_which_no_row_decodes_waits_for_the_query(renderer, database):
     script = [[(1, call(SLOW)), (1, answer())] for _ in range(2)]
     engine = ScriptedEngine(renderer, script, device="cuda")
-    start = time.process_time()
+    start = time.thread_time()
     play(engine, renderer, database)
     assert engine.now == 2
     assert engine.counts.sql_wait_secs > 0.8 * SLOW_SECS
-    assert time.process_time() - start < SLOW_SECS / 2  # it sleeps
+    assert time.thread_time() - start < SLOW_SECS / 2  # it sleeps
 
 
 def test_a_fault_of_an_environment_is_raised_on_a_gpu_too(renderer, database, monkeypatch):

@@ -192,7 +192,7 @@ def kept_in_layer(settings: PreTrainedConfig, *, size: int, is_cast: bool, is_ad
     """Bytes that a decoder layer keeps for backward, for each token, without checkpointing.
 
     `size` is that of a number of the computation. Under autocast (`is_cast`) the residual stream is
-    in float32. There, and with adapters, each linear layer keeps a copy of its own input.
+    in float32. With adapters each linear layer keeps a copy of its own input.
     """
     width: int = settings.hidden_size
     heads: int = settings.num_attention_heads
@@ -202,7 +202,7 @@ def kept_in_layer(settings: PreTrainedConfig, *, size: int, is_cast: bool, is_ad
     keys = key_heads * head_size(settings)
     has_norms = has_query_key_norms(settings)
     streams = 2 * width * (4 if is_cast else size)  # the inputs of both norms
-    copies = 3 if is_cast or is_adapted else 1  # of the first norm's result
+    copies = 3 if is_adapted else 1  # of the first norm's result
     projected = (queries + keys) * (2 if has_norms else 1) + keys  # norm's inputs; q, k, v
     attended = queries * (2 if is_adapted else 1)
     mlp = 2 * inner + (2 * width + inner if is_adapted else 0)  # the fused MLP keeps gate and up
