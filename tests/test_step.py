@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.learning import (
     LR,
@@ -174,3 +175,26 @@ def test_the_policy_scores_alike_in_training_and_evaluation_mode(folder):
         assert score(module.train(), samples, 99, device) == score(
             module.eval(), samples, 99, device
         )
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often the host asks for the value of a tensor."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("aggregate", ["token", "trajectory"])
+def test_the_host_reads_as_often_for_many_micro_batches_as_for_one(aggregate):
+    """Each read would wait for a GPU."""
+    found = []
+    for max_batch_tokens in (14, 400):
+        learner = make_learner(max_batch_tokens=max_batch_tokens)
+        learner.loss = LossConfig(kl_coef=0, aggregate=aggregate)
+        with _Reads() as reads:
+            learner.optimizer_step(sum(groups_of(), []), LR)
+        found.append(reads.num)
+    assert found[0] == found[1]
