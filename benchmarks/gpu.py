@@ -66,11 +66,17 @@ def main(flags: Flags) -> None:
     if not flags.pretend and not torch.cuda.is_available():
         raise ValueError("no GPU: --pretend true runs the checks on a pretended one")
     disable_progress_bar()
-    checks = list(_pretended() if flags.pretend else _on_gpu(flags))
-    if flags.json:
-        print_json({"checks": [asdict(check) for check in checks]})
-    else:
-        print_table(checks, "a pretended GPU" if flags.pretend else torch.cuda.get_device_name())
+    checks: list[Check] = []
+    try:
+        for check in _pretended() if flags.pretend else _on_gpu(flags):
+            print(f"{check.name}: {check.status}", file=sys.stderr)
+            checks.append(check)
+    finally:  # what was found before an error that no check expects is shown, too
+        if flags.json:
+            print_json({"checks": [asdict(check) for check in checks]})
+        else:
+            device = "a pretended GPU" if flags.pretend else torch.cuda.get_device_name()
+            print_table(checks, device)
     if any(check.status == "fail" for check in checks):
         sys.exit(1)
 

@@ -65,7 +65,7 @@ def measure(target: Target, load: Load) -> Iterator[Check]:
         run = partial(decoding, name, target, model, load, limits, rows, context)
         steps.append(guarded(target, name, run))
         yield steps[-1]
-    yield captures([step for step in steps if step.figures])
+    yield captures([step for step in steps if step.figures.get("first_secs")])
     yield guarded(target, "prefill", partial(prefill, target, model, load, limits))
     yield guarded(target, "sampling", partial(sampling, target, model, load, steps))
     del model

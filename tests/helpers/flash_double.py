@@ -148,7 +148,7 @@ def flash_attn_varlen_func(
     _check_integers("cu_seqlens_k", cu_seqlens_k, q.device)
     _need(num_sequences > 0, "there must be a sequence")
     _need(cu_seqlens_k.shape == cu_seqlens_q.shape, "cu_seqlens_q and cu_seqlens_k differ in size")
-    if max_seqlen_q == 1:  # query i is then taken for sequence i, whatever the edges say
+    if max_seqlen_q == 1 and q.shape[1] > k.shape[-2]:  # query i is taken for sequence i
         _need(len(q) == num_sequences, "with max_seqlen_q 1 each sequence needs a query")
     is_int = isinstance(max_seqlen_q, int) and isinstance(max_seqlen_k, int)
     _need(is_int, "max_seqlen_q and max_seqlen_k must be Python integers")
