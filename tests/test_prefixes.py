@@ -136,7 +136,7 @@ def test_a_partly_computed_block_is_continued_and_an_untouched_one_forgotten():
     assert compute(prefixes, [1] * 12)[1] == 6
 
 
-@pytest.mark.parametrize("scheduled", [5, 64])
+@pytest.mark.parametrize("scheduled", [5, 15, 64])
 def test_prompts_that_are_opened_together_compute_their_beginning_once(scheduled):
     common, *ends = prompts(22, 3, 5, 4, 9)
     ends.append(ends[0])  # the first prompt again
