@@ -296,7 +296,7 @@ class _JoinedParts(torch.autograd.Function):
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         dtype = query.dtype
-        if dtype == torch.bfloat16:  # its kernel takes up to five times as long as that of float32
+        if dtype == torch.bfloat16:  # up to 5 times as slow as float32 for short spans
             tensors = (grad_out, query, key, value, out)
             grad_out, query, key, value, out = (tensor.float() for tensor in tensors)
         grad_query = torch.empty_like(query)
