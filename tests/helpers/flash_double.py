@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtsql.engine import engine, paged_attention
+from mtsql.engine import config, engine, paged_attention
 
 
 def attend_causally(
@@ -74,8 +74,9 @@ def replace_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine run with these functions instead of flash-attn, on the CPU and in any dtype,
     with blocks of four tokens."""
     monkeypatch.setattr(paged_attention, "flash_attn_varlen_func", flash_attn_varlen_func)
-    monkeypatch.setattr(engine, "uses_flash", lambda device, dtype: True)
-    monkeypatch.setattr(engine, "FLASH_BLOCK", 4)
+    for module in (engine, config):
+        monkeypatch.setattr(module, "uses_flash", lambda device, dtype: True)
+    monkeypatch.setattr(config, "FLASH_BLOCK", 4)
 
 
 class _Recorder(TorchDispatchMode):
