@@ -5,6 +5,7 @@ TRL is no requirement: where it is absent, the tests of its contestants are skip
 """
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from mtsql.engine.config import EngineConfig
+from mtsql.engine.sampling import SamplingConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {"num_layers": 1, "width": 64, "vocab": 1000, "threads": torch.get_num_threads()}
@@ -74,7 +78,8 @@ def test_our_whole_update_plays_the_workload(module):
     step = contest(module("step"), **STEP, who="ours")
     assert step["learn_tokens"] == work.num_tokens
     assert step["useful_tokens"] == work.num_sampled
-    assert step["rollout_tokens"] == work.num_tokens - 4  # a row's last token is only sampled
+    num_distinct = work.num_tokens - 4  # a row's last token is only sampled
+    assert num_distinct <= step["rollout_tokens"] < 1.01 * num_distinct  # refused drafts
     assert step["secs"] == pytest.approx(step["rollout_secs"] + step["learn_secs"])
 
 
@@ -201,3 +206,42 @@ def test_sharing_beginnings_changes_no_prediction(module, tmp_path, small_world)
     shared, single = found["with_sharing"], found["without_sharing"]
     assert shared["prompt_tokens"] == single["prompt_tokens_computed"] == single["prompt_tokens"]
     assert found["prompt_frac"] < 0.5 and shared["secs"] > 0
+
+
+@pytest.mark.parametrize("max_draft", [0, 8])
+def test_recorded_text_is_forced_with_drafts_and_without(module, tmp_path, max_draft):
+    rows = [
+        {"ids": [5, 6, 7, 8, 30, 31, 5, 6, 7, 9], "loss_mask": [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]},
+        {"ids": [5, 6, 7, 8, 9], "loss_mask": [1] * 5},
+    ]
+    file = tmp_path / "recorded.json"
+    file.write_text(json.dumps({"groups": [{"prompt_ids": [5, 6, 7, 2], "rows": rows}]}))
+    forcing = module("workload")
+    work = forcing.read_workload(str(file), vocab=40)
+    assert work.lengths.tolist() == [[4, 4], [5, 0]]
+    assert work.observations == [[[30, 31]], []]
+    replies = []
+
+    class Watched(forcing.ForcedLengths):
+        def step(self):
+            completions = super().step()
+            replies.extend(done.ids for done in completions)
+            return completions
+
+    model = module("common").make_model(None, 1, 64, 40, "ours").eval()
+    limits = EngineConfig(block_size=4, cache_bytes=1 << 20, max_draft=max_draft)
+    engine = Watched(model, (), SamplingConfig(max_trajectory_tokens=64), limits)
+    engine.play(work)
+    assert sorted(replies) == [[5, 6, 7, 8], [5, 6, 7, 8, 9], [5, 6, 7, 9]]
+    assert engine.counts.distinct == work.num_tokens - 2
+    assert (engine.counts.accepted > 0) == (max_draft > 0)
+
+
+def test_a_file_that_was_not_recorded_is_named(module, tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="--recorded .*other.json: no file of record.py"):
+        module("workload").read_workload(str(file), 40)
+    file.write_text(json.dumps({"groups": [{"prompt_ids": [50], "rows": []}]}))
+    with pytest.raises(ValueError, match="holds token 50, but --vocab is 40"):
+        module("workload").read_workload(str(file), 40)

@@ -27,7 +27,7 @@ Speeds = tuple[float, float, float, float]
 multiplications per millisecond."""
 SPEEDS: dict[tuple[str, bool], Speeds] = {
     ("cpu", False): (0.4, 0.45, 12e6, 35e6),
-    ("cpu", True): (0.4, 0.6, 12e6, 150e6),
+    ("cpu", True): (0.4, 0.6, 12e6, 250e6),
     ("cuda", False): (0.5, 0.05, 2e9, 10e9),
     ("cuda", True): (0.5, 0.05, 2e9, 150e9),
 }
