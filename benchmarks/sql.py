@@ -32,7 +32,8 @@ from flags import ModelFlags, print_json, run_benchmark
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.completions import StopReason
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.engine.scheduler import Row
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mtsql.engine.engine import Engine, StopReason
+from mtsql.engine.completions import StopReason
+from mtsql.engine.engine import Engine
 from mtsql.engine.sampling import hash_key
 from mtsql.engine.scheduler import Plan, Row
 
@@ -87,7 +88,8 @@ def make_workload(num_prompts: int, num_samples: int, num_replies: int, vocab: i
     def random_ids(low: int, high: int) -> list[int]:
         return rng.integers(0, vocab, rng.integers(low, high + 1)).tolist()
 
-    prompts = [random_ids(550, 650) for _ in range(num_prompts)]
+    # In the order in which a rollout opens them, so that a row's handle is its place.
+    prompts = sorted(random_ids(550, 650) for _ in range(num_prompts))
     lengths = np.clip(rng.exponential(45, (num_rows, num_replies)).astype(int) + 20, 20, 120)
     observations = [[random_ids(60, 100) for _ in range(num_replies - 1)] for _ in range(num_rows)]
     return Workload(prompts, lengths, observations)

@@ -19,8 +19,8 @@ from helpers.engine import (
     replies,
     tiny,
 )
+from mtsql.engine.completions import StopReason
 from mtsql.engine.config import EngineConfig
-from mtsql.engine.engine import StopReason
 from mtsql.engine.sampling import SamplingConfig, hash_key, uniform
 
 

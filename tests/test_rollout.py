@@ -9,7 +9,8 @@ from helpers.scripted_engine import ScriptedEngine
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Verdict, format_reply
-from mtsql.engine.engine import SamplingConfig, StopReason
+from mtsql.engine.completions import StopReason
+from mtsql.engine.engine import SamplingConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rollout import rollout, show_part

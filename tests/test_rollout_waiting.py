@@ -16,7 +16,8 @@ from helpers.scripted_engine import ScriptedEngine
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Verdict, format_reply
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig, StopReason
+from mtsql.engine.completions import StopReason
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.model.decoder import from_transformers
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from helpers.models import FAMILIES, with_exact_norms
+from mtsql.engine.completions import Completion
 from mtsql.engine.config import CostTable, EngineConfig, block_bytes
-from mtsql.engine.engine import Completion, Engine
+from mtsql.engine.engine import Engine
 from mtsql.engine.sampling import NoiseKey, SamplingConfig
 from mtsql.model.decoder import from_transformers
 

@@ -4,8 +4,9 @@ import time
 
 import torch
 
+from mtsql.engine.completions import Completion, StopReason
 from mtsql.engine.counts import EngineCounts
-from mtsql.engine.engine import Completion, SamplingConfig, StopReason
+from mtsql.engine.engine import SamplingConfig
 from mtsql.model.rendering import Renderer
 
 

@@ -22,8 +22,7 @@ that only decode run as CUDA graphs.
 P positions that are sampled in a step, T tokens computed in it, W hidden width.
 """
 
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from mtsql.engine.blocks import BlockPool, to_device
+from mtsql.engine.completions import Completion, StopReason
 from mtsql.engine.config import (
     EngineConfig,
     block_bytes,
@@ -48,24 +48,6 @@ from mtsql.engine.scheduler import Plan, Row, Scheduler
 from mtsql.engine.step_costs import Costs, default_costs
 from mtsql.engine.uploads import upload
 from mtsql.model.decoder import CausalLM
-
-
-class StopReason(Enum):
-    """Why a reply ended."""
-
-    STOP_ID = "stop_id"
-    REPLY_TOKENS = "reply_tokens"
-    TRAJECTORY_TOKENS = "trajectory_tokens"
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One complete reply."""
-
-    handle: int
-    ids: list[int]  # a stop id included
-    logprobs: list[float]  # of `ids` under the distribution that they were sampled from
-    reason: StopReason
 
 
 class Engine:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.engine.engine import Completion, Engine, StopReason
+from mtsql.engine.completions import Completion, StopReason
+from mtsql.engine.engine import Engine
 from mtsql.model.flops import pairs
 from mtsql.model.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
