@@ -114,16 +114,18 @@ def test_training_continues_from_a_checkpoint_of_adapters(kind, base, tmp_path):
 
 def test_a_sharded_dora_generates_what_it_learns(base, tmp_path):
     from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     by_peft(base, use_dora=True).save_pretrained(tmp_path / "dora")
     policy = load_policy(ModelConfig(path=str(tmp_path / "dora")))
     expected = learner_logprobs(policy)
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
     try:
         for layer in policy.get_base_model().model.layers:
-            fully_shard(layer)
-        module = fully_shard(PolicyModule(policy))
+            fully_shard(layer, mesh=mesh)
+        module = fully_shard(PolicyModule(policy), mesh=mesh)
         assert rollout_logprobs(policy) == pytest.approx(expected, abs=1e-5)
         logprobs, _ = module(pack([SAMPLE], 100)[0])
         assert logprobs.tolist() == pytest.approx(expected, abs=1e-5)

@@ -195,17 +195,19 @@ def test_sharded_policy_is_gathered(folder, tokenizer, tmp_path):
     """FSDP2 on one CPU process: the weights for generation and the saved folder equal the policy
     before sharding."""
     from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
     try:
         for model in (load_policy(ModelConfig(path=folder)), adapted(folder)):
             before = bits(model)
             expected = logits(model)
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
             for layer in base.model.layers:
-                fully_shard(layer)
-            fully_shard(model)
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
             with generation_weights(model) as weights:
                 assert not any(hasattr(p, "full_tensor") for p in weights.parameters())
                 assert torch.allclose(logits(weights), expected, atol=1e-5)

@@ -63,7 +63,7 @@ def test_select_takes_few_short_rollouts_of_easy_turns_and_different_long_ones_o
 
 
 def untimed(line):
-    measured = ("time", "_secs", "_per_sec")
+    measured = ("time", "_secs", "_per_sec", "_mfu", "peak_flops", "_memory_mb")
     return {k: v for k, v in json.loads(line).items() if not k.endswith(measured)}
 
 

@@ -44,6 +44,10 @@ class _Module(backend_registration._DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
+    def is_available(self) -> bool:
+        """Other tests of this process must not find a GPU."""
+        return PretendedGpu.in_use is not None
+
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 DEVICE = torch.device(NAME, 0)

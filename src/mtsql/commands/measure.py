@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -26,6 +24,7 @@ import torch
 from mtsql.choices import NumBytes
 from mtsql.commands.arguments import spelled_out
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
+from mtsql.engine.step_costs import measure
 from mtsql.files import print_line
 from mtsql.learner.logprobs import token_logprobs
 from mtsql.learner.packing import Sample, pack
@@ -47,7 +46,6 @@ GROUP_SIZE = 8
 NUM_RUNS = 5
 LEAST_GAIN = 1.05
 """How many times as fast bfloat16 has to be, so that its rounding pays."""
-STEP_COSTS = "mtsql.engine.step_costs"
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def measured(config: Config) -> list[str]:
     """The lines that `mtsql measure` prints."""
     speeds: dict[Dtype, Speed] = {}
     few_rows: dict[Dtype, int] = {}
-    costs: dict[Dtype, list[list[float]] | None] = {}
+    costs: dict[Dtype, list[list[float]]] = {}
     for dtype in DTYPES:
         policy = load_policy(replace(config.model, dtype=dtype))
         if torch.cuda.is_available():
@@ -107,10 +105,7 @@ def measured(config: Config) -> list[str]:
     best = faster(speeds)
     lines = [_describe(dtype, speed, config) for dtype, speed in speeds.items()]
     lines += ["model:", f"  dtype: {best}", f"  few_rows: {few_rows[best]}"]
-    table = costs[best]
-    if table is not None:
-        lines += ["engine:", f"  step_costs: {table}"]
-    return lines
+    return [*lines, "engine:", f"  step_costs: {costs[best]}"]
 
 
 def _describe(dtype: Dtype, speed: Speed, config: Config) -> str:
@@ -196,12 +191,9 @@ def _compute(layers: Sequence[Linear], inputs: dict[int, torch.Tensor]) -> None:
         module(inputs[module.in_features])
 
 
-def step_costs(model: CausalLM, dtype: torch.dtype) -> list[list[float]] | None:
-    """The table `engine.step_costs` of this model and machine. None without that module."""
-    if find_spec(STEP_COSTS) is None:
-        return None
-    table = import_module(STEP_COSTS).measure(model, dtype)
-    return [[tokens, cost] for tokens, cost in table]
+def step_costs(model: CausalLM, dtype: torch.dtype) -> list[list[float]]:
+    """The table `engine.step_costs` of this model and machine."""
+    return [[tokens, cost] for tokens, cost in measure(model, dtype)]
 
 
 def _median_secs(
