@@ -104,10 +104,10 @@ class BlockPool:
         if from_top:
             split = len(self.empty) - num
             taken = self.empty[split:]
-            self.empty = self.empty[:split]
+            del self.empty[split:]
         else:
             taken = self.empty[:num]
-            self.empty = self.empty[num:]
+            del self.empty[:num]
         self.refs[taken] = 1
         self.is_top[taken] = from_top
         return taken

@@ -22,6 +22,7 @@ that only decode run as CUDA graphs.
 P positions that are sampled in a step, T tokens computed in it, W hidden width.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 
@@ -181,15 +182,14 @@ class Engine:
         that idle rows hold."""
         return self.scheduler.has_work
 
-    # Not inference_mode: in it, autocast casts all weights again in every step.
-    @torch.no_grad()
     def step(self) -> list[Completion]:
         """Compute one batch of tokens; returns the replies that it completed."""
         if self.model.training:
             raise ValueError("the model is in training mode: call model.eval() before generating")
-        plan = self._plan()
-        rows, hidden = self._run(plan)
-        return [] if hidden is None else self._draw(plan, rows, hidden)
+        with _without_gradients(self.device.type):
+            plan = self._plan()
+            rows, hidden = self._run(plan)
+            return [] if hidden is None else self._draw(plan, rows, hidden)
 
     def _plan(self) -> Plan:
         """What this step computes: the scheduler's plan, and drafts for which blocks are free."""
@@ -390,6 +390,13 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
+
+
+def _without_gradients(device_type: str) -> AbstractContextManager:
+    """inference_mode, whose operators start faster; but under autocast, which would cast all
+    weights again in every step of it, no_grad."""
+    is_autocast = torch.is_autocast_enabled(device_type)
+    return torch.no_grad() if is_autocast else torch.inference_mode()
 
 
 def _version(model: torch.nn.Module) -> int:

@@ -203,7 +203,8 @@ class Scheduler:
         place = self.pool.compact()
         if place is None:
             return
-        self.tables = place[self.tables]
+        width = max((row.num_blocks for row in self.cached), default=0)
+        self.tables[:, :width] = place[self.tables[:, :width]]
 
     def _grow(self, row: Row, length: int) -> bool:
         """Give a row blocks for `length` tokens; False if it was preempted for lack of blocks.

@@ -6,6 +6,7 @@ drafts what the uninterrupted one would have drafted.
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,17 +23,31 @@ MEASURED_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 GROUP = 16
 """Rows that share a prompt while steps are measured."""
 
-Speeds = tuple[float, float, float, float]
-"""Milliseconds of a step, milliseconds of a layer, bytes of weights read per millisecond, and
-multiplications per millisecond."""
+
+class Speeds(NamedTuple):
+    """How fast a device is, in milliseconds."""
+
+    step: float
+    """Of a step, without its layers."""
+    layer: float
+    """Of a layer, for one token or many."""
+    layer_token: float
+    """Of a layer for each token, without the matmuls with weights."""
+    bytes_read: float
+    """Bytes of weights read in a millisecond."""
+    multiplied: float
+    """Multiplications in a millisecond."""
+
+
 SPEEDS: dict[tuple[str, bool], Speeds] = {
-    ("cpu", False): (0.4, 0.45, 12e6, 35e6),
-    ("cpu", True): (0.4, 0.6, 12e6, 250e6),
-    ("cuda", False): (0.5, 0.05, 2e9, 10e9),
-    ("cuda", True): (0.5, 0.05, 2e9, 150e9),
+    ("cpu", False): Speeds(0.4, 0.5, 0.009, 12e6, 115e6),
+    ("cpu", True): Speeds(0.4, 1.15, 0.01, 12e6, 330e6),
+    ("cuda", False): Speeds(0.5, 0.05, 0.0, 2e9, 10e9),
+    ("cuda", True): Speeds(0.5, 0.05, 0.0, 2e9, 150e9),
 }
-"""Assumed speeds by type of the device and whether numbers have two bytes. Those of CPUs were
-measured on two cores; those of GPUs are estimates from data sheets."""
+"""Assumed speeds by type of the device and whether numbers have two bytes. Those of CPUs fit two
+models, of 4 and of 30 layers, on two threads of a Xeon with AMX (LOG.md); those of GPUs are
+estimates from data sheets."""
 
 
 class Costs:
@@ -71,16 +86,17 @@ def num_multiplied(shape: ModelShape) -> int:
 
 
 def default_costs(shape: ModelShape, dtype: torch.dtype, device_type: str) -> CostTable:
-    """A table for a model of this shape: what a step costs anyway, and the longer of reading the
-    weights and multiplying by them."""
+    """A table for a model of this shape. A CPU first reads the weights and then multiplies by them,
+    so both count; on a GPU the longer of the two does."""
     device_type = "cpu" if device_type == "cpu" else "cuda"
-    per_step, per_layer, bytes_read, multiplied = SPEEDS[device_type, dtype.itemsize == 2]
+    speeds = SPEEDS[device_type, dtype.itemsize == 2]
     num_weights = num_multiplied(shape)
-    fixed = per_step + per_layer * cache_shape(shape)[0]
-    read = num_weights * dtype.itemsize / bytes_read
-    return tuple(
-        (tokens, fixed + max(read, tokens * num_weights / multiplied)) for tokens in MEASURED_TOKENS
-    )
+    num_layers = cache_shape(shape)[0]
+    fixed = speeds.step + speeds.layer * num_layers
+    read = num_weights * dtype.itemsize / speeds.bytes_read
+    token = num_weights / speeds.multiplied + speeds.layer_token * num_layers
+    together = sum if device_type == "cpu" else max
+    return tuple((num, fixed + together((read, num * token))) for num in MEASURED_TOKENS)
 
 
 @torch.no_grad()
