@@ -22,7 +22,6 @@ that only decode run as CUDA graphs.
 P positions that are sampled in a step, T tokens computed in it, W hidden width.
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 
@@ -48,6 +47,7 @@ from mtsql.engine.sampling import NoiseKey, SamplingConfig, hash_key, rows_at_on
 from mtsql.engine.scheduler import Plan, Row, Scheduler
 from mtsql.engine.step_costs import Costs, default_costs
 from mtsql.engine.uploads import upload
+from mtsql.engine.weights import weights_version, without_gradients
 from mtsql.model.decoder import CausalLM
 
 
@@ -99,7 +99,7 @@ class Engine:
             self.drafter = Drafter(limits.max_draft, Costs(costs), self.stop_ids, sampling)
         self.max_scheduled_tokens = limits.max_scheduled_tokens
         self.counts = EngineCounts()
-        self._weights_version = _version(model)
+        self._version = weights_version(model)
         self._rows: dict[int, Row] = {}
         self._next_handle = 0
 
@@ -110,7 +110,7 @@ class Engine:
         even with the whole cache to itself, and if the weights have changed since the engine was
         made.
         """
-        if _version(self.model) != self._weights_version:
+        if weights_version(self.model) != self._version:
             raise ValueError(
                 "the model's weights have changed since this engine was made, and its cache holds "
                 "keys and values of the old ones: make a new engine"
@@ -186,7 +186,7 @@ class Engine:
         """Compute one batch of tokens; returns the replies that it completed."""
         if self.model.training:
             raise ValueError("the model is in training mode: call model.eval() before generating")
-        with _without_gradients(self.device.type):
+        with without_gradients(self.device.type):
             plan = self._plan()
             rows, hidden = self._run(plan)
             return [] if hidden is None else self._draw(plan, rows, hidden)
@@ -390,15 +390,3 @@ class Engine:
         if len(row.logprobs) >= self.sampling.max_reply_tokens:
             return StopReason.REPLY_TOKENS
         return None
-
-
-def _without_gradients(device_type: str) -> AbstractContextManager:
-    """inference_mode, whose operators start faster; but under autocast, which would cast all
-    weights again in every step of it, no_grad."""
-    is_autocast = torch.is_autocast_enabled(device_type)
-    return torch.no_grad() if is_autocast else torch.inference_mode()
-
-
-def _version(model: torch.nn.Module) -> int:
-    """A number that grows when a weight is changed in place, as optimizers do."""
-    return sum(weight._version for weight in model.parameters() if not weight.is_inference())
