@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.cache_check import check_cache
 from helpers.engine import finish, finish_one, keys, make_engine, play, prompts, tiny
-from mtsql.engine.blocks import BlockPool, PrefixBlock
+from mtsql.engine.blocks import BlockPool
 from mtsql.engine.engine import Engine
 from mtsql.engine.prefixes import Prefixes, Prompt
 
@@ -30,39 +30,6 @@ def compute(prefixes: Prefixes, ids: list[int]) -> tuple[Prompt, int]:
     prefixes.computed(prompt, num)
     prompt.hidden = torch.zeros(1)
     return prompt, num
-
-
-def check(engine: Engine) -> None:
-    """Every block is in one state, and its references are those of the rows and prompts that have
-    it."""
-    pool = engine.pool
-    refs = [0] * pool.num_blocks
-    scheduler = engine.scheduler
-    for prompt in {row.prompt for row in scheduler.cached}:
-        assert prompt.path
-        for block in prompt.blocks:
-            refs[block] += 1
-    for row in scheduler.cached:
-        for block in scheduler.tables[row.slot, : row.num_blocks]:
-            refs[block] += 1
-    assert pool.refs.tolist() == refs
-    unused = [one.block for one in pool.unused]
-    used = [block for block in range(pool.num_blocks) if refs[block]]
-    assert sorted([*pool.empty, *unused, *used]) == list(range(pool.num_blocks))
-    assert pool.empty == sorted(pool.empty)
-    known = {one.block: one for one in known_blocks(scheduler.prefixes.first)}
-    assert pool.content == known
-    assert np.flatnonzero(pool.is_known).tolist() == sorted(known)
-    assert set(unused) <= set(known)
-
-
-def known_blocks(following: dict[tuple[int, ...], PrefixBlock]) -> list[PrefixBlock]:
-    """All blocks of a tree of prompts."""
-    found: list[PrefixBlock] = []
-    for ids, one in following.items():
-        assert one.ids == ids and one.siblings is following
-        found += [one, *known_blocks(one.following)]
-    return found
 
 
 def test_a_prompt_finds_the_blocks_of_its_beginning():
@@ -173,7 +140,7 @@ def test_decoding_rows_visit_no_unused_block():
     handles = [engine.open_group(groups[turn], keys(1))[0] for turn in (0, 4, 9)]
     engine.step()
     engine.step()
-    check(engine)
+    check_cache(engine)
     used = {block for handle in handles for block in engine._rows[handle].prompt.blocks}
     assert min(used) >= 60 - 1.1 * len(used)
     for turn, done in zip((0, 4, 9), finish(engine), strict=True):
@@ -251,7 +218,7 @@ def play_and_check(
                 engine.extend(done.handle, left[done.handle].pop(0))
             else:
                 engine.close(done.handle)
-        check(engine)
+        check_cache(engine)
         assert step < 2000
     assert not engine._rows
     return list(played.values())

@@ -43,15 +43,16 @@ class GroupText:
     """The texts of a group (text 0 is its prompt, each row has one more) and an index of them.
 
     The index maps two neighbouring tokens to the place after them, as `text << 32 | position`. It
-    holds integers only: it has many entries, which the garbage collector need not visit.
+    holds integers only: it has many entries, which the garbage collector need not visit. The prompt
+    is indexed with the first row that decodes: an evaluation opens many more groups than fit in the
+    cache.
     """
 
     def __init__(self, prompt_ids: list[int]) -> None:
-        self.texts: list[list[int]] = []
+        self.texts = [prompt_ids]
         self.num_open = 0  # rows
         self._latest: dict[int, int] = {}  # pair of tokens -> the newest place after it
         self._older: dict[int, int] = {}  # place -> the next older one after the same pair
-        self.add(self.start([]), prompt_ids)
 
     def start(self, ids: list[int]) -> int:
         """Begin a text, with ids that are not indexed. Returns its number."""
@@ -60,13 +61,20 @@ class GroupText:
 
     def add(self, number: int, ids: list[int]) -> bool:
         """Append ids to a text. Returns whether its last two have occurred before."""
+        if not self._latest:
+            self._index(0, 0)
         text = self.texts[number]
-        place = number << _BITS | len(text)
-        before = text[-1] if text else None
+        first = len(text)
         text += ids
+        return self._index(number, first)
+
+    def _index(self, number: int, first: int) -> bool:
+        """Index a text from the position `first` on. Returns whether its last two have occurred
+        before."""
+        text = self.texts[number]
+        before = text[first - 1] if first else None
         older = None
-        for token in ids:
-            place += 1
+        for place, token in enumerate(text[first:], (number << _BITS) + first + 1):
             if before is not None:
                 pair = before << _BITS | token
                 older = self._latest.get(pair)
@@ -78,17 +86,20 @@ class GroupText:
 
     def find(self, tail: list[int], num: int) -> tuple[list[int], int]:
         """Up to `num` tokens that followed the longest suffix of `tail` when it occurred before,
-        and the length of the suffix. Of equally long ones the latest is taken."""
+        and the length of the suffix. Of equally long ones the latest is taken.
+
+        The ends of texts do not count as places, since nothing follows them: the rows of a group
+        often say the same at the same time."""
         found: list[int] = []
         longest = MIN_SUFFIX - 1
         most = min(MAX_SUFFIX, len(tail))
         place = self._latest.get(tail[-2] << _BITS | tail[-1])
-        for _ in range(MAX_PLACES):
-            if place is None or longest == most:
-                break
+        num_left = MAX_PLACES
+        while place is not None and num_left and longest < most:
             text = self.texts[place >> _BITS]
             at = place & ((1 << _BITS) - 1)
             if at < len(text):
+                num_left -= 1
                 length = MIN_SUFFIX
                 end = min(most, at)
                 while length < end and text[at - length - 1] == tail[-length - 1]:
@@ -106,7 +117,6 @@ class _RowText:
 
     group: GroupText
     number: int  # of the row's text in the group
-    num_prompt: int  # tokens of the prompt that the text begins with
     num_known: int = 0  # tokens after the prompt that are in the text
     is_known: bool = False  # whether the last two tokens have occurred before
 
@@ -143,16 +153,17 @@ class Drafter:
         if group is None:
             group = self._groups[row.prompt] = GroupText(row.prompt.ids)
         group.num_open += 1
-        end = row.prompt.ids[-MAX_SUFFIX:]
-        self._rows[row.handle] = _RowText(group, group.start(end), len(end))
+        self._rows[row.handle] = _RowText(group, group.start(row.prompt.ids[-MAX_SUFFIX:]))
 
     def close(self, row: Row) -> None:
         """Forget a row. Its text remains for its group, as long as one of its rows is open."""
-        self._follow(row)
-        group = self._rows.pop(row.handle).group
+        group = self._rows[row.handle].group
         group.num_open -= 1
-        if not group.num_open:
+        if group.num_open:
+            self._follow(row)
+        else:
             del self._groups[row.prompt]
+        del self._rows[row.handle]
 
     def _follow(self, row: Row) -> _RowText:
         """Add the row's newest tokens to the text of its group."""

@@ -234,9 +234,10 @@ class Scheduler:
 
     def give_room(self, row: Row, num: int) -> int:
         """Give a decoding row room for a draft of `num` tokens; returns for how many there is room.
-        Free blocks are taken, but nobody is preempted for a guess."""
+        Free blocks are taken, known ones too, since the row needs them soon anyway. But nobody is
+        preempted for a guess."""
         wanted = self.pool.blocks_for(row.length + num) - row.num_blocks
-        taken = self.pool.take(min(wanted, len(self.pool.empty))) if wanted > 0 else []
+        taken = self.pool.take(min(wanted, self.pool.num_free)) if wanted > 0 else []
         end = row.num_blocks + len(taken)
         self.tables[row.slot, row.num_blocks : end] = taken
         row.num_blocks = end
