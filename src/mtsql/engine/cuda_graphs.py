@@ -177,10 +177,9 @@ class DecodeGraphs:
 
 def capture(run: Callable[[], Tensor], memory: Any = None) -> tuple[Callable[[], object], Tensor]:
     """Record what `run` does on the GPU. Returns a function that does it again, and the tensor that
-    holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it.
-
-    Only this thread is forbidden to do what a capture cannot hold: NCCL has a thread of its own that
-    asks the GPU for its events at any time."""
+    holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it. NCCL's
+    own thread, which asks the GPU for events at any time, does not break the capture (thread_local).
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
