@@ -177,8 +177,8 @@ class DecodeGraphs:
 
 def capture(run: Callable[[], Tensor], memory: Any = None) -> tuple[Callable[[], object], Tensor]:
     """Record what `run` does on the GPU. Returns a function that does it again, and the tensor that
-    holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it. NCCL's
-    own thread, which asks the GPU for events at any time, does not break the capture (thread_local).
+    holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it. A
+    thread of NCCL may ask the GPU for events meanwhile: only this thread is watched (thread_local).
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
