@@ -116,6 +116,8 @@ def print_table(checks: list[Check], device: str) -> None:
     """One row for each check."""
     columns = "check", "result", "found", "wanted"
     table = Table(*columns, title=f"Checks on {device}", show_lines=True)
+    for column in table.columns:
+        column.overflow = "fold"
     for check in checks:
         colour = COLOURS[check.status]
         table.add_row(check.name, f"[{colour}]{check.status}[/]", check.found, check.limit)

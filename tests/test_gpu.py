@@ -13,6 +13,7 @@ import torch
 
 from helpers.flash_double import STRICT, replace_flash_attn
 from helpers.pretended_gpu import DEVICE, pretended_gpu
+from mtsql.engine.cuda_graphs import DecodeGraphs
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -56,6 +57,12 @@ def test_versions_are_compared_as_numbers(found, wanted, holds):
 def test_on_the_pretended_gpu(check, pretended):
     found = check(pretended)
     assert found.status != "fail", found
+
+
+def test_a_graph_that_computes_something_else_is_found(pretended, monkeypatch):
+    run = DecodeGraphs.run
+    monkeypatch.setattr(DecodeGraphs, "run", lambda *inputs: 1.5 * run(*inputs))
+    assert gpu_checks.graphs_on_and_off(pretended).status in ("fail", "skip")
 
 
 @pytest.mark.parametrize("check", WITH_AUTOCAST_OR_GRADIENTS, ids=lambda check: check.__name__)

@@ -152,7 +152,7 @@ def test_torch_reads_the_allocators_variable_after_its_import():
 class Asking:
     """A configuration that is completed by what the GPU can compute."""
 
-    asked_with: str = ""
+    asked_with: str = "not asked"
 
     def completed(self) -> "Asking":
         return Asking(asked_with=os.environ["PYTORCH_ALLOC_CONF"])
