@@ -2,7 +2,7 @@
 
     accelerate launch train_rl.py                          # toy world, small embedded model
     accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
-    accelerate launch train_rl.py --resume runs/rl         # after a kill: continues bit for bit
+    accelerate launch train_rl.py --resume runs/rl         # after a kill; on a CPU bit for bit
 
 The function `train` is the algorithm in the order of the paper (MTSQL-R1, arXiv 2510.12831,
 section 4): pick, roll out, score, compute advantages, learn, record. It departs from the published

@@ -2,7 +2,7 @@
 
     accelerate launch train_sft.py                         # toy world, its demonstrations
     accelerate launch train_sft.py --source self ...       # the model's own rollouts (algorithm 1)
-    accelerate launch train_sft.py --resume runs/sft       # after a kill: continues bit for bit
+    accelerate launch train_sft.py --resume runs/sft       # after a kill; on a CPU bit for bit
 
 It departs from the paper (MTSQL-R1, arXiv 2510.12831, section 3) in these points: (1) a model that
 knows nothing can start from demonstrations (`source`), because it has no correct rollouts to keep;

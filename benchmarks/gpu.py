@@ -1,4 +1,4 @@
-"""Check a GPU and measure it, in about five minutes. Prints one table.
+"""Check a GPU and measure it. Prints one table.
 
     python benchmarks/gpu.py                                   # random weights, Qwen3-0.6B's shape
     python benchmarks/gpu.py --model.path models/Qwen3-0.6B    # a model of your own
@@ -7,7 +7,7 @@
 
 First what has to be right: the versions and the attention that runs, kernels, the engine against
 transformers, CUDA graphs, waits and casts of a step, the learner, two GPUs, a shortened quick
-start. `pytest -m gpu` runs the same checks. Then speed, as a share of what the same GPU reaches in
+start. `pytest -m gpu` runs this part. Then speed, as a share of what the same GPU reaches in
 a copy and in a matmul. Exit code 1 if a row has failed.
 
 It needs the versions of torch and transformers that pyproject.toml names. flash-attn is optional:
@@ -116,6 +116,8 @@ def print_table(checks: list[Check], device: str) -> None:
     """One row for each check."""
     columns = "check", "result", "found", "wanted"
     table = Table(*columns, title=f"Checks on {device}", show_lines=True)
+    for column in table.columns:
+        column.overflow = "fold"
     for check in checks:
         colour = COLOURS[check.status]
         table.add_row(check.name, f"[{colour}]{check.status}[/]", check.found, check.limit)

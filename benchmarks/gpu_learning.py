@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
-from gpu_checks import MAX_GAP, against_reference, plain_attention
+from gpu_checks import against_reference, differences, max_gap, plain_attention
 from gpu_target import DTYPE, Check, Sizes, Target, play, random_ids, result
 from torch import Tensor
 
@@ -36,9 +36,9 @@ SPANS = ((0, 255, 255, 256), (0, 255, 256, 556), (556, 812, 812, 1069), (556, 81
 """Two prompts, of 255 and 256 tokens, with samples of 1, 300, 257 and 10."""
 MAX_TOKENS = 16384
 """Tokens of a micro-batch."""
-MAX_OUTSIDE = 0.01
-"""Share of tokens whose ratio lies outside of 0.8 to 1.2 although the weights are the same. Their
-gradients would be clipped."""
+MAX_OUTSIDE = 0.02
+"""Share of tokens whose ratio is above 1.2 or below 1 / 1.2 although the weights are the same, or
+twice the share that bfloat16 alone moves there. Many of their gradients would be clipped."""
 QUICK_START = (
     "--num_updates 2 --turns_per_update 8 --eval_turns 4 --eval_every 0"
     " --warm_start.max_samples 64 --warm_start.epochs 1"
@@ -103,19 +103,29 @@ def learner_and_engine(target: Target) -> Check:
     policy = target.policy(DTYPE if target.pretended else torch.float32)
     with generation_weights(policy, DTYPE) as weights:
         engine = target.engine(weights)
-        samples = play(engine, random_ids(engine.num_embeddings, 5, 260))
+        samples = play(engine, random_ids(engine.num_embeddings, 5, 260), num_samples=4)
     with torch.autocast(target.device.type, DTYPE):
         scores = score(PolicyModule(policy), samples, 4096, target.device)
-    gaps = []
-    for sample, logprobs in zip(samples, scores, strict=True):
-        tokens = zip(logprobs, sample.old_logprobs, sample.loss_mask, strict=True)
-        gaps += [new - old for new, old, is_sampled in tokens if is_sampled]
-    mean = sum(map(abs, gaps)) / len(gaps)
-    outside = sum(not 0.8 <= math.exp(gap) <= 1.2 for gap in gaps) / len(gaps)
-    found = f"mean gap {mean:.4f}, {outside:.1%} of {len(gaps)} ratios outside of 0.8 to 1.2"
-    limit = f"mean at most {MAX_GAP}, at most {MAX_OUTSIDE:.0%} outside: the weights are the same"
-    holds = mean <= MAX_GAP and outside <= MAX_OUTSIDE
-    return result("learner against engine", holds, found, limit, {"mean": mean, "out": outside})
+    exact = scores
+    if not target.pretended:
+        exact = score(PolicyModule(policy), samples, 4096, target.device)
+    gaps: list[float] = []
+    rounding: list[float] = []
+    for sample, logprobs, wide in zip(samples, scores, exact, strict=True):
+        gaps += differences(sample, logprobs, sample.old_logprobs)
+        rounding += differences(sample, logprobs, wide)
+    mean, most = sum(gaps) / len(gaps), max_gap(rounding)
+    outside, most_outside = _outside(gaps), max(MAX_OUTSIDE, 2 * _outside(rounding))
+    found = f"mean gap {mean:.4f}, {outside:.1%} of {len(gaps)} ratios above 1.2 or below 1 / 1.2"
+    limit = f"at most {most:.3g} and {most_outside:.0%}: the weights are the same"
+    holds = mean <= most and outside <= most_outside
+    figures = {"mean": mean, "out": outside, "limits": [most, most_outside]}
+    return result("learner against engine", holds, found, limit, figures)
+
+
+def _outside(gaps: list[float]) -> float:
+    """The share of absolute differences of log-probs by which a ratio leaves 1 / 1.2 to 1.2."""
+    return sum(math.exp(gap) > 1.2 for gap in gaps) / len(gaps)
 
 
 def checkpointing(target: Target) -> Check:

@@ -4,6 +4,7 @@ A target is a GPU, or the pretended one of the tests (`tests/helpers/pretended_g
 that a check itself works on a machine without a GPU.
 """
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from mtsql.model.decoder import CausalLM, from_transformers
 BLOCK = 256
 """Tokens in a block of the cache: flash-attn wants a multiple of this."""
 DTYPE = torch.bfloat16
+WAIT = "called a synchronizing"
+"""What torch warns of at a wait. Switching these warnings on gives another one, once."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class Target:
                 model = Qwen3ForCausalLM._from_config(
                     self.config(), attn_implementation="sdpa", dtype=torch.float32
                 )
-        return model.to(device, dtype).eval()
+        for weight in model.parameters():  # `model.to(dtype)` would round the rotation, too
+            weight.data = weight.data.to(dtype)
+        return model.to(device).eval()
 
     def config(self) -> Qwen3Config:
         """The configuration of the random model. The spread of its logits does not depend on its
@@ -195,6 +200,7 @@ def guarded(target: Target, name: str, run: Callable[[], Check]) -> Check:
         return Check(name, "fail", lines[0], "no error")
     finally:
         if target.device.type == "cuda":
+            gc.collect()  # Accelerate's wrapped models refer to themselves
             torch.cuda.empty_cache()
 
 
@@ -215,5 +221,5 @@ def counted_waits(target: Target) -> Iterator[Counter[str]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     for warning in caught:
-        if "synchronizing" in str(warning.message):
+        if WAIT in str(warning.message):
             waits[f"{warning.filename.rpartition('/')[2]}:{warning.lineno}"] += 1

@@ -9,7 +9,8 @@ import yaml
 from helpers.models import save_embedded
 from mtsql.__main__ import main
 from mtsql.commands import measure
-from mtsql.commands.measure import Speed, faster, most_few_rows
+from mtsql.commands.measure import Config, Speed, decode_secs, faster, most_few_rows
+from mtsql.engine.config import block_bytes
 from mtsql.model.decoder import Linear
 from mtsql.model.policy import ModelConfig, load_policy
 from mtsql.run.config import parse_values
@@ -73,3 +74,13 @@ def test_few_rows_are_turned_as_far_as_each_number_before_gains(
     with torch.no_grad():
         assert most_few_rows(model) == most
     assert max(rows_seen) == (64 if most == 64 else max(2, 2 * most))
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+def test_all_rows_decode_while_a_step_is_measured(rows, tmp_path):
+    model = load_policy(ModelConfig(path=str(save_embedded(tmp_path / "model")))).eval()
+    num_bytes = 40 * block_bytes(model.config, 32, torch.float32)
+    assert decode_secs(model, Config(rows=rows)) > 0
+    if rows == 70:
+        with pytest.raises(ValueError, match=f"cache_bytes is {num_bytes}: 70 rows"):
+            decode_secs(model, Config(rows=rows, cache_bytes=num_bytes))

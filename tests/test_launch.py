@@ -1,8 +1,10 @@
 """How a script ends under a launcher, and Accelerate files with which the launcher is silent."""
 
+import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
@@ -144,3 +146,22 @@ def test_torch_reads_the_allocators_variable_after_its_import():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "expandable_segments:True", done.stderr
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A configuration that is completed by what the GPU can compute."""
+
+    asked_with: str = "not asked"
+
+    def completed(self) -> "Asking":
+        return Asking(asked_with=os.environ["PYTORCH_ALLOC_CONF"])
+
+
+def test_the_allocator_is_configured_before_anybody_asks_what_the_gpu_can(monkeypatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is restored
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setattr(module.sys, "argv", ["script"])
+    seen = []
+    module.run_script(seen.append, Asking, "")
+    assert seen == [Asking("expandable_segments:True")]

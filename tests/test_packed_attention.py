@@ -121,6 +121,15 @@ def test_the_paths_agree_in_values_and_gradients(
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_heads_that_torch_can_take_are_not_padded(monkeypatch):
+    monkeypatch.setattr(packed_attention, "varlen_attn", varlen_attn_double)
+    monkeypatch.setattr(packed_attention.F, "pad", None)
+    x = torch.randn(1, 2, 3, 8)
+    context = PackedContext(((0, 2, 2, 3),), CPU)
+    out = context.attend_varlen(x, x, x, 0.3, use_flash=False)
+    torch.testing.assert_close(out, context.attend_rows(x, x, x, 0.3))
+
+
 def values_and_gradients(
     path: Callable[..., torch.Tensor], num_tokens: int, heads: tuple[int, int]
 ) -> tuple[torch.Tensor, ...]:

@@ -123,21 +123,33 @@ def faster(speeds: dict[Dtype, Speed]) -> Dtype:
 
 
 def decode_secs(model: CausalLM, config: Config) -> float:
-    """Seconds of a decode step of `config.rows` rows, in groups that share a prompt."""
-    num_steps = NUM_RUNS + 2
-    sampling = SamplingConfig(max_reply_tokens=num_steps + 8, max_trajectory_tokens=num_steps + 8)
+    """Seconds of a decode step of `config.rows` rows, in groups that share a prompt. ValueError if
+    the cache does not hold all of them."""
+    starts = range(0, config.rows, GROUP_SIZE)
     prompt_tokens = min(PROMPT_TOKENS, (max_positions(model.config) or PROMPT_TOKENS) // 2)
-    limits = EngineConfig(config.rows, cache_bytes=config.cache_bytes)
-    limits = replace(limits, max_scheduled_tokens=max(limits.max_scheduled_tokens, config.rows))
+    num_steps = NUM_RUNS + 8
+    sampling = SamplingConfig(max_reply_tokens=num_steps, max_trajectory_tokens=num_steps)
+    limits = EngineConfig(
+        max_rows=config.rows,
+        cache_bytes=config.cache_bytes,
+        max_scheduled_tokens=config.rows + prompt_tokens * len(starts),  # all prompts in one step
+        max_draft=0,  # a token a row and step
+    )
     engine = Engine(model, (), sampling, limits)
     vocab = model.config.vocab_size
-    for first in range(0, config.rows, GROUP_SIZE):
+    for first in starts:
         prompt = [(first + place) % vocab for place in range(prompt_tokens)]
         keys = [(0, 0, first, row) for row in range(min(GROUP_SIZE, config.rows - first))]
         engine.open_group(prompt, keys)
-    for _ in range(-(-prompt_tokens * config.rows // limits.max_scheduled_tokens) + 2):
-        engine.step()  # computes the prompts
-    return _median_secs(engine.step, model.lm_head.weight.device)
+    for _ in range(2):
+        engine.step()  # the first one computes the prompts
+    before = engine.counts.computed
+    secs = _median_secs(engine.step, model.lm_head.weight.device)
+    if engine.counts.computed - before != config.rows * (NUM_RUNS + 1):
+        raise ValueError(
+            f"cache_bytes is {config.cache_bytes}: {config.rows} rows (--rows) do not fit into it"
+        )
+    return secs
 
 
 def learning_secs(policy: "Policy", dtype: torch.dtype, num_tokens: int) -> float:

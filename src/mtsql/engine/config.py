@@ -37,10 +37,10 @@ class EngineConfig:
     then for drafts."""
     max_draft: int = 8
     """Maximum number of drafted tokens of a row in a step. 0: no drafts. The tokens are the same
-    with drafts and without; only the time differs."""
+    with drafts and without, up to rounding; only the time differs."""
     step_costs: CostTable | None = None
     """What a step costs by its number of tokens, as [tokens, milliseconds] pairs: it decides how
-    much is drafted. null: an estimate from the model's shape."""
+    much is drafted. `mtsql measure` prints them. null: an estimate from the model's shape."""
     cuda_graphs: bool = True
     """Decode by CUDA graphs where flash-attn runs. Elsewhere it has no effect."""
 

@@ -177,7 +177,9 @@ class DecodeGraphs:
 
 def capture(run: Callable[[], Tensor], memory: Any = None) -> tuple[Callable[[], object], Tensor]:
     """Record what `run` does on the GPU. Returns a function that does it again, and the tensor that
-    holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it."""
+    holds its result. Graphs of the same `memory` (torch.cuda.graph_pool_handle) share it. A
+    thread of NCCL may ask the GPU for events meanwhile: only this thread is watched (thread_local).
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -185,7 +187,7 @@ def capture(run: Callable[[], Tensor], memory: Any = None) -> tuple[Callable[[],
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory):
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result
 

@@ -6,11 +6,12 @@ observations (given to `extend`). Its keys and values stay in the paged cache fr
 to `close`. One `step` computes the next token of every row that decodes, together with *chunks* of
 new prompts and observations. A row whose reply is complete leaves at once and keeps its cache until
 `extend` or `close`. When the cache is full the youngest row is *preempted*: it loses its blocks and
-is computed again later. Its tokens come out the same, since noise belongs to (key, position).
+is computed again later. Its tokens come out the same up to rounding, since noise belongs to (key,
+position).
 
 A row may compute a *draft* with its newest token: guesses of its next tokens (`drafts.py`), which
 are kept as far as they equal what is sampled. So a step can add several tokens to a row, and they
-are the same as without drafts.
+are the same as without drafts, up to rounding.
 
 A step has three parts, as in nano-vLLM: schedule (`_plan`), run (`_run`), and postprocess (`_draw`,
 which samples and ends replies).

@@ -177,7 +177,7 @@ def on_host(value: torch.Tensor) -> torch.Tensor:
 def on_device(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """An average on the device of its parameter `p`, sharded over the ranks as `p` is."""
     if isinstance(value, DTensor) or not isinstance(p, DTensor):
-        return value.to(p.device)
+        return value.to(p.device, non_blocking=True)
     local = value.to(p.to_local().device, non_blocking=True)
     return DTensor.from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
 

@@ -128,7 +128,8 @@ class PackedContext:
         else:
             size = query.shape[-1]
             missing = -size % 8  # torch's function takes head sizes that are multiples of 8
-            query, key, value = (F.pad(x, (0, missing)) for x in (query, key, value))
+            if missing:
+                query, key, value = (F.pad(x, (0, missing)) for x in (query, key, value))
             padded = varlen_attn(
                 query,
                 key,

@@ -31,10 +31,11 @@ AMPERE = (8, 0)
 class FlashInstall(NamedTuple):
     """What importing flash-attn gave."""
 
-    state: Literal["works", "missing", "broken", "off"]
+    state: Literal["works", "missing", "broken", "off", "unclear"]
+    """unclear: the environment variable has a value other than `off`."""
     version: str = ""
     error: str = ""
-    """Why the import failed, if `state` is `broken`."""
+    """Why the import failed, if `state` is `broken`; the value, if it is `unclear`."""
 
 
 class AttentionPath(NamedTuple):
@@ -60,7 +61,8 @@ def choose_path(
     """Choose the operators. `capability` is that of the GPU; None where there is no CUDA.
 
     ValueError if flash-attn could be used here, is installed, and cannot be imported: training
-    would take several times as long, and nobody would know.
+    would take several times as long, and nobody would know. Also if the environment variable has
+    another value than `off`.
     """
     if device_type == "cpu":
         return AttentionPath("visits", "parts", "flash-attn needs a GPU")
@@ -78,6 +80,8 @@ def choose_path(
             f"install it again for this torch (docs/install.md), or set {VARIABLE}=off in the "
             "environment to run without it"
         )
+    if flash.state == "unclear":
+        raise ValueError(f"{VARIABLE} is {flash.error!r}: the only value it may have is off")
     if flash.state == "works":
         return AttentionPath("flash", "flash", f"flash-attn {flash.version}")
     why = f"{VARIABLE} is off" if flash.state == "off" else "flash-attn is not installed"
@@ -117,15 +121,12 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def import_flash() -> tuple[Any, FlashInstall]:
-    """flash-attn's varlen function, None if it cannot be used, and what importing it gave.
-
-    ValueError if the environment variable has a value other than `off`.
-    """
+    """flash-attn's varlen function, None if it cannot be used, and what importing it gave."""
     value = os.environ.get(VARIABLE)
     if value == "off":
         return None, FlashInstall("off")
-    if value:
-        raise ValueError(f"{VARIABLE} is {value!r}: the only value it may have is off")
+    if value:  # an error, where a GPU could use flash-attn
+        return None, FlashInstall("unclear", error=value)
     try:
         from flash_attn import flash_attn_varlen_func
     except (ImportError, OSError) as error:  # OSError: a library of CUDA that is not there

@@ -1,4 +1,5 @@
-"""Write and read checkpoints: what a killed run needs to continue, bit for bit as if uninterrupted.
+"""Write and read checkpoints: what a killed run needs to continue as if uninterrupted:
+bit for bit on a CPU, up to rounding on a GPU.
 
     <run>/checkpoints/update-00020/      after 20 updates
         model/                           an ordinary Hugging Face or peft folder: eval.py loads it

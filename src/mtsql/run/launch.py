@@ -63,6 +63,7 @@ def run_script(main: Callable, kind: type, description: str, presets: Path | Non
     Exit codes: 0; 1 for the user's mistakes (ValueError), in one line; NOTHING_LEARNED, with a line
     that says why; 130 for Ctrl-C and 143 for SIGTERM.
     """
+    grow_gpu_memory_in_place()
     is_main = os.environ.get("RANK", "0") == "0"
     with stoppable(on_sigterm=is_main):  # only the main rank has files to write then
         try:
@@ -220,9 +221,7 @@ def make_accelerator(
         )
     has_gpu = torch.cuda.is_available()
     plugin = _sharding(mixed_precision)
-    if has_gpu:
-        grow_gpu_memory_in_place()
-    else:
+    if not has_gpu:
         keep_freed_memory()
     if not has_gpu and os.environ.get("OMP_NUM_THREADS") == "1" and not _asked_for_threads():
         # `accelerate launch` sets this by itself, but a run on a CPU needs all cores.
@@ -323,7 +322,8 @@ def grow_gpu_memory_in_place() -> None:
     allocator. By default it takes new pieces: if one tensor stays in the piece of a freed cache,
     the next cache does not fit into it.
 
-    torch reads the variable when it first takes GPU memory, so call this before.
+    torch reads the variable when CUDA is first asked for anything, such as what the GPU can
+    compute. So call this before the flags are read.
     """
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
