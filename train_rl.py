@@ -334,7 +334,7 @@ def warm_started(config: Config, accelerator: Accelerator) -> Config:
         return config
     sft = train_sft.Config(
         seed=config.seed,
-        model=config.model,
+        model=replace(config.model, few_rows=0),  # it samples nothing, so any machine continues it
         data=config.data,
         env=config.env,
         style=config.style,

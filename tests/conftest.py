@@ -44,6 +44,16 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the precision of its first Accelerator. Here and afterwards it has none."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
 def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts write and read a toy world of few databases."""
     monkeypatch.setattr(datasets, "WorldConfig", lambda: SMALL)

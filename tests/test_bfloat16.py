@@ -1,9 +1,11 @@
 """Engine and learner in bfloat16 on a CPU, and in float32, against the same weights in float64."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn.functional import cosine_similarity
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -11,7 +13,10 @@ from helpers.engine import keys, prompts
 from helpers.models import gradients, tiny_tokenizer
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.learner.logprobs import token_logprobs
+from mtsql.learner.losses import LossConfig
+from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packing import Sample, pack
+from mtsql.learner.step import Learner
 from mtsql.model.copies import generation_weights
 from mtsql.model.decoder import CausalLM
 from mtsql.model.policy import EmbeddedConfig, build_embedded
@@ -149,3 +154,23 @@ def test_every_matmul_of_decoding_is_in_bfloat16_and_no_weight_is_cast_again(mod
             engine.close(handle)
     assert watch.matmuls and {dtype for _, dtype in watch.matmuls} == {torch.bfloat16}
     assert not {tuple(w.shape) for w in model.parameters()} & set(watch.casts)
+
+
+def test_each_rollout_is_of_the_newest_weights(fresh_accelerate):
+    """Autocast keeps the weights that it has cast until the rollout ends, and no longer: else the
+    next one would be of the old weights, and the learner's log-probs would differ from its own."""
+    policy = build_embedded(tiny_tokenizer(), SIZE, seed=1)
+    learner = Learner(
+        policy,
+        Accelerator(cpu=True, mixed_precision="bf16"),
+        OptimConfig(),
+        max_batch_tokens=1000,
+        loss=LossConfig(kl_coef=0.0),
+    )
+    for _ in range(3):
+        samples = sampled(policy, torch.bfloat16)
+        samples = [replace(one, advantages=[n - 2.5] * REPLY) for n, one in enumerate(samples)]
+        _, rounding = learner.with_recomputed(samples)
+        learner.optimizer_step(samples, 3e-2)
+        _, moved = learner.with_recomputed(samples)
+        assert rounding < 0.02 and moved > 20 * rounding

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import train_rl
+import yaml
 
 from helpers.checkpoints import full_disk, save_too_much, write
 from mtsql.run.checkpoint import (
@@ -19,7 +20,7 @@ from mtsql.run.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
-from mtsql.run.config import as_yaml
+from mtsql.run.config import as_yaml, to_dict
 
 
 @pytest.mark.parametrize(
@@ -231,5 +232,15 @@ def test_a_changed_key_is_named_when_a_run_is_resumed(tmp_path):
     lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
     without = [line for line in lines if not line.startswith("num_updates:")]
     (tmp_path / "config.yaml").write_text("".join(without))
-    with pytest.raises(ValueError, match="was started by a source without this key: leave it"):
+    words = "was started by a source without this key, which cannot be resumed: start a new run"
+    with pytest.raises(ValueError, match=words):
         check_unchanged(started, tmp_path)
+
+
+def test_a_run_of_an_older_source_is_refused_for_the_key_that_it_does_not_have(tmp_path):
+    """Not for one whose value has another form now, which no flag can undo."""
+    older = to_dict(train_rl.Config())
+    del older["model"]["few_rows"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+    with pytest.raises(ValueError, match="^model.few_rows is .* which cannot be resumed"):
+        check_unchanged(train_rl.Config().completed(), tmp_path)

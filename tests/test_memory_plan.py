@@ -11,12 +11,11 @@ import torch
 import train_rl
 import train_sft
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from transformers import Qwen2Config, Qwen3Config
 
 from helpers.learning import groups_of
 from helpers.memory import Peak, attend, kept_bytes, num_bytes
-from helpers.models import save_embedded
+from helpers.models import save_embedded, tiny_tokenizer
 from helpers.pages import ROOT, source_commands
 from mtsql.engine.config import EngineConfig
 from mtsql.learner.logprobs import CHUNK_LOGITS, PIECE_LOGITS, PolicyModule
@@ -35,6 +34,7 @@ from mtsql.model.policy import (
     generation_weights,
     load_policy,
     policy_shape,
+    save_policy,
 )
 from mtsql.run.config import parse_config
 
@@ -89,17 +89,9 @@ def plan_of(shape, **keys):
     return plan(shape, **{**usual, **keys})
 
 
-@pytest.fixture
-def fresh_state():
-    """Accelerate keeps the precision of its first Accelerator."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_a_learner_holds_is_what_the_plan_says(rank, dtype, fresh_state, tmp_path):
+def test_what_a_learner_holds_is_what_the_plan_says(rank, dtype, fresh_accelerate, tmp_path):
     folder = save_embedded(tmp_path / "base", SHAPE)
     config = ModelConfig(path=str(folder), lora=AdapterConfig(rank=rank), dtype=dtype)
     policy = load_policy(config)
@@ -309,3 +301,21 @@ def test_the_launch_in_a_recipes_header_fits_on_80_gb():
             and row[2] == ("FSDP2" if "fsdp2.yaml" in command else "")
         ]
         assert len(rows) == 1 and max(rows[0][3:]) < 80 * (1 - MARGIN)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_adapter_that_was_trained_needs_a_reference_whoever_names_its_rank(
+    rank, tmp_path, monkeypatch
+):
+    """Fresh adapters need none."""
+    base = save_embedded(tmp_path / "base", SHAPE)
+    fresh = ModelConfig(path=str(base), lora=AdapterConfig(rank=4))
+    save_policy(load_policy(fresh), tiny_tokenizer(), tmp_path / "adapter")
+    trained = ModelConfig(path=str(tmp_path / "adapter"), lora=AdapterConfig(rank=rank))
+    learning = SimpleNamespace(optim=OptimConfig(), max_batch_tokens=4096)
+    gpu = SimpleNamespace(device=torch.device("cuda"), is_fsdp2=False, num_processes=1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**6, 10**7))
+    for config in (fresh, trained):
+        with pytest.raises(ValueError) as error:
+            require_memory(config, learning, gpu, EngineConfig(), has_reference=True)
+        assert ("reference" in str(error.value)) == (config is trained)

@@ -4,10 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import train_rl
 
 from helpers.models import EMBEDDED, save_embedded
 from mtsql.model import policy, processor
-from mtsql.model.policy import ModelConfig, resolved
+from mtsql.model.decoder import Linear
+from mtsql.model.policy import (
+    AdapterConfig,
+    ModelConfig,
+    generation_weights,
+    load_policy,
+    resolved,
+)
 from mtsql.model.processor import (
     MIN_BFLOAT16_WIDTH,
     Processor,
@@ -15,7 +23,8 @@ from mtsql.model.processor import (
     pick_few_rows,
     this_processor,
 )
-from mtsql.run.config import parse_config
+from mtsql.run.checkpoint import check_unchanged
+from mtsql.run.config import parse_config, save_config
 
 AVX2 = frozenset({"avx2"})
 AVX512 = AVX2 | {"avx512_f"}
@@ -139,3 +148,32 @@ def test_scripts_print_and_keep_the_resolved_values(script, on_machine, tmp_path
     flags = [f"--model.path={folder}", "--sampling.max_reply_tokens=9", *budget]
     config = parse_config(module.Config, flags, "").completed()
     assert (config.model.dtype, config.model.few_rows) == ("bfloat16", 64)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_loaded_policy_decodes_with_the_few_rows_of_its_configuration(rank, tmp_path):
+    """Not with those of the machine that it is loaded on, and so does its copy."""
+    folder = str(save_embedded(tmp_path / "model"))
+    policy = load_policy(ModelConfig(folder, lora=AdapterConfig(rank=rank), few_rows=3))
+    with generation_weights(policy) as weights:
+        for model in (policy, weights):
+            layers = [module for module in model.modules() if isinstance(module, Linear)]
+            assert len(layers) == 7 * EMBEDDED.num_layers + 1
+            assert {layer.few_rows for layer in layers} == {3}
+
+
+def test_a_run_is_resumed_on_another_machine_as_it_was_started(on_machine, tmp_path):
+    folder = save_embedded(tmp_path / "model", replace(EMBEDDED, hidden_size=WIDE))
+    budget = ["--max_prompt_tokens=100", "--sampling.max_trajectory_tokens=90"]
+    flags = [f"--model.path={folder}", "--sampling.max_reply_tokens=9", *budget]
+    run = tmp_path / "run"
+    run.mkdir()
+    on_machine(OLD_EPYC)
+    started = parse_config(train_rl.Config, [*flags, f"--run={run}"], "").completed()
+    assert (started.model.dtype, started.model.few_rows) == ("float32", 64)
+    save_config(started, run / "config.yaml")
+    for cpu, capability in ((XEON_AMX, None), (Processor(), (9, 0))):
+        on_machine(cpu, capability)
+        resumed = parse_config(train_rl.Config, ["--resume", str(run)], "").completed()
+        assert resumed.model == started.model
+        check_unchanged(resumed, run)

@@ -18,6 +18,7 @@ from helpers.learning import (
 )
 from helpers.memory import kept_bytes
 from helpers.models import save_embedded
+from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.learner.logprobs import score
 from mtsql.learner.losses import LossConfig
 from mtsql.learner.optimizer import OptimConfig
@@ -115,6 +116,18 @@ def test_a_step_in_which_no_sample_has_an_advantage_moves_no_weight():
     assert learner.optimizer_step(without, LR) == {} == learner.optimizer_step([], LR)
     after = learner.policy.parameters()
     assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def test_an_engine_refuses_weights_that_a_step_has_changed():
+    """Its cache holds keys and values of the old ones."""
+    learner = make_learner(max_batch_tokens=200)
+    sampling = SamplingConfig(max_reply_tokens=4, max_trajectory_tokens=4)
+    with generation_weights(learner.policy) as weights:
+        engine = Engine(weights, (), sampling, EngineConfig(cache_bytes=1 << 20))
+        engine.open_group([5, 6], [(0, 0, 0, 0)])
+        assert learner.optimizer_step(sum(groups_of(2), []), LR)
+        with pytest.raises(ValueError, match="weights have changed since this engine was made"):
+            engine.open_group([5, 6], [(0, 0, 0, 1)])
 
 
 @pytest.fixture(scope="module")

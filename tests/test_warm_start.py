@@ -20,7 +20,7 @@ from mtsql import warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
 from mtsql.files import WriteError
-from mtsql.model.policy import EmbeddedConfig, ModelConfig
+from mtsql.model.policy import EmbeddedConfig, ModelConfig, resolved
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED, run_script
 from mtsql.run.signals import no_interrupt
@@ -139,6 +139,7 @@ def test_the_key_depends_on_the_settings_that_change_the_result_only(monkeypatch
         replace(config, checkpoint=CheckpointConfig(every=1)),
         replace(config, env=replace(config.env, num_sql_workers=1)),
         replace(config, trackers=("wandb",)),
+        replace(config, model=resolved(config.model)),
     ):
         assert warm_start.warm_start_key(same) == key
     for other in (
@@ -183,3 +184,14 @@ def test_a_warm_start_on_a_full_disk_says_how_to_continue(tmp_path, monkeypatch)
         warm_start.make_warm_start(
             sft, tmp_path / "seed0-key", Accelerator(cpu=True), train_sft.warm_start
         )
+
+
+def test_a_warm_start_is_the_same_whatever_the_machine_decodes_with(monkeypatch):
+    """So another machine continues it. The run keeps its own value."""
+    found = []
+    monkeypatch.setattr(train_rl, "kept_warm_start", lambda sft, *_: found.append(sft) or "kept")
+    for few_rows in (0, 64):
+        config = train_rl.Config(model=ModelConfig(few_rows=few_rows))
+        model = train_rl.warm_started(config, Accelerator(cpu=True)).model
+        assert (model.path, model.few_rows) == ("kept", few_rows)
+    assert found[0] == found[1]

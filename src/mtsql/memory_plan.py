@@ -244,12 +244,11 @@ def require_memory(
     if accelerator.device.type != "cuda":
         return
     is_sharded = accelerator.is_fsdp2
-    rank = model.lora.rank
     adapter = None
-    if model.path and not rank:
+    if model.path:
         folder, gguf = locate(model.path)
         adapter = None if gguf else read_adapter(folder)
-        rank = adapter.saved["r"] if adapter else 0
+    rank = adapter.saved["r"] if adapter else model.lora.rank
     parts = plan(
         policy_shape(model),
         num_ranks=accelerator.num_processes,

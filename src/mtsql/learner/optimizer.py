@@ -209,6 +209,13 @@ def step_offloaded(optimizer: torch.optim.Optimizer) -> None:
     inner.param_groups = groups
 
 
+def count_changes(optimizer: torch.optim.Optimizer) -> None:
+    """Have the version of each weight grow, as operators that change a tensor do. Fused AdamW does
+    not (torch 2.13), and by the version an engine sees that its cache is of older weights."""
+    weights = [p for group in _unwrapped(optimizer).param_groups for p in group["params"]]
+    torch.autograd.graph.increment_version([p for p in weights if not isinstance(p, DTensor)])
+
+
 def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer inside of Accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)

@@ -24,6 +24,7 @@ from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, denominator, policy_loss, sft_loss, with_gradient
 from mtsql.learner.optimizer import (
     OptimConfig,
+    count_changes,
     load_optimizer,
     make_optimizer,
     optimizer_tensors,
@@ -121,6 +122,7 @@ class Learner:
             step_offloaded(self.optimizer)
         else:
             self.optimizer.step()
+        count_changes(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if stats:  # one wait for the device, and not one in each micro-batch
             values = torch.stack(list(stats.values())).tolist()

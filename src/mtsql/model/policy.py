@@ -258,6 +258,7 @@ def _load_model(path: str, config: ModelConfig, dtype: torch.dtype) -> CausalLM:
     model = from_transformers(theirs)
     for name, weight in model.named_parameters():
         folders.require_finite(name, weight, f"model.path {path}")
+    model.set_few_rows(config.few_rows)
     model.model.gradient_checkpointing = config.gradient_checkpointing
     return model
 

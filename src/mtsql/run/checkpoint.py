@@ -52,6 +52,7 @@ MAY_CHANGE = (
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
 numbers."""
+OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
@@ -283,13 +284,14 @@ def check_unchanged(config: Any, run: Path) -> None:
     saved = flat(read_yaml(run / "config.yaml"))
     now = flat(to_dict(config))
     moved = moved_keys(run)
-    for key in sorted(saved.keys() | now.keys()):
+    # Keys that the run does not have come first: with one, no flag makes it the same run.
+    for key in sorted(saved.keys() | now.keys(), key=lambda key: (key in saved, key)):
         is_free = key.startswith(MAY_CHANGE) or key in moved
         if saved.get(key) != now.get(key) and not is_free:
-            before = f"with {saved[key]!r}" if key in saved else "by a source without this key"
+            before = f"with {saved[key]!r}: leave it, or " if key in saved else OLDER_SOURCE
             raise ValueError(
-                f"{key} is {now.get(key)!r}, but {run} was started {before}: "
-                "leave it, or start a new run: --model.path CHECKPOINT/model"
+                f"{key} is {now.get(key)!r}, but {run} was started {before}"
+                "start a new run: --model.path CHECKPOINT/model"
             )
 
 
