@@ -83,13 +83,12 @@ def check_all(seeds: range, path: Path) -> None:
 
 
 def test_tokens_and_counts_are_right_in_any_workload():
-    check_all(range(40), by_content)
+    check_all(range(12), by_content)
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("path", [on_a_cpu, gathered, by_graphs], ids=lambda f: f.__name__)
-def test_attention_is_right_in_any_workload(seed, path):
-    check(seed, path)
+@pytest.mark.parametrize("path", [on_a_cpu, gathered, by_graphs])
+def test_attention_is_right_in_a_random_workload(path):
+    check(0, path)
 
 
 @pytest.mark.slow
