@@ -205,3 +205,14 @@ def test_a_group_is_forgotten_with_its_last_row_and_until_then_its_rows_help_eac
     assert one.choose([second], 0, 99) == [[7, 8]]
     one.close(second)
     assert not one._groups
+
+
+def test_a_prompt_is_indexed_when_a_row_of_it_decodes():
+    """An evaluation opens all of its turns at once, most of which wait for a long time."""
+    one = drafter()
+    (row,) = open_rows(one, list(range(1, 500)), [])
+    (group,) = one._groups.values()
+    assert not group._latest
+    row.ids = [7, 8]
+    assert one.choose([row], 0, 99) == [list(range(9, 17))]
+    assert len(group._latest) > 490

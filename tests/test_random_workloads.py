@@ -2,46 +2,63 @@
 tokens are those of each group alone, and the counts are right."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
+from helpers.content_model import MODEL, read_content
+from helpers.engine import make_engine, tiny
 from helpers.flash_double import record, replace_flash_attn
-from helpers.random_play import Player, play_alone, random_case
+from helpers.random_play import Make, Player, play_alone, random_case
 from mtsql.engine import cuda_graphs
+from mtsql.engine.engine import Engine
+
+Path = Callable[[pytest.MonkeyPatch], Make]
 
 
-def on_a_cpu(patch: pytest.MonkeyPatch) -> None:
+def by_content(patch: pytest.MonkeyPatch) -> Make:
+    """A model that costs nothing."""
+
+    def make(**options) -> Engine:
+        engine = make_engine(MODEL, **options)
+        read_content(patch, engine)
+        return engine
+
+    return make
+
+
+def on_a_cpu(patch: pytest.MonkeyPatch) -> Make:
     """Blocks are visited where they lie."""
+    return partial(make_engine, tiny(dtype=torch.float64))
 
 
-def gathered(patch: pytest.MonkeyPatch) -> None:
+def gathered(patch: pytest.MonkeyPatch) -> Make:
     """As on a GPU without flash-attn."""
-    init = Player.__init__
 
-    def by_tables(self, case):
-        init(self, case)
-        self.engine.pool.by_tables = True
+    def make(**options) -> Engine:
+        engine = make_engine(tiny(dtype=torch.float64), **options)
+        engine.pool.by_tables = True
+        return engine
 
-    patch.setattr(Player, "__init__", by_tables)
+    return make
 
 
-def by_graphs(patch: pytest.MonkeyPatch) -> None:
+def by_graphs(patch: pytest.MonkeyPatch) -> Make:
     """As on a GPU with flash-attn."""
     replace_flash_attn(patch)
     patch.setattr(cuda_graphs, "capture", record)
+    return on_a_cpu(patch)
 
 
-PATHS = pytest.mark.parametrize("path", [on_a_cpu, gathered, by_graphs], ids=lambda f: f.__name__)
-
-
-def check(seed: int, path: Callable[[pytest.MonkeyPatch], None]) -> Player:
+def check(seed: int, path: Path) -> Player:
     """Play a random case."""
     case = random_case(seed)
-    alone = play_alone(case)
     with pytest.MonkeyPatch.context() as patch:
-        path(patch)
-        player = Player(case)
+        alone_path = by_content if path is by_content else on_a_cpu
+        alone = play_alone(case, alone_path(patch))
+        player = Player(case, path(patch))
         assert (player.engine.graphs is not None) == (path is by_graphs)
         player.play()
     player.check_end()
@@ -56,15 +73,25 @@ def check(seed: int, path: Callable[[pytest.MonkeyPatch], None]) -> Player:
     return player
 
 
-@PATHS
-@pytest.mark.parametrize("seed", range(6))
-def test_tokens_and_counts_are_right_in_any_workload(seed, path):
-    check(seed, path)
+def check_all(seeds: range, path: Path) -> None:
+    """Play many cases, in which everything happens."""
+    counts = [check(seed, path).engine.counts for seed in seeds]
+    total = sum(counts[1:], counts[0])
+    least = len(seeds) // 2
+    assert min(total.accepted, total.prefix_hits, total.preemptions) > least
+    assert total.drafted - total.accepted > least
+
+
+def test_tokens_and_counts_are_right_in_any_workload():
+    check_all(range(12), by_content)
+
+
+@pytest.mark.parametrize("path", [on_a_cpu, gathered, by_graphs])
+def test_attention_is_right_in_a_random_workload(path):
+    check(0, path)
 
 
 @pytest.mark.slow
-@PATHS
+@pytest.mark.parametrize("path", [by_content, on_a_cpu, gathered, by_graphs])
 def test_tokens_and_counts_are_right_in_many_workloads(path):
-    counts = [check(seed, path).engine.counts for seed in range(1000, 1200)]
-    total = sum(counts[1:], counts[0])
-    assert min(total.accepted, total.prefix_hits, total.preemptions) > 1000
+    check_all(range(1000, 2000 if path is by_content else 1100), path)

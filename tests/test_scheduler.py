@@ -164,3 +164,19 @@ def test_a_row_copies_the_last_block_of_its_prompt_before_it_writes():
     prompt = rows[0].prompt.blocks
     assert [table[0] for table in tables] == [prompt[0], prompt[0]]
     assert len({tables[0][1], tables[1][1], prompt[1]}) == 3
+
+
+def test_a_draft_takes_known_blocks_that_nobody_uses_but_preempts_nobody():
+    scheduler = make_scheduler(blocks=6)
+    (gone,) = open_group(scheduler, 12, [0])
+    step(scheduler)
+    scheduler.remove(gone)  # three blocks stay known
+    old, young = [open_group(scheduler, 4, [handle])[0] for handle in (1, 2)]
+    for _ in range(2):
+        step(scheduler)
+    assert (len(scheduler.pool.empty), len(scheduler.pool.unused)) == (0, 2)
+    assert scheduler.give_room(old, 30) == 10
+    assert scheduler.cached == [old, young]
+    assert scheduler.give_room(young, 30) == 2
+    scheduler.take_back(old)
+    assert scheduler.pool.num_free == 2

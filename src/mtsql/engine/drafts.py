@@ -86,20 +86,17 @@ class GroupText:
 
     def find(self, tail: list[int], num: int) -> tuple[list[int], int]:
         """Up to `num` tokens that followed the longest suffix of `tail` when it occurred before,
-        and the length of the suffix. Of equally long ones the latest is taken.
-
-        The ends of texts do not count as places, since nothing follows them: the rows of a group
-        often say the same at the same time."""
+        and the length of the suffix. Of equally long ones the latest is taken."""
         found: list[int] = []
         longest = MIN_SUFFIX - 1
         most = min(MAX_SUFFIX, len(tail))
         place = self._latest.get(tail[-2] << _BITS | tail[-1])
-        num_left = MAX_PLACES
-        while place is not None and num_left and longest < most:
+        for _ in range(MAX_PLACES):
+            if place is None or longest == most:
+                break
             text = self.texts[place >> _BITS]
             at = place & ((1 << _BITS) - 1)
             if at < len(text):
-                num_left -= 1
                 length = MIN_SUFFIX
                 end = min(most, at)
                 while length < end and text[at - length - 1] == tail[-length - 1]:
