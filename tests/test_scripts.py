@@ -34,6 +34,7 @@ def start(script, *flags, cwd):
     )
 
 
+@pytest.mark.slow
 def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     done = start("train_rl.py", *SMALL, *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
