@@ -36,9 +36,9 @@ GPU_PEAKS = {
     "RTX 3090": 71e12,
     "RTX 4090": 165e12,
 }
-"""Operations per second of dense bfloat16 matmuls with float32 sums, from NVIDIA's data sheets, by
-the beginning of the name that CUDA gives (without "NVIDIA" and "GeForce"). Their figures with
-sparsity are twice as high."""
+"""Operations per second of dense bfloat16 matmuls with float32 sums, by the beginning of the name
+that CUDA gives (without "NVIDIA" and "GeForce"). NVIDIA's data sheets give them, beside figures
+with sparsity that are twice as high; these were written down without the sheets at hand."""
 OTHER_GPUS = {"MIG", "Laptop", "Max", "D", "Ti", "SUPER"}
 """Words in the names of parts of a GPU and of versions with another speed."""
 MATMUL_SIZE = 1024
@@ -72,7 +72,10 @@ def pairs(num_before: int, num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """The matmuls of a forward pass. An addition and a multiplication are two operations."""
+    """The matmuls of a forward pass. An addition and a multiplication are two operations.
+
+    The last layer's MLP counts for every token, although `Decoder` computes it at the predicted
+    ones only. So utilisation is slightly too high for a model of few layers."""
 
     per_token: float
     """Of a token with the weights of all decoder layers."""
