@@ -32,9 +32,10 @@ from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
+from mtsql.rl.replay import demonstration_samples, read_demonstrations
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
-from mtsql.rl.selftaught import SelfTaughtConfig, demonstration_samples, read_demonstrations, select
+from mtsql.rl.selftaught import SelfTaughtConfig, select
 from mtsql.rl.trajectory import Trajectory
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
 from mtsql.run.inputs import check_places

@@ -13,7 +13,7 @@ from mtsql.agent.demonstrations import fit
 from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Answer, ToolCall, Verdict, format_reply
-from mtsql.rl.selftaught import read_demonstrations
+from mtsql.rl.replay import read_demonstrations
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.sandbox import run_query
 from mtsql.toyworld.world import WorldConfig, write_toy_world

@@ -14,7 +14,7 @@ from mtsql.engine.engine import SamplingConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.rl.rollout import rollout, show_part
-from mtsql.rl.selftaught import replay
+from mtsql.rl.replay import replay
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Database, schema_from_sqlite
 

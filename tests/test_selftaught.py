@@ -19,13 +19,8 @@ from mtsql.learner.step import Learner
 from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.rl.selftaught import (
-    SelfTaughtConfig,
-    demonstration_samples,
-    read_demonstrations,
-    replay,
-    select,
-)
+from mtsql.rl.replay import demonstration_samples, read_demonstrations, replay
+from mtsql.rl.selftaught import SelfTaughtConfig, select
 from mtsql.rl.trajectory import Trajectory
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.sql.datasets import DataConfig

@@ -9,7 +9,7 @@ from helpers.databases import make_database
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.report import Case, Report, leave_out_lines
 from mtsql.judge.official_files import read_gold, read_predictions
-from mtsql.rl.selftaught import read_demonstrations
+from mtsql.rl.replay import read_demonstrations
 from mtsql.sql.datasets import DataConfig, load_split, read_leave_out
 from mtsql.sql.questions import read_conversations
 from mtsql.sql.schema import load_schemas

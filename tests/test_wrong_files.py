@@ -9,7 +9,7 @@ import pytest
 
 from helpers.databases import load_one_question, make_database
 from mtsql.files import in_one_line, read_json
-from mtsql.rl.selftaught import read_demonstrations
+from mtsql.rl.replay import read_demonstrations
 from mtsql.sql.questions import read_conversations
 from mtsql.sql.schema import load_schemas
 

@@ -1,0 +1,137 @@
+"""Demonstrations: replies that others wrote for a turn, read from a file and played through the real
+environment.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from mtsql.agent.demonstrations import fit
+from mtsql.agent.env import Outcome, SqlEnv
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
+from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
+from mtsql.files import parse_json, read_lines
+from mtsql.learner.packing import Sample
+from mtsql.model.rendering import Renderer
+from mtsql.rl.rollout import Show, show_nothing
+from mtsql.rl.trajectory import Trajectory
+from mtsql.sql.dialogues import Corpus, Turn
+
+ACTIONS = (EXEC_SQL, MEMORY_RETRIEVE, "answer")
+"""The actions of a demonstration's steps, as its file names them."""
+
+
+def replay(turn: Turn, replies: list[Reply], env: SqlEnv, renderer: Renderer) -> Trajectory:
+    """Turn a demonstration into a trajectory: its replies are rendered as the policy would have
+    sampled them, and played through the real environment, which writes the observations.
+    ValueError if the episode does not end with its answer.
+    """
+    trajectory = Trajectory(turn, 0, renderer.render_prompt(*env.reset()), env)
+    for reply in replies:
+        text = format_reply(reply)
+        ids = renderer.render_reply(text)
+        trajectory.add_sampled(ids, [0.0] * len(ids))
+        observed = env.step(text)
+        if isinstance(observed, Outcome):
+            break
+        trajectory.add_context(renderer.render_observation(observed))
+    if env.outcome is not Outcome.ANSWERED or len(trajectory.reply_spans) != len(replies):
+        raise ValueError(
+            f"demonstration of turn {turn.turn_id} does not end with its answer: {env.outcome}"
+        )
+    return trajectory
+
+
+def read_demonstrations(file: Path) -> dict[str, list[Reply]]:
+    """The replies by turn id, from a demonstrations.jsonl. Each of its lines is an object with
+    `turn_id` and `steps`. ValueError naming file, line and key for a malformed one."""
+    demonstrations: dict[str, list[Reply]] = {}
+    for number, line in enumerate(read_lines(file, "demonstrations"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        record = _checked(parse_json(line, where, is_strict=True), where)
+        turn_id = _text_of(record, "turn_id", where)
+        if turn_id in demonstrations:
+            raise ValueError(f"{where}: turn_id: {turn_id!r:.80} has a demonstration already")
+        if not isinstance(record.get("steps"), list):
+            raise ValueError(f"{where}: steps: expected a list, found {record.get('steps')!r:.80}")
+        steps = [_reply(step, f"{where}: steps[{i}]") for i, step in enumerate(record["steps"])]
+        are_answers = [isinstance(reply.action, Answer) for reply in steps]
+        if are_answers != [False] * (len(steps) - 1) + [True]:
+            raise ValueError(f"{where}: steps: the last action, and no other, must be `answer`")
+        demonstrations[turn_id] = steps
+    return demonstrations
+
+
+def demonstration_samples(
+    corpus: Corpus,
+    make_env: Callable[[Turn], SqlEnv],
+    renderer: Renderer,
+    file: Path,
+    *,
+    seed: int,
+    max_samples: int,
+    max_prompt_tokens: int,
+    show: Show = show_nothing,
+) -> list[Sample]:
+    """Replay a file's demonstrations through the environment, fitted to its tools. The seed draws
+    the order of the samples, and `show` is told of each replayed demonstration."""
+    turns = {turn.turn_id: turn for turn in corpus.turns}
+    demonstrations = sorted(read_demonstrations(file).items())
+    if not demonstrations:
+        raise ValueError(f"demonstrations {file}: it holds none")
+    random.Random(seed).shuffle(demonstrations)
+    samples = []
+    demonstrations = demonstrations[: max_samples or None]
+    for number, (turn_id, replies) in enumerate(demonstrations):
+        show(number, len(demonstrations))
+        if turn_id in corpus.left_out:
+            continue
+        if turn_id not in turns:
+            raise ValueError(f"{file}: turn {turn_id} is not in the training split")
+        env = make_env(turns[turn_id])
+        trajectory = replay(turns[turn_id], fit(replies, env.config.tools), env, renderer)
+        if len(trajectory.prompt_ids) <= max_prompt_tokens:
+            samples.append(trajectory.to_sample([]))
+    if not samples:
+        raise ValueError(
+            f"{file}: no demonstration whose prompt has at most "
+            f"max_prompt_tokens={max_prompt_tokens}"
+        )
+    return samples
+
+
+def _reply(step: object, where: str) -> Reply:
+    step = _checked(step, where)
+    action, sql = _text_of(step, "action", where), _text_of(step, "sql", where)
+    if action not in ACTIONS:
+        known = ", ".join(ACTIONS)
+        raise ValueError(f"{where}: action: expected one of {known}, found {action!r:.80}")
+    return Reply(
+        Answer(sql) if action == "answer" else ToolCall(action, {"code": sql}),
+        think=_text_of(step, "think", where),
+        exec_verdict=_verdict(step, "exec_verdict", where),
+        memory_verdict=_verdict(step, "memory_verdict", where),
+    )
+
+
+def _verdict(step: dict, key: str, where: str) -> Verdict | None:
+    known = [verdict.value for verdict in Verdict]
+    if step.get(key) not in (None, "", *known):
+        words = f"expected one of {', '.join(known)} or null, found {step[key]!r:.80}"
+        raise ValueError(f"{where}: {key}: {words}")
+    return Verdict(step[key]) if step.get(key) else None
+
+
+def _checked(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _text_of(record: dict, key: str, where: str) -> str:
+    text = record.get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {key}: expected a string, found {text!r:.80}")
+    return text
