@@ -13,8 +13,8 @@ from mtsql.engine.completions import StopReason
 from mtsql.engine.engine import SamplingConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.rl.rollout import rollout, show_part
 from mtsql.rl.replay import replay
+from mtsql.rl.rollout import rollout, show_part
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Database, schema_from_sqlite
 

@@ -42,8 +42,8 @@ from mtsql.model.rendering import Renderer
 from mtsql.model.sizes import require_embeddings, require_positions
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.model_notes import prompt_style
-from mtsql.rl.rollout import Show, show_nothing
 from mtsql.rl.replay import read_demonstrations
+from mtsql.rl.rollout import Show, show_nothing
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.worker_pool import set_num_workers

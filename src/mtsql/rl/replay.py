@@ -1,5 +1,5 @@
-"""Demonstrations: replies that others wrote for a turn, read from a file and played through the real
-environment.
+"""Demonstrations: replies that others wrote for a turn, read from a file and played through the
+real environment.
 """
 
 import random
