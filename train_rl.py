@@ -29,6 +29,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.choices import ReferencePlace
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig, learning_rate
@@ -92,6 +93,9 @@ class Config:
     """Log-probs in the denominator of the ratio. sampled: those of the engine when it drew the
     tokens. recomputed: those of the learner before its first step, which costs a forward pass and
     leaves the difference between engine and learner uncorrected (logged as engine_gap)."""
+    reference: ReferencePlace = "device"
+    """Where the reference policy of a KL penalty is kept. host: in host memory, from where it is
+    copied to the device for each scoring."""
     max_batch_tokens: int = 8192
     """Maximum tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
@@ -154,7 +158,8 @@ def run(config: Config, accelerator: Accelerator) -> None:
     announce(config, ranks, begun)
     config = warm_started(config, accelerator)
     has_reference = bool(config.loss.kl_coef or config.advantage.kl_coef)
-    require_memory(config.model, config, accelerator, config.engine, has_reference)
+    reference = config.reference if has_reference else None
+    require_memory(config.model, config, accelerator, config.engine, reference)
     splits = ("train", "dev_seen", "dev")
     session = open_session(config, begun, accelerator, splits=splits, max_tokens=max_tokens(config))
     learner = Learner(
@@ -165,6 +170,7 @@ def run(config: Config, accelerator: Accelerator) -> None:
         loss=config.loss,
         temperature=config.sampling.temperature,
         has_reference=has_reference,
+        reference_place=config.reference,
     )
     session.load(learner)
     collector = make_collector(config, session)

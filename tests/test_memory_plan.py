@@ -83,7 +83,7 @@ def plan_of(shape, **keys):
         "checkpointing": True,
         "max_batch_tokens": 24576,
         "cache_bytes": 16 * GIB,
-        "has_reference": True,
+        "reference": "device",
         "offload": False,
     }
     return plan(shape, **{**usual, **keys})
@@ -107,7 +107,7 @@ def test_what_a_learner_holds_is_what_the_plan_says(rank, dtype, fresh_accelerat
         policy_shape(config),
         dtype=config.compute_dtype,
         lora_rank=rank,
-        has_reference=rank == 0,
+        reference=None if rank else "device",
     )
     assert parts["weights"] == num_bytes(policy.parameters())
     held = num_bytes(learner.frozen.parameters()) if learner.frozen is not None else 0
@@ -203,7 +203,7 @@ def test_the_peak_of_a_micro_batch_is_near_the_plan(is_checkpointed, monkeypatch
 
 def test_the_4b_recipe_fits_eight_gpus_only_if_it_is_sharded():
     """On GPUs with 80 GiB."""
-    no_advice = {"rollout": "less", "learning": "less"}
+    no_advice = {"rollout": "less", "scoring": "less", "learning": "less"}
     require_fit(plan_of(QWEN3_4B, num_ranks=8, is_sharded=True), 80 * GIB, no_advice)
     for num_ranks in (1, 8):
         with pytest.raises(ValueError, match="^memory: rollout needs about [89]"):
@@ -220,7 +220,7 @@ def test_each_part_is_as_large_as_its_keys_say():
     assert whole["ddp_buckets"] == by_eight["ddp_buckets"] == 0
     assert plan_of(QWEN3_4B, num_ranks=8)["ddp_buckets"] == whole["gradients"]
     assert plan_of(QWEN3_4B, offload=True)["adam"] == 0
-    without = plan_of(QWEN3_4B, cache_bytes=0, has_reference=False)
+    without = plan_of(QWEN3_4B, cache_bytes=0, reference=None)
     assert without["cache"] == without["generation_copy"] == without["reference"] == 0
     in_float32 = plan_of(QWEN3_4B, dtype=torch.float32)
     assert in_float32["generation_copy"] == 0 and in_float32["reference"] == whole["weights"]
@@ -233,8 +233,8 @@ def test_each_part_is_as_large_as_its_keys_say():
 @pytest.mark.parametrize(
     ("lora", "is_sharded", "words"),
     [
-        ({}, False, "sft.optim.offload true, model.lora.rank 16, --use_fsdp --fsdp_version 2"),
-        ({}, True, "sft.optim.offload true, model.lora.rank 16, more processes"),
+        ({}, False, "reference host, sft.optim.offload true, model.lora.rank 16, --use_fsdp --fsdp_version 2"),
+        ({}, True, "reference host, sft.optim.offload true, model.lora.rank 16, more processes"),
         ({"rank": 4}, False, "sft.optim.offload true, --use_fsdp"),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_keys(
     config = ModelConfig(path=str(folder), lora=AdapterConfig(**lora))
     learning = SimpleNamespace(optim=OptimConfig(), max_batch_tokens=4096)
     engine = EngineConfig(cache_bytes=8 * 10**6)
-    asked = partial(require_memory, config, learning, engine=engine, key="sft.", has_reference=True)
+    asked = partial(require_memory, config, learning, engine=engine, key="sft.", reference="device")
     gpu = SimpleNamespace(
         device=torch.device("cuda"), is_fsdp2=is_sharded, num_processes=1 + is_sharded
     )
@@ -282,7 +282,7 @@ def test_the_page_shows_what_the_recipes_need(file, num_ranks, kind, rollout, le
         checkpointing=config.model.gradient_checkpointing,
         max_batch_tokens=config.max_batch_tokens if is_rl else config.sft.max_batch_tokens,
         cache_bytes=config.engine.cache_bytes,
-        has_reference=is_rl,
+        reference="device" if is_rl else None,
     )
     shown = [round(peak_bytes(parts, phase) / 1e9, 1) for phase in ("rollout", "learning")]
     assert shown == [rollout, learning]
@@ -317,5 +317,5 @@ def test_an_adapter_that_was_trained_needs_a_reference_whoever_names_its_rank(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**6, 10**7))
     for config in (fresh, trained):
         with pytest.raises(ValueError) as error:
-            require_memory(config, learning, gpu, EngineConfig(), has_reference=True)
+            require_memory(config, learning, gpu, EngineConfig(), "device")
         assert ("reference" in str(error.value)) == (config is trained)

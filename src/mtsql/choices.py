@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 KlEstimator = Literal["k1", "k2", "k3"]
 """Estimators of a KL, for the loss and for the penalty in the reward."""
+ReferencePlace = Literal["device", "host"]
+"""Where the frozen copy of the policy is while nothing is scored with it."""
 
 
 class Size(int):

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
+from mtsql.choices import ReferencePlace
 from mtsql.engine.config import EngineConfig, ModelShape
 from mtsql.learner.logprobs import CHUNK_LOGITS
 from mtsql.learner.optimizer import OptimConfig
@@ -25,7 +26,7 @@ from mtsql.model.decoder import CausalLM
 from mtsql.model.folders import locate
 from mtsql.model.policy import EmbeddedConfig, ModelConfig, embedded_settings, policy_shape
 
-Phase = Literal["rollout", "learning"]
+Phase = Literal["rollout", "learning", "scoring"]
 
 PHASES: dict[Phase, tuple[str, ...]] = {
     "rollout": ("weights", "adam", "ddp_buckets", "reference", "generation_copy", "cache"),
@@ -39,8 +40,18 @@ PHASES: dict[Phase, tuple[str, ...]] = {
         "activations",
         "head",
     ),
+    "scoring": (
+        "weights",
+        "adam",
+        "ddp_buckets",
+        "reference",
+        "moved_reference",
+        "gathered",
+        "head",
+    ),
 }
-"""The parts that are in memory at the same time."""
+"""The parts that are in memory at the same time. Scoring by the reference comes before learning,
+which needs more unless the reference is kept in host memory."""
 MARGIN = 0.08
 """The fraction of a GPU's free memory that a plan leaves for what it does not count."""
 
@@ -55,21 +66,22 @@ def plan(
     checkpointing: bool,
     max_batch_tokens: int,
     cache_bytes: int,
-    has_reference: bool,
+    reference: ReferencePlace | None,
     offload: bool,
     lora_targets: tuple[str, ...] = DEFAULT_TARGETS,
 ) -> dict[str, int]:
     """Bytes on each rank by part, where one rank has one GPU.
 
     `dtype` is that of the computation. `lora_rank` is 0 if all weights are trained.
-    `has_reference` asks for a frozen copy, which fresh adapters do not need. `cache_bytes` is 0 if
-    nothing is generated.
+    `reference` says where a frozen copy is kept; None if there is none, as with fresh adapters.
+    `cache_bytes` is 0 if nothing is generated.
 
     weights           the policy
     gradients         of the trained weights
     adam              its two averages; 0 if they are offloaded
     ddp_buckets       DDP's own copy of the gradients
     reference         the frozen copy of the policy
+    moved_reference   the same if it is kept in host memory: on the GPU only while it scores
     generation_copy   the weights in the type and the place in which a rollout computes with them
     cache             keys and values of the engine
     gathered          sharded weights that are whole for a while, and their gradients
@@ -87,12 +99,14 @@ def plan(
     stored = size * counts["all"] + 4 * num_trained if is_adapted else 4 * counts["all"]
     copied = size * counts["all"]
     cast_copy = size * counts["linear"] + 4 * (counts["all"] - counts["linear"])
+    frozen = _share(cast_copy if is_cast else copied, shards)
     parts = {
         "weights": _share(stored, shards),
         "gradients": _share(4 * num_trained, shards),
         "adam": 0 if offload else _share(8 * num_trained, shards),
         "ddp_buckets": 4 * num_trained if num_ranks > 1 and not is_sharded else 0,
-        "reference": _share(cast_copy if is_cast else copied, shards) if has_reference else 0,
+        "reference": frozen if reference == "device" else 0,
+        "moved_reference": frozen if reference == "host" else 0,
         "generation_copy": 0,
         "cache": cache_bytes,
         "gathered": 0,
@@ -232,7 +246,7 @@ def require_memory(
     learning: LearningConfig,
     accelerator: Accelerator,
     engine: EngineConfig | None,
-    has_reference: bool = False,
+    reference: ReferencePlace | None = None,
     key: str = "",
 ) -> None:
     """ValueError, before anything is loaded, if this rank's GPU has too little free memory.
@@ -259,18 +273,25 @@ def require_memory(
         checkpointing=model.gradient_checkpointing,
         max_batch_tokens=learning.max_batch_tokens,
         cache_bytes=engine.cache_bytes if engine else 0,
-        has_reference=has_reference and (rank == 0 or adapter is not None),
+        reference=reference if rank == 0 or adapter is not None else None,
         offload=learning.optim.offload,
     )
     free, _ = torch.cuda.mem_get_info(accelerator.device)
-    require_fit(parts, free, advice(key, model, learning.optim, is_sharded, rank))
+    require_fit(parts, free, advice(key, model, learning.optim, is_sharded, rank, reference))
 
 
 def advice(
-    key: str, model: ModelConfig, optim: OptimConfig, is_sharded: bool, lora_rank: int
+    key: str,
+    model: ModelConfig,
+    optim: OptimConfig,
+    is_sharded: bool,
+    lora_rank: int,
+    reference: ReferencePlace | None,
 ) -> dict[Phase, str]:
     """What lowers the memory of each phase and is not yet set."""
     both = []
+    if reference == "device" and not lora_rank:
+        both.append("reference host")
     if not optim.offload:
         both.append(f"{key}optim.offload true")
     if not lora_rank:
@@ -282,12 +303,13 @@ def advice(
     return {
         "learning": ", ".join([*learning, *both]),
         "rollout": ", ".join(["a lower engine.cache_bytes", *both]),
+        "scoring": ", ".join(both[1:] if reference == "device" and not lora_rank else both),
     }
 
 
 def require_fit(parts: dict[str, int], free: int, advice: dict[Phase, str]) -> None:
     """ValueError that lists the parts and the keys to change, if a phase needs more than `free`
-    bytes without MARGIN. Phases are checked in the order of a run."""
+    bytes without MARGIN."""
     usable = round(free * (1 - MARGIN))
     for phase, names in PHASES.items():
         needed = peak_bytes(parts, phase)

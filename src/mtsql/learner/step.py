@@ -11,7 +11,7 @@ Legend: P trained positions of a batch.
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import fsdp2_prepare_model
 from torch.distributed.fsdp import FSDPModule
 
+from mtsql.choices import ReferencePlace
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig, denominator, policy_loss, sft_loss, with_gradient
 from mtsql.learner.optimizer import (
@@ -41,7 +42,8 @@ class Learner:
 
     `loss` is the policy loss; without one, the loss is the cross-entropy of SFT. `temperature` is
     the one that the samples were drawn at. `max_batch_tokens` limits the tokens of a micro-batch.
-    With `has_reference`, the policy as it is now is kept for `with_reference`.
+    With `has_reference`, the policy as it is now is kept for `with_reference`: on the device, or
+    in host memory, from where it is copied for each scoring.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Learner:
         loss: LossConfig | None = None,
         temperature: float = 1.0,
         has_reference: bool = False,
+        reference_place: ReferencePlace = "device",
     ) -> None:
         self.policy = policy
         self.accelerator = accelerator
@@ -65,6 +68,9 @@ class Learner:
         module = PolicyModule(policy, temperature=temperature)
         self.module, self.optimizer = accelerator.prepare(module, make_optimizer(module, optim))
         self.frozen = self._frozen_copy() if has_reference else None
+        self.reference_place = reference_place
+        if self.frozen is not None and reference_place == "host":
+            self.frozen.to("cpu")
 
     def _frozen_copy(self) -> torch.nn.Module | None:
         """The reference policy, sharded if the policy is. None: the policy with its adapters off
@@ -169,9 +175,24 @@ class Learner:
                 scores = self._score(self.module, samples)
         else:
             # Accelerate adds autocast to the policy, but not to one that FSDP2 casts.
-            with nullcontext() if self._is_sharded else self.accelerator.autocast():
+            with (
+                nullcontext() if self._is_sharded else self.accelerator.autocast(),
+                self._on_device(self.frozen),
+            ):
                 scores = self._score(self.frozen, samples)
         return [replace(sample, ref_logprobs=s) for sample, s in zip(samples, scores, strict=True)]
+
+    @contextmanager
+    def _on_device(self, frozen: torch.nn.Module) -> Iterator[None]:
+        """Inside the `with`, the reference is on the device."""
+        if self.reference_place == "device":
+            yield
+            return
+        frozen.to(self.accelerator.device)
+        try:
+            yield
+        finally:
+            frozen.to("cpu")
 
     def with_recomputed(self, samples: list[Sample]) -> tuple[list[Sample], float | None]:
         """The samples with the learner's own log-probs as the old ones, and the mean absolute

@@ -54,6 +54,11 @@ def check_config(config: "Config") -> None:
         raise ValueError(
             "advantage.kl_coef and loss.kl_coef penalise the same KL twice: set one of them to 0"
         )
+    if config.reference == "host" and not (config.advantage.kl_coef or config.loss.kl_coef):
+        raise ValueError(
+            "reference is host, but there is no reference policy: loss.kl_coef and "
+            "advantage.kl_coef are 0"
+        )
     if config.reward.overlong_buffer > config.sampling.max_trajectory_tokens:
         raise ValueError(
             "reward.overlong_buffer is more than sampling.max_trajectory_tokens: "
