@@ -36,9 +36,9 @@ from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, minibatches
 from mtsql.lines import UpdateLines, announce
-from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig
 from mtsql.model_notes import prompt_style
+from mtsql.plan.memory import require_memory
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.checks import check_config, max_tokens
 from mtsql.rl.collect import Collector

@@ -28,10 +28,10 @@ from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, sample_order
 from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
-from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
+from mtsql.plan.memory import require_memory
 from mtsql.rl.replay import demonstration_samples, read_demonstrations
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key

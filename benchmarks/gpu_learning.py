@@ -242,9 +242,9 @@ def _run(*words: str, cwd: str) -> subprocess.CompletedProcess[str]:
 def recipe_memory(target: Target) -> Check:
     """Peak memory of two optimizer steps of a whole micro-batch, against the memory plan."""
     name = "memory of learning"
-    if importlib.util.find_spec("mtsql.memory_plan") is None:
+    if importlib.util.find_spec("mtsql.plan.memory") is None:
         return Check(name, "skip", "there is no memory plan to compare with")
-    from mtsql.memory_plan import peak_bytes, plan
+    from mtsql.plan.memory import peak_bytes, plan
 
     with TemporaryDirectory() as folder:
         target.theirs(torch.float32).save_pretrained(folder)

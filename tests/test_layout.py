@@ -31,11 +31,11 @@ MAY_IMPORT = {
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
-    "memory_plan": {"engine", "learner", "model"},
+    "plan": {"engine", "learner", "model", "run"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "rl_run": {"run", "rl", "lines", "session"},
     "warm_start": {"run", "rl", "workbench"},
-    "commands": {"audit", "engine", "judge", "learner", "model", "run", "sql"},
+    "commands": {"audit", "engine", "judge", "learner", "model", "plan", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""

@@ -87,6 +87,8 @@ class Shares:
     """Share of the peak that learning reaches, recomputed activations included."""
     layer_us: float = 53.0
     """Microseconds of a layer in a decode step, at least (24 kernels of 2.2 microseconds)."""
+    eager_layer_us: float = 550.0
+    """The same in a step that also computes a prompt or an observation, without a CUDA graph."""
     host_row_us: float = 3.0
     """Microseconds on the host for each row of a decode step."""
     gather_bandwidth: float = 150e9
@@ -108,6 +110,7 @@ class Clock:
     shares: Shares
     num_ranks: int
     is_sharded: bool
+    is_adapted: bool
     checkpointing: bool
     cache_bytes: int
     max_rows: int
@@ -118,7 +121,7 @@ class Clock:
     @property
     def flops(self) -> ModelFlops:
         """Operations of the model."""
-        return ModelFlops.of_config(self.shape)
+        return ModelFlops.of_config(self.shape, self.is_adapted)
 
     @property
     def weight_bytes(self) -> float:
@@ -160,6 +163,8 @@ class Clock:
             length = next(todo, None)
             if length is not None:
                 heapq.heappush(ends, now + length)
+        num_joins = num_mine * (1 + group_size * (lengths.replies - 1))
+        secs += self._eager_secs(secs, now, num_joins)
         prompts = Work(
             num_mine * lengths.prompt_tokens, num_mine * pairs(0, lengths.prompt_tokens), num_mine
         )
@@ -191,6 +196,14 @@ class Clock:
         num_layers: int = self.shape.num_hidden_layers
         return max(secs, num_layers * shares.layer_us / 1e6) + num_rows * shares.host_row_us / 1e6
 
+    def _eager_secs(self, secs: float, num_steps: int, num_joins: float) -> float:
+        """What steps without a CUDA graph cost more, of `num_steps` in `secs`: those in which one
+        of `num_joins` prompts and observations is computed, if these come at random."""
+        least = self.shape.num_hidden_layers * self.shares.eager_layer_us / 1e6
+        eager_frac = 1 - math.exp(-num_joins / num_steps)
+        slower: float = eager_frac * num_steps * max(0.0, least - secs / num_steps)
+        return slower
+
     def _gather_secs(self) -> float:
         """Seconds to gather the weights to generate with."""
         if not self.is_sharded:
@@ -221,5 +234,7 @@ class Clock:
         float32 as a ring, and FSDP2 the weights besides."""
         if self.num_ranks == 1:
             return 0.0
+        if self.is_adapted:
+            return 0.0  # adapters are small
         num_bytes = 2 * 4 * self.weight_bytes / BYTES * (1 - 1 / self.num_ranks)
         return num_bytes / self.shares.gather_bandwidth + self._gather_secs()

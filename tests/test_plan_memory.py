@@ -24,7 +24,6 @@ from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packed_attention import PackedContext
 from mtsql.learner.packing import Sample, pack
 from mtsql.learner.step import Learner
-from mtsql.memory_plan import MARGIN, kept_in_layer, peak_bytes, plan, require_fit, require_memory
 from mtsql.model.adapters import DEFAULT_TARGETS
 from mtsql.model.decoder import CausalLM
 from mtsql.model.policy import (
@@ -36,6 +35,7 @@ from mtsql.model.policy import (
     policy_shape,
     save_policy,
 )
+from mtsql.plan.memory import MARGIN, kept_in_layer, peak_bytes, plan, require_fit, require_memory
 from mtsql.run.config import parse_config
 
 SHAPE = EmbeddedConfig(
@@ -233,7 +233,11 @@ def test_each_part_is_as_large_as_its_keys_say():
 @pytest.mark.parametrize(
     ("lora", "is_sharded", "words"),
     [
-        ({}, False, "reference host, sft.optim.offload true, model.lora.rank 16, --use_fsdp --fsdp_version 2"),
+        (
+            {},
+            False,
+            "reference host, sft.optim.offload true, model.lora.rank 16, --use_fsdp",
+        ),
         ({}, True, "reference host, sft.optim.offload true, model.lora.rank 16, more processes"),
         ({"rank": 4}, False, "sft.optim.offload true, --use_fsdp"),
     ],

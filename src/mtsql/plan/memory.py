@@ -10,6 +10,7 @@ graphs and fragmentation are not counted. MARGIN is for these.
 Legend: T tokens of a micro-batch, W hidden width, V vocabulary.
 """
 
+import copy
 from typing import Literal, Protocol
 
 import torch
@@ -126,10 +127,11 @@ def plan(
     elif cache_bytes and is_cast:  # kept by autocast while the rollout lasts; the head included
         parts["generation_copy"] = size * (counts["linear"] + counts["tied_head"])
     if is_sharded:
-        # The root's weights and those of two layers are whole at a time. Gradients are summed in
-        # float32.
-        whole = counts["root"] + 2 * counts["layer"]
-        parts["gathered"] = whole * (size if is_adapted else 2 * size + 4)
+        # The root's weights and those of two layers are whole at a time, and the gradients of the
+        # root and of one layer, which are summed in float32.
+        root, layer = counts["root"], counts["layer"]
+        gradients = 0 if is_adapted else size * (root + layer) + 4 * max(root, layer)
+        parts["gathered"] = size * (root + 2 * layer) + gradients
     return parts
 
 
@@ -154,26 +156,31 @@ def _count_weights(
     """Numbers of parameters: all (a tied weight once), those of linear layers that share no weight,
     a head that shares its weight, those outside of the layers (the root of FSDP2), of one layer,
     and of the adapters."""
+    one_layer = copy.copy(settings)
+    one_layer.num_hidden_layers = 1
     with torch.device("meta"):
-        model = CausalLM(settings)
+        model = CausalLM(one_layer)
     is_tied = model.lm_head.weight is model.model.embed_tokens.weight
+    num_layers: int = settings.num_hidden_layers
+    layer = list(model.model.layers[0].modules())
     linear = 0
     adapters = 0
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
+        times = num_layers if module in layer else 1
         if module is not model.lm_head or not is_tied:
-            linear += sum(p.numel() for p in module.parameters())
+            linear += times * sum(p.numel() for p in module.parameters())
         if name.split(".")[-1] in targets:
-            adapters += lora_rank * (module.in_features + module.out_features)
-    num_all = sum(p.numel() for p in model.parameters())
+            adapters += times * lora_rank * (module.in_features + module.out_features)
     num_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    root = sum(p.numel() for p in model.parameters()) - num_layer
     return {
-        "all": num_all,
+        "all": root + num_layers * num_layer,
         "linear": linear,
         "tied_head": model.lm_head.weight.numel() if is_tied else 0,
         "layer": num_layer,
-        "root": num_all - num_layer * settings.num_hidden_layers,
+        "root": root,
         "adapters": adapters,
     }
 

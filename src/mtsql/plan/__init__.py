@@ -1,0 +1,1 @@
+"""Plans a run before it starts: its memory on each GPU, and its hours."""

@@ -1,0 +1,213 @@
+"""What a plan needs to know of a recipe: which script it is for, its model's sizes, its turns."""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig
+
+from mtsql.choices import ReferencePlace
+from mtsql.engine.config import EngineConfig
+from mtsql.learner.optimizer import OptimConfig
+from mtsql.model.policy import EmbeddedConfig, ModelConfig, policy_shape
+from mtsql.model.processor import DTYPES
+from mtsql.model.shapes import SHAPES, shape_named
+from mtsql.run.config import parse_config
+from mtsql.run.recipes import read_yaml
+
+ROOT = Path(__file__).parents[3]
+"""The repository, where the scripts are."""
+Stage = Literal["sft", "rl"]
+TURNS = {"cosql": (9337, 1007), "sparc": (11_905, 1203)}
+"""Training and dev turns of the official data sets (training: as the paper counts)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as a plan reads it."""
+
+    stage: Stage
+    config: Any
+    """The configuration of the script (which imports this package, not the other way round)."""
+    model: str
+    """What the sizes are those of."""
+    shape: PreTrainedConfig
+    turns: int
+    dev_turns: int
+    counted: str
+    """Where these two numbers come from."""
+
+    @property
+    def engine(self) -> EngineConfig | None:
+        """The engine's limits; None if nothing is generated."""
+        source = getattr(self.config, "source", "self")
+        return self.config.engine if source == "self" else None
+
+    @property
+    def learning(self) -> Any:
+        """The section that says how is learned."""
+        return self.config if self.stage == "rl" else self.config.sft
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer."""
+        found: OptimConfig = self.learning.optim
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the run computes in on a GPU."""
+        name = self.config.model.dtype
+        return torch.bfloat16 if name == "auto" else DTYPES[name]
+
+    @property
+    def reference(self) -> ReferencePlace | None:
+        """Where the reference policy is kept; None if the run needs no copy of the policy."""
+        if self.stage == "sft" or self.config.model.lora.rank:
+            return None
+        has_reference = self.config.loss.kl_coef or self.config.advantage.kl_coef
+        return self.config.reference if has_reference else None
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest sample."""
+        total: int = self.config.max_prompt_tokens + self.config.sampling.max_trajectory_tokens
+        return total
+
+
+def read_recipe(
+    file: str, flags: Sequence[str], shape: str | None, turns: int, dev_turns: int
+) -> Recipe:
+    """The recipe with `flags` of its script, which win over it. `shape`, `turns` and `dev_turns`
+    are 0 or None where the recipe decides. ValueError that names what is missing."""
+    stage = stage_of(file)
+    config = parse_config(_script(stage).Config, ["--config", file, *flags], "")
+    model, sizes = _shape(config.model, Path(file), shape)
+    counted = _counts(config)
+    if counted is None and not (turns and dev_turns):
+        raise ValueError(
+            f"recipe {file}: its data.train is not there, and its name is not that of SParC or "
+            "CoSQL: give --turns and --dev_turns"
+        )
+    found_train, found_dev, where = counted or (0, 0, "")
+    of_flags = "--turns" if turns else "--dev_turns" if dev_turns else ""
+    return Recipe(
+        stage,
+        config,
+        model,
+        sizes,
+        turns or found_train,
+        dev_turns or found_dev,
+        of_flags or where,
+    )
+
+
+def stage_of(file: str) -> Stage:
+    """Which script a recipe is for, by its keys, or else by its name. ValueError if it could be
+    either."""
+    if not Path(file).is_file():
+        raise ValueError(f"recipe {file}: no such file")
+    keys = _all_keys(Path(file))
+    stages: tuple[Stage, Stage] = ("sft", "rl")
+    names = {stage: set(_script(stage).Config.__dataclass_fields__) for stage in stages}
+    only = {"sft": keys & names["sft"] - names["rl"], "rl": keys & names["rl"] - names["sft"]}
+    found = [stage for stage in stages if only[stage]]
+    if not found:
+        found = [stage for stage in stages if Path(file).name.startswith(stage)]
+    if len(found) != 1:
+        raise ValueError(
+            f"recipe {file}: its keys do not say whether it is for train_sft.py or train_rl.py"
+        )
+    return found[0]
+
+
+def _all_keys(file: Path) -> set[str]:
+    """The first parts of a recipe's keys."""
+    return {key.partition(".")[0] for key in read_yaml(file)}
+
+
+def _script(stage: Stage) -> ModuleType:
+    """The script's module. It lies beside the package's `src`."""
+    if not (ROOT / "train_rl.py").is_file():
+        raise ValueError("mtsql plan reads train_sft.py and train_rl.py: install with pip -e")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"train_{stage}")
+
+
+def _shape(model: ModelConfig, recipe: Path, name: str | None) -> tuple[str, PreTrainedConfig]:
+    """The sizes of the recipe's model, and what they are those of."""
+    if name is not None:
+        return name, SHAPES[name]
+    if model.path is None:
+        raise ValueError(
+            f"recipe {recipe}: model.path is not set: the embedded model fits everywhere"
+        )
+    if Path(model.path).exists():
+        shape = policy_shape(model)
+        assert not isinstance(shape, EmbeddedConfig)
+        return model.path, shape
+    known = shape_named(model.path)
+    if known is None:
+        earlier = _recipe_of_run(recipe, model.path)
+        known = shape_named(earlier) if earlier else None
+    if known is None:
+        raise ValueError(
+            f"model.path {model.path}: no such folder, and its name is that of no published model: "
+            f"give --shape, one of {', '.join(SHAPES)}"
+        )
+    return f"{known} (published sizes)", SHAPES[known]
+
+
+def _recipe_of_run(recipe: Path, path: str) -> str | None:
+    """The model that the run starts from whose result is `path`: the `model.path` of a recipe in
+    the same folder with this `run`."""
+    for file in sorted(recipe.parent.glob("*.yaml")):
+        values = read_yaml(file)
+        run = values.get("run")
+        if run and Path(path).parent == Path(run):
+            config = parse_config(_script(stage_of(str(file))).Config, ["--config", str(file)], "")
+            found: str | None = config.model.path
+            return found
+    return None
+
+
+def _counts(config: Any) -> tuple[int, int, str] | None:
+    """Turns of training and dev: those in the files, else the official ones. None if neither is
+    known."""
+    train, dev = config.data.train, config.data.dev
+    if train and dev and Path(train).is_file() and Path(dev).is_file():
+        return _count(Path(train)), _count(Path(dev)), "the files"
+    for name, (num_train, num_dev) in TURNS.items():
+        if train and name in train.lower():
+            return num_train, num_dev, f"the official {name.upper()}, since {train} is not there"
+    return None
+
+
+def _count(file: Path) -> int:
+    """Turns in a JSON file of dialogues or questions."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file: give --turns and --dev_turns") from error
+    return sum(len(entry.get("interaction", [entry])) for entry in entries)
+
+
+def with_flags(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with other values of dotted keys, such as `engine.cache_bytes`."""
+    config = recipe.config
+    for key, value in changes.items():
+        config = _replaced(config, key.split("."), value)
+    return replace(recipe, config=config)
+
+
+def _replaced(section: Any, names: list[str], value: Any) -> Any:
+    name, *rest = names
+    inner = _replaced(getattr(section, name), rest, value) if rest else value
+    return replace(section, **{name: inner})
