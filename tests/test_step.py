@@ -1,6 +1,7 @@
 """One denominator: an optimizer step does not depend on how its samples are split."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from helpers.learning import (
 )
 from helpers.memory import kept_bytes
 from helpers.models import save_embedded
+from mtsql.choices import ReferencePlace
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.learner.logprobs import score
+from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.losses import LossConfig
 from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packing import pack
@@ -135,7 +137,9 @@ def folder(tmp_path_factory):
     return str(save_embedded(tmp_path_factory.mktemp("step") / "base"))
 
 
-def learner_of(folder: str, is_recomputed: bool, rank: int = 0) -> Learner:
+def learner_of(
+    folder: str, is_recomputed: bool, rank: int = 0, place: ReferencePlace = "device"
+) -> Learner:
     """A learner of a saved model. transformers returns models in evaluation mode."""
     config = ModelConfig(
         path=folder, lora=AdapterConfig(rank=rank), gradient_checkpointing=is_recomputed
@@ -149,7 +153,27 @@ def learner_of(folder: str, is_recomputed: bool, rank: int = 0) -> Learner:
         max_batch_tokens=200,
         loss=LossConfig(kl_coef=0.1),
         has_reference=True,
+        reference_place=place,
     )
+
+
+def test_a_reference_in_host_memory_is_on_the_device_only_while_it_scores(folder, monkeypatch):
+    """The device is another one by name, and no tensor is moved: there is no second one here."""
+    samples = sum(groups_of(), [])
+    expected = learner_of(folder, False).with_reference(samples)
+    moves = []
+    monkeypatch.setattr(PolicyModule, "to", lambda self, device: moves.append(device) or self)
+    learner = learner_of(folder, False, place="host")
+    assert moves[-1] == "cpu"
+    moves.clear()
+    learner.accelerator = SimpleNamespace(
+        device=torch.device("meta"), autocast=learner.accelerator.autocast
+    )
+    monkeypatch.setattr(learner, "_score", lambda *_: moves.append("score") or [])
+    learner.with_reference([])
+    assert moves == [torch.device("meta"), "score", "cpu"]
+    monkeypatch.undo()
+    assert learner_of(folder, False, place="host").with_reference(samples) == expected
 
 
 @pytest.mark.parametrize("rank", [0, 4])
