@@ -103,6 +103,9 @@ def sub_command_config(name: str, words: list[str]) -> object | None:
     assert name in commands, f"mtsql has no command {name}: it has {', '.join(commands)}"
     module = importlib.import_module(f"mtsql.commands.{name}")
     arguments = importlib.import_module("mtsql.commands.arguments")
+    if name == "plan":  # a recipe, flags of its own, and flags of the recipe's script
+        [recipe], words, others = module.split_words(words)
+        importlib.import_module("mtsql.plan.recipe").read_recipe(recipe, others, None, 0, 0)
     if hasattr(module, "Config"):
         return parsed(module.Config, arguments.spelled_out(words, module.Config), module)
     arguments.positional(words, module.__doc__, "FILE" if words else "")

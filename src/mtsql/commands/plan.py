@@ -1,7 +1,7 @@
 """Say whether a recipe's run fits on GPUs, and how long it takes, before anything is loaded.
 
     mtsql plan configs/rl_cosql_qwen3_4b.yaml --gpus 8 --gpu_memory 80
-    mtsql plan configs/sft_sparc_qwen3_1.7b.yaml --gpu A100 --sft.optim.offload true
+    mtsql plan configs/sft_sparc_qwen3_1.7b.yaml --gpu A100 --sft.epochs 2
 
 Flags that are not listed here are flags of the script that the recipe is for,
 and win over the recipe. No GPU is needed, and neither are the model's
