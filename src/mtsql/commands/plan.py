@@ -1,4 +1,4 @@
-"""Say whether a recipe's run fits on GPUs, and how long it takes, before anything is loaded.
+"""Say whether a recipe fits on GPUs, and how long its run takes.
 
     mtsql plan configs/rl_cosql_qwen3_4b.yaml --gpus 8 --gpu_memory 80
     mtsql plan configs/sft_sparc_qwen3_1.7b.yaml --gpu A100 --sft.epochs 2
