@@ -77,7 +77,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     for k in range(min(only_a, only_b) + 1):
         tail += ways
         ways = ways * (num_turns - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**num_turns)
+    both_tails: float = 2 * tail / 2**num_turns
+    return min(1.0, both_tails)
 
 
 def _totals(values: Sequence[tuple[str, float]]) -> tuple[np.ndarray, np.ndarray]:
