@@ -218,7 +218,7 @@ def answer_scores(
     if not run_query(db_path, sql, limits).is_ok:
         return 0.0, 0.0
     has_em = exact_match(sql, turn.sql, schema, is_official=False)
-    has_ex = written_match(sql, turn.sql, db_path, limits)
+    has_ex = written_match(sql, turn.sql, db_path, limits, turn.ex)
     if config.guard and (has_ex or has_em):
         copied = copied_from_history(sql, turn.history, turn.sql, schema, db_path, limits)
         if copied is Copied.QUERY:
