@@ -66,9 +66,7 @@ class Config:
 
 def main(words: Sequence[str]) -> None:
     """Compare the evaluations that the words name, print the tables, write the files."""
-    has_names = bool(words) and not words[0].startswith("-")
-    words = spelled_out(["--runs", *words] if has_names else words, Config)
-    config = parse_config(Config, words, __doc__)
+    config = parse_config(Config, spelled_out(words, Config), __doc__)
     if len(config.runs) != 2:
         raise ValueError(f"compare needs two evaluations, A and B; found {len(config.runs)}")
     out = Path(config.out) if config.out else None
