@@ -26,8 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, part in (("a", scores("wwwwwwwwrr")), ("b", scores("rrrrrrwwwr", start=1))):
         (tmp_path / name).mkdir()
         predicted = {**part, "history": "predicted", "turns": scores("r" * 9)["turns"]}
-        parts = [part, predicted] if name == "a" else [part]
-        (tmp_path / name / "scores.json").write_text(json.dumps({"results": parts}))
+        content = {"is_complete": name == "a", "results": [part, predicted][: 2 - (name == "b")]}
+        (tmp_path / name / "scores.json").write_text(json.dumps(content))
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def test_tables_are_printed_and_files_written(folder: Path, capsys: pytest.Captu
     assert text.startswith("# A: a, B: b\n")
     written = (folder / "out" / "compare.md").read_text()
     assert text.startswith(written.rstrip())
-    assert "Not compared: only A has cosql dev, predicted history." in written
+    assert "Note: B is not finished; only A has cosql dev, predicted history." in written
     assert "9 turns of 9 dialogues are in both." in written
     assert "Only A has 1 turns, which are left out: dev:0:0." in written
     [line] = [line for line in written.splitlines() if line.startswith("| all ")]

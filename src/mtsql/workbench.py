@@ -44,7 +44,7 @@ from mtsql.model.tokenizer import train_tokenizer
 from mtsql.model_notes import prompt_style
 from mtsql.rl.replay import read_demonstrations
 from mtsql.rl.rollout import Show, show_nothing
-from mtsql.sql.datasets import DataConfig, describe_ex, describe_skipped, load_split
+from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.worker_pool import set_num_workers
 
@@ -145,15 +145,15 @@ class Workbench:
 
 def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]:
     """The named splits, without `dev_seen` if the data has none. Prints which dialogues of each
-    cannot be used, and an unusual rule of EX."""
+    cannot be used."""
     has_dev_seen = data.is_toy or data.dev_seen is not None
     wanted = [name for name in splits if name != "dev_seen" or has_dev_seen]
     corpora = {name: load_split(data, name) for name in wanted}
     is_main = os.environ.get("RANK", "0") == "0"
     for name, corpus in corpora.items():
-        for line in (describe_skipped(corpus), describe_ex(corpus)):
-            if line and is_main:
-                print_line(f"{name}: {line}")
+        skipped = describe_skipped(corpus)
+        if skipped and is_main:
+            print_line(f"{name}: {skipped}")
     return corpora
 
 

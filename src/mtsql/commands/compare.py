@@ -73,14 +73,16 @@ def main(words: Sequence[str]) -> None:
     if out is not None and (out / "compare.json").exists():
         raise ValueError(f"--out {out}: it holds a comparison: name another folder or remove it")
     a, b = (read_evaluation(Path(run)) for run in config.runs)
+    notes = [f"{name} is not finished" for name, one in zip("AB", (a, b)) if not one[0].is_complete]
     if config.histories:
         name = " against ".join(config.histories)
         a, b = under(a, config.histories[0], name), under(b, config.histories[1], name)
     pairs, alone = paired(a, b)
+    notes += alone
     found = [compare(*pair, config.seed, config.num_resamples) for pair in pairs]
-    text = as_markdown(config.runs, found, alone)
+    text = as_markdown(config.runs, found, notes)
     if out is not None:
-        content = {**asdict(config), "not_compared": alone, "results": [as_data(c) for c in found]}
+        content = {**asdict(config), "notes": notes, "results": [as_data(c) for c in found]}
         write_text(out / "compare.md", text)
         write_text(out / "changed.tsv", "".join(f"{line}\n" for line in changed_lines(found)))
         write_text(out / "compare.json", json.dumps(content, indent=1) + "\n")
@@ -116,12 +118,12 @@ LEGEND = (
 
 
 def as_markdown(
-    runs: Sequence[str], comparisons: Sequence[Comparison], alone: Sequence[str]
+    runs: Sequence[str], comparisons: Sequence[Comparison], notes: Sequence[str]
 ) -> str:
-    """The tables, with what could not be compared."""
+    """The tables. notes: what is missing in the evaluations as a whole."""
     lines = [f"# A: {runs[0]}, B: {runs[1]}", "", LEGEND, ""]
-    if alone:
-        lines += [f"Not compared: {'; '.join(alone)}.", ""]
+    if notes:
+        lines += [f"Note: {'; '.join(notes)}.", ""]
     for one in comparisons:
         lines += [*_section(one), ""]
     return "\n".join(lines)
@@ -150,11 +152,15 @@ def _section(one: Comparison) -> list[str]:
 
 
 def _cells(found: Difference, digits: int) -> list[str]:
-    text = f"{found.b - found.a:+.{digits}f}"
+    text = _signed(found.b - found.a, digits)
     if found.interval is not None:
         low, high = found.interval
-        text += f" ({low:+.{digits}f}, {high:+.{digits}f})"
+        text += f" ({_signed(low, digits)}, {_signed(high, digits)})"
     return [f"{found.a:.{digits}f}", f"{found.b:.{digits}f}", text]
+
+
+def _signed(number: float, digits: int) -> str:
+    return f"{round(number, digits) + 0.0:+.{digits}f}"  # + 0.0: no -0.0
 
 
 def _p_text(p: float) -> str:

@@ -31,6 +31,7 @@ class Part:
 
     where: the file and the place in it, for messages. data: None in files that do not name their
     data set. ex_rule: how EX compares results; empty in files that do not say it. rows: by turn id.
+    is_complete: the evaluation is finished, or does not say that it is not.
     """
 
     where: str
@@ -39,6 +40,7 @@ class Part:
     history: str
     ex_rule: str
     rows: dict[str, Row]
+    is_complete: bool = True
 
     @property
     def name(self) -> str:
@@ -130,7 +132,8 @@ def read_evaluation(path: Path) -> list[Part]:
             raise ValueError(f"{where}: expected an object, found {entry!r:.80}")
         _require(entry, "data", str, where)
         parts.append(_part(entry, where))
-    return parts
+    is_complete = found.get("is_complete", True) is not False
+    return [replace(part, is_complete=is_complete) for part in parts]
 
 
 def _part(entry: Row, where: str) -> Part:

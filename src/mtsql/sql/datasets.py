@@ -31,9 +31,6 @@ class DataConfig:
     databases: str | None = None
     """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db, .db3). null: the toy
     world's."""
-    leave_out: str | None = None
-    """File of the turns that training leaves out, with one `turn id<TAB>reason` a line, as the
-    audit writes it (leave_out.tsv). null: none is left out."""
     goals: bool = False
     """Train also on the goal of each SParC or CoSQL dialogue (`final`), as a question without
     history. The paper's 9,337 and 11,905 training items are as many as the turns and goals without
@@ -45,6 +42,9 @@ class DataConfig:
     """How EX compares two results. official: as the evaluator of Spider, SParC and CoSQL. set: as
     that of BIRD, in which repeated rows and the order of rows do not count, and the order of
     columns does. auto: set for files in BIRD's format. The reward follows it."""
+    leave_out: str | None = None
+    """File of the turns that training leaves out, with one `turn id<TAB>reason` a line, as the
+    audit writes it (leave_out.tsv). null: none is left out."""
     toy_folder: str = "data/toyworld"
     """Folder of the toy world. It is written there once."""
     toy_seed: int = 0
@@ -162,13 +162,9 @@ def without_turns(corpus: Corpus, file: Path) -> Corpus:
     return replace(corpus, dialogues=dialogues, left_out=reasons)
 
 
-def describe_ex(corpus: Corpus) -> str:
-    """One line that says how EX compares results; empty if it does so by the usual rule."""
-    return "EX compares sets of rows, as BIRD does" if corpus.ex == "set" else ""
-
-
 def describe_skipped(corpus: Corpus) -> str:
-    """One line that counts the turns that are not used, by reason; empty if all are used."""
+    """One line that counts the turns that are not used, by reason, and says if EX has another rule
+    than the official one. Empty if there is neither."""
     parts = []
     if corpus.skipped:
         num_turns = sum(skip.num_turns for skip in corpus.skipped)
@@ -181,4 +177,6 @@ def describe_skipped(corpus: Corpus) -> str:
         counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
         parts.append(f"left out {len(corpus.left_out)} turns ({reasons})")
+    if corpus.ex == "set":
+        parts.append("EX compares sets of rows, as BIRD does")
     return "; ".join(parts)
