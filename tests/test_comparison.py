@@ -154,6 +154,10 @@ def test_files_of_a_training_run_and_old_ones_name_no_data_set(tmp_path: Path) -
         ({"results": [{"data": "d"}]}, "results[0]: split: expected a text, found None"),
         ({"results": [result(3)]}, "results[0]: turns[0]: expected an object, found 3"),
         ({"results": [result({**A[0], "ex": 1})]}, "turns[0]: ex: expected true or false, found 1"),
+        ({"results": [result({**A[0], "abilities": [1]})]}, "turns[0]: abilities: expected an obj"),
+        ({"results": [result({**A[0], "samples": 3})]}, "samples: expected a list, found 3"),
+        ({"results": [result({**A[0], "samples": [], "voted": 0})]}, "voted: expected the place"),
+        ({"results": [result({**A[0], "samples": [3], "voted": 0})]}, "samples: ex: expected true"),
         ({"results": [result(A[0], A[0])]}, "turns[1]: turn_id dev:0:0 appears twice"),
     ],
 )

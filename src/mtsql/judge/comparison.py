@@ -148,11 +148,25 @@ def _part(entry: Row, where: str) -> Part:
             _require(row, key, str, place)
         for key in _VERDICTS:
             _require(row, key, bool, place)
+        _require_figures(row, place)
         if row["turn_id"] in rows:
             raise ValueError(f"{place}: turn_id {row['turn_id']} appears twice")
         rows[row["turn_id"]] = row
     rule = entry.get("ex_rule", "")
     return Part(where, entry["data"], entry["split"], entry["history"], rule, rows)
+
+
+def _require_figures(row: Row, where: str) -> None:
+    """ValueError for abilities or samples that were not written by eval.py."""
+    if not isinstance(row.get("abilities", {}), dict):
+        raise ValueError(f"{where}: abilities: expected an object, found {row['abilities']!r:.80}")
+    if "samples" in row:
+        _require(row, "samples", list, where)
+        voted = row.get("voted")
+        if type(voted) is not int or not 0 <= voted < len(row["samples"]):
+            raise ValueError(f"{where}: voted: expected the place of a sample, found {voted!r:.80}")
+        chosen = row["samples"][voted]
+        _require(chosen if isinstance(chosen, dict) else {}, "ex", bool, f"{where}: samples")
 
 
 def _require(entry: Row, key: str, kind: type, where: str) -> None:
@@ -338,6 +352,6 @@ def _aha(row: Row) -> float | None:
 
 def _voted_ex(row: Row) -> float | None:
     """100 if the sample that the samples voted for is right; None without several samples."""
-    if "samples" not in row or "voted" not in row:
+    if "samples" not in row:
         return None
     return 100.0 if row["samples"][row["voted"]]["ex"] else 0.0

@@ -56,7 +56,8 @@ def read_predictions(path: Path) -> list[list[str]]:
     """Read the interactions of a prediction file: lists of SQL texts.
 
     A .json file is one of BIRD, {"0": "SQL<TAB>----- bird -----<TAB>db_id", ...}: one interaction.
-    ValueError that names the file and the number of a prediction that is missing or no text.
+    As for its evaluator, a value that is no text is no answer. ValueError that names the file and
+    the number of a prediction that is missing.
     """
     if path.suffix.lower() == ".json":
         return [_read_bird(path)]
@@ -72,10 +73,11 @@ def _read_bird(path: Path) -> list[str]:
         raise ValueError(f'{path}: expected an object such as {{"0": "SELECT ..."}}')
     texts = []
     for number in range(len(found)):
-        text = found.get(str(number))
-        if not isinstance(text, str):
-            raise ValueError(f"{path}: {number}: expected a text, found {text!r:.80}")
-        texts.append(text.split(BIRD_SEPARATOR)[0].strip())
+        if str(number) not in found:
+            raise ValueError(f"{path}: no prediction {number}, but there are {len(found)}")
+        text = found[str(number)]
+        is_text = isinstance(text, str)
+        texts.append(text.split(BIRD_SEPARATOR)[0].strip() if is_text else NO_ANSWER)
     return texts
 
 
