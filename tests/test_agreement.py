@@ -246,3 +246,9 @@ def test_results_of_many_columns_are_compared() -> None:
     mirrored = [row[::-1] for row in rows[::-1]]
     assert rows_agree(mirrored, rows)
     assert not rows_agree([mirrored[0], mirrored[0]], rows)
+
+
+def test_the_reward_compares_as_bird_does_if_its_ex_does(db: Path) -> None:
+    pred, gold = "SELECT DISTINCT age FROM singer", "SELECT age FROM singer"
+    assert written_match(pred, gold, db, LIMITS, "set")
+    assert not written_match(pred, gold, db, LIMITS)

@@ -35,6 +35,7 @@ def parsed(line: list[str]) -> Config:
         (["--databases", "[one, two]"], ("one", "two")),
         (["--databases=[one, two]"], ("one", "two")),
         (["--name", "y"], ("all",)),
+        (["one", "two", "--name", "y"], ("one", "two")),  # it is the first field
     ],
 )
 def test_a_list_is_given_as_words_or_as_yaml(line, databases):

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +101,48 @@ def test_leave_out_without_training_data_is_an_error():
         DataConfig(dev="d", tables="t", databases="b", leave_out="x")
     with pytest.raises(ValueError, match="data.train is not set"):
         load_split(DataConfig(dev="d", tables="t", databases="b"), "train")
+
+
+@pytest.fixture
+def goals(config):
+    """The configuration of the same files, with goals in the training split."""
+    with_leave_out = config("")
+    for name in ("train", "dev"):
+        file = Path(getattr(with_leave_out, name))
+        entries = json.loads(file.read_text())
+        for entry in entries:
+            entry["final"] = {"utterance": "goal", "query": "SELECT 9"}
+        file.write_text(json.dumps(entries))
+    return replace(with_leave_out, leave_out=None, goals=True)
+
+
+def test_goals_are_added_to_the_training_split_or_to_the_held_out_ones(goals):
+    assert len(load_split(goals, "train").turns) == 9 and len(load_split(goals, "dev").turns) == 6
+    held_out = replace(goals, goals=False, held_out_goals=True)
+    assert len(load_split(held_out, "train").turns) == 6
+    assert load_split(held_out, "dev").turns[-1].turn_id == "dev:2:goal:0"
+
+
+def test_a_goal_can_be_left_out(goals, tmp_path):
+    (tmp_path / "out.tsv").write_text("train:1:goal:0\tx\n")
+    corpus = load_split(replace(goals, leave_out=str(tmp_path / "out.tsv")), "train")
+    assert len(corpus.turns) == 8 and "train:1:goal" not in {
+        d.dialogue_id for d in corpus.dialogues
+    }
+
+
+def test_goals_without_a_file_are_an_error():
+    with pytest.raises(ValueError, match="data.goals is set, but data.train names no file"):
+        DataConfig(dev="d", databases="b", goals=True)
+    with pytest.raises(ValueError, match="data.held_out_goals is set, but data.dev names no file"):
+        DataConfig(held_out_goals=True)
+    with pytest.raises(ValueError, match="data.ex is 'bird': expected one of auto, official, set"):
+        DataConfig(ex="bird")
+
+
+def test_a_run_says_that_ex_compares_sets(config, capsys):
+    load_corpora(replace(config(""), ex="set"), ("dev",))
+    assert capsys.readouterr().out == "dev: EX compares sets of rows, as BIRD does\n"
 
 
 def test_two_processes_that_write_the_toy_world_at_once_use_one_folder(tmp_path, monkeypatch):

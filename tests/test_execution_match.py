@@ -12,6 +12,7 @@ import sqlparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.databases import make_database
 from helpers.official import all_golds, conformance_pairs, table_rows
 from mtsql.judge.execution_match import executed_text, execution_match, results_agree
 from mtsql.sql.sandbox import QueryConfig
@@ -182,3 +183,34 @@ def test_many_columns_with_the_same_values_are_mapped_quickly() -> None:
     assert results_agree(pred, gold, is_ordered=False)
     pred[0] = tuple(1 - cell for cell in pred[0])
     assert not results_agree(pred, gold, is_ordered=False)
+
+
+@pytest.mark.parametrize(
+    ("pred", "gold", "is_official", "is_set"),
+    [
+        ("SELECT age FROM singer", "SELECT DISTINCT age FROM singer", True, True),
+        ("SELECT age FROM singer GROUP BY age", "SELECT age FROM singer", False, True),
+        ("SELECT age, name FROM singer", "SELECT name, age FROM singer", True, False),
+        ("SELECT name FROM singer", "SELECT name FROM singer ORDER BY name DESC", False, True),
+        ("SELECT age + 0.0 FROM singer", "SELECT age FROM singer", True, True),
+        ("SELECT name FROM singer LIMIT 2", "SELECT name FROM singer", False, False),
+        ("SELECT 1 WHERE 0", "SELECT name, age FROM singer WHERE 0", True, True),
+        ("SELECT 1; SELECT 2", "SELECT 1", True, False),
+        ("SELECT 'value'", "SELECT 'value'", False, True),
+        ("SELECT nothing", "SELECT 1", False, False),
+        ("SELECT 1", "SELECT nothing", False, False),
+        ("DROP TABLE singer", "DROP TABLE singer", False, False),
+    ],
+)
+def test_the_rule_of_bird_compares_sets_of_rows(
+    database: Path, pred: str, gold: str, is_official: bool, is_set: bool
+) -> None:
+    assert execution_match(pred, gold, database) is is_official
+    assert execution_match(pred, gold, database, rule="set") is is_set
+
+
+def test_a_set_must_agree_on_every_database_of_a_suite(database: Path, tmp_path: Path) -> None:
+    other = make_database(tmp_path / "other.sqlite", "CREATE TABLE singer (age INT, name TEXT)")
+    pred, gold = "SELECT count(*) > 1 FROM singer", "SELECT 1"
+    assert execution_match(pred, gold, [database], rule="set")
+    assert not execution_match(pred, gold, [database, other], rule="set")

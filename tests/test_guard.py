@@ -15,7 +15,7 @@ from helpers.unusual import NUM_SHOPS, make_unusual
 from mtsql.judge.agreement import written_match
 from mtsql.judge.guard import Evidence, evidence, trial_of
 from mtsql.rl.rewards import RewardConfig, answer_scores
-from mtsql.sql.dialogues import Turn
+from mtsql.sql.dialogues import ExRule, Turn
 from mtsql.sql.sandbox import QueryConfig, clear_result_cache, run_query
 from mtsql.sql.schema import Database, Schema, load_schemas, schema_from_sqlite
 from mtsql.sql.worker_pool import the_pool
@@ -226,6 +226,22 @@ def test_an_answer_that_compiles_to_the_steps_of_the_gold_is_paid(paid: Paid) ->
     every = "SELECT song_id, title, year, singer_id FROM song"
     quoted = 'SELECT "song_id", `title`, [year], singer_id FROM "song"'
     assert paid(quoted, every, ("SELECT * FROM song",))[0] == 1
+
+
+def test_under_the_rule_of_bird_the_guard_compares_sets_of_rows(db: Path, schema: Schema) -> None:
+    gold = "SELECT country, age FROM singer"
+
+    def paid_ex(sql: str, ex: ExRule) -> float:
+        turn = Turn("dev:0:0", 0, "shows", "?", gold, ex=ex)
+        return answer_scores(sql, turn, schema, db, RewardConfig(), LIMITS)[0]
+
+    repeated = f"{gold} UNION ALL {gold}"
+    assert (paid_ex(repeated, "set"), paid_ex(repeated, "official")) == (1, 0)
+    swapped = "SELECT age, country FROM singer"
+    assert (paid_ex(swapped, "set"), paid_ex(swapped, "official")) == (0, 1)
+    rows = run_query(db, gold, LIMITS).rows
+    constant = " UNION ".join(f"SELECT '{country}', {age}" for country, age in rows)
+    assert written_match(constant, gold, db, LIMITS, "set") and paid_ex(constant, "set") == 0
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,7 @@ def test_gold_sql_outside_of_the_official_grammar_is_scored(tmp_path, gold):
     score = score_turn(Trajectory(turn, 0, [], env))
     assert score.ex and score.hardness in ("unparsed", "easy", "medium", "hard", "extra")
     assert summarize([score])["all"]["ex"] == 100.0
+    assert turn.ex == "set"
     ex, em = answer_scores(
         gold, turn, database.schema, database.path, RewardConfig(), EnvConfig().query
     )

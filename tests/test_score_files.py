@@ -1,12 +1,14 @@
 """Official files -> verdicts and tables, on a tiny database; figures worked out by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from helpers.scoring import AGES, NAMES, OLDEST, add_database, make_scoring_folder, score
 from mtsql.judge.aggregate import Figures, PartFigures
-from mtsql.judge.score_files import plugged, score_files
+from mtsql.judge.official_files import read_predictions
+from mtsql.judge.score_files import ScorerConfig, plugged, score_files
 
 
 @pytest.fixture
@@ -160,3 +162,31 @@ def test_official_dev_files_match_themselves(
     assert report.summary.by_hardness["all"] == Figures(num_turns, 1.0, 1 - 1 / num_turns)
     assert report.summary.interactions.ex == pytest.approx(1 - 1 / num_interactions)
     assert len(report.gold_errors) == 1  # this gold does not run in the official data either
+
+
+def test_predictions_of_bird_are_scored_by_its_rule(folder: Path) -> None:
+    golds = [NAMES, "SELECT CASE WHEN age > 35 THEN 1 ELSE 0 END FROM singer", NAMES, "SELECT x"]
+    (folder / "dev.sql").write_text("".join(f"{sql}\tshows\n" for sql in golds))
+    preds = [f"{NAMES} UNION ALL {NAMES}", "SELECT age > 35 FROM singer", AGES, "SELECT x"]
+    predictions: dict[str, object] = {}
+    for number, sql in enumerate(preds):
+        predictions[str(number)] = f"{sql}\t----- bird -----\tshows"
+    predictions["2"] = 0  # no answer
+    (folder / "pred.json").write_text(json.dumps(predictions))
+    files = (folder / name for name in ("dev.sql", "pred.json", "tables.json"))
+    report = score_files(*files, [folder], ScorerConfig(ex="set", etype="exec"))
+    assert [score.ex for score in report.scores] == [True, True, False, False]
+    assert [error.gold.line for error in report.gold_errors] == [4]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "pred.json: expected an object"),
+        ('{"0": "x", "2": "y"}', "pred.json: no prediction 1, but there are 2"),
+    ],
+)
+def test_malformed_predictions_of_bird_are_named(folder: Path, content: str, words: str) -> None:
+    (folder / "pred.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_predictions(folder / "pred.json")

@@ -12,6 +12,7 @@ from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
 COMMANDS = {
     "audit": "look at a data set, and at what the reward pays, before training",
     "score": "score a file of predictions by the official rules (EX and EM)",
+    "compare": "compare two evaluations turn by turn, with intervals",
     "schema": "write the tables.json of database files",
     "plan": "say whether a recipe fits on GPUs, and how long it takes",
     "measure": "find out which settings are fastest on this machine",

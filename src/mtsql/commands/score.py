@@ -4,6 +4,8 @@
         --tables tables.json --databases database
 
 EX and EM are those of the official test-suite evaluator. No model is needed.
+For BIRD, use its predictions (.json), --ex set and --etype exec: its SQL is
+outside of the grammar that EM can parse.
 A blank line ends an interaction in both files. Several folders of databases
 are given as --databases ONE TWO, and a switch as --keep_distinct alone.
 """
@@ -21,6 +23,7 @@ from mtsql.judge.execution_match import OFFICIAL_LIMITS
 from mtsql.judge.official_scorer import format_report
 from mtsql.judge.score_files import ScorerConfig, score_files
 from mtsql.run.config import parse_config
+from mtsql.sql.dialogues import ExRule
 from mtsql.sql.sandbox import QueryConfig
 from mtsql.sql.worker_pool import set_num_workers
 
@@ -39,6 +42,8 @@ class Config:
     """One or more folders with <id>/<id>.sqlite."""
     etype: Literal["all", "match", "exec"] = "all"
     """Scores to compute: exact match, execution, or both."""
+    ex: ExRule = "official"
+    """Execution: how results are compared. set: as BIRD's evaluator does, as sets of rows."""
     keep_distinct: bool = False
     """Execution: leave DISTINCT in the queries that run."""
     plug_value: bool = False
@@ -62,6 +67,21 @@ class Config:
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, not {self.max_steps}")
         _limits(self.max_steps)
+        self.options()
+
+    def options(self) -> ScorerConfig:
+        """How to score. ValueError for flags that do not go together."""
+        return ScorerConfig(
+            etype=self.etype,
+            ex=self.ex,
+            keep_distinct=self.keep_distinct,
+            plug_value=self.plug_value,
+            compare_values=self.compare_values,
+            compare_distinct=self.compare_distinct,
+            is_official_zip=self.official_zip,
+            num_threads=self.threads,
+            limits=_limits(self.max_steps),
+        )
 
 
 def main(words: Sequence[str]) -> None:
@@ -73,20 +93,10 @@ def main(words: Sequence[str]) -> None:
                 raise ValueError(f"--databases {folder}: no such folder")
     if config.json and Path(config.json).is_dir():
         raise ValueError(f"--json {config.json}: a folder stands there, name a file")
-    options = ScorerConfig(
-        etype=config.etype,
-        keep_distinct=config.keep_distinct,
-        plug_value=config.plug_value,
-        compare_values=config.compare_values,
-        compare_distinct=config.compare_distinct,
-        is_official_zip=config.official_zip,
-        num_threads=config.threads,
-        limits=_limits(config.max_steps),
-    )
     set_num_workers(config.threads)
     databases = [Path(folder) for folder in config.databases]
     files = Path(config.gold), Path(config.pred), Path(config.tables)
-    report = score_files(*files, databases, options)
+    report = score_files(*files, databases, config.options())
     if config.json:
         write_text(Path(config.json), json.dumps(asdict(report), indent=1) + "\n")
     print_line(format_report(report))

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mtsql.judge.execution_match import results_agree
+from mtsql.judge.execution_match import results_agree, set_match
+from mtsql.sql.dialogues import ExRule
 from mtsql.sql.runnable import QUOTED
 from mtsql.sql.sandbox import QueryConfig, Source, run_query
 
@@ -89,8 +90,13 @@ def selects_distinct(sql: str) -> bool:
     return bool(_SELECT_DISTINCT.search(without_quotes(sql)))
 
 
-def written_match(sql: str, gold_sql: str, db_path: Path, config: QueryConfig) -> bool:
-    """Whether both queries run and their rows agree, in the order that the gold fixes."""
+def written_match(
+    sql: str, gold_sql: str, db_path: Path, config: QueryConfig, rule: ExRule = "official"
+) -> bool:
+    """Whether both queries run and their rows agree, in the order that the gold fixes. rule: "set"
+    compares as BIRD does (`set_match`)."""
+    if rule == "set":
+        return set_match(sql, gold_sql, [db_path], config)
     gold = run_query(db_path, gold_sql, config)
     if not gold.is_ok:
         return False

@@ -3,6 +3,10 @@
 The rules are those of taoyds/test-suite-sql-eval, quirks included, with one repair: predictions run
 in the sandbox (mtsql/sql/sandbox.py). So a predicted DROP TABLE, PRAGMA or ATTACH is a wrong answer
 and damages no database. A query that would hang the official program ends at its limit as wrong.
+
+BIRD has an evaluator of its own, whose rule is `set_match`. In three points its EX is not that of
+the others: repeated rows do not count, ORDER BY does not count, and columns must have the order of
+the gold's.
 """
 
 import re
@@ -14,6 +18,7 @@ from pathlib import Path
 
 from sqlparse.engine import FilterStack
 
+from mtsql.sql.dialogues import ExRule
 from mtsql.sql.sandbox import QueryConfig, run_query
 
 OFFICIAL_LIMITS = QueryConfig(
@@ -54,16 +59,39 @@ def execution_match(
     *,
     keep_distinct: bool = False,
     limits: QueryConfig = OFFICIAL_LIMITS,
+    rule: ExRule = "official",
 ) -> bool:
     """Whether both queries run on the database and their results agree.
 
     db_path: one file, or several that must all agree. keep_distinct: keep DISTINCT, and all
-    statements instead of the first. False if the gold does not run.
+    statements instead of the first. rule: "set" compares as BIRD does (`set_match`), which always
+    keeps both. False if the gold does not run.
     """
+    paths = [db_path] if isinstance(db_path, (str, Path)) else db_path
+    if rule == "set":
+        return set_match(pred_sql, gold_sql, paths, limits)
     pred_text = executed_text(official_prediction(pred_sql), keep_distinct)
     gold_text = executed_text(gold_sql, keep_distinct)
-    paths = [db_path] if isinstance(db_path, (str, Path)) else db_path
     return texts_match(pred_text, gold_text, paths, limits)
+
+
+def set_match(
+    pred_sql: str, gold_sql: str, db_paths: Sequence[Path], limits: QueryConfig = OFFICIAL_LIMITS
+) -> bool:
+    """Whether both queries return the same set of rows on every database: BIRD's EX.
+
+    Both queries run as they are written (but see `runnable`, which joins `> =` for every query). A
+    row is a tuple, so the order of columns counts. Cells compare as Python values. Two results
+    without rows agree. Source: BIRD's evaluation_ex.py, `set(predicted) == set(gold)`.
+    """
+    for path in db_paths:
+        gold = run_query(path, gold_sql, limits)
+        if not gold.is_ok:
+            return False
+        pred = run_query(path, pred_sql, limits)
+        if not pred.is_ok or set(pred.rows) != set(gold.rows):
+            return False
+    return True
 
 
 def texts_match(

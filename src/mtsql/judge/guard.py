@@ -44,6 +44,7 @@ from mtsql.judge.content import memory_copy
 from mtsql.judge.same_query import has_same_program
 from mtsql.sql.cache import SharedCache
 from mtsql.sql.connection import TICK_VM_STEPS
+from mtsql.sql.dialogues import ExRule
 from mtsql.sql.runnable import QUOTED, folded
 from mtsql.sql.sandbox import (
     DatabaseFileError,
@@ -118,9 +119,15 @@ class Trial:
 
 
 def evidence(
-    sql: str, gold_sql: str, schema: Schema, db_path: Path, limits: QueryConfig
+    sql: str,
+    gold_sql: str,
+    schema: Schema,
+    db_path: Path,
+    limits: QueryConfig,
+    rule: ExRule = "official",
 ) -> Evidence:
-    """Try an answer, which runs on the database, on the gold's copies."""
+    """Try an answer, which runs on the database, on the gold's copies. rule: "set" compares rows
+    there as BIRD's EX does."""
     if folded(sql) == folded(gold_sql):
         return Evidence.AGREES
     trial = trial_of(gold_sql, schema, db_path, limits)
@@ -131,7 +138,7 @@ def evidence(
         result = run_query(copy.database, sql, copy_limits)
         if not result.is_ok and _lacks_what_it_names(sql, copy.database, copy_limits):
             is_unknown = True
-        elif not result.is_ok or not _agrees(result.rows, copy, sql, gold_sql):
+        elif not result.is_ok or not _agrees(result.rows, copy, sql, gold_sql, rule):
             return Evidence.DIFFERS
         elif copy.is_telling:
             is_telling = True
@@ -165,7 +172,7 @@ def _lacks_what_it_names(sql: str, copy: MemoryCopy, limits: QueryConfig) -> boo
     return compiled.status is QueryStatus.ERROR and bool(_MISSING.search(compiled.message))
 
 
-def _agrees(rows: Rows, copy: _Copy, sql: str, gold_sql: str) -> bool:
+def _agrees(rows: Rows, copy: _Copy, sql: str, gold_sql: str, rule: ExRule) -> bool:
     """Whether an answer's rows on a copy are the gold's.
 
     Repeated rows count only if one of the two texts says SELECT DISTINCT, because a join repeats
@@ -175,6 +182,8 @@ def _agrees(rows: Rows, copy: _Copy, sql: str, gold_sql: str) -> bool:
     mirrored = copy.mirrored_rows
     if _is_nothing(rows) and _is_nothing(gold):
         return True  # max() of no rows is NULL, while ORDER BY with LIMIT 1 returns no row
+    if rule == "set":
+        return set(rounded(rows)) == set(rounded(gold))
     if not selects_distinct(sql) and not selects_distinct(gold_sql):
         rows = _without_repeats(rows)
         gold = _without_repeats(gold)

@@ -1,7 +1,8 @@
 """Gold and prediction files in the official format.
 
 Gold: `SQL<TAB>db_id` a line; prediction: one SQL a line, which ends at a tab if there is one. A
-blank line ends an interaction in both. Blanks around a line do not count.
+blank line ends an interaction in both. Blanks around a line do not count. Predictions may also have
+the form of BIRD, whose gold files are like these.
 """
 
 import os
@@ -10,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtsql.files import read_text
+from mtsql.files import read_json, read_text
 from mtsql.sql.database_files import DatabaseFolder
 from mtsql.sql.names import RESERVED, checked_id
 
 NO_ANSWER = "no answer"
 """The line of a turn without an answer. The official program counts it as wrong; an empty line
 would end the dialogue."""
+BIRD_SEPARATOR = "\t----- bird -----\t"
+"""What stands between SQL and database id in the predictions of BIRD."""
 SQLITE_START = b"SQLite format 3\0"
 """The first bytes of a database file."""
 
@@ -50,11 +53,32 @@ def read_gold(path: Path) -> list[list[GoldLine]]:
 
 
 def read_predictions(path: Path) -> list[list[str]]:
-    """Read the interactions of a prediction file: lists of SQL texts."""
+    """Read the interactions of a prediction file: lists of SQL texts.
+
+    A .json file is one of BIRD, {"0": "SQL<TAB>----- bird -----<TAB>db_id", ...}: one interaction.
+    As for its evaluator, a value that is no text is no answer. ValueError that names the file and
+    the number of a prediction that is missing.
+    """
+    if path.suffix.lower() == ".json":
+        return [_read_bird(path)]
     interactions = []
     for lines in _read_interactions(path):
         interactions.append([text.split("\t")[0] for _, text in lines])
     return interactions
+
+
+def _read_bird(path: Path) -> list[str]:
+    found = read_json(path, is_strict=True)
+    if not isinstance(found, dict):
+        raise ValueError(f'{path}: expected an object such as {{"0": "SELECT ..."}}')
+    texts = []
+    for number in range(len(found)):
+        if str(number) not in found:
+            raise ValueError(f"{path}: no prediction {number}, but there are {len(found)}")
+        text = found[str(number)]
+        is_text = isinstance(text, str)
+        texts.append(text.split(BIRD_SEPARATOR)[0].strip() if is_text else NO_ANSWER)
+    return texts
 
 
 def _read_interactions(path: Path) -> list[list[tuple[int, str]]]:

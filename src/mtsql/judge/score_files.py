@@ -19,10 +19,12 @@ from mtsql.judge.execution_match import (
     OFFICIAL_LIMITS,
     executed_text,
     official_prediction,
+    set_match,
     texts_match,
 )
 from mtsql.judge.hardness import hardness
 from mtsql.judge.official_files import GoldLine, database_files, read_gold, read_predictions
+from mtsql.sql.dialogues import ExRule
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema, load_schemas
 from mtsql.sql.worker_pool import query_threads
@@ -37,6 +39,8 @@ class ScorerConfig:
 
     etype: Literal["all", "match", "exec"] = "all"
     """The verdicts to compute: exact match, execution match, or both."""
+    ex: ExRule = "official"
+    """Execution match: how results are compared. set: as BIRD's evaluator does."""
     keep_distinct: bool = False
     """Execution match: leave DISTINCT in the queries that run."""
     plug_value: bool = False
@@ -53,6 +57,11 @@ class ScorerConfig:
     def __post_init__(self) -> None:
         if self.etype not in ("match", "exec", "all"):
             raise ValueError(f"etype: expected match, exec or all, found {self.etype!r}")
+        if self.ex == "set":
+            unused = [name for name in ("keep_distinct", "plug_value") if getattr(self, name)]
+            unused += ["etype match"] if self.etype == "match" else []
+            if unused:
+                raise ValueError(f"ex is set: {unused[0]} does not go with it")
 
 
 @dataclass(frozen=True)
@@ -156,9 +165,11 @@ class _Scorer:
 
     def _fault(self, gold: GoldLine) -> str:
         """Why the gold does not match itself; empty if it does."""
-        if hardness(gold.sql, self.schemas[gold.db_id]) is None:
+        is_set = self.options.ex == "set"
+        needs_parsing = not is_set or self.options.etype == "all"
+        if needs_parsing and hardness(gold.sql, self.schemas[gold.db_id]) is None:
             return "does not parse"
-        text = executed_text(gold.sql, self.options.keep_distinct)
+        text = gold.sql if is_set else executed_text(gold.sql, self.options.keep_distinct)
         for path in self.db_paths[gold.db_id]:
             result = run_query(path, text, self.options.limits)
             if not result.is_ok:
@@ -195,6 +206,8 @@ class _Scorer:
         """Execution match of the prediction, or of one of its variants with `plug_value`."""
         options = self.options
         db_paths = self.db_paths[pair.gold.db_id]
+        if options.ex == "set":
+            return set_match(pair.pred, pair.gold.sql, db_paths, options.limits)
         gold_text = executed_text(pair.gold.sql, options.keep_distinct)
         pred_text = executed_text(official_prediction(pair.pred), options.keep_distinct)
         if texts_match(pred_text, gold_text, db_paths, options.limits):

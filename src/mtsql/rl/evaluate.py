@@ -107,7 +107,9 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
         hardness=hardness(turn.sql, env.database.schema) or "unparsed",
         ex=(
             has_answer
-            and execution_match(line, turn.sql, env.database.path, limits=env.config.query)
+            and execution_match(
+                line, turn.sql, env.database.path, limits=env.config.query, rule=turn.ex
+            )
         ),
         em=has_answer and exact_match(line, turn.sql, env.database.schema),
         prediction=line if has_answer else "",

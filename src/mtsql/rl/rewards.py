@@ -218,12 +218,14 @@ def answer_scores(
     if not run_query(db_path, sql, limits).is_ok:
         return 0.0, 0.0
     has_em = exact_match(sql, turn.sql, schema, is_official=False)
-    has_ex = written_match(sql, turn.sql, db_path, limits)
+    has_ex = written_match(sql, turn.sql, db_path, limits, turn.ex)
     if config.guard and (has_ex or has_em):
         copied = copied_from_history(sql, turn.history, turn.sql, schema, db_path, limits)
         if copied is Copied.QUERY:
             return 0.0, 0.0
-        found = evidence(sql, turn.sql, schema, db_path, limits) if has_ex else Evidence.DIFFERS
+        found = Evidence.DIFFERS
+        if has_ex:
+            found = evidence(sql, turn.sql, schema, db_path, limits, turn.ex)
         is_proved = found in (Evidence.AGREES, Evidence.UNKNOWN)
         has_ex = is_proved or (found is Evidence.NONE and means_same(sql, turn.sql, schema))
         has_em = has_em and (has_ex or copied is Copied.NO)

@@ -6,7 +6,9 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from mtsql.choices import require_choices
 from mtsql.files import read_lines
 from mtsql.sql.dialogues import Corpus, load_corpus
 from mtsql.toyworld.world import WorldConfig, write_toy_world
@@ -29,6 +31,17 @@ class DataConfig:
     databases: str | None = None
     """Folder with <db_id>/<db_id>.sqlite or <db_id>.sqlite (or .sqlite3, .db, .db3). null: the toy
     world's."""
+    goals: bool = False
+    """Train also on the goal of each SParC or CoSQL dialogue (`final`), as a question without
+    history. The paper's 9,337 and 11,905 training items are as many as the turns and goals without
+    those on the database baseball_1."""
+    held_out_goals: bool = False
+    """Add the goals to the held-out splits, too. The scores are then not those of the official
+    dev sets."""
+    ex: Literal["auto", "official", "set"] = "auto"
+    """How EX compares two results. official: as the evaluator of Spider, SParC and CoSQL. set: as
+    that of BIRD, in which repeated rows and the order of rows do not count, and the order of
+    columns does. auto: set for files in BIRD's format. The reward follows it."""
     leave_out: str | None = None
     """File of the turns that training leaves out, with one `turn id<TAB>reason` a line, as the
     audit writes it (leave_out.tsv). null: none is left out."""
@@ -38,6 +51,7 @@ class DataConfig:
     """Seed of the toy world."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "data")
         names = ("train", "dev", "dev_seen", "tables", "databases")
         named = [name for name in names if getattr(self, name)]
         missing = [f"data.{name}" for name in ("dev", "databases") if not getattr(self, name)]
@@ -48,6 +62,9 @@ class DataConfig:
                 "data.leave_out is set, but data.train is not: leave_out only has an effect on the "
                 "training split"
             )
+        for key, needs in (("goals", "train"), ("held_out_goals", "dev")):
+            if getattr(self, key) and not getattr(self, needs):
+                raise ValueError(f"data.{key} is set, but data.{needs} names no file with goals")
 
     @property
     def is_toy(self) -> bool:
@@ -99,7 +116,8 @@ def load_split(config: DataConfig, name: str) -> Corpus:
     file: str | None = getattr(files, name)
     if file is None or files.databases is None:  # without `databases` no file may be set
         raise ValueError(f"data.{name} is not set, but this run needs it")
-    corpus = load_corpus(file, files.tables, files.databases)
+    has_goals = config.goals if name == "train" else config.held_out_goals
+    corpus = load_corpus(file, files.tables, files.databases, has_goals=has_goals, ex=config.ex)
     if name == "train" and config.leave_out:
         return without_turns(corpus, Path(config.leave_out))
     return corpus
@@ -145,7 +163,8 @@ def without_turns(corpus: Corpus, file: Path) -> Corpus:
 
 
 def describe_skipped(corpus: Corpus) -> str:
-    """One line that counts the turns that are not used, by reason; empty if all are used."""
+    """One line that counts the turns that are not used, by reason, and says if EX has another rule
+    than the official one. Empty if there is neither."""
     parts = []
     if corpus.skipped:
         num_turns = sum(skip.num_turns for skip in corpus.skipped)
@@ -158,4 +177,6 @@ def describe_skipped(corpus: Corpus) -> str:
         counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
         parts.append(f"left out {len(corpus.left_out)} turns ({reasons})")
+    if corpus.ex == "set":
+        parts.append("EX compares sets of rows, as BIRD does")
     return "; ".join(parts)

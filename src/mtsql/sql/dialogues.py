@@ -2,19 +2,25 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mtsql.sql.database_files import DatabaseFolder, unread_changes
 from mtsql.sql.questions import Conversation, Question, read_conversations
 from mtsql.sql.schema import Database, Schema, first_difference, load_schemas, schema_from_sqlite
+
+ExRule = Literal["official", "set"]
+"""How EX compares results (judge/execution_match.py). official: as the evaluator of Spider, SParC
+and CoSQL. set: as that of BIRD."""
 
 
 @dataclass(frozen=True)
 class Turn:
     """One user question. Indices count from 0 in the file, skipped turns included.
 
-    turn_id: "train:12:3" is turn 3 of dialogue 12 in train.json.
+    turn_id: "train:12:3" is turn 3 of dialogue 12 in train.json, "train:12:goal:0" is its goal.
     history: (question, gold SQL) of all earlier turns of the dialogue, the oldest first.
     evidence: an explanation that BIRD gives with a question, shown with it; often empty.
+    difficulty: BIRD's own level (simple, moderate, challenging); empty elsewhere.
     """
 
     turn_id: str
@@ -24,11 +30,14 @@ class Turn:
     sql: str
     history: tuple[tuple[str, str], ...] = ()
     evidence: str = ""
+    difficulty: str = ""
+    ex: ExRule = "official"
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One interaction of a file. dialogue_id: "train:12" is dialogue 12 in train.json."""
+    """One interaction of a file. dialogue_id: "train:12" is dialogue 12 in train.json, and
+    "train:12:goal" is its goal, which is a dialogue of one turn."""
 
     dialogue_id: str
     db_id: str
@@ -63,44 +72,72 @@ class Corpus:
         """The turns of all dialogues, in their order."""
         return [turn for dialogue in self.dialogues for turn in dialogue.turns]
 
+    @property
+    def ex(self) -> ExRule:
+        """How EX compares the results of its turns."""
+        return next((dialogue.turns[0].ex for dialogue in self.dialogues), "official")
+
 
 def load_corpus(
-    dialogues_file: Path | str, tables_file: Path | str | None, database_dir: Path | str
+    dialogues_file: Path | str,
+    tables_file: Path | str | None,
+    database_dir: Path | str,
+    *,
+    has_goals: bool = False,
+    ex: ExRule | Literal["auto"] = "auto",
 ) -> Corpus:
     """Read the dialogues of a file, in any of the formats of questions.py, with their databases.
 
-    The turns of an interaction are read, not its `final` goal. A single question is a dialogue of
-    one turn. CoSQL joins the user's and the system's clarifications to the question by ` | `; that
-    text stays. tables_file: the official tables.json; None: schemas are read from the database
-    files.
+    A single question is a dialogue of one turn. CoSQL joins the user's and the system's
+    clarifications to the question by ` | `; that text stays. tables_file: the official tables.json;
+    None: schemas are read from the database files. has_goals: the goal of each interaction
+    (`final`) is one more dialogue, of one turn; they follow the others. ex: how EX compares
+    results; auto: set if all entries have the keys of BIRD, else official.
 
     These are left out and listed in `skipped`:
 
     - a dialogue whose database is not in the tables file, has no file (database_files.py says where
-      it is looked for), or has a file that SQLite cannot read;
+      it is looked for), or has a file that SQLite cannot read, and its goal;
     - a dialogue without turns;
     - a turn without SQL and all later turns of its dialogue, because their questions refer to a
-      turn ("which of these ...") whose SQL is not known.
+      turn ("which of these ...") whose SQL is not known;
+    - a goal without SQL.
 
     A ValueError names the file or folder that is missing or malformed (with the entry and the key),
     the first difference between a database in use and the tables file, or the file that has no
-    usable turn.
+    usable turn or, if they are asked for, no goal.
     """
     dialogues_file = Path(dialogues_file)
     schemas = None if tables_file is None else load_schemas(tables_file)
-    conversations = read_conversations(dialogues_file)
+    conversations = read_conversations(dialogues_file, has_goals)
+    if has_goals and not any(conversation.goal for conversation in conversations):
+        raise ValueError(
+            f"{dialogues_file}: no goal: data.goals and data.held_out_goals need entries with "
+            "`final`, which holds the goal's utterance and query"
+        )
+    rule = _rule(conversations) if ex == "auto" else ex
     databases = Databases(DatabaseFolder(database_dir), schemas, tables_file)
     dialogues: list[Dialogue] = []
+    goals: list[Dialogue] = []
     skipped: list[Skip] = []
     for index, conversation in enumerate(conversations):
+        dialogue_id = f"{dialogues_file.stem}:{index}"
         usable, reason = _usable_questions(conversation, databases)
         if reason:
             num_skipped = len(conversation.questions) - len(usable)
             skipped.append(Skip(str(dialogues_file), index, reason, num_skipped))
         if usable:
-            dialogue_id = f"{dialogues_file.stem}:{index}"
-            turns = _build_turns(dialogue_id, conversation.db_id, usable)
+            turns = _build_turns(dialogue_id, conversation.db_id, usable, rule)
             dialogues.append(Dialogue(dialogue_id, conversation.db_id, turns))
+        if conversation.goal:
+            goal = (conversation.goal,) if conversation.goal.sql else ()
+            reason = databases.open(conversation.db_id) or ("" if goal else "the goal has no SQL")
+            if reason:
+                skipped.append(Skip(str(dialogues_file), index, reason, 1))
+                continue
+            turns = _build_turns(f"{dialogue_id}:goal", conversation.db_id, goal, rule)
+            goals.append(Dialogue(f"{dialogue_id}:goal", conversation.db_id, turns))
+    dialogues += goals
     if not dialogues:
         why = f"; the first of {len(skipped)} skipped: {skipped[0].reason}" if skipped else ""
         raise ValueError(f"{dialogues_file}: no usable turn{why}")
@@ -186,7 +223,15 @@ def _usable_questions(
     return questions, ""
 
 
-def _build_turns(dialogue_id: str, db_id: str, questions: tuple[Question, ...]) -> tuple[Turn, ...]:
+def _rule(conversations: list[Conversation]) -> ExRule:
+    """The rule of the data set that the entries seem to come from."""
+    are_bird = [question.is_bird for one in conversations for question in one.questions]
+    return "set" if are_bird and all(are_bird) else "official"
+
+
+def _build_turns(
+    dialogue_id: str, db_id: str, questions: tuple[Question, ...], rule: ExRule
+) -> tuple[Turn, ...]:
     turns = []
     history: tuple[tuple[str, str], ...] = ()
     for index, question in enumerate(questions):
@@ -198,6 +243,8 @@ def _build_turns(dialogue_id: str, db_id: str, questions: tuple[Question, ...]) 
             sql=question.sql,
             history=history,
             evidence=question.evidence,
+            difficulty=question.difficulty,
+            ex=rule,
         )
         turns.append(turn)
         history += ((question.text, question.sql),)

@@ -1,7 +1,9 @@
 """Questions with their SQL, read from the formats of the public data sets and from CSV.
 
-- SParC and CoSQL: a JSON list of `{"database_id", "interaction": [{"utterance", "query"}, ...]}`.
-- Spider: a JSON list of `{"db_id", "question", "query"}`. BIRD: the same with `SQL` and `evidence`.
+- SParC and CoSQL: a JSON list of `{"database_id", "interaction": [{"utterance", "query"}, ...]}`,
+  with the goal of the dialogue as `"final": {"utterance", "query"}`.
+- Spider: a JSON list of `{"db_id", "question", "query"}`. BIRD: the same with `SQL`,
+  `evidence` and, in its dev sets, `difficulty`.
 - `.jsonl`: one such object a line.
 - `.csv` (or `.tsv`): a header with `db_id,question,sql` and, optionally, `evidence` and
   `dialogue`.
@@ -31,26 +33,32 @@ with decimal commas."""
 
 @dataclass(frozen=True)
 class Question:
-    """One question. sql: empty if the file has none for the question. evidence: often empty."""
+    """One question. sql: empty if the file has none for the question. evidence, difficulty: only
+    BIRD has them. is_bird: the entry has the keys of BIRD."""
 
     text: str
     sql: str
     evidence: str = ""
+    difficulty: str = ""
+    is_bird: bool = False
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions on one database, in their order. where: the file and its entry, for messages."""
+    """Questions on one database, in their order. where: the file and its entry, for messages.
+    goal: what the user of a SParC or CoSQL dialogue wants to know in the end, as one question."""
 
     db_id: str
     questions: tuple[Question, ...]
     where: str
+    goal: Question | None = None
 
 
-def read_conversations(file: Path) -> list[Conversation]:
+def read_conversations(file: Path, has_goals: bool = False) -> list[Conversation]:
     """All conversations of a file. The ending of its name and its entries decide the format.
 
-    ValueError, in one line, that names the file, the entry or line, and the key at fault.
+    has_goals: read the goals, too. ValueError, in one line, that names the file, the entry or line,
+    and the key at fault.
     """
     suffix = file.suffix.lower()
     entries: Iterator[tuple[str, object]]
@@ -60,7 +68,7 @@ def read_conversations(file: Path) -> list[Conversation]:
         entries = _read_json_lines(file)
     else:
         entries = _read_json_entries(file)
-    return list(_joined(entries))
+    return list(_joined(entries, has_goals))
 
 
 def _read_json_entries(file: Path) -> Iterator[tuple[str, object]]:
@@ -98,13 +106,13 @@ def read_json_list(path: Path | str) -> list:
     return entries
 
 
-def _joined(entries: Iterator[tuple[str, object]]) -> Iterator[Conversation]:
+def _joined(entries: Iterator[tuple[str, object]], has_goals: bool) -> Iterator[Conversation]:
     """Conversations from (place, entry). Consecutive entries of the same dialogue are joined."""
     ended: set[str] = set()  # dialogues that may not appear again
     last: str | None = None  # the dialogue of `current`
     current: Conversation | None = None  # not yielded yet, because the next entry may extend it
     for where, entry in entries:
-        conversation, dialogue = _read_entry(entry, where)
+        conversation, dialogue = _read_entry(entry, where, has_goals)
         if current is not None and dialogue is not None and dialogue == last:
             if conversation.db_id != current.db_id:
                 ids = f"{current.db_id!r} and {conversation.db_id!r}"
@@ -127,7 +135,7 @@ def _joined(entries: Iterator[tuple[str, object]]) -> Iterator[Conversation]:
         yield current
 
 
-def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
+def _read_entry(entry: object, where: str, has_goals: bool) -> tuple[Conversation, str | None]:
     """-> (conversation, the name of the dialogue that it is a part of or None)."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object with `interaction` or `question`")
@@ -148,7 +156,16 @@ def _read_entry(entry: object, where: str) -> tuple[Conversation, str | None]:
     questions = tuple(
         _question(turn, f"{where}: interaction[{index}]") for index, turn in enumerate(turns)
     )
-    return Conversation(db_id, questions, where), None
+    goal = _goal(entry, where) if has_goals else None
+    return Conversation(db_id, questions, where, goal), None
+
+
+def _goal(entry: dict, where: str) -> Question | None:
+    """The goal of an interaction, if it has one."""
+    goal = entry.get("final") or None
+    if goal is not None and not isinstance(goal, dict):
+        raise ValueError(f"{where}: final: expected an object, found {goal!r:.80}")
+    return None if goal is None else _question(goal, f"{where}: final")
 
 
 def _dialogue_name(entry: dict, where: str) -> str | None:
@@ -166,7 +183,14 @@ def _question(entry: dict, where: str) -> Question:
     evidence = entry.get("evidence") or ""
     if not isinstance(evidence, str):
         raise ValueError(f"{where}: evidence: expected a string, found {evidence!r:.80}")
-    return Question(text, _sql(entry, where), evidence.strip())
+    difficulty = entry.get("difficulty")
+    return Question(
+        text,
+        _sql(entry, where),
+        evidence.strip(),
+        difficulty if isinstance(difficulty, str) else "",
+        is_bird="SQL" in entry and "evidence" in entry,
+    )
 
 
 def _sql(entry: dict, where: str) -> str:

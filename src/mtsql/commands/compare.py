@@ -1,0 +1,180 @@
+"""Compare two evaluations turn by turn: B against A.
+
+    mtsql compare runs/eval-warm runs/eval-rl
+    mtsql compare runs/eval-warm runs/eval-rl --out runs/compare
+    mtsql compare runs/rl/eval/dev-00000.json runs/rl/eval/dev-00150.json
+    mtsql compare runs/eval-rl runs/eval-rl --histories gold predicted
+
+A and B are folders of eval.py, or files eval/*.json of a training run. For
+each data set, split and history that both have, a table shows EX and EM of
+both and the difference with its 95 % interval (bootstrap by dialogue), in all,
+by turn and by hardness. `mended` counts the turns that only B has right in
+execution, `broken` those that only A has; p is McNemar's exact test of the
+two. A second table has abilities and costs. Turns that only one of them has
+are counted and named.
+
+The tables are Markdown. --out FOLDER also writes them to compare.md, all
+figures to compare.json, and the turns that changed, with both answers, to
+changed.tsv.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mtsql.commands.arguments import spelled_out
+from mtsql.files import print_line, write_text
+from mtsql.judge.comparison import (
+    MAX_NAMED,
+    Comparison,
+    Difference,
+    Row,
+    compare,
+    paired,
+    read_evaluation,
+    under,
+)
+from mtsql.run.config import parse_config
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of mtsql compare."""
+
+    runs: tuple[str, ...] = ()
+    """The two evaluations, A and B. They may also be given without the name of the flag."""
+    out: str | None = None
+    """Folder to write compare.md, compare.json and changed.tsv to."""
+    histories: tuple[str, ...] = ()
+    """Two histories, such as gold predicted: the parts of A under the first are compared with those
+    of B under the second. A and B may then be the same evaluation."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    num_resamples: int = 2000
+    """Number of resamples of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.num_resamples < 100:
+            raise ValueError(f"num_resamples must be at least 100, not {self.num_resamples}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
+        if len(self.histories) not in (0, 2):
+            raise ValueError(f"histories: expected two, found {len(self.histories)}")
+
+
+def main(words: Sequence[str]) -> None:
+    """Compare the evaluations that the words name, print the tables, write the files."""
+    config = parse_config(Config, spelled_out(words, Config), __doc__)
+    if len(config.runs) != 2:
+        raise ValueError(f"compare needs two evaluations, A and B; found {len(config.runs)}")
+    out = Path(config.out) if config.out else None
+    if out is not None and (out / "compare.json").exists():
+        raise ValueError(f"--out {out}: it holds a comparison: name another folder or remove it")
+    a, b = (read_evaluation(Path(run)) for run in config.runs)
+    notes = [f"{name} is not finished" for name, one in zip("AB", (a, b)) if not one[0].is_complete]
+    if config.histories:
+        name = " against ".join(config.histories)
+        a, b = under(a, config.histories[0], name), under(b, config.histories[1], name)
+    pairs, alone = paired(a, b)
+    notes += alone
+    found = [compare(*pair, config.seed, config.num_resamples) for pair in pairs]
+    text = as_markdown(config.runs, found, notes)
+    if out is not None:
+        content = {**asdict(config), "notes": notes, "results": [as_data(c) for c in found]}
+        write_text(out / "compare.md", text)
+        write_text(out / "changed.tsv", "".join(f"{line}\n" for line in changed_lines(found)))
+        write_text(out / "compare.json", json.dumps(content, indent=1) + "\n")
+    print_line(text.rstrip())
+    if out is not None:
+        print_line(f"\nfigures: {out}/compare.json; turns that changed: {out}/changed.tsv")
+
+
+def as_data(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON, without the rows, which the two evaluations have."""
+    found = asdict(comparison)
+    del found["rows"]
+    return found
+
+
+def changed_lines(comparisons: Iterable[Comparison]) -> Iterable[str]:
+    """A header and a line for each turn that is mended, broken or not in both: `data set, history,
+    change, turn id, answer of A, answer of B`, with tabs between them."""
+    yield "\t".join(("data", "history", "change", "turn_id", "prediction A", "prediction B"))
+    for one in comparisons:
+        changes = ("mended", "broken", "only_a", "only_b")
+        for change in changes:
+            for turn in getattr(one, change):
+                rows: tuple[Row, ...] = one.rows.get(turn, ({}, {}))
+                answers = [" ".join(str(row.get("prediction", "")).split()) for row in rows]
+                yield "\t".join((one.data, one.history, change, turn, *answers))
+
+
+LEGEND = (
+    "B - A is in points, with its 95 % interval: bootstrap by dialogue. mended: turns that only B "
+    "has right in execution; broken: only A; p: McNemar's exact test of the two."
+)
+
+
+def as_markdown(
+    runs: Sequence[str], comparisons: Sequence[Comparison], notes: Sequence[str]
+) -> str:
+    """The tables. notes: what is missing in the evaluations as a whole."""
+    lines = [f"# A: {runs[0]}, B: {runs[1]}", "", LEGEND, ""]
+    if notes:
+        lines += [f"Note: {'; '.join(notes)}.", ""]
+    for one in comparisons:
+        lines += [*_section(one), ""]
+    return "\n".join(lines)
+
+
+def _section(one: Comparison) -> list[str]:
+    lines = [f"## {one.data} ({one.split}), {one.history} history", ""]
+    num_turns = len(one.rows)
+    lines += [f"{num_turns} turns of {one.num_dialogues} dialogues are in both.", ""]
+    for name, turns in (("A", one.only_a), ("B", one.only_b)):
+        if turns:
+            named = ", ".join(turns[:MAX_NAMED]) + (", ..." if len(turns) > MAX_NAMED else "")
+            lines += [f"Only {name} has {len(turns)} turns, which are left out: {named}.", ""]
+    head = ["", "count", "EX A", "EX B", "B - A", "EM A", "EM B", "B - A"]
+    rows = [[*head, "mended", "broken", "p"]]
+    for group in one.groups:
+        cells = [group.name, str(group.count), *_cells(group.ex, 1), *_cells(group.em, 1)]
+        rows.append([*cells, str(group.mended), str(group.broken), _p_text(group.p)])
+    lines += _table(rows)
+    if one.figures:
+        rows = [["", "count", "A", "B", "B - A"]]
+        for figure in one.figures:
+            rows.append([figure.name, str(figure.count), *_cells(figure.value, 2)])
+        lines += ["", *_table(rows)]
+    return lines
+
+
+def _cells(found: Difference, digits: int) -> list[str]:
+    text = _signed(found.b - found.a, digits)
+    if found.interval is not None:
+        low, high = found.interval
+        text += f" ({_signed(low, digits)}, {_signed(high, digits)})"
+    return [f"{found.a:.{digits}f}", f"{found.b:.{digits}f}", text]
+
+
+def _signed(number: float, digits: int) -> str:
+    return f"{round(number, digits) + 0.0:+.{digits}f}"  # + 0.0: no -0.0
+
+
+def _p_text(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """A Markdown table whose columns also stand below each other as plain text. The first row is
+    the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in [rows[0], rule, *rows[1:]]:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
