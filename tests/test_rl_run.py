@@ -46,7 +46,7 @@ def session(tmp_path, monkeypatch):
 
 def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsys):
     write(session.log.folder, 2, ex={"dev_seen": 52.3, "dev": 40.7})
-    report(session, 2, BEFORE, AFTER)
+    report(session, 2, BEFORE, AFTER, LAST)
     out = capsys.readouterr().out
     assert "dev_seen: held-out EX 41.3 -> 52.3 (+11.0), EM 81.7 -> 74.0 (-7.7)\n" in out
     assert "dev: held-out EX 31.7 -> 40.7 (+9.0), EM 63.7 -> 59.3 (-4.4)\n" in out
@@ -71,7 +71,7 @@ def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsy
 
 def test_a_best_checkpoint_from_before_training_is_called_so(session, capsys):
     write(session.log.folder, 0, ex={"dev": 40.0})
-    report(session, 2, BEFORE, AFTER)
+    report(session, 2, BEFORE, AFTER, LAST)
     out = " ".join(capsys.readouterr().out.split())
     assert "checkpoints/update-00000 (held-out EX 40.0, before training)" in out
 
@@ -80,7 +80,7 @@ def test_a_run_without_a_step_still_says_where_things_are(session, capsys):
     for row in session.log.rows:
         row["num_steps"] = 0
     with pytest.raises(NothingLearned, match="no optimizer step was taken in 2 updates"):
-        report(session, 2, BEFORE, BEFORE)
+        report(session, 2, BEFORE, BEFORE, LAST)
     assert "next " in capsys.readouterr().out
 
 
