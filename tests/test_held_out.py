@@ -1,14 +1,16 @@
 """Databases that are held out of the training: which ones, and that no training sees them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.small_world import use_small_world
 from mtsql import workbench
+from mtsql.session import warn_of_known_databases
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Corpus, Dialogue, Turn
-from mtsql.sql.held_out import held_out_databases, hold_out
+from mtsql.sql.held_out import NOTE, held_out_databases, hold_out, names_of
 from mtsql.workbench import load_corpora
 
 REAL = {"train": "train.json", "dev": "dev.json", "databases": "database"}
@@ -95,3 +97,23 @@ def test_demonstrations_of_held_out_databases_are_left_out(tmp_path, monkeypatch
     known = {turn.turn_id for turn in train.turns}
     assert named & train.left_out.keys() and named <= known | train.left_out.keys()
     assert not known & train.left_out.keys() and len(train.databases) == 9
+
+
+def test_a_model_that_was_trained_on_held_out_databases_is_noticed(tmp_path, capsys):
+    train, ours = hold_out(corpus(), DataConfig(**REAL, hold_out=2))
+    names = sorted(ours.databases)
+    assert names_of(train) == names and names_of(corpus()) == []
+    log = SimpleNamespace(print=print)
+    bench = SimpleNamespace(corpora={"train": train})
+
+    def said(databases):
+        (tmp_path / NOTE).write_text(json.dumps({"databases": databases}))
+        warn_of_known_databases(bench, str(tmp_path), log)
+        return capsys.readouterr().out
+
+    assert not said(["other", *names])
+    assert f"1 of the 2 databases that are held out here, such as {names[1]}" in said(names[:1])
+    assert "trained on 2 of the 2" in said([])
+    (tmp_path / NOTE).unlink()
+    warn_of_known_databases(bench, str(tmp_path), log)
+    assert not capsys.readouterr().out

@@ -33,6 +33,7 @@ from mtsql.run.runlog import RunLog, check_free, writing
 from mtsql.run.seeds import seed_update
 from mtsql.run.signals import ignore_stops
 from mtsql.run.trackers import Tracker, start_trackers
+from mtsql.sql import held_out
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import Workbench, digest, set_up
 
@@ -155,7 +156,9 @@ class Session:
     def _save_policy(self, folder: Path, notes: Notes | None = None) -> None:
         """Write the policy with its tokenizer and notes. All ranks must call this."""
         workbench = self.workbench
-        notes = notes_of(self.config) | (notes or {})
+        databases = held_out.names_of(workbench.corpora["train"])
+        own = notes_of(self.config) | {held_out.NOTE: {"databases": databases}}
+        notes = own | (notes or {})
         save_policy(workbench.policy, workbench.tokenizer, folder, self.ranks.is_main, notes)
 
 
@@ -207,8 +210,24 @@ def open_session(
             keep_length(run, config)
         files = hash_inputs(config, workbench.corpora, workbench.databases)
         keep_inputs(run, inputs | files)
+        warn_of_known_databases(workbench, config.model.path, log)
     meter = flop_meter(workbench, config.model.compute_dtype, accelerator)
     return Session(config, accelerator, ranks, workbench, log, begun, meter)
+
+
+def warn_of_known_databases(workbench: Workbench, model_path: str | None, log: RunLog) -> None:
+    """Print a warning if the model that a run starts from was trained on databases that the run
+    holds out. Models of other programs do not say what they were trained on."""
+    if model_path is None:
+        return
+    names = held_out.names_of(workbench.corpora["train"])
+    known = held_out.trained_on(names, Path(model_path) / held_out.NOTE)
+    if known:
+        log.print(
+            f"warning: held_out: {model_path} was trained on {len(known)} of the {len(names)} "
+            f"databases that are held out here, such as {known[0]}: both stages must set the same "
+            "data.hold_out and data.hold_out_seed, or the EX on them is too high"
+        )
 
 
 def flop_meter(workbench: Workbench, dtype: torch.dtype, accelerator: Accelerator) -> FlopMeter:

@@ -27,9 +27,9 @@ include the first one, which holds a counter that SQLite raises when it writes."
 SQLITE_WRITER = slice(92, 100)
 """The part of an SQLite file that only says which version of SQLite wrote it."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-WITHOUT_EFFECT = ("mtsql.json", "selected.json")
-"""Files of a model folder that only set defaults, which the run's configuration has, or say where
-the model comes from."""
+WITHOUT_EFFECT = ("mtsql.json", "selected.json", "held_out.json")
+"""Files of a model folder that only set defaults, which the run's configuration has, or say how
+the model was made."""
 BY_STEM = ("data.train", "data.dev", "data.dev_seen")
 """Keys of the files whose name, without its ending, begins the ids of their turns."""
 MAY_MOVE = (

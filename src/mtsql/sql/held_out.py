@@ -8,12 +8,16 @@ seeds hold out the same ones, and SParC and CoSQL, which share databases, mostly
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
+from mtsql.files import read_json
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Corpus
 
 SPLIT = "held_out"
 """The name of the split."""
+NOTE = "held_out.json"
+"""The file in the folder of a trained model that names the databases held out of its training."""
 SHARE = 0.05
 """The default fraction of the training databases."""
 MIN_DATABASES = 10
@@ -45,6 +49,23 @@ def hold_out(corpus: Corpus, config: DataConfig) -> tuple[Corpus, Corpus | None]
         left_out=corpus.left_out | reasons,
     )
     return train, Corpus(ours, {name: corpus.databases[name] for name in sorted(names)})
+
+
+def names_of(train: Corpus) -> list[str]:
+    """The ids of the databases that are held out of a training corpus."""
+    start = f"{REASON}: database "
+    reasons = {reason for reason in train.left_out.values() if reason.startswith(start)}
+    return sorted(reason.removeprefix(start) for reason in reasons)
+
+
+def trained_on(held_out: list[str], note: Path) -> list[str]:
+    """Which of the databases that a run holds out its model has been trained on, by the note in its
+    folder; none if it has no note."""
+    if not note.is_file():
+        return []
+    before = read_json(note)
+    known = before.get("databases") if isinstance(before, dict) else None
+    return [name for name in held_out if isinstance(known, list) and name not in known]
 
 
 def require_whole(config: DataConfig, script: str) -> None:
