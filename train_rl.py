@@ -19,6 +19,8 @@ earlier call or names a tool that is not offered does not count. (6) The embedde
 of 1.8 million parameters that is trained from scratch. An episode has at most six replies
 (`env.max_replies`), and the loss is a mean over groups of unequal rewards only
 (`advantage.zero_variance`). The recipes for real data allow four replies and count all groups.
+(7) On real data the model is selected on training databases that neither stage trains on
+(`data.hold_out`, `select_by`), and not on the test data.
 """
 
 from dataclasses import dataclass, field, replace
