@@ -77,7 +77,7 @@ def test_a_database_is_in_one_of_the_two_corpora():
 def test_only_a_training_splits_its_data(monkeypatch, capsys):
     monkeypatch.setattr(workbench, "load_split", lambda data, name: corpus(12))
     data = DataConfig(**REAL)
-    found = load_corpora(data, ("train", "held_out"), is_training=True)
+    found = load_corpora(data, ("train", "held_out"))
     assert {name: len(one.turns) for name, one in found.items()} == {"train": 11, "held_out": 1}
     assert "train: left out 2 turns (1 wrong, 1 held out)" in capsys.readouterr().out
     assert len(load_corpora(data, ("train",), is_training=True)["train"].turns) == 11

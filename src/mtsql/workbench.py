@@ -151,9 +151,11 @@ def load_corpora(
     """The named splits, without `dev_seen` if the data has none. Prints which dialogues of each
     cannot be used.
 
-    With `is_training`, `train` lacks the databases that `data.hold_out` names, and `held_out` is
-    the split of these. If there are none, `dev` takes its place.
+    With `is_training`, or with `held_out` among the splits, `train` lacks the databases that
+    `data.hold_out` names, and `held_out` is the split of these. If there are none, `dev` takes its
+    place.
     """
+    is_training = is_training or HELD_OUT in splits
     held_out = None
     corpora: dict[str, Corpus] = {}
     has_dev_seen = data.is_toy or data.dev_seen is not None
@@ -162,8 +164,10 @@ def load_corpora(
             corpora[name], held_out = hold_out(load_split(data, name), data)
         elif name == HELD_OUT and held_out is not None:
             corpora[name] = held_out
+        elif name == HELD_OUT and "dev" not in splits:
+            corpora["dev"] = load_split(data, "dev")
         elif name == HELD_OUT:
-            corpora.setdefault("dev", load_split(data, "dev"))
+            continue
         elif name != "dev_seen" or has_dev_seen:
             corpora[name] = load_split(data, name)
     is_main = os.environ.get("RANK", "0") == "0"
