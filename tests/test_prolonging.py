@@ -36,6 +36,11 @@ def folder(tmp_path_factory):
     return folder
 
 
+def without_warnings(run):
+    """The updates of a run. A warning looks at earlier updates, of which a branch has none."""
+    return [{key: row[key] for key in row if key != "warning"} for row in updates(run)]
+
+
 def test_a_prolonged_run_is_the_straight_longer_run(folder):
     """It was finished, then prolonged and killed, and is resumed without its new length."""
     straight, run = folder / "runs/straight", folder / "runs/short"
@@ -58,7 +63,7 @@ def test_a_branch_without_a_change_is_the_run_that_it_starts_from(folder):
     )
     begins = "starts from runs/straight/checkpoints/update-00002 with its weights, its curriculum,"
     assert begins in " ".join(out.split())
-    assert updates(run) == updates(straight)[2:]
+    assert without_warnings(run) == without_warnings(straight)[2:]
     assert trajectories(run).items() <= trajectories(straight).items()
     for name in ("model/model.safetensors", LAST):  # with the KL to the first weights in the loss
         assert_same_tensors(run / name, straight / name)
