@@ -10,7 +10,7 @@ from mtsql import workbench
 from mtsql.session import warn_of_known_databases
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Corpus, Dialogue, Turn
-from mtsql.sql.held_out import NOTE, held_out_databases, hold_out, names_of
+from mtsql.sql.held_out import NOTE, held_out_databases, hold_out, names_of, require_whole
 from mtsql.workbench import load_corpora
 
 REAL = {"train": "train.json", "dev": "dev.json", "databases": "database"}
@@ -61,6 +61,12 @@ def test_no_database_left_to_train_on_is_named(hold_out, words):
 def test_a_share_that_is_none_is_named(hold_out):
     with pytest.raises(ValueError, match="data.hold_out is .*: it must be 0, a fraction"):
         DataConfig(hold_out=hold_out)
+
+
+def test_a_script_that_reads_whole_files_refuses_the_key():
+    require_whole(DataConfig(**REAL), "eval.py")
+    with pytest.raises(ValueError, match="data.hold_out has no effect in eval.py"):
+        require_whole(DataConfig(**REAL, hold_out=3), "eval.py")
 
 
 def test_a_database_is_in_one_of_the_two_corpora():
