@@ -32,6 +32,7 @@ from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, check_free
 from mtsql.session import flop_meter
 from mtsql.sql.datasets import DataConfig
+from mtsql.sql.held_out import require_whole
 from mtsql.workbench import check_sizes, set_up
 
 
@@ -73,6 +74,7 @@ class Config:
             raise ValueError("model.path is not set: name the model folder to score")
         if not self.data.is_toy and getattr(self.data, self.split) is None:
             raise ValueError(f"split is {self.split}, but data.{self.split} is not set")
+        require_whole(self.data, "eval.py")
         if self.max_prompt_tokens < 1:
             raise ValueError(
                 f"max_prompt_tokens is {self.max_prompt_tokens}: it must be at least 1"

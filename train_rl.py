@@ -3,6 +3,7 @@
     accelerate launch train_rl.py                          # toy world, small embedded model
     accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
     accelerate launch train_rl.py --resume runs/rl         # after a kill; on a CPU bit for bit
+    accelerate launch train_rl.py --from runs/rl --run runs/branch --reward.process_from 0
 
 The function `train` is the algorithm in the order of the paper (MTSQL-R1, arXiv 2510.12831,
 section 4): pick, roll out, score, compute advantages, learn, record. It departs from the published
@@ -18,6 +19,8 @@ earlier call or names a tool that is not offered does not count. (6) The embedde
 of 1.8 million parameters that is trained from scratch. An episode has at most six replies
 (`env.max_replies`), and the loss is a mean over groups of unequal rewards only
 (`advantage.zero_variance`). The recipes for real data allow four replies and count all groups.
+(7) On real data the model is selected on training databases that neither stage trains on
+(`data.hold_out`, `select_by`), and not on the test data.
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,6 +32,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.branch import KEPT, Kept, checkpoint_of, load_origin, read_origin
 from mtsql.choices import ReferencePlace
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.losses import LossConfig, with_gradient
@@ -40,7 +44,7 @@ from mtsql.model.policy import ModelConfig
 from mtsql.model_notes import prompt_style
 from mtsql.plan.memory import require_memory
 from mtsql.rl.advantages import AdvantageConfig
-from mtsql.rl.checks import check_config, max_tokens
+from mtsql.rl.checks import EvalSplit, check_config, max_tokens, with_evaluation
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.rewards import RewardConfig
@@ -48,10 +52,11 @@ from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
 from mtsql.rl.trajectory_text import update_text
 from mtsql.rl.update_metrics import learning_flops, update_metrics
-from mtsql.rl_run import Progress, evaluate_held_out, probe, report
+from mtsql.rl_run import Progress, evaluate_held_out, first_progress, report, save_selected
 from mtsql.run.checkpoint import CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
+from mtsql.run.length import with_kept_schedule
 from mtsql.run.ranks import Ranks
 from mtsql.run.seeds import require_seed, seed_update
 from mtsql.run.signals import no_interrupt, peers_may_stop
@@ -72,6 +77,14 @@ class Config:
     """Run folder."""
     resume: str | None = None
     """Folder of a run to continue, with its own configuration. null: a new run."""
+    from_run: str | None = None
+    """Folder of a run, or of one of its checkpoints, to start a new run from, with its
+    configuration; as a flag also --from. The weights are those of the checkpoint, and `model.path`
+    stays the reference policy. null: the weights are those of `model.path`, too."""
+    keep: tuple[Kept, ...] = KEPT
+    """What --from keeps besides the weights. curriculum: stages, counts and the number of finished
+    updates; without it, the weights are probed and updates are counted from 0. optimizer: Adam's
+    averages."""
     preset: str | None = None
     """A published objective by name: the recipe configs/presets/NAME.yaml. It wins over other
     recipes, and flags after it win over it. null: none."""
@@ -79,6 +92,10 @@ class Config:
     """Seed of weights, order and sampling."""
     num_updates: int = 40
     """Number of updates, each a rollout and `num_passes * minibatches` optimizer steps."""
+    schedule_updates: int | None = None
+    """Updates over which the learning rate and the curriculum's stages are laid out. Further
+    updates keep the last stage, and the rate that `optim.schedule` ends at. null: num_updates; a
+    run that --resume or --from prolongs or shortens keeps what it had."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256). A curriculum stage with fewer turns
     gives all of them."""
@@ -104,6 +121,13 @@ class Config:
     """Updates between two evaluations. 0: only before the first update and after the last."""
     eval_turns: int = 300
     """Held-out turns per split and evaluation. 0: all."""
+    eval_splits: tuple[EvalSplit, ...] | None = None
+    """Splits to evaluate. null: held_out, which is training databases that `data.hold_out` keeps
+    from training; without any, dev_seen and dev."""
+    select_by: EvalSplit | Literal["none"] | None = None
+    """Split whose EX selects `<run>/model`, among the start, the evaluations and the end (paper:
+    dev, which are its test data). none: the last weights. null: held_out if it is evaluated, else
+    none."""
     warm_start: train_sft.SftConfig | None = train_sft.SftConfig()
     """SFT before RL if `model.path` is not set. The result is kept in `warm_start_folder` and
     reused."""
@@ -137,10 +161,18 @@ class Config:
         if self.resume:
             check_places(Path(self.resume), self)
         require_seed(self.seed)
-        check_config(self)
+        config = with_evaluation(replace(self, from_run=checkpoint_of(self)))
+        check_config(config)
         model = check_sizes(self.model, max_tokens(self), self.engine)
         style = prompt_style(self.style, self.model.path)
-        return replace(self, run=self.resume or self.run, model=model, style=style)
+        config = replace(config, run=self.resume or self.run, model=model, style=style)
+        completed: Config = with_kept_schedule(config)
+        return completed
+
+    @property
+    def num_scheduled(self) -> int:
+        """The number of updates over which the schedules are laid out."""
+        return self.schedule_updates or self.num_updates
 
 
 def main(config: Config) -> None:
@@ -153,6 +185,7 @@ def main(config: Config) -> None:
 def run(config: Config, accelerator: Accelerator) -> None:
     """Load, evaluate, probe, train, evaluate and save."""
     config, begun = resumed(config)
+    origin = read_origin(config, begun)
     ranks = Ranks.of(accelerator)
     check_folder(config, begun, accelerator)  # before the warm start, which takes minutes
     announce(config, ranks, begun)
@@ -160,7 +193,7 @@ def run(config: Config, accelerator: Accelerator) -> None:
     has_reference = bool(config.loss.kl_coef or config.advantage.kl_coef)
     reference = config.reference if has_reference else None
     require_memory(config.model, config, accelerator, config.engine, reference)
-    splits = ("train", "dev_seen", "dev")
+    splits = ("train", *(config.eval_splits or ()))
     session = open_session(config, begun, accelerator, splits=splits, max_tokens=max_tokens(config))
     learner = Learner(
         session.workbench.policy,
@@ -173,25 +206,27 @@ def run(config: Config, accelerator: Accelerator) -> None:
         reference_place=config.reference,
     )
     session.load(learner)
+    if origin is not None:
+        load_origin(session, learner, origin, config.keep)
     collector = make_collector(config, session)
-    progress = first_progress(config, session, collector)
+    progress = first_progress(config, session, collector, origin)
     if begun is None:
-        session.save_checkpoint(learner, 0, progress.state())
+        session.save_checkpoint(learner, progress.num_done, progress.state())
     session.log.print(progress.describe())
 
-    start = progress.num_done
     try:
         train(config, session, collector, learner, progress)
-        after = progress.scores
-        if after is None:
-            after = evaluate_held_out(session, collector, config.num_updates, config.eval_turns)
+        is_new = progress.scores is None
+        after = progress.scores or evaluate_held_out(
+            session, collector, config.num_updates, config.eval_turns
+        )
     except KeyboardInterrupt as stop:
         raise session.stopped(stop, learner, progress.num_done, progress.state()) from None
-    if start < config.num_updates:
+    if is_new:
         progress.scores = after
         session.save_checkpoint(learner, config.num_updates, progress.state())
-    session.save_model()
-    report(session, config.num_updates, progress.before, after)
+    selection = save_selected(session, config.num_updates, progress.select_by)
+    report(session, config.num_updates, progress.before, after, selection)
 
 
 def train(
@@ -204,22 +239,25 @@ def train(
     start = progress.num_done
     lines = UpdateLines(log, config.num_updates, config.eval_every, session.meter)
     for update in range(start, config.num_updates):
-        # First evaluate, then save: a checkpoint holds the EX of its own weights.
+        # First evaluate, then save: a checkpoint holds the EX of its own weights. Where models are
+        # selected, each evaluation is of one that can be.
+        is_candidate = False
         if progress.scores is None and is_due(update, config.eval_every):
             progress.scores = evaluate_held_out(session, collector, update, config.eval_turns)
-        if update > start and is_due(update, config.checkpoint.every):
+            is_candidate = progress.select_by is not None
+        if is_candidate or update > start and is_due(update, config.checkpoint.every):
             session.save_checkpoint(learner, update, progress.state())
         seed_update(config.seed, update + 1, ranks.index)
 
         # 1. Pick turns of the current curriculum stage.
-        picked = curriculum.pick(update, config.num_updates, config.turns_per_update)
+        picked = curriculum.pick(update, config.num_scheduled, config.turns_per_update)
 
         # 2. Roll out G trajectories per turn and 3. score them. Each rank takes its share of the
         #    groups. Groups without a signal may be replaced by those of other turns.
         title = f"update {update + 1}/{config.num_updates}"
         with log.work("rollout", f"{title}: rollout") as show, peers_may_stop():
             groups, rollout_metrics = collector.collect(
-                picked, curriculum, update, config.num_updates, show
+                picked, curriculum, update, config.num_scheduled, show
             )
 
         with no_interrupt():  # Ctrl-C waits until the update is complete
@@ -229,7 +267,7 @@ def train(
             samples = compute_advantages(groups, ranks, config.advantage)
 
             # 5. Learn.
-            lr = learning_rate(config.optim, update, config.num_updates)
+            lr = learning_rate(config.optim, update, config.num_scheduled)
             with log.work("learn", f"{title}: learning"):
                 steps, engine_gap = learn(config, learner, samples, update, lr)
 
@@ -240,7 +278,7 @@ def train(
             metrics = update_metrics(
                 groups, trained, steps, config.advantage, ranks, engine_gap, flops
             )
-            stage = curriculum.stage_at(update, config.num_updates)
+            stage = curriculum.stage_at(update, config.num_scheduled)
             done = {"stage": "rl", "update": update + 1, "curriculum_stage": stage, "lr": lr}
             lines.add(done | rollout_metrics | metrics)
             log.trajectories(update + 1, update_text(groups, collector.renderer.text))
@@ -322,15 +360,6 @@ def make_collector(config: Config, session: Session) -> Collector:
         seed=config.seed,
         flops=session.meter.model,
     )
-
-
-def first_progress(config: Config, session: Session, collector: Collector) -> Progress:
-    """The progress of the checkpoint, or that of a new run: evaluated and probed."""
-    if session.state:
-        return Progress.from_state(session.state)
-    before = evaluate_held_out(session, collector, 0, config.eval_turns)
-    curriculum = probe(session, collector, config.curriculum, config.seed)
-    return Progress(curriculum, before, before)
 
 
 def warm_started(config: Config, accelerator: Accelerator) -> Config:

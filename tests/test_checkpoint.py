@@ -225,12 +225,13 @@ def test_a_changed_key_is_named_when_a_run_is_resumed(tmp_path):
     (tmp_path / "config.yaml").write_text(as_yaml(started))
     check_unchanged(started, tmp_path)
     check_unchanged(replace(started, checkpoint=CheckpointConfig(every=7)), tmp_path)
-    changed = replace(started, num_updates=9)
-    words = f"num_updates is 9, but {tmp_path} was started with {started.num_updates}: leave it"
-    with pytest.raises(ValueError, match=re.escape(words)):
+    check_unchanged(replace(started, num_updates=9, schedule_updates=40), tmp_path)
+    changed = replace(started, group_size=9)
+    words = f"group_size is 9, but {tmp_path} was started with {started.group_size}: leave it, or"
+    with pytest.raises(ValueError, match=re.escape(f"{words} start a new run: --from {tmp_path}")):
         check_unchanged(changed, tmp_path)
     lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
-    without = [line for line in lines if not line.startswith("num_updates:")]
+    without = [line for line in lines if not line.startswith("group_size:")]
     (tmp_path / "config.yaml").write_text("".join(without))
     words = "was started by a source without this key, which cannot be resumed: start a new run"
     with pytest.raises(ValueError, match=words):

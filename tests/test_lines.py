@@ -149,6 +149,8 @@ def test_the_time_left_counts_the_evaluations_still_to_come():
 def test_the_held_out_ex_is_the_mean_of_the_splits_in_the_newest_evaluation():
     rows = [{**EVALUATION, "dev_ex": 1.0}, EVALUATION, {"stage": "rl"}]
     assert held_out_ex(rows) == 0.4
+    rows.append({"stage": "eval", "held_out_ex": 30.0, "dev_ex": 80.0})
+    assert held_out_ex(rows) == 0.3  # the test data are shown, but not mixed in
     assert held_out_ex([{"stage": "rl"}]) is None
 
 

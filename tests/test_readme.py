@@ -85,6 +85,9 @@ def script_config(words: list[str]) -> object | None:
         return None  # it has a positional argument
     module = importlib.import_module(path.stem)
     kind = getattr(module, "Config", None) or module.Flags
+    if "--from" in flags:  # its run is not there; `--from` itself has tests of its own
+        place = flags.index("--from")
+        flags = flags[:place] + flags[place + 2 :]
     return None if "--resume" in flags else parsed(kind, flags, module)
 
 
@@ -139,9 +142,8 @@ def test_the_commands_of_a_page_work_in_its_order(page, place):
         read = [word for word in words[1:] if words[0] == "cp" and word.startswith("runs/")]
         config = config_of(page, command)
         run = None
-        if "--resume" in words:
-            read.append(words[words.index("--resume") + 1])
-        elif config is not None and hasattr(config, "run"):
+        read += [words[words.index(flag) + 1] for flag in ("--resume", "--from") if flag in words]
+        if "--resume" not in words and config is not None and hasattr(config, "run"):
             values = flat(to_dict(config))
             run = values.pop("run")
             values.pop("warm_start_folder", None)

@@ -1,6 +1,8 @@
 """What a run of train_rl.py keeps of its evaluations, and its last lines."""
 
+import json
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +10,15 @@ import pytest
 from helpers.checkpoints import write
 from mtsql import rl_run
 from mtsql.rl.curriculum import Curriculum
-from mtsql.rl_run import Progress, draw, report
+from mtsql.rl_run import Progress, Selection, draw, report, save_selected, selecting_split
 from mtsql.run.checkpoint import best_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
+from mtsql.session import Session
 from mtsql.sql.datasets import DataConfig
 
+LAST = Selection(2, 2, None)
 BEFORE = {"dev_seen": {"ex": 41.3, "em": 81.7}, "dev": {"ex": 31.7, "em": 63.7}}
 AFTER = {"dev_seen": {"ex": 52.3, "em": 74.0}, "dev": {"ex": 40.7, "em": 59.3}}
 
@@ -46,7 +50,7 @@ def session(tmp_path, monkeypatch):
 
 def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsys):
     write(session.log.folder, 2, ex={"dev_seen": 52.3, "dev": 40.7})
-    report(session, 2, BEFORE, AFTER)
+    report(session, 2, BEFORE, AFTER, LAST)
     out = capsys.readouterr().out
     assert "dev_seen: held-out EX 41.3 -> 52.3 (+11.0), EM 81.7 -> 74.0 (-7.7)\n" in out
     assert "dev: held-out EX 31.7 -> 40.7 (+9.0), EM 63.7 -> 59.3 (-4.4)\n" in out
@@ -71,7 +75,7 @@ def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsy
 
 def test_a_best_checkpoint_from_before_training_is_called_so(session, capsys):
     write(session.log.folder, 0, ex={"dev": 40.0})
-    report(session, 2, BEFORE, AFTER)
+    report(session, 2, BEFORE, AFTER, LAST)
     out = " ".join(capsys.readouterr().out.split())
     assert "checkpoints/update-00000 (held-out EX 40.0, before training)" in out
 
@@ -80,7 +84,7 @@ def test_a_run_without_a_step_still_says_where_things_are(session, capsys):
     for row in session.log.rows:
         row["num_steps"] = 0
     with pytest.raises(NothingLearned, match="no optimizer step was taken in 2 updates"):
-        report(session, 2, BEFORE, BEFORE)
+        report(session, 2, BEFORE, BEFORE, LAST)
     assert "next " in capsys.readouterr().out
 
 
@@ -121,3 +125,78 @@ def test_the_best_checkpoint_is_that_of_the_highest_mean_ex(tmp_path):
     write(tmp_path, 2, ex={"a": 50.0, "b": 20.0})
     write(tmp_path, 3, ex={"a": 40.0, "b": 20.0})
     assert best_checkpoint(tmp_path) == (tmp_path / "checkpoints/update-00002", 35.0)
+
+
+def save_text(folder, text):
+    folder.mkdir()
+    (folder / "weights").write_text(text)
+
+
+@pytest.fixture
+def selecting(session):
+    """A session whose run was evaluated after 0, 1 and 2 updates, and whose weights are `last`."""
+    session.folder = session.log.folder
+    session.copy_model = partial(Session.copy_model, session)
+    session.save_model = lambda notes: save_text(session.folder / "model", f"last {notes}")
+    for update, held_out, dev in ((0, 30.0, 55.0), (1, 50.0, 40.0), (2, 50.0, 60.0)):
+        scores = {"held_out_ex": held_out, "held_out_em": 1.0, "dev_ex": dev}
+        session.log.metrics({"stage": "eval", "update": update, **scores})
+        save = partial(save_text, text=str(update))
+        write(session.folder, update, {"held_out": held_out}, save_model=save)
+    return session
+
+
+def test_the_model_is_the_best_on_the_selecting_split_and_the_first_of_equals(selecting, capsys):
+    (selecting.folder / "model").mkdir()
+    (selecting.folder / "model/older").touch()
+    selection = save_selected(selecting, 2, "held_out")
+    assert selection == Selection(1, 2, "held_out")
+    model = selecting.folder / "model"
+    assert (model / "weights").read_text() == "1" and not (model / "older").exists()
+    assert not list(selecting.folder.glob(".model*"))
+    assert json.loads((model / "selected.json").read_text()) == {
+        "run": str(selecting.folder),
+        "update": 1,
+        "num_updates": 2,
+        "select_by": "held_out",
+        "ex": {
+            "0": {"held_out": 30.0, "dev": 55.0},
+            "1": {"held_out": 50.0, "dev": 40.0},
+            "2": {"held_out": 50.0, "dev": 60.0},
+        },
+    }
+    report(selecting, 2, BEFORE, AFTER, selection)
+    out = " ".join(capsys.readouterr().out.split())
+    selected = "(update 1 of 2, selected by held_out: held_out EX 50.0, dev EX 40.0)"
+    assert f"model {model} {selected} last weights" in out
+    last = f"{selecting.folder}/checkpoints/update-00002/model (held_out EX 50.0, dev EX 60.0)"
+    assert f"last weights {last}" in out and "best checkpoint" not in out
+
+
+def test_a_model_that_training_did_not_improve_is_said_to_be_the_first(selecting, capsys):
+    write(selecting.folder, 0, {"held_out": 70.0})
+    report(selecting, 2, BEFORE, AFTER, save_selected(selecting, 2, "held_out"))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "model (before training, update 0, selected by held_out: held_out EX 30.0" in out
+
+
+def test_without_a_selection_the_model_has_the_last_weights(selecting):
+    assert save_selected(selecting, 2, None) == LAST
+    text = (selecting.folder / "model/weights").read_text()
+    assert text.startswith("last") and "'update': 2" in text
+
+
+def test_progress_keeps_the_ex_that_selects():
+    scores = {"held_out": {"ex": 5.0, "em": 1.0}, "dev": {"ex": 9.0, "em": 2.0}}
+    progress = Progress(Curriculum([["a"]], (1.0,), 0), scores, scores, 3, "held_out")
+    state = {"update": 3, **progress.state()}
+    assert state["ex"] == {"held_out": 5.0}
+    assert Progress.from_state(state, "held_out") == progress
+
+
+def test_a_split_that_is_not_there_selects_nothing_and_is_named(session, capsys):
+    session.workbench = SimpleNamespace(corpora={"train": None, "dev": None})
+    assert selecting_split(session, "dev") == "dev" and selecting_split(session, "none") is None
+    assert not capsys.readouterr().out
+    assert selecting_split(session, "held_out") is None
+    assert "of fewer than 10 training databases none is held out" in capsys.readouterr().out

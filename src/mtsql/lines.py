@@ -17,11 +17,13 @@ from mtsql.model.attention_path import describe_path, main_device, path_for
 from mtsql.model.flops import FlopMeter
 from mtsql.model.policy import resolved
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
+from mtsql.rl.checks import with_evaluation
 from mtsql.rl.rollout_metrics import rollout_rates
 from mtsql.rl.update_metrics import work_of
 from mtsql.rl.warnings import new_warnings
 from mtsql.run.checkpoint import Checkpoint
 from mtsql.run.config import config_diff, flat, to_dict
+from mtsql.run.implied import old_run
 from mtsql.run.ranks import Ranks
 from mtsql.run.recipes import read_yaml
 from mtsql.run.runlog import RunLog
@@ -51,7 +53,7 @@ LEGEND = (
 STEP_COLUMNS = {"loss": 6, "lr": 7, "grad": 5, "tokens/s": 8, "left": 5}
 LEFT_WINDOW = 10
 """The newest updates, whose mean duration gives the time left."""
-NEVER_SHOWN = ("run", "resume")
+NEVER_SHOWN = ("run", "resume", "from_run", "keep")
 """Keys that the first line of a run does not repeat."""
 
 
@@ -114,11 +116,14 @@ class UpdateLines:
 
 
 def held_out_ex(rows: list[dict[str, Any]]) -> float | None:
-    """The newest held-out EX as a fraction, the mean of the splits; None without an evaluation."""
+    """The newest held-out EX as a fraction: that of the split held_out, or else the mean of the
+    splits; None without an evaluation."""
     evaluations = [row for row in rows if row["stage"] == "eval"]
     if not evaluations:
         return None
-    values = [value for key, value in evaluations[-1].items() if key.endswith("_ex")]
+    newest = evaluations[-1]
+    values = [value for key, value in newest.items() if key.endswith("_ex")]
+    values = [newest["held_out_ex"]] if "held_out_ex" in newest else values
     return sum(values) / len(values) / 100 if values else None
 
 
@@ -228,6 +233,11 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
 
 def _first_line(config: Any, begun: Checkpoint | None) -> str:
     text = f"run {config.run}"
+    if not getattr(config, "resume", None) and getattr(config, "from_run", None):
+        keys = _changed(config, flat(read_yaml(old_run(config.from_run).recipe)))
+        kept = "".join(f", its {name}" for name in config.keep)
+        text += f" starts from {config.from_run} with its weights{kept}"
+        return f"{text}; you changed: {keys}" if keys else text
     if not getattr(config, "resume", None):
         keys = _changed(config, flat(to_dict(type(config)())) | _not_by_user(config))
         return f"{text}; you changed: {keys}" if keys else f"{text} with default settings"
@@ -249,11 +259,15 @@ def is_finished(config: Any, begun: Checkpoint | None) -> bool:
 
 def _not_by_user(config: Any) -> dict[str, Any]:
     """Values by dotted key that the program has set: the wording of the prompts, what the defaults
-    of the model's type and matmuls mean here, and in eval.py what the model's notes say."""
+    of the model's type and matmuls mean here, the splits that are evaluated, and in eval.py what
+    the model's notes say."""
     values = {"style": to_dict(prompt_style(None, config.model.path))}
     auto = resolved(replace(config.model, dtype="auto", few_rows=None))
     values["model.dtype"] = auto.dtype
     values["model.few_rows"] = resolved(replace(config.model, few_rows=None)).few_rows
+    if hasattr(config, "eval_splits"):
+        usual = with_evaluation(replace(config, eval_splits=None, select_by=None))
+        values |= {"eval_splits": to_dict(usual.eval_splits), "select_by": usual.select_by}
     file = notes_file(config.model.path)
     if file is not None and hasattr(config, "first_recipe"):
         values = read_notes(file) | values

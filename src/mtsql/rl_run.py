@@ -2,16 +2,17 @@
 probe, the evaluations in between, and the last lines.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+from mtsql.branch import keep_past_stages, kept_curriculum
 from mtsql.files import print_line
 from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
 from mtsql.rl.rollout_metrics import engine_metrics
-from mtsql.run.checkpoint import best_checkpoint
+from mtsql.run.checkpoint import Checkpoint, best_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.plots import plot_training
 from mtsql.run.recipes import in_a_line
@@ -19,6 +20,11 @@ from mtsql.run.runlog import COPY_ERRORS, RunLog
 from mtsql.run.screen import duration
 from mtsql.run.signals import peers_may_stop
 from mtsql.session import RunConfig, Session
+from mtsql.sql.held_out import MIN_DATABASES
+from mtsql.sql.held_out import SPLIT as HELD_OUT
+
+if TYPE_CHECKING:  # the scripts import the package, not the other way round
+    import train_rl
 
 Scores = dict[str, dict[str, float]]
 """Held-out EX and EM in percent: split -> {"ex": 52.3, "em": 74.0}."""
@@ -26,6 +32,8 @@ LAST_UPDATES = 5
 """Updates whose episodes are counted by their ending in the last lines."""
 PARTS = {"eval": "evaluation", "probe": "probe", "rollout": "rollouts", "learn": "learning"}
 """Timers of metrics.jsonl, and their names in the last lines."""
+TRAINING_DATA = ("data.train", "data.leave_out", "data.hold_out", "data.hold_out_seed")
+"""Keys of `data` that have no effect on an evaluation of `dev`."""
 
 
 @dataclass
@@ -39,11 +47,15 @@ class Progress:
     """Those of the current weights. None if they have not been evaluated."""
     num_done: int = 0
     """Finished updates."""
+    select_by: str | None = None
+    """The split that selects the model; None for the last one. No part of the state."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores besides the number of updates. `ex` decides which checkpoints
-        are the best."""
+        are the best: that of the selecting split, or without one those of all splits."""
         ex = {split: one["ex"] for split, one in self.scores.items()} if self.scores else None
+        if ex and self.select_by:
+            ex = {self.select_by: ex[self.select_by]}
         return {
             "before": self.before,
             "scores": self.scores,
@@ -61,17 +73,54 @@ class Progress:
         return f"{text}; {num_solved} solved turns left out" if num_solved else text
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Progress":
+    def from_state(cls, state: dict[str, Any], select_by: str | None = None) -> "Progress":
         """The progress that a checkpoint stores."""
         curriculum = Curriculum.from_state(state["curriculum"])
-        return cls(curriculum, state["before"], state["scores"], state["update"])
+        return cls(curriculum, state["before"], state["scores"], state["update"], select_by)
+
+
+def first_progress(
+    config: "train_rl.Config",
+    session: Session,
+    collector: Collector,
+    origin: Checkpoint | None = None,
+) -> Progress:
+    """The progress of the checkpoint, or that of a new run: evaluated and probed. With the
+    curriculum of the checkpoint `origin`, a new run goes on from its place."""
+    select_by = selecting_split(session, config.select_by)
+    if session.state:
+        progress = Progress.from_state(session.state, select_by)
+        keep_past_stages(progress.curriculum, session.state, config.num_scheduled)
+        return progress
+    if origin is not None and "curriculum" in config.keep:
+        curriculum = kept_curriculum(session, origin.state)
+        keep_past_stages(curriculum, origin.state, config.num_scheduled)
+        num_done = origin.state["update"]
+        before = evaluate_held_out(session, collector, num_done, config.eval_turns)
+        return Progress(curriculum, before, before, num_done, select_by)
+    before = evaluate_held_out(session, collector, 0, config.eval_turns)
+    curriculum = probe(session, collector, config.curriculum, config.seed)
+    return Progress(curriculum, before, before, select_by=select_by)
+
+
+def selecting_split(session: Session, select_by: str | None) -> str | None:
+    """The split that selects the model; None for the last one, as the user asks or because too few
+    training databases are there to hold any out, which is printed."""
+    if select_by in session.workbench.corpora:
+        return select_by
+    if select_by == HELD_OUT:
+        session.log.print(
+            f"held_out: of fewer than {MIN_DATABASES} training databases none is held out. The "
+            "evaluations are on dev, and the model will be that of the last update"
+        )
+    return None
 
 
 def evaluate_held_out(
     session: Session, collector: Collector, update: int, max_turns: int
 ) -> Scores:
-    """Greedy EX and EM with gold history after `update` updates, on held-out dialogues of seen
-    databases (`dev_seen`) and of unseen ones (`dev`). They are logged, printed and drawn."""
+    """Greedy EX and EM with gold history after `update` updates, on each split other than train.
+    They are logged, printed and drawn."""
     log = session.log
     with log.work("eval", f"evaluation at update {update}") as show, peers_may_stop():
         turns_of, counts = collector.evaluate_held_out(max_turns, show)
@@ -134,9 +183,46 @@ def probe(
     return build_curriculum(counts, config, seed)
 
 
-def report(session: Session, num_updates: int, before: Scores, after: Scores) -> None:
+@dataclass(frozen=True)
+class Selection:
+    """Which weights `<run>/model` holds. `selected.json` in that folder says the same."""
+
+    update: int
+    num_updates: int
+    """Updates of the run."""
+    select_by: str | None
+    """The split whose EX has selected them; None: they are the last."""
+
+
+def save_selected(session: Session, num_updates: int, select_by: str | None) -> Selection:
+    """Write `<run>/model`: the weights of the checkpoint with the highest EX on the selecting
+    split (of equal ones the earliest), or without one the last weights. All ranks call this."""
+    best = session.ranks.from_main(best_checkpoint, session.folder) if select_by else None
+    update = int(best[0].name.removeprefix("update-")) if best else num_updates
+    selection = Selection(update, num_updates, select_by if best else None)
+    evaluated = {row["update"]: row for row in session.log.rows if row["stage"] == "eval"}
+    notes = {
+        "selected.json": {
+            "run": str(session.folder),
+            **asdict(selection),
+            "ex": {
+                update: {key.removesuffix("_ex"): row[key] for key in row if key.endswith("_ex")}
+                for update, row in evaluated.items()
+            },
+        }
+    }
+    if best:
+        session.copy_model(best[0] / "model", notes)
+    else:
+        session.save_model(notes)
+    return selection
+
+
+def report(
+    session: Session, num_updates: int, before: Scores, after: Scores, selection: Selection
+) -> None:
     """Draw the run and print what it has changed and where things are. NothingLearned if no
-    optimizer step was taken."""
+    optimizer step was taken. `after` are the scores of the last weights."""
     log = session.log
     draw(log)
     if log.is_main:
@@ -144,7 +230,7 @@ def report(session: Session, num_updates: int, before: Scores, after: Scores) ->
             was = before[split]
             em = change("EM", was["em"], now["em"])
             log.print(f"{split}: held-out {change('EX', was['ex'], now['ex'])}, {em}")
-        print_line(_last_lines(log, session.config))
+        print_line(_last_lines(log, session.config, selection))
     if not session.ranks.from_main(log.total, "num_steps"):
         raise NothingLearned(
             f"no optimizer step was taken in {num_updates} updates, because no trajectory "
@@ -153,18 +239,14 @@ def report(session: Session, num_updates: int, before: Scores, after: Scores) ->
         )
 
 
-def _last_lines(log: RunLog, config: RunConfig) -> str:
+def _last_lines(log: RunLog, config: RunConfig, selection: Selection) -> str:
     """How long the run took, how its last episodes ended, and where its files are."""
     values = {"took": took(config)}
     times = [f"{name} {duration(log.total(f'{key}_secs'))}" for key, name in PARTS.items()]
     values["time spent on"] = ", ".join(times)
     values |= _shares(log)
     values["episodes ended"] = _endings(log)
-    values["model"] = f"{log.folder}/model"
-    best = best_checkpoint(log.folder)
-    if best is not None:
-        when = ", before training" if best[0].name == "update-00000" else ""
-        values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f}{when})"
+    values |= _models(log, selection)
     values["figure"] = f"{log.folder}/training.png"
     values["log"] = f"{log.folder}/metrics.jsonl (numbers), trajectories/, eval/"
     given = {
@@ -176,9 +258,34 @@ def _last_lines(log: RunLog, config: RunConfig) -> str:
     if given:
         texts = [f"{name} (update {update})" for name, update in given.items()]
         values["warnings"] = ", ".join(texts)
-    flags = same_flags(config, without=("data.train", "data.leave_out"))
+    flags = same_flags(config, without=TRAINING_DATA)
     values["next"] = f"python eval.py --model.path {log.folder}/model{flags}"
     return listed(values)
+
+
+def _models(log: RunLog, selection: Selection) -> dict[str, str]:
+    """Which weights the model has, and where the best, or if it is these, the last ones are."""
+    model = f"{log.folder}/model"
+    best = best_checkpoint(log.folder)
+    if selection.select_by is None:
+        values = {"model": model}
+        if best is not None:
+            when = ", before training" if best[0].name == "update-00000" else ""
+            values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f}{when})"
+        return values
+    place = f"update {selection.update} of {selection.num_updates}"
+    if not selection.update:
+        place = "before training, update 0"
+    texts = []
+    for update in (selection.update, selection.num_updates):
+        rows = [row for row in log.rows if row["stage"] == "eval" and row["update"] == update]
+        scores = {key: row[key] for row in rows for key in row if key.endswith("_ex")}
+        texts.append(", ".join(f"{key[:-3]} EX {value:.1f}" for key, value in scores.items()))
+    last = f"{log.folder}/checkpoints/update-{selection.num_updates:05d}/model"
+    return {
+        "model": f"{model} ({place}, selected by {selection.select_by}: {texts[0]})",
+        "last weights": f"{last} ({texts[1]})",
+    }
 
 
 def _shares(log: RunLog) -> dict[str, str]:

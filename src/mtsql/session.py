@@ -8,6 +8,9 @@ The order of a run:
     session.save_model()                    at the end
 """
 
+import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +27,18 @@ from mtsql.model_notes import EpisodeConfig, notes_of
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, done_at_stop, save_checkpoint
 from mtsql.run.config import to_dict
 from mtsql.run.inputs import check_files, check_inputs, hash_inputs, keep_inputs
+from mtsql.run.length import keep_length
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, check_free, writing
 from mtsql.run.seeds import seed_update
 from mtsql.run.signals import ignore_stops
 from mtsql.run.trackers import Tracker, start_trackers
+from mtsql.sql import held_out
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import Workbench, digest, set_up
+
+Notes = dict[str, dict[str, Any]]
+"""File name -> content of JSON files in a model folder."""
 
 
 class RunConfig(EpisodeConfig, Protocol):
@@ -122,15 +130,35 @@ class Session:
             self.save_checkpoint(learner, update, progress)
         return type(stop)(done_at_stop(self.folder, update, can_save))
 
-    def save_model(self) -> None:
-        """Write the policy to the folder `model` of the run."""
+    def save_model(self, notes: Notes | None = None) -> None:
+        """Write the policy to the folder `model` of the run, with further `notes`."""
         with writing(self.folder / "model"):
-            self._save_policy(self.folder / "model")
+            self._save_policy(self.folder / "model", notes)
 
-    def _save_policy(self, folder: Path) -> None:
+    def copy_model(self, source: Path, notes: Notes) -> None:
+        """Write the model of a checkpoint of this run to the folder `model` of the run, with
+        further `notes`. An older folder stays until the new one is complete."""
+        if not self.ranks.is_main:
+            return
+        folder = self.folder / "model"
+        partial, old = folder.with_name(".model.partial"), folder.with_name(".model.old")
+        with writing(folder):
+            for leftover in (partial, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.copytree(source, partial)
+            for name, note in notes.items():
+                (partial / name).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(partial, folder)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _save_policy(self, folder: Path, notes: Notes | None = None) -> None:
         """Write the policy with its tokenizer and notes. All ranks must call this."""
         workbench = self.workbench
-        notes = notes_of(self.config)
+        databases = held_out.names_of(workbench.corpora["train"])
+        own = notes_of(self.config) | {held_out.NOTE: {"databases": databases}}
+        notes = own | (notes or {})
         save_policy(workbench.policy, workbench.tokenizer, folder, self.ranks.is_main, notes)
 
 
@@ -144,7 +172,8 @@ def open_session(
     demonstrations: Path | None = None,
 ) -> Session:
     """Load data and model, check that a resumed run has the inputs that it was started with, and
-    open the log.
+    open the log. `train` is the training data without the databases that `data.hold_out` names,
+    which are the split `held_out`.
 
     `demonstrations` is a file that the run learns from. ValueError that says what does not fit.
     """
@@ -153,7 +182,14 @@ def open_session(
     seed_update(config.seed, 0, 0)  # the same on all ranks: new adapter weights are drawn here
     with accelerator.main_process_first():
         workbench = set_up(
-            config.model, config.data, config.env, config.style, splits, config.seed, max_tokens
+            config.model,
+            config.data,
+            config.env,
+            config.style,
+            splits,
+            config.seed,
+            max_tokens,
+            is_training=True,
         )
         workbench.require_prompts("train", config.max_prompt_tokens)
     inputs = {}
@@ -170,10 +206,28 @@ def open_session(
     track = accelerator.log if config.trackers else None
     log = RunLog(run, config, ranks.is_main, resume_at, track)
     if ranks.is_main:
+        if config.resume:
+            keep_length(run, config)
         files = hash_inputs(config, workbench.corpora, workbench.databases)
         keep_inputs(run, inputs | files)
+        warn_of_known_databases(workbench, config.model.path, log)
     meter = flop_meter(workbench, config.model.compute_dtype, accelerator)
     return Session(config, accelerator, ranks, workbench, log, begun, meter)
+
+
+def warn_of_known_databases(workbench: Workbench, model_path: str | None, log: RunLog) -> None:
+    """Print a warning if the model that a run starts from was trained on databases that the run
+    holds out. Models of other programs do not say what they were trained on."""
+    if model_path is None:
+        return
+    names = held_out.names_of(workbench.corpora["train"])
+    known = held_out.trained_on(names, Path(model_path) / held_out.NOTE)
+    if known:
+        log.print(
+            f"warning: held_out: {model_path} was trained on {len(known)} of the {len(names)} "
+            f"databases that are held out here, such as {known[0]}: both stages must set the same "
+            "data.hold_out and data.hold_out_seed, or the EX on them is too high"
+        )
 
 
 def flop_meter(workbench: Workbench, dtype: torch.dtype, accelerator: Accelerator) -> FlopMeter:

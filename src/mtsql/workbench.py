@@ -46,6 +46,8 @@ from mtsql.rl.replay import read_demonstrations
 from mtsql.rl.rollout import Show, show_nothing
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
+from mtsql.sql.held_out import SPLIT as HELD_OUT
+from mtsql.sql.held_out import hold_out
 from mtsql.sql.worker_pool import set_num_workers
 
 if TYPE_CHECKING:  # peft takes seconds to import
@@ -60,7 +62,7 @@ VOLATILE = re.compile(r"random|\bnow\b|current_", re.IGNORECASE)
 @dataclass
 class Workbench:
     """The loaded parts of a run. `corpora` holds the splits by name: train, dev and, if there is
-    one, dev_seen."""
+    one, dev_seen; in a training also held_out."""
 
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
@@ -143,12 +145,31 @@ class Workbench:
                 yield f"{text} {tokens}"
 
 
-def load_corpora(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Corpus]:
+def load_corpora(
+    data: DataConfig, splits: tuple[str, ...], is_training: bool = False
+) -> dict[str, Corpus]:
     """The named splits, without `dev_seen` if the data has none. Prints which dialogues of each
-    cannot be used."""
+    cannot be used.
+
+    With `is_training`, or with `held_out` among the splits, `train` lacks the databases that
+    `data.hold_out` names, and `held_out` is the split of these. If there are none, `dev` takes its
+    place.
+    """
+    is_training = is_training or HELD_OUT in splits
+    held_out = None
+    corpora: dict[str, Corpus] = {}
     has_dev_seen = data.is_toy or data.dev_seen is not None
-    wanted = [name for name in splits if name != "dev_seen" or has_dev_seen]
-    corpora = {name: load_split(data, name) for name in wanted}
+    for name in splits:
+        if name == "train" and is_training:
+            corpora[name], held_out = hold_out(load_split(data, name), data)
+        elif name == HELD_OUT and held_out is not None:
+            corpora[name] = held_out
+        elif name == HELD_OUT and "dev" not in splits:
+            corpora["dev"] = load_split(data, "dev")
+        elif name == HELD_OUT:
+            continue
+        elif name != "dev_seen" or has_dev_seen:
+            corpora[name] = load_split(data, name)
     is_main = os.environ.get("RANK", "0") == "0"
     for name, corpus in corpora.items():
         skipped = describe_skipped(corpus)
@@ -179,18 +200,19 @@ def set_up(
     splits: tuple[str, ...],
     seed: int,
     max_tokens: int = 0,
+    is_training: bool = False,
 ) -> Workbench:
     """Load or build everything. Without a `model.path`, the small embedded model is built from
     `seed`, and its tokenizer is trained on the toy world's own text.
 
-    `max_tokens` is the maximum length of a prompt with its trajectory. ValueError that names the
-    flags if the model has fewer positions, and for a tokenizer that has tokens without an
-    embedding.
+    `max_tokens` is the maximum length of a prompt with its trajectory, and `is_training` is that of
+    `load_corpora`. ValueError that names the flags if the model has fewer positions, and for a
+    tokenizer that has tokens without an embedding.
     """
     shape = policy_shape(model)
     require_positions(shape, max_tokens)
     set_num_workers(env.num_sql_workers)
-    corpora = load_corpora(data, splits)
+    corpora = load_corpora(data, splits, is_training)
     style = prompt_style(style, model.path)
     if model.path:
         tokenizer = load_tokenizer(model.path)

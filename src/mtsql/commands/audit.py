@@ -35,6 +35,7 @@ from mtsql.run.config import parse_config, to_dict
 from mtsql.run.locks import RunLock
 from mtsql.sql.datasets import describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus
+from mtsql.sql.held_out import require_whole
 from mtsql.sql.worker_pool import set_num_workers
 
 FILE_WIDTH = 140
@@ -61,6 +62,7 @@ def look(config: Config) -> None:
 
 def _look(config: Config, file: Path) -> None:
     set_num_workers(config.env.num_sql_workers)
+    require_whole(config.data, "mtsql audit")
     corpus = load_split(config.data, config.split)
     corpus = replace(corpus, dialogues=corpus.dialogues[: config.max_dialogues or None])
     width = None if sys.stdout.isatty() else FILE_WIDTH

@@ -75,10 +75,12 @@ def make_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim.
 
 
 def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
-    """The rate of update `update` (from 0) of `num_updates`. It is never 0.
+    """The rate of update `update` (from 0) of `num_updates`; further updates keep the rate that it
+    ends at. It is never 0.
 
     It depends on nothing else, so a resumed run needs no state of a schedule.
     """
+    update = min(update, num_updates)
     num_warmup = round(config.warmup_frac * num_updates)
     num_decay = min(round(config.decay_frac * num_updates), num_updates - num_warmup)
     factor = _schedule(config.schedule, num_warmup, num_decay, num_updates, config.min_lr_frac)

@@ -1,11 +1,49 @@
 """Which flags of train_rl.py do not go together. `config` is its configuration."""
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from mtsql.model.sizes import require_room_in_batch
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round
     from train_rl import Config
+
+
+EvalSplit = Literal["held_out", "dev", "dev_seen"]
+"""Splits on which a run of train_rl.py is evaluated."""
+
+
+def with_evaluation(config: "Config") -> "Config":
+    """The configuration with the splits to evaluate, and the one that selects the model, in place
+    of null."""
+    data = config.data
+    holds_out = bool(data.hold_out) or (data.hold_out is None and not data.is_toy)
+    rest: tuple[EvalSplit, ...] = ("dev_seen", "dev") if data.is_toy or data.dev_seen else ("dev",)
+    splits = config.eval_splits
+    if splits is None:
+        splits = ("held_out",) if holds_out else rest
+    for split in splits:
+        if splits.count(split) > 1:
+            raise ValueError(f"eval_splits names {split} twice: name it once")
+        if split not in (*rest, "held_out"):
+            raise ValueError(f"eval_splits has {split}, but data.{split} is not set")
+    if not splits:
+        raise ValueError("eval_splits is empty: name at least one split, such as held_out")
+    if "held_out" in splits and not holds_out:
+        raise ValueError("eval_splits has held_out, but data.hold_out holds no database out")
+    select_by = config.select_by or ("held_out" if "held_out" in splits else "none")
+    if select_by != "none":
+        if select_by not in splits:
+            raise ValueError(
+                f"select_by is {select_by}, but only {', '.join(splits)} is evaluated: add it to "
+                "eval_splits"
+            )
+        if not config.checkpoint.keep_best:
+            raise ValueError(
+                f"checkpoint.keep_best is 0, but the model is selected by {select_by}: set it to "
+                "at least 1, or select_by to none"
+            )
+    return replace(config, eval_splits=splits, select_by=select_by)
 
 
 def max_tokens(config: "Config") -> int:
@@ -24,6 +62,8 @@ def check_config(config: "Config") -> None:
     for name in (*at_least_one, "max_batch_tokens", "max_prompt_tokens"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    if config.schedule_updates is not None and config.schedule_updates < 1:
+        raise ValueError(f"schedule_updates is {config.schedule_updates}: it must be at least 1")
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
     if config.warm_start and not config.model.path:
         room = config.warm_start.max_batch_tokens

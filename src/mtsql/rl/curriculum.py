@@ -57,9 +57,22 @@ class Curriculum:
     num_dropped: int = 0
     counts: dict[str, list[int]] = field(default_factory=dict)
     """turn id -> [successes, attempts], probe and training together."""
+    past: list[int] = field(default_factory=list)
+    """The stages of finished updates that were laid out over another number of updates."""
 
     def stage_at(self, update: int, num_updates: int) -> int:
-        """The stage of an update, by the shares of the stages that hold a turn."""
+        """The stage of an update, by the shares of `num_updates` that the stages which hold a turn
+        have. Further updates stay in the last of these stages.
+
+        An update in `past` had its stage before the stages were laid out anew. Training never goes
+        back to an earlier stage than the last of these.
+        """
+        if update < len(self.past):
+            return self.past[update]
+        return max([self._planned(update, num_updates), *self.past[-1:]])
+
+    def _planned(self, update: int, num_updates: int) -> int:
+        """The stage of an update by the shares alone."""
         shares = [
             share if turns else 0.0 for share, turns in zip(self.shares, self.stages, strict=True)
         ]
@@ -82,8 +95,8 @@ class Curriculum:
         turns = self.stages[stage]
         if len(turns) <= num_turns:
             return random.Random(f"{self.seed}/{stage}/{update}").sample(turns, len(turns))
-        first = next(u for u in range(update + 1) if self.stage_at(u, num_updates) == stage)
-        start = (update - first) * num_turns
+        num_before = sum(self.stage_at(u, num_updates) == stage for u in range(update))
+        start = num_before * num_turns
         # Example with the turns a to e, three per update:
         #
         #     walk     d a e b c | a d e c b     each epoch is a new order of all turns
@@ -113,6 +126,11 @@ class Curriculum:
         seen = set(tried)
         return [turn_id for turn_id in order if turn_id not in seen][:num_turns]
 
+    def lay_out_anew(self, num_done: int, num_updates: int) -> None:
+        """Fix the stages of `num_done` finished updates, which were laid out over `num_updates`.
+        After this, `stage_at` may be asked with another number."""
+        self.past = [self.stage_at(update, num_updates) for update in range(num_done)]
+
     def record(self, turn_id: str, num_correct: int, num_attempts: int) -> None:
         """Add the successes of a group to the turn's counts."""
         count = self.counts.setdefault(turn_id, [0, 0])
@@ -127,6 +145,7 @@ class Curriculum:
             "seed": self.seed,
             "num_dropped": self.num_dropped,
             "counts": self.counts,
+            "past": self.past,
         }
 
     @classmethod

@@ -31,6 +31,7 @@ from mtsql.files import WriteError, read_json, read_text, write_text
 from mtsql.run.commit import git_commit
 from mtsql.run.config import flat, to_dict
 from mtsql.run.inputs import moved_keys
+from mtsql.run.length import require_updates_left
 from mtsql.run.recipes import read_yaml
 from mtsql.run.runlog import writing
 
@@ -38,6 +39,8 @@ FORMAT = "mtsql-checkpoint-2"
 MAY_CHANGE = (
     "run",
     "resume",
+    "num_updates",
+    "schedule_updates",
     "eval_every",
     "eval_turns",
     "max_batch_tokens",
@@ -51,14 +54,15 @@ MAY_CHANGE = (
     "trackers",
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
-numbers."""
+numbers, and `schedule_updates` those of updates to come."""
+NEW_RUN = "--model.path CHECKPOINT/model"
 OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
     ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
     r"(inputs|scores|audit|farming|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
-    "eval": r"\.(train|dev|dev_seen)-[0-9]+\.json\.partial",
+    "eval": r"\.(train|held_out|dev|dev_seen)-[0-9]+\.json\.partial",
     "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",
     "trajectories": r"\.update-[0-9]+\.txt\.partial",
 }
@@ -77,8 +81,9 @@ class CheckpointConfig:
     keep_last: int = 2
     """Number of newest checkpoints to keep."""
     keep_best: int = 1
-    """Number of further checkpoints to keep: those with the highest held-out EX (mean over splits)
-    among the ones written at an evaluation."""
+    """Number of further checkpoints to keep: those with the highest EX among the ones written at an
+    evaluation. It is the EX that selects the model, or without a selection the mean of the
+    splits."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
@@ -220,10 +225,10 @@ class Checkpoint:
         return self.folder / "model"
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint. ValueError that names the file if a part is missing, incomplete or not
-    written by this program."""
-    advice = f"delete {folder} to resume from the checkpoint before it"
+def read_checkpoint(folder: Path, advice: str = "") -> Checkpoint:
+    """Read a checkpoint. ValueError that names the file, with `advice` (by default that for a run
+    to resume), if a part is missing, incomplete or not written by this program."""
+    advice = advice or f"delete {folder} to resume from the checkpoint before it"
     try:
         state = read_json(folder / "state.json")
     except ValueError as error:
@@ -263,12 +268,15 @@ def resumed(config: Any) -> tuple[Any, Checkpoint | None]:
     run = Path(config.resume)
     check_unchanged(config, run)
     newest = newest_checkpoint(run)
+    begun = read_checkpoint(newest) if newest else None
+    if begun is not None:
+        require_updates_left(config, begun.state["update"], config.resume)
     if newest is None and has_updates(run):
         raise ValueError(
             f"resume {config.resume}: metrics.jsonl has updates, but there is no checkpoint of "
             "them: put the folder checkpoints back, or start a new run"
         )
-    return replace(config, run=config.resume), read_checkpoint(newest) if newest else None
+    return replace(config, run=config.resume), begun
 
 
 def has_updates(run: Path) -> bool:
@@ -284,6 +292,7 @@ def check_unchanged(config: Any, run: Path) -> None:
     saved = flat(read_yaml(run / "config.yaml"))
     now = flat(to_dict(config))
     moved = moved_keys(run)
+    new_run = f"--from {run} --run NEW" if hasattr(config, "from_run") else NEW_RUN
     # Keys that the run does not have come first: with one, no flag makes it the same run.
     for key in sorted(saved.keys() | now.keys(), key=lambda key: (key in saved, key)):
         is_free = key.startswith(MAY_CHANGE) or key in moved
@@ -291,7 +300,7 @@ def check_unchanged(config: Any, run: Path) -> None:
             before = f"with {saved[key]!r}: leave it, or " if key in saved else OLDER_SOURCE
             raise ValueError(
                 f"{key} is {now.get(key)!r}, but {run} was started {before}"
-                "start a new run: --model.path CHECKPOINT/model"
+                f"start a new run: {new_run if key in saved else NEW_RUN}"
             )
 
 

@@ -16,6 +16,7 @@ from jsonargparse.typing import register_type
 from mtsql.choices import Size, parse_size
 from mtsql.files import print_page, write_text
 from mtsql.run.help import asked_topic, help_text, section_type
+from mtsql.run.implied import implied_recipe, old_run, preset_names
 from mtsql.run.recipes import in_a_line, read_yaml
 
 register_type(Size, int, parse_size, type_check=lambda value, _: isinstance(value, int))
@@ -34,6 +35,7 @@ def parse_config(
     - `--preset NAME` stands for the recipe `presets/NAME.yaml`. It wins over other recipes, and
       flags after it win over it. If a recipe names a preset, the recipe's own keys win.
     - `--resume RUN` stands for `--config RUN/config.yaml`, and all other flags win over it.
+    - `--from RUN`, or a checkpoint of it, stands for the same file before all other recipes.
     - If `kind` has a static method `first_recipe(model_path)`, the file that it returns, if any, is
       read before all recipes.
     - `--help` prints `description` and all flags, `--help SECTION` one section, and exits.
@@ -43,6 +45,7 @@ def parse_config(
     ValueError, in a line that names the fault, for an unknown or shortened flag, a value of the
     wrong type, a number that is not finite, or a recipe that cannot be read.
     """
+    argv = [re.sub(r"^--from(?=$|=)", "--from_run", word) for word in argv]
     names = preset_names(presets)
     topic = asked_topic(argv)
     if topic is not None:
@@ -66,12 +69,17 @@ def parse_config(
         place = 0
         preset = parsed.get("preset")
         implied = []
+        origin = parsed.get("from_run") if resume is None else None
+        if origin is not None:
+            argv = ["--config", str(old_run(origin).recipe), *argv]
+            parsed = _parsed(parser, kind, argv)
+            place = 2
         by_flag = _words(argv, "--preset")
         if by_flag and resume is None:
             place = max((end for _, end in _words(argv, "--config")), default=0)
             implied = [f"--preset={by_flag[-1][0]}"]
             preset = _parsed(parser, kind, implied).get("preset")
-        recipe = _implied_recipe(preset, resume, presets, names)
+        recipe = implied_recipe(preset, resume, presets, names)
         if recipe is not None:
             implied += ["--config", str(recipe)]
         if implied:
@@ -82,6 +90,8 @@ def parse_config(
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
         for resumed, _ in _words(argv, "--resume"):
             where = f" ({resumed}/config.yaml: did another script or version of mtsql start it?)"
+        for origin, _ in _words(argv, "--from_run"):
+            where = f" (from {origin}: did another version of mtsql start it?)"
         raise ValueError(_explained(error, kind) + where) from error
     try:
         values = parser.instantiate(parsed).as_dict()
@@ -332,27 +342,6 @@ def _expected(hint: Any) -> str:
     if is_dataclass(hint):
         return "keys of its own"
     return " or ".join(_expected(one) for one in get_args(hint)) or "another value"
-
-
-def preset_names(folder: Path | None) -> list[str]:
-    """The names of the presets: the recipes in their folder, without `.yaml`."""
-    return sorted(file.stem for file in folder.glob("*.yaml")) if folder is not None else []
-
-
-def _implied_recipe(
-    preset: str | None, resume: str | None, presets: Path | None, names: list[str]
-) -> Path | None:
-    """The recipe that `--resume` or `--preset` stands for."""
-    if resume is not None:
-        file = Path(resume) / "config.yaml"
-        if not file.is_file():
-            raise ValueError(f"resume {resume}: no config.yaml there, so no run to continue")
-        return file
-    if preset is None:
-        return None
-    if presets is None or preset not in names:
-        raise ValueError(f"preset is {preset}: expected one of {', '.join(names)} or null")
-    return presets / f"{preset}.yaml"
 
 
 def to_dict(config: Any) -> Any:

@@ -27,8 +27,9 @@ include the first one, which holds a counter that SQLite raises when it writes."
 SQLITE_WRITER = slice(92, 100)
 """The part of an SQLite file that only says which version of SQLite wrote it."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-WITHOUT_EFFECT = ("mtsql.json",)
-"""Files of a model folder that only set defaults. The run's configuration has all values."""
+WITHOUT_EFFECT = ("mtsql.json", "selected.json", "held_out.json")
+"""Files of a model folder that only set defaults, which the run's configuration has, or say how
+the model was made."""
 BY_STEM = ("data.train", "data.dev", "data.dev_seen")
 """Keys of the files whose name, without its ending, begins the ids of their turns."""
 MAY_MOVE = (
@@ -49,20 +50,21 @@ def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -
 
     ValueError that names the key and the file if one cannot be read.
     """
-    data_keys = ("toy_folder",) if config.data.is_toy else (*splits, "tables", "databases")
+    named = [split for split in splits if split != "held_out"]  # a part of train
+    data_keys = ("toy_folder",) if config.data.is_toy else (*named, "tables", "databases")
     keys = [*(f"data.{key}" for key in data_keys), "model.path"]
     keys += ["data.leave_out"] if "train" in splits else []
     keys += ["demonstrations"] if getattr(config, "source", None) == "demonstrations" else []
     found = {}
     for key in keys:
-        named = _path(config, key)
-        if named is None:
+        place = _path(config, key)
+        if place is None:
             continue
-        path = Path(named)
+        path = Path(place)
         if key in ("data.databases", "data.toy_folder"):
             names = {_under(path, file) for file in databases}
             if key == "data.toy_folder":
-                names |= {f"{split}.json" for split in splits} | {"tables.json"}
+                names |= {f"{split}.json" for split in named} | {"tables.json"}
         elif path.is_dir():
             files = [file for pattern in MODEL_FILES for file in path.glob(pattern)]
             names = {file.name for file in files if file.name not in WITHOUT_EFFECT}
@@ -156,6 +158,18 @@ def check_inputs(run: Path, inputs: Mapping[str, str]) -> None:
                 f"resume {run}: {name} changed since the run was started: undo the change, or "
                 "start a new run: --model.path CHECKPOINT/model"
             )
+
+
+def changed_inputs(run: Path, before: Path) -> list[str]:
+    """The names of the inputs in which a run differs from an earlier one that it starts from. Files
+    are compared by what they hold, wherever they are."""
+    now, then = _read(run), _read(before)
+    names = [name for name in now if name != FILES and name in then and now[name] != then[name]]
+    files, old_files = now.get(FILES, {}), then.get(FILES, {})
+    for key, entry in files.items():
+        if key in old_files and entry["hashes"] != old_files[key]["hashes"]:
+            names.append(f"the files of {key}")
+    return names
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -45,6 +45,12 @@ class DataConfig:
     leave_out: str | None = None
     """File of the turns that training leaves out, with one `turn id<TAB>reason` a line, as the
     audit writes it (leave_out.tsv). null: none is left out."""
+    hold_out: float | None = None
+    """Training databases that no training sees, so that a model can be selected on them: a number
+    of databases, or below 1 a fraction. null: a twentieth of 10 or more databases, none of fewer
+    and none of the toy world. Both stages must set the same."""
+    hold_out_seed: int = 0
+    """Draws these databases. It is no part of `seed`, so that all runs hold out the same ones."""
     toy_folder: str = "data/toyworld"
     """Folder of the toy world. It is written there once."""
     toy_seed: int = 0
@@ -57,6 +63,11 @@ class DataConfig:
         missing = [f"data.{name}" for name in ("dev", "databases") if not getattr(self, name)]
         if named and missing:
             raise ValueError(f"data.{named[0]} is set: {' and '.join(missing)} must be set too")
+        share = self.hold_out
+        if share is not None and (share < 0 or (share > 1 and share != int(share))):
+            raise ValueError(
+                f"data.hold_out is {share}: it must be 0, a fraction below 1, or a whole number"
+            )
         if self.leave_out and named and not self.train:
             raise ValueError(
                 "data.leave_out is set, but data.train is not: leave_out only has an effect on the "
