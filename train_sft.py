@@ -6,8 +6,8 @@
 
 It departs from the paper (MTSQL-R1, arXiv 2510.12831, section 3) in these points: (1) a model that
 knows nothing can start from demonstrations (`source`), because it has no correct rollouts to keep;
-(2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that differ are chosen by token counts
-and not by an embedding model.
+(2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that differ are chosen by the policy's
+own hidden states; `selftaught.embedding` names the folder of an embedding model.
 """
 
 import json
@@ -32,6 +32,7 @@ from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
+from mtsql.rl.embeddings import check_embedding, open_embedder
 from mtsql.rl.replay import demonstration_samples, read_demonstrations
 from mtsql.rl.rewards import RewardConfig, reward_components
 from mtsql.rl.rollout import rollout, turn_key
@@ -155,6 +156,7 @@ def check(config: Config) -> None:
     if config.source == "self":
         if config.demonstrations:
             raise ValueError("demonstrations has no effect with source=self: leave it out")
+        check_embedding(config.selftaught.embedding)
         return
     if config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
@@ -327,6 +329,12 @@ def collect_round(turns: list[Turn], config: Config, session: Session, number: i
     workbench, ranks, selftaught = session.workbench, session.ranks, config.selftaught
     sampling = replace(config.sampling, temperature=selftaught.temperature)
     mine = ranks.share(turns)
+    embedder = open_embedder(
+        selftaught.embedding,
+        workbench.renderer,
+        session.accelerator.device,
+        config.sft.max_batch_tokens,
+    )
     with (
         activity(f"round {number}: rollouts", ranks.is_main) as show,
         generation_weights(workbench.policy, config.model.compute_dtype) as model,
@@ -344,20 +352,21 @@ def collect_round(turns: list[Turn], config: Config, session: Session, number: i
             judge=judge,
             show=show,
         )
-    chosen: list[Sample] = []
-    solved: list[str] = []
-    databases = workbench.corpora["train"].databases
-    for place, turn in enumerate(mine):
-        start = place * selftaught.samples_per_turn
-        group = played[start : start + selftaught.samples_per_turn]
-        trajectories = [trajectory for trajectory, _ in group]
-        is_right = [right for _, right in group]
-        is_easy = hardness(turn.sql, databases[turn.db_id].schema) == "easy"
-        seed = turn_key(turn.turn_id) ^ config.seed
-        kept = select(trajectories, is_right, is_easy, selftaught, seed=seed)
-        chosen += [trajectory.to_sample([]) for trajectory in kept]
-        if any(is_right):
-            solved.append(turn.turn_id)
+        chosen: list[Sample] = []
+        solved: list[str] = []
+        databases = workbench.corpora["train"].databases
+        embed = embedder.embed_with(model)
+        for place, turn in enumerate(mine):
+            start = place * selftaught.samples_per_turn
+            group = played[start : start + selftaught.samples_per_turn]
+            trajectories = [trajectory for trajectory, _ in group]
+            is_right = [right for _, right in group]
+            is_easy = hardness(turn.sql, databases[turn.db_id].schema) == "easy"
+            seed = turn_key(turn.turn_id) ^ config.seed
+            kept = select(trajectories, is_right, is_easy, selftaught, seed, embed)
+            chosen += [trajectory.to_sample([]) for trajectory in kept]
+            if any(is_right):
+                solved.append(turn.turn_id)
     return ranks.gather(chosen), set(ranks.gather(solved))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import train_sft
@@ -40,21 +41,62 @@ def rollout_of(*replies):
     return trajectory
 
 
+def points_of(trajectories):
+    """A point on a line for each trajectory: its first token."""
+    return np.array([[trajectory.ids[0]] for trajectory in trajectories])
+
+
+def never(trajectories):
+    raise AssertionError("nothing to embed")
+
+
 A, B = [1, 2, 3], [4, 5, 6]
-SHORT, LONG, LONG_AGAIN, OTHER = (rollout_of(*r) for r in ([A], [A, A], [A, A], [A, B]))
-"""Rollouts of one, two, two and two replies. LONG_AGAIN has the tokens of LONG."""
+SHORT, LONG, LONG_AGAIN, OTHER, LONGER = (
+    rollout_of(*r) for r in ([A], [A, A, A], [A, A, A], [A, A, B], [A, A, A, A])
+)
+"""Rollouts with 0, 2, 2, 2 and 3 interactions. LONG_AGAIN has the tokens of LONG."""
+SIX = [rollout_of([first], [0], [0]) for first in (1, 2, 3, 50, 51, 99)]
+"""With 2 interactions, in three clusters: 1, 2, 3; 50, 51; 99."""
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_select_takes_few_short_rollouts_of_easy_turns_and_different_long_ones_of_hard_turns(seed):
-    config = SelfTaughtConfig(max_easy=1, max_hard=2)
-    group = [SHORT, LONG, LONG_AGAIN, OTHER]
-    all_valid, one_wrong = [True] * 4, [True, True, True, False]
-    assert select(group, all_valid, is_easy=False, config=config, seed=seed) == [SHORT]
-    assert select(group, one_wrong, is_easy=True, config=config, seed=seed) == [SHORT]
-    hard = select([*group, SHORT], [*all_valid, False], False, config, seed)
-    assert sorted(t.ids for t in hard) == [[*A, *A], [*A, *B]]
-    assert select(group, [False] * 4, is_easy=False, config=config, seed=seed) == []
+def test_an_easy_or_always_solved_turn_keeps_few_short_rollouts(seed):
+    config = SelfTaughtConfig(max_easy=1)
+    group = [LONGER, LONG, SHORT, OTHER]
+    one_wrong = [True, True, True, False]
+    assert select(group, [True] * 4, False, config, seed, never) == [SHORT]
+    assert select(group, one_wrong, True, config, seed, never) == [SHORT]
+    assert select(group, [False] * 4, True, config, seed, never) == []
+    two = SelfTaughtConfig(max_easy=2)
+    assert select([SHORT, LONGER], [True] * 2, True, two, seed, never) == [SHORT]
+    assert select([LONGER], [True], True, two, seed, never) == [LONGER]  # too long, but solved
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hard_turn_keeps_the_medoid_of_each_cluster(seed):
+    config = SelfTaughtConfig()
+    group = [*SIX, SHORT, rollout_of([99], [0], [0])]  # one that is too short and one that repeats
+    is_valid = [True] * 7 + [False]
+    kept = select(group, is_valid, False, config, seed, points_of)
+    assert [trajectory.ids[0] for trajectory in kept] == [2, 50, 99]
+
+
+def test_a_hard_turn_with_few_or_only_short_rollouts_keeps_what_it_has():
+    config = SelfTaughtConfig()
+    valid = [True, True, True, False]
+    kept = select([LONG, LONG_AGAIN, OTHER, SHORT], valid, False, config, 0, never)
+    assert kept == [LONG, OTHER]
+    assert select([SHORT, LONG], [True, False], False, config, 0, never) == [SHORT]
+    assert select([SHORT, LONG], [False, False], False, config, 0, never) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_hard", 0), ("min_hard_interactions", -1), ("temperature", 0.0), ("embedding", "")],
+)
+def test_a_bad_key_is_named(key, value):
+    with pytest.raises(ValueError, match=f"selftaught.{key}"):
+        SelfTaughtConfig(**{key: value})
 
 
 def untimed(line):
