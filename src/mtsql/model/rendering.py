@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtsql.model.chat_template import ChatTemplate, Layout, Part, place_contents, text_of
 from mtsql.model.end_ids import end_ids_of_folder
+from mtsql.model.training_template import training_template
 
 TAG = re.compile(r"</?[a-z_]+>")
 """The shape of a protocol tag (`<think>`, `</tool_call>`); control tokens look like `<|name|>`."""
@@ -132,6 +133,14 @@ class Renderer:
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return cast(str, text)  # a list only for several sequences
+
+    def training_template(self, messages: list[dict], tools: list[dict]) -> str:
+        """The source of a chat template for other trainers: see training_template.py. It is for
+        conversations with opening messages of the same roles and with the same tools."""
+        roles = tuple(message["role"] for message in messages)
+        prompt = self._template.prompt(roles, tools)
+        stop = self.text([self.stop_ids[0]])
+        return training_template(roles, prompt, self.opened, stop, self._observation)
 
     def template_difference(
         self, messages: list[dict], tools: list[dict], steps: Sequence[tuple[str, str]] = ()
