@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import tiny_model, tiny_tokenizer, transformers_model
 
+from helpers.models import tiny_model, tiny_tokenizer, transformers_model
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
 from mtsql.rl.embeddings import count_vectors, hidden_state_means, open_embedder

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
 from helpers.chat_models import KINDS, stand_in
 from helpers.episodes import call, make_env, singers
 from helpers.models import tiny_tokenizer
 from helpers.pools import SCRIPT, trajectory_of
-
 from mtsql.agent.env import Outcome
 from mtsql.agent.reply import format_reply
 from mtsql.model.rendering import Renderer

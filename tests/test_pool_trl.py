@@ -1,6 +1,6 @@
 """TRL and datasets read a pool. Skipped without them:
 
-    pip install trl pytest; python -m pytest tests/test_pool_trl.py
+pip install trl pytest; python -m pytest tests/test_pool_trl.py
 """
 
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
 from helpers.episodes import make_env, singers
 from helpers.models import SHAPE, tiny_tokenizer
 from helpers.pools import trajectory_of
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
 from mtsql.model.rendering import Renderer
 from mtsql.rl.pool import pool_record, write_pool
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.models import tiny_tokenizer
 from transformers import BertConfig, BertModel
 
+from helpers.models import tiny_tokenizer
 from mtsql.model.rendering import Renderer
 from mtsql.model.sentence_encoder import load_encoder
 from mtsql.rl.embeddings import check_embedding, open_embedder

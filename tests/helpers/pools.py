@@ -1,13 +1,11 @@
 """Trajectories and their records, for tests of pools."""
 
 from helpers.episodes import answer, call
-
 from mtsql.agent.env import SqlEnv
 from mtsql.agent.reply import Verdict
 from mtsql.model.rendering import Renderer
 from mtsql.rl.replay import replay
 from mtsql.rl.trajectory import Trajectory
-
 
 SCRIPT = (
     call("SELECT 'a  b', 'é 😀' -- [1, 2]", think="Who is old?\nWe look."),

@@ -81,7 +81,9 @@ def load_encoder(path: str, device: torch.device, flag: str) -> "SentenceEncoder
         missing = [name for name in sorted(found["missing_keys"]) if "pooler" not in name]
         if missing:
             raise ValueError(f"the weight {missing[0]} is missing")
-    return SentenceEncoder(model.to(device).eval(), _tokenizer(path), read_pooling(Path(path), flag))
+    return SentenceEncoder(
+        model.to(device).eval(), _tokenizer(path), read_pooling(Path(path), flag)
+    )
 
 
 class SentenceEncoder:

@@ -62,9 +62,7 @@ def pool_record(trajectory: Trajectory, renderer: Renderer, round_number: int) -
 def record_sample(record: PoolRecord) -> Sample:
     """The sample of a record whose ids this run's tokenizer has made. ValueError for lists of
     different lengths."""
-    return Sample(
-        prompt_ids=record["prompt_ids"], ids=record["ids"], loss_mask=record["loss_mask"]
-    )
+    return Sample(prompt_ids=record["prompt_ids"], ids=record["ids"], loss_mask=record["loss_mask"])
 
 
 def record_line(record: PoolRecord) -> str:

@@ -7,7 +7,6 @@ learn from are left out and counted by reason; a malformed line ends the program
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +47,8 @@ class PoolSamples:
     """What pool files hold for a run."""
 
     samples: list[Sample] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> number of records."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the files and lines of the records."""
     num_rendered: int = 0
     """Samples whose ids were not in the file, or were of another tokenizer or other messages."""
     num_other_prompts: int = 0
@@ -61,7 +60,10 @@ class PoolSamples:
     def lines(self) -> list[str]:
         """What the user should know, a sentence a line."""
         found = [f"pool: {len(self.samples)} trajectories, {self.num_rendered} of them rendered"]
-        found += [f"pool: {count} left out: {why}" for why, count in self.left_out.most_common()]
+        found += [
+            f"pool: {len(places)} left out: {why} (first: {places[0]})"
+            for why, places in self.left_out.items()
+        ]
         if self.num_other_prompts:
             found.append(
                 f"pool: {self.num_other_prompts} have another prompt than this run writes "
@@ -108,7 +110,7 @@ def read_pool(
         if turn is not None and db_id not in (None, turn.db_id):
             turn = None  # a turn of another data set whose file has the same name
         if turn_id in held_out:
-            why = f"turn {turn_id} is held out"
+            why = "its turn is held out"
         elif db_id in databases:
             why = f"database {db_id} is held out"
         elif turn is None and turn_id in rules.train.left_out:
@@ -119,9 +121,9 @@ def read_pool(
             why = _add(found, record, conversation, turn, rules, make_env, renderer, where)
             found.num_unknown += not why and turn is None and db_id not in rules.train.databases
         if why:
-            found.left_out[why] += 1
+            found.left_out.setdefault(why, []).append(f"{where}, {turn_id}" if turn_id else where)
     if not found.samples:
-        reasons = "; ".join(f"{count} {why}" for why, count in found.left_out.most_common(3))
+        reasons = "; ".join(f"{len(places)}: {why}" for why, places in found.left_out.items())
         names = ", ".join(map(str, files))
         raise ValueError(f"pool {names}: no trajectory to learn from ({reasons or 'no record'})")
     if max_samples:
@@ -165,9 +167,7 @@ def _add(
     return ""
 
 
-def render(
-    conversation: Conversation, opening: list[dict[str, Any]], renderer: Renderer
-) -> Sample:
+def render(conversation: Conversation, opening: list[dict[str, Any]], renderer: Renderer) -> Sample:
     """The sample of a conversation whose opening messages are `opening`. Its replies are trained
     on, each with its stop id."""
     ids: list[int] = []
@@ -177,7 +177,8 @@ def render(
         ids += reply_ids
         mask += [1] * len(reply_ids)
         if number < len(conversation.observations):
-            between = renderer.render_observation(conversation.observations[number])
+            observed = with_tags(conversation.observations[number])
+            between = renderer.render_observation(observed)
             ids += between
             mask += [0] * len(between)
     return Sample(renderer.render_prompt(opening, conversation.tools), ids, mask)
