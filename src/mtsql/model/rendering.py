@@ -9,9 +9,11 @@ once, as `apply_chat_template` does. Pieces never merge: a trajectory only grows
 rendered twice.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from os.path import commonprefix
 from typing import cast
 
@@ -36,6 +38,7 @@ class Renderer:
     file of the model's folder that names its end ids is damaged.
 
     `stop_ids`: ids that end a reply; the first one is written after a demonstration.
+    `opened`: the beginning of a reply that the generation prompt has already written, often "".
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -56,7 +59,7 @@ class Renderer:
         self._tag_pattern = _any_of(tags)
         self._plain = _without_added_tokens(tokenizer, self._where)
         self._template = ChatTemplate(tokenizer, self._where)
-        self._opened = self._template.opened
+        self.opened = self._template.opened
         stop, self._observation = self._without_stop(self._template.between_replies())
         ends = [self._added[stop]]
         for end in (*ENDS_OF_TEXT, tokenizer.eos_token):
@@ -65,6 +68,15 @@ class Renderer:
         if tokenizer.name_or_path:
             ends += end_ids_of_folder(tokenizer.name_or_path)
         self.stop_ids = tuple(dict.fromkeys(ends))  # each id once
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary and of the chat template. Ids that a renderer with another
+        fingerprint has made may be other words here."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        template = self.tokenizer.get_chat_template()
+        text = json.dumps([vocabulary, sorted(self._added.items()), template])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def render_prompt(self, messages: list[dict], tools: list[dict]) -> list[int]:
         """Ids of the opening messages (system, user), generation prompt included.
@@ -93,9 +105,9 @@ class Renderer:
         Where the generation prompt has already written `<think>`, that tag is left out, and a reply
         without a thought begins by closing it.
         """
-        if self._opened:
-            if text.startswith(self._opened):
-                text = text.removeprefix(self._opened)
+        if self.opened:
+            if text.startswith(self.opened):
+                text = text.removeprefix(self.opened)
             else:
                 text = f"\n</think>\n\n{text}"
         pieces = self._tag_pattern.split(SURROGATE.sub("\ufffd", text))

@@ -1,0 +1,77 @@
+"""Stage 1's pool as a file: JSON Lines with a trajectory a line, which other programs read too.
+
+    {"turn_id": "train:12:3", "db_id": "concert", "round": 0, "sample": 7, "outcome": "answered",
+     "num_replies": 3, "tools": "[{\"type\": \"function\", ...}]",
+     "messages": [{"role": "user", "content": ".."}, {"role": "assistant", "content": ".."},
+                  {"role": "tool", "content": ".."}, {"role": "assistant", "content": ".."}],
+     "prompt_ids": [..], "ids": [..], "loss_mask": [..], "tokenizer": "1f6c.."}
+
+An assistant message has the reply as the model wrote it, with its thought, its verdicts and its
+`<tool_call>` as text. LLaMA-Factory drops the text of a message that has structured `tool_calls`,
+and templates write such calls in their own way. `tools` is the JSON text of the schemas that the
+prompt offers, or null: TRL and LLaMA-Factory read it, and `datasets` cannot change it, as it does
+with objects that have different keys.
+
+`tokenizer` is the fingerprint of the tokenizer and chat template that made the ids. A reader with
+another one renders the messages (`pool_source.py`).
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mtsql.files import write_text
+from mtsql.learner.packing import Sample
+from mtsql.model.rendering import Renderer
+from mtsql.rl.trajectory import Trajectory
+
+PoolRecord = dict[str, Any]
+"""A line of a pool."""
+
+
+def pool_record(trajectory: Trajectory, renderer: Renderer, round_number: int) -> PoolRecord:
+    """The record of a trajectory that `round_number` (from 0) has collected. The environment of the
+    trajectory must have its database, because the prompt's text is made again."""
+    env = trajectory.env
+    opening, schemas = env.reset()
+    messages = [{"role": m["role"], "content": str(m["content"])} for m in opening]
+    last = len(trajectory.reply_spans) - 1
+    for number, (start, end) in enumerate(trajectory.reply_spans):
+        reply = renderer.opened + renderer.decode(trajectory.ids[start:end])
+        messages.append({"role": "assistant", "content": reply})
+        observation = env.records[number].observation if number < last else None
+        if observation is not None:
+            messages.append({"role": "tool", "content": str(observation)})
+    return {
+        "turn_id": trajectory.turn.turn_id,
+        "db_id": trajectory.turn.db_id,
+        "round": round_number,
+        "sample": trajectory.sample,
+        "outcome": trajectory.outcome.value,
+        "num_replies": len(trajectory.reply_spans),
+        "tools": json.dumps(schemas, ensure_ascii=False) if schemas else None,
+        "messages": messages,
+        "prompt_ids": trajectory.prompt_ids,
+        "ids": trajectory.ids,
+        "loss_mask": trajectory.loss_mask,
+        "tokenizer": renderer.fingerprint,
+    }
+
+
+def record_sample(record: PoolRecord) -> Sample:
+    """The sample of a record whose ids this run's tokenizer has made. ValueError for lists of
+    different lengths."""
+    return Sample(
+        prompt_ids=record["prompt_ids"], ids=record["ids"], loss_mask=record["loss_mask"]
+    )
+
+
+def record_line(record: PoolRecord) -> str:
+    """A record as a line of a pool, without its end. It never holds a line break."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def write_pool(file: Path, records: Iterable[PoolRecord]) -> None:
+    """Write a pool, completely or not at all."""
+    write_text(file, "".join(f"{record_line(record)}\n" for record in records))
