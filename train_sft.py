@@ -4,13 +4,14 @@
     accelerate launch train_sft.py --source self ...       # the model's own rollouts (algorithm 1)
     accelerate launch train_sft.py --resume runs/sft       # after a kill; on a CPU bit for bit
 
-It departs from the paper (MTSQL-R1, arXiv 2510.12831, section 3) in these points: (1) a model that
-knows nothing can start from demonstrations (`source`), because it has no correct rollouts to keep;
-(2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that differ are chosen by the policy's
-own hidden states; `selftaught.embedding` names the folder of an embedding model.
+The function `train_on_own_rollouts` is algorithm 1 of the paper (MTSQL-R1, arXiv 2510.12831,
+section 3); docs/stage1.md says what a round leaves and how it resumes. It departs from the paper in
+these points: (1) a model that knows nothing can start from demonstrations (`source`), because it
+has no correct rollouts to keep; (2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that
+differ are chosen by the policy's own hidden states; `selftaught.embedding` names the folder of an
+embedding model.
 """
 
-import json
 import math
 import random
 from dataclasses import asdict, dataclass, field, replace
@@ -21,23 +22,20 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import print_line, read_json, write_text
-from mtsql.judge.hardness import hardness
+from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.files import print_line
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, sample_order
 from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
 from mtsql.memory_plan import require_memory
-from mtsql.model.policy import ModelConfig, generation_weights
+from mtsql.model.policy import ModelConfig
 from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
-from mtsql.rl.embeddings import check_embedding, open_embedder
+from mtsql.rl.embeddings import check_embedding
 from mtsql.rl.replay import demonstration_samples, read_demonstrations
-from mtsql.rl.rewards import RewardConfig, reward_components
-from mtsql.rl.rollout import rollout, turn_key
-from mtsql.rl.selftaught import SelfTaughtConfig, select
-from mtsql.rl.trajectory import Trajectory
+from mtsql.rl.selftaught import SelfTaughtConfig
+from mtsql.rounds import collect_round, evaluate_round, round_folder, start_weights
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
@@ -49,7 +47,6 @@ from mtsql.run.signals import no_interrupt
 from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
 from mtsql.sql.datasets import DataConfig
-from mtsql.sql.dialogues import Turn
 from mtsql.workbench import check_sizes
 
 
@@ -111,8 +108,8 @@ class Config:
     """Collect on at most this many training turns. 0: all."""
     sft: SftConfig = SftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
-    """Here `every` counts optimizer steps over all rounds; with 0, a checkpoint is written only at
-    Ctrl-C."""
+    """Here `every` counts optimizer steps over all rounds. A checkpoint is also written between two
+    rounds and at Ctrl-C."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
@@ -156,6 +153,11 @@ def check(config: Config) -> None:
     if config.source == "self":
         if config.demonstrations:
             raise ValueError("demonstrations has no effect with source=self: leave it out")
+        if config.sft.max_samples:
+            raise ValueError("sft.max_samples has no effect with source=self: leave it out")
+        has_split = config.data.is_toy or config.data.dev_seen
+        if config.selftaught.eval_split == "dev_seen" and not has_split:
+            raise ValueError("selftaught.eval_split is dev_seen, but data.dev_seen is not set")
         check_embedding(config.selftaught.embedding)
         return
     if config.demonstrations:
@@ -164,6 +166,12 @@ def check(config: Config) -> None:
         raise ValueError(
             "demonstrations is not set: name a demonstrations.jsonl, or use --source self"
         )
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """The splits that a run reads."""
+    held_out = config.selftaught.eval_split if config.source == "self" else None
+    return ("train", held_out) if held_out else ("train",)
 
 
 def max_tokens(config: Config) -> int:
@@ -197,7 +205,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         config,
         begun,
         accelerator,
-        splits=("train",),
+        splits=splits(config),
         max_tokens=max_tokens(config),
         demonstrations=demonstrations_file(config) if config.source == "demonstrations" else None,
     )
@@ -219,7 +227,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
 
 def last_lines(config: Config) -> str:
     """How long the run took, what it has changed, and where its files are."""
-    rows = read_rows(Path(config.run) / "metrics.jsonl")
+    rows = [row for row in read_rows(Path(config.run) / "metrics.jsonl") if "loss" in row]
     model = f"{config.run}/model"
     values = {
         "took": f"{took(config)}, {len(rows)} optimizer steps",
@@ -234,33 +242,32 @@ def last_lines(config: Config) -> str:
 def train_on_own_rollouts(
     config: Config, session: Session, learner: Learner, progress: Progress
 ) -> None:
-    """The rounds of the paper's algorithm 1: collect, select, train on all trajectories so far,
-    leave out the solved turns."""
+    """Algorithm 1: collect, select, train on all trajectories so far, leave out the solved turns.
+    The rounds before `progress.round` were trained on before the run was resumed."""
     turns = list(session.workbench.corpora["train"].turns)
     random.Random(config.seed).shuffle(turns)
     turns = turns[: config.max_turns or None]
     pool: list[Sample] = []
+    solved: set[str] = set()
     for number in range(config.selftaught.rounds):
-        collected = saved_round(config, number) if config.resume else None
-        if collected is None:
-            collected = collect_round(turns, config, session, number)
-            save_round(collected, config, session.ranks, number)
-        samples, solved = collected
-        pool += samples
-        session.log.print(
-            f"round {number}: solved {len(solved)} of {len(turns)} turns, "
-            f"pool {len(pool)} trajectories"
-        )
-        if not pool:
-            raise ValueError(
-                "no rollout was right: start from demonstrations (--source demonstrations)"
-            )
-        if number > progress.round:
-            progress.round = number
-            progress.done = 0
-        if number == progress.round:  # a resumed run has trained on the earlier rounds
-            train_on(pool, config, session, learner, progress)
-        turns = [turn for turn in turns if turn.turn_id not in solved]
+        if len(solved) == len(turns):
+            session.log.print(f"every turn is solved: there is no round {number}")
+            break
+        collected = collect_round(turns, solved, config, session, number, progress.update)
+        pool += collected.samples
+        solved |= collected.solved
+        if number < progress.round:
+            continue
+        if not progress.done:
+            learner.start_afresh(start_weights(config, session, number))
+        train_on(pool, config, session, learner, progress)
+        session.save_model_to(round_folder(config, number) / "model")
+        evaluate_round(config, session, number, progress.update)
+        progress.round = number + 1
+        progress.done = 0
+        if progress.round < config.selftaught.rounds:
+            # The next round's rollouts belong to exactly these weights.
+            session.save_checkpoint(learner, progress.update, progress.state())
 
 
 def train_on(
@@ -317,86 +324,6 @@ def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
     require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
     require_positions(workbench.policy.config, longest, what)
     return samples
-
-
-Round = tuple[list[Sample], set[str]]
-"""What a round has collected: the chosen samples of all ranks, and the ids of the solved turns."""
-
-
-def collect_round(turns: list[Turn], config: Config, session: Session, number: int) -> Round:
-    """Roll out this rank's share of the turns with the current policy and choose from the correct
-    trajectories."""
-    workbench, ranks, selftaught = session.workbench, session.ranks, config.selftaught
-    sampling = replace(config.sampling, temperature=selftaught.temperature)
-    mine = ranks.share(turns)
-    embedder = open_embedder(
-        selftaught.embedding,
-        workbench.renderer,
-        session.accelerator.device,
-        config.sft.max_batch_tokens,
-    )
-    with (
-        activity(f"round {number}: rollouts", ranks.is_main) as show,
-        generation_weights(workbench.policy, config.model.compute_dtype) as model,
-    ):
-        engine = Engine(model, workbench.renderer.stop_ids, sampling, config.engine)
-        played = rollout(
-            engine,
-            workbench.renderer,
-            mine,
-            workbench.env_maker("train"),
-            num_samples=selftaught.samples_per_turn,
-            seed=config.seed,
-            update=number,
-            max_prompt_tokens=config.max_prompt_tokens,
-            judge=judge,
-            show=show,
-        )
-        chosen: list[Sample] = []
-        solved: list[str] = []
-        databases = workbench.corpora["train"].databases
-        embed = embedder.embed_with(model)
-        for place, turn in enumerate(mine):
-            start = place * selftaught.samples_per_turn
-            group = played[start : start + selftaught.samples_per_turn]
-            trajectories = [trajectory for trajectory, _ in group]
-            is_right = [right for _, right in group]
-            is_easy = hardness(turn.sql, databases[turn.db_id].schema) == "easy"
-            seed = turn_key(turn.turn_id) ^ config.seed
-            kept = select(trajectories, is_right, is_easy, selftaught, seed, embed)
-            chosen += [trajectory.to_sample([]) for trajectory in kept]
-            if any(is_right):
-                solved.append(turn.turn_id)
-    return ranks.gather(chosen), set(ranks.gather(solved))
-
-
-def judge(trajectory: Trajectory) -> tuple[Trajectory, bool]:
-    """The trajectory, and whether its answer is right in execution and in structure."""
-    components = reward_components(trajectory, RewardConfig())
-    return trajectory, bool(components["ex"] and components["em"])
-
-
-def saved_round(config: Config, number: int) -> Round | None:
-    """What a round of the run to resume has collected; None if it has not come to its end. That
-    configuration and inputs are the same has been checked."""
-    file = round_file(config, number)
-    if not file.is_file():
-        return None
-    saved = read_json(file)
-    return [Sample(**sample) for sample in saved["samples"]], set(saved["solved"])
-
-
-def save_round(collected: Round, config: Config, ranks: Ranks, number: int) -> None:
-    """Keep what a round has collected in the run folder."""
-    samples, solved = collected
-    if ranks.is_main:
-        content = {"samples": [asdict(sample) for sample in samples], "solved": sorted(solved)}
-        write_text(round_file(config, number), json.dumps(content))
-
-
-def round_file(config: Config, number: int) -> Path:
-    """Where the run folder keeps what a round has collected."""
-    return Path(config.run) / "rounds" / f"round{number}.json"
 
 
 if __name__ == "__main__":

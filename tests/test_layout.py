@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "memory_plan": {"engine", "learner", "model"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "rl_run": {"run", "rl", "lines", "session"},
+    "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "warm_start": {"run", "rl", "workbench"},
     "commands": {"audit", "engine", "judge", "learner", "model", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},

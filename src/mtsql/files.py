@@ -159,6 +159,23 @@ def write_text(path: Path | str, text: str) -> None:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def append_line(path: Path | str, text: str) -> None:
+    """Add a text and a line end to an existing file: all of it or, if that fails, nothing. OSError
+    if it cannot be written."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        size = os.fstat(handle).st_size
+        rest = f"{text}\n".encode()
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
 def prepare_output() -> None:
     """Make the standard output ready for any text: a character that its encoding lacks is printed
     as an escape. ValueError if it is closed. Call it before anything is printed."""

@@ -127,6 +127,11 @@ class Session:
         with writing(self.folder / "model"):
             self._save_policy(self.folder / "model")
 
+    def save_model_to(self, folder: Path) -> None:
+        """Write the policy as it is now to a folder inside the run."""
+        with writing(folder):
+            self._save_policy(folder)
+
     def _save_policy(self, folder: Path) -> None:
         """Write the policy with its tokenizer and notes. All ranks must call this."""
         workbench = self.workbench

@@ -10,9 +10,11 @@ of all later rounds. Solved turns are not rolled out again.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from mtsql.choices import require_choices
 from mtsql.rl.kmeans import medoids
 from mtsql.rl.trajectory import Trajectory
 
@@ -30,6 +32,19 @@ class SelfTaughtConfig:
     """Rollouts per turn and round."""
     temperature: float = 0.7
     """Sampling temperature while collecting."""
+    guard: bool = False
+    """Whether a rollout must also be right on altered copies of its database (judge/guard.py), so
+    that it is not right by accident. The paper has no such guard. It costs time on SQL workers and
+    keeps fewer rollouts."""
+    start: Literal["policy", "first", "base"] = "policy"
+    """The weights that a round's SFT starts from. policy: those that sampled (algorithm 1). first:
+    those after the first round, which itself starts from the base model. base: the base model.
+    Adam starts afresh in each round."""
+    eval_split: Literal["dev", "dev_seen"] | None = "dev"
+    """The split that the model of each round is scored on, greedily and with gold history. Nothing
+    is selected by it. null: none."""
+    eval_turns: int = 0
+    """Score at most this many of its turns. 0: all."""
     max_easy: int = 2
     """Maximum number of trajectories kept for a turn that is easy or was always solved: those with
     the fewest interactions."""
@@ -53,7 +68,8 @@ class SelfTaughtConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"selftaught.{name} is {value}: it must be at least 1")
-        for name in ("max_easy_interactions", "min_hard_interactions"):
+        require_choices(self, "selftaught")
+        for name in ("max_easy_interactions", "min_hard_interactions", "eval_turns"):
             if getattr(self, name) < 0:
                 raise ValueError(f"selftaught.{name} must not be negative")
         if self.temperature <= 0:
