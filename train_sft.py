@@ -30,9 +30,10 @@ from mtsql.learner.step import Learner, sample_order
 from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
 from mtsql.memory_plan import require_memory
 from mtsql.model.policy import ModelConfig
-from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
+from mtsql.model.sizes import BUDGETS, max_positions, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
 from mtsql.rl.embeddings import check_embedding
+from mtsql.rl.pool_source import PoolRules, check_pool, read_pool
 from mtsql.rl.replay import demonstration_samples, read_demonstrations
 from mtsql.rl.selftaught import SelfTaughtConfig
 from mtsql.rounds import collect_round, evaluate_round, round_folder, start_weights
@@ -46,7 +47,7 @@ from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
 from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
-from mtsql.sql.datasets import DataConfig
+from mtsql.sql.datasets import DataConfig, held_out_splits
 from mtsql.workbench import check_sizes
 
 
@@ -86,11 +87,13 @@ class Config:
     """Folder of a run to continue, with its own configuration. null: a new run."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    source: Literal["demonstrations", "self"] = "demonstrations"
+    source: Literal["demonstrations", "self", "file"] = "demonstrations"
     """What the model learns from. demonstrations: the file `demonstrations`. self: its own correct
-    rollouts."""
+    rollouts. file: the trajectories of `pool`, whoever wrote them (docs/pool.md)."""
     demonstrations: str | None = None
     """A demonstrations.jsonl for the training split. null: the toy world's."""
+    pool: str | tuple[str, ...] = ()
+    """For source=file: a JSON Lines file of trajectories, or several: '[a.jsonl, b.jsonl]'."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig(max_replies=6)
@@ -150,9 +153,14 @@ def check(config: Config) -> None:
     what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
     room = config.sft.max_batch_tokens
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
+    if pool_files(config) and config.source != "file":
+        raise ValueError(f"pool has no effect with source={config.source}: leave it out")
+    if config.demonstrations and config.source != "demonstrations":
+        raise ValueError(f"demonstrations has no effect with source={config.source}: leave it out")
+    if config.source == "file":
+        check_pool(pool_files(config))
+        return
     if config.source == "self":
-        if config.demonstrations:
-            raise ValueError("demonstrations has no effect with source=self: leave it out")
         if config.sft.max_samples:
             raise ValueError("sft.max_samples has no effect with source=self: leave it out")
         has_split = config.data.is_toy or config.data.dev_seen
@@ -170,6 +178,8 @@ def check(config: Config) -> None:
 
 def splits(config: Config) -> tuple[str, ...]:
     """The splits that a run reads."""
+    if config.source == "file":  # whose trajectories must not be of these
+        return ("train", *held_out_splits(config.data))
     held_out = config.selftaught.eval_split if config.source == "self" else None
     return ("train", held_out) if held_out else ("train",)
 
@@ -208,6 +218,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         splits=splits(config),
         max_tokens=max_tokens(config),
         demonstrations=demonstrations_file(config) if config.source == "demonstrations" else None,
+        pool=pool_files(config),
     )
     policy = session.workbench.policy
     learner = Learner(policy, accelerator, sft.optim, max_batch_tokens=sft.max_batch_tokens)
@@ -217,6 +228,8 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         if config.source == "demonstrations":
             samples = replayed_demonstrations(config, session)
             train_on(samples, config, session, learner, progress)
+        elif config.source == "file":
+            train_on(pool_samples(config, session), config, session, learner, progress)
         else:
             train_on_own_rollouts(config, session, learner, progress)
     except KeyboardInterrupt as stop:
@@ -276,7 +289,7 @@ def train_on(
     """SFT over `samples`, from `progress` on. Every rank holds all samples and takes its share of
     each step."""
     sft = config.sft
-    stage = "sft" if config.source == "demonstrations" else f"round{progress.round}"
+    stage = f"round{progress.round}" if config.source == "self" else "sft"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
     lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
@@ -324,6 +337,39 @@ def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
     require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
     require_positions(workbench.policy.config, longest, what)
     return samples
+
+
+def pool_files(config: Config) -> list[Path]:
+    """The files of `pool`."""
+    files = [config.pool] if isinstance(config.pool, str) else config.pool
+    return [Path(file) for file in files]
+
+
+def pool_samples(config: Config, session: Session) -> list[Sample]:
+    """The trajectories of `pool` as samples. What is left out is printed by reason."""
+    workbench = session.workbench
+    positions = max_positions(workbench.policy.config)
+    room = config.sft.max_batch_tokens
+    rules = PoolRules(
+        train=workbench.corpora["train"],
+        held_out=[corpus for name, corpus in workbench.corpora.items() if name != "train"],
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_tokens=min(room, positions) if positions else room,
+        needs_answer=not config.env.answer_fallback,
+    )
+    with activity("reading the pool", session.ranks.is_main, "trajectories") as show:
+        found = read_pool(
+            pool_files(config),
+            rules,
+            workbench.env_maker("train"),
+            workbench.renderer,
+            seed=config.seed,
+            max_samples=config.sft.max_samples,
+            show=show,
+        )
+    for line in found.lines():
+        session.log.print(line)
+    return found.samples
 
 
 if __name__ == "__main__":

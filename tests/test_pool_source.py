@@ -194,7 +194,9 @@ def test_long_ones_and_those_without_an_answer_are_counted(splits, tmp_path):
 
 def test_max_samples_keeps_some_of_all_files(splits, tmp_path):
     records = [record_of(splits, sample=number) for number in range(6)]
-    assert len(read(splits, tmp_path, *records, max_samples=4).samples) == 4
+    found = read(splits, tmp_path, *records, max_samples=4)
+    assert len(found.samples) == 4
+    assert found.lines()[1] == "pool: 4 of them are used (sft.max_samples)"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from mtsql.files import read_text
+from mtsql.files import file_digest, read_text
 from mtsql.learner.step import Learner
 from mtsql.model.flops import FlopMeter, ModelFlops, device_peak
 from mtsql.model.policy import is_sharded, save_policy
@@ -147,11 +147,13 @@ def open_session(
     splits: tuple[str, ...],
     max_tokens: int,
     demonstrations: Path | None = None,
+    pool: Sequence[Path] = (),
 ) -> Session:
     """Load data and model, check that a resumed run has the inputs that it was started with, and
     open the log.
 
-    `demonstrations` is a file that the run learns from. ValueError that says what does not fit.
+    `demonstrations` and `pool` are files that the run learns from. ValueError that says what does
+    not fit.
     """
     ranks = Ranks.of(accelerator)
     run = Path(config.run)
@@ -166,6 +168,8 @@ def open_session(
         if demonstrations is not None:
             text = read_text(demonstrations, "demonstrations")
             inputs["the demonstrations"] = digest([text])
+        if pool:
+            inputs["the pool"] = digest(map(file_digest, pool))
         inputs |= workbench.inputs()
     resume_at = None
     if config.resume:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from mtsql.files import read_json
 from mtsql.model.folders import reading
@@ -90,7 +90,7 @@ class SentenceEncoder:
     """Texts to vectors of length 1. A text that is longer than the model's positions is read in
     windows, and its vector is the mean of theirs."""
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Any, pooling: Pooling) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, pooling: Pooling) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.pooling = pooling

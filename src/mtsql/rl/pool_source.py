@@ -7,8 +7,9 @@ learn from are left out and counted by reason; a malformed line ends the program
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mtsql.rl.pool_messages import Conversation, read_conversation
 from mtsql.rl.rollout import Show, show_nothing
 from mtsql.sql.dialogues import Corpus, Turn
 
+NUM_CHECKED = 100
+"""Records of each file that are looked at before a model is loaded."""
 ID_LISTS = ("prompt_ids", "ids", "loss_mask")
 _TAG = re.compile(f"({'|'.join(map(re.escape, TAGS))})")
 
@@ -49,6 +52,8 @@ class PoolSamples:
     samples: list[Sample] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> the files and lines of the records."""
+    num_read: int = 0
+    """Samples before `max_samples` was applied, as the other numbers are."""
     num_rendered: int = 0
     """Samples whose ids were not in the file, or were of another tokenizer or other messages."""
     num_other_prompts: int = 0
@@ -59,7 +64,9 @@ class PoolSamples:
 
     def lines(self) -> list[str]:
         """What the user should know, a sentence a line."""
-        found = [f"pool: {len(self.samples)} trajectories, {self.num_rendered} of them rendered"]
+        found = [f"pool: {self.num_read} trajectories, {self.num_rendered} of them rendered"]
+        if len(self.samples) < self.num_read:
+            found.append(f"pool: {len(self.samples)} of them are used (sft.max_samples)")
         found += [
             f"pool: {len(places)} left out: {why} (first: {places[0]})"
             for why, places in self.left_out.items()
@@ -75,6 +82,16 @@ class PoolSamples:
                 "that they are not of a held-out one"
             )
         return found
+
+
+def check_pool(files: Sequence[Path]) -> None:
+    """ValueError, before anything is loaded, if there is no file, or for the first malformed one of
+    the first records of each."""
+    if not files:
+        raise ValueError("pool is not set: name a JSON Lines file of trajectories (docs/pool.md)")
+    for file in files:
+        for where, line in islice(_lines(file), NUM_CHECKED):
+            read_conversation(_record(line, where), where)
 
 
 def read_pool(
@@ -93,7 +110,7 @@ def read_pool(
     ValueError that names file, line and key for a malformed line, and for files that give no
     sample.
     """
-    lines = [(f"{file}, line {number}", line) for file in files for number, line in _lines(file)]
+    lines = [line for file in files for line in _lines(file)]
     turns = {turn.turn_id: turn for turn in rules.train.turns}
     held_out = {turn.turn_id for corpus in rules.held_out for turn in corpus.turns}
     databases = {db_id for corpus in rules.held_out for db_id in corpus.databases}
@@ -101,9 +118,7 @@ def read_pool(
     found = PoolSamples()
     for number, (where, line) in enumerate(lines):
         show(number, len(lines))
-        record = parse_json(line, where, is_strict=True)
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected an object, found {type(record).__name__}")
+        record = _record(line, where)
         turn_id, db_id = (_optional_text(record, key, where) for key in ("turn_id", "db_id"))
         conversation = read_conversation(record, where)
         turn = turns.get(turn_id or "")
@@ -126,6 +141,7 @@ def read_pool(
         reasons = "; ".join(f"{len(places)}: {why}" for why, places in found.left_out.items())
         names = ", ".join(map(str, files))
         raise ValueError(f"pool {names}: no trajectory to learn from ({reasons or 'no record'})")
+    found.num_read = len(found.samples)
     if max_samples:
         random.Random(seed).shuffle(found.samples)
         del found.samples[max_samples:]
@@ -211,10 +227,18 @@ def _recorded_sample(
     return sample if texts[0] == texts[1] else None
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not blank, with their numbers."""
-    lines: Iterable[str] = read_lines(file, "pool")
-    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not blank, each after the words that say where it is."""
+    for number, line in enumerate(read_lines(file, "pool"), 1):
+        if line.strip():
+            yield f"pool {file}, line {number}", line
+
+
+def _record(line: str, where: str) -> PoolRecord:
+    record = parse_json(line, where, is_strict=True)
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object, found {type(record).__name__}")
+    return record
 
 
 def _optional_text(record: PoolRecord, key: str, where: str) -> str | None:
