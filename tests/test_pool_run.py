@@ -35,6 +35,7 @@ def write_pool_of_world(file):
     file.write_text("".join(f"{record_line(record)}\n" for record in records))
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_a_pool_and_not_from_held_out_turns(
     tmp_path, monkeypatch, capsys, small_world
 ):

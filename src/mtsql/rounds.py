@@ -3,6 +3,7 @@
     <run>/rounds/round0/
         chunks/rank0.jsonl     finished chunks, while the round samples (rl/sweep.py)
         pool.jsonl             the trajectories that the round has added (rl/pool.py)
+        chat_template.jinja    with which other trainers make their ids and mask
         coverage.json          what is solved, and how the rollouts went (rl/coverage.py)
         dev.json               held-out scores after the round
         model/                 the model after the round, an ordinary folder
@@ -33,7 +34,7 @@ from mtsql.rl.coverage import (
 )
 from mtsql.rl.embeddings import Embedder, open_embedder
 from mtsql.rl.evaluate import scores_as_rows, summarize
-from mtsql.rl.pool import PoolRecord, pool_record, record_sample, write_pool
+from mtsql.rl.pool import PoolRecord, pool_record, record_sample, write_pool, write_template
 from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.rollout import turn_key
 from mtsql.rl.rollout_metrics import engine_metrics, sweep_metrics
@@ -135,6 +136,8 @@ def collect_round(
         }
         if ranks.is_main:
             write_pool(place / POOL, records)
+            workbench = session.workbench
+            write_template(place, workbench.renderer, workbench.env_maker("train")(turns[0]))
         log.write_json(f"rounds/{place.name}/{COVERAGE}", content)
         if ranks.is_main:
             shutil.rmtree(place / CHUNKS)

@@ -14,6 +14,8 @@ with objects that have different keys.
 
 `tokenizer` is the fingerprint of the tokenizer and chat template that made the ids. A reader with
 another one renders the messages (`pool_source.py`).
+
+Beside a pool, `chat_template.jinja` lets TRL make the ids and the mask of its messages.
 """
 
 import json
@@ -21,11 +23,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mtsql.agent.env import SqlEnv
 from mtsql.files import write_text
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
 from mtsql.rl.trajectory import Trajectory
 
+TEMPLATE = "chat_template.jinja"
 PoolRecord = dict[str, Any]
 """A line of a pool."""
 
@@ -73,3 +77,9 @@ def record_line(record: PoolRecord) -> str:
 def write_pool(file: Path, records: Iterable[PoolRecord]) -> None:
     """Write a pool, completely or not at all."""
     write_text(file, "".join(f"{record_line(record)}\n" for record in records))
+
+
+def write_template(folder: Path, renderer: Renderer, env: SqlEnv) -> None:
+    """Write the chat template of a folder's pool (see model/training_template.py). `env` is one of
+    the run's environments: all have the same tools and the same opening messages but for texts."""
+    write_text(folder / TEMPLATE, renderer.training_template(*env.reset()))
