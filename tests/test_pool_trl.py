@@ -4,6 +4,7 @@ pip install trl pytest; python -m pytest tests/test_pool_trl.py
 """
 
 import os
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +63,24 @@ def by_trl(file: Path, tokenizer, folder: Path, template: str | None, dataset=No
     )
     [row] = trainer.train_dataset
     return row["input_ids"], row["labels"]
+
+
+def test_the_code_of_the_page_gives_our_tokens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/self/rounds/round0")
+    folder.mkdir(parents=True)
+    _, record, template = pool_of(folder, tiny_tokenizer())
+    (folder / "chat_template.jinja").write_text(template)
+    names = {}
+    page = Path(__file__).parents[1] / "docs" / "pool.md"
+    for block in re.findall("```python\n(.*?)```", page.read_text(), flags=re.S):
+        exec(compile(block, "pool.md", "exec"), names)
+    [row] = names["tokenized"]
+    assert row == {
+        "input_ids": record["prompt_ids"] + record["ids"],
+        "labels": labels_of(record),
+    }
+    assert Path(names["config"].chat_template_path).is_file()
 
 
 def labels_of(record):
