@@ -192,8 +192,17 @@ def test_long_ones_and_those_without_an_answer_are_counted(splits, tmp_path):
     assert len(read(splits, tmp_path, bad, call, needs_answer=False).samples) == 2
 
 
+def test_no_trajectory_is_learned_twice(splits, tmp_path):
+    record = record_of(splits)
+    found = read(splits, tmp_path, record, record, spelled_out(record), record | {"round": 7})
+    assert len(found.samples) == 2
+    assert "2 left out: it repeats an earlier one" in found.lines()[1]
+
+
 def test_max_samples_keeps_some_of_all_files(splits, tmp_path):
-    records = [record_of(splits, sample=number) for number in range(6)]
+    records = [json.loads(record_line(record_of(splits))) for _ in range(6)]
+    for number, record in enumerate(records):
+        record["messages"][1]["content"] = f"<think>{number}</think>"
     found = read(splits, tmp_path, *records, max_samples=4)
     assert len(found.samples) == 4
     assert found.lines()[1] == "pool: 4 of them are used (sft.max_samples)"

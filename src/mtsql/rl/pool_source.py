@@ -5,8 +5,10 @@ spell its messages. All others are rendered from the messages. Records that a ru
 learn from are left out and counted by reason; a malformed line ends the program.
 """
 
+import hashlib
 import random
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -61,6 +63,8 @@ class PoolSamples:
     num_unknown: int = 0
     """Samples that name neither a turn nor a database of this run: nothing says that they are not
     of a held-out one."""
+    seen: set[bytes] = field(default_factory=set)
+    """A hash of each sample, because none is learned twice."""
 
     def lines(self) -> list[str]:
         """What the user should know, a sentence a line."""
@@ -177,6 +181,11 @@ def _add(
         return f"its prompt has more than max_prompt_tokens={rules.max_prompt_tokens} tokens"
     if len(chosen.prompt_ids) + len(chosen.ids) > rules.max_tokens:
         return f"it has more than {rules.max_tokens} tokens with its prompt"
+    tokens = array("q", [len(chosen.prompt_ids), *chosen.prompt_ids, *chosen.ids]).tobytes()
+    key = hashlib.blake2b(tokens, digest_size=16).digest()
+    if key in found.seen:
+        return "it repeats an earlier one"
+    found.seen.add(key)
     found.samples.append(chosen)
     found.num_rendered += sample is None
     found.num_other_prompts += turn is not None and not is_ours
