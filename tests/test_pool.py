@@ -11,7 +11,14 @@ from helpers.pools import SCRIPT, trajectory_of
 from mtsql.agent.env import Outcome
 from mtsql.agent.reply import format_reply
 from mtsql.model.rendering import Renderer
-from mtsql.rl.pool import pool_record, record_line, record_sample, write_pool
+from mtsql.rl.pool import (
+    TEMPLATE,
+    pool_record,
+    record_line,
+    record_sample,
+    write_pool,
+    write_template,
+)
 from mtsql.rl.trajectory import Trajectory
 
 TOKENIZERS = {"embedded": tiny_tokenizer, **{k: lambda k=k: stand_in(k) for k in KINDS}}
@@ -59,15 +66,16 @@ def test_a_record_has_messages_tools_and_names_in_the_form_that_others_read(
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_training_template_gives_our_ids_and_mask(database, kind):
+def test_the_training_template_gives_our_ids_and_mask(database, tmp_path, kind):
     tokenizer = TOKENIZERS[kind]()
     renderer = Renderer(tokenizer)
     trajectory = trajectory_of(env_of(database, style="full"), renderer)
     record = pool_record(trajectory, renderer, 0)
+    write_template(tmp_path, renderer, env_of(database, style="full"))
     found = tokenizer.apply_chat_template(
         record["messages"],
         tools=json.loads(record["tools"]),
-        chat_template=renderer.training_template(*trajectory.env.reset()),
+        chat_template=(tmp_path / TEMPLATE).read_text(encoding="utf-8"),
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
