@@ -1,18 +1,13 @@
 """What the rounds of stage 1 keep, and that a killed run goes on where it was."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import train_sft
-from safetensors.torch import load_file
 
 from helpers.rounds import ScriptedRounds, tiny_rounds
-from helpers.runs import assert_same_tensors, metrics
+from helpers.runs import metrics
 from mtsql.learner.step import Learner
-from mtsql.run.checkpoint import what_is_kept
 
 
 @pytest.fixture
