@@ -71,7 +71,7 @@ def test_rollouts_are_counted_by_turn_and_by_ending():
 def test_the_numbers_are_shown_and_logged_as_shares():
     found, counts = table("a:0", "a:1"), rollout_counts(GROUPS)
     row = coverage_metrics(found, counts)
-    shares = {"solved_frac": 1 / 3, "solved_frac/easy": 1 / 2, "solved_frac/>4": 0.0}
+    shares = {"solved_frac": 1 / 3, "solved_frac/easy": 1 / 2, "solved_frac/turn_over_4": 0.0}
     shares |= {"right_frac": 1 / 3, "response_tokens": 14 / 6, "mean_replies": 5 / 6}
     shares |= {"outcome/max_replies": 1 / 6, "dialogues_solved_frac": 1 / 3, "num_episodes": 6}
     assert {key: row[key] for key in shares} == pytest.approx(shares)
