@@ -240,15 +240,26 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
 
 def last_lines(config: Config) -> str:
     """How long the run took, what it has changed, and where its files are."""
-    rows = [row for row in read_rows(Path(config.run) / "metrics.jsonl") if "loss" in row]
+    rows = read_rows(Path(config.run) / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
     model = f"{config.run}/model"
     values = {
-        "took": f"{took(config)}, {len(rows)} optimizer steps",
-        "loss": f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}",
-        "model": model,
-        "log": f"{config.run}/metrics.jsonl",
-        "next": f"python train_rl.py --model.path {model}{same_flags(config)}",
+        "took": f"{took(config)}, {len(steps)} optimizer steps",
+        "loss": f"{steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f}",
     }
+    split = config.selftaught.eval_split
+    scores = [
+        f"{row[f'{split}_ex']:.1f} {row[f'{split}_em']:.1f}"
+        for row in rows
+        if row["stage"] == "eval"
+    ]
+    if scores:
+        values[f"{split} EX EM"] = f"{', '.join(scores)} after the rounds"
+    if config.source == "self":
+        values["rounds"] = f"{config.run}/rounds (pool, coverage and model of each)"
+    values["model"] = model
+    values["log"] = f"{config.run}/metrics.jsonl"
+    values["next"] = f"python train_rl.py --model.path {model}{same_flags(config)}"
     return listed(values)
 
 

@@ -171,12 +171,13 @@ def _play_round(
         counts = add_counts(part["counts"] for part in found)
         if not number:
             _require_success(counts, config)
-        num_turns = len(counts["successes"])
-        log.print(f"{name}: {len(_solved(counts))} of the first {num_turns} turns are solved")
+        num_first = len(counts["successes"])
+        if num_first < len(turns):
+            log.print(f"{name}: {len(_solved(counts))} of the first {num_first} turns are solved")
 
     kept = kept_chunks(session.folder, f"rounds/round{number}/{CHUNKS}")
-    kept = f"; {kept} are kept" if kept else ""
-    log.print(f"{name}: {len(turns)} turns, {num_samples} rollouts of each{kept}")
+    text = f"{name}: {len(turns)} turns, {num_samples} rollouts of each"
+    log.print(f"{text}; {kept} are kept" if kept else text)
     with log.work("rollout", f"{name}: rollouts") as show, peers_may_stop():
         return collector.sweep(
             turns,

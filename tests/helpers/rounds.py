@@ -21,7 +21,7 @@ class ScriptedRounds:
     first sample answers as demonstrated; all others answer wrongly.
 
     `asked` holds (round, turn ids) of each chunk. `num_left` chunks are played before the process
-    dies of a ZeroDivisionError; None: it lives.
+    dies of `error`; None: it lives.
     """
 
     def __init__(
@@ -32,12 +32,13 @@ class ScriptedRounds:
         self.is_solved = is_solved
         self.asked: list[tuple[int, list[str]]] = []
         self.num_left: int | None = None
+        self.error: type[BaseException] = ZeroDivisionError
 
     def play(self, engine, renderer, turns, make_env, *, num_samples, update, judge, **_):
         if self.num_left is not None:
             self.num_left -= 1
             if self.num_left < 0:
-                raise ZeroDivisionError("the process dies")
+                raise self.error
         self.asked.append((update, [turn.turn_id for turn in turns]))
         engine.counts.sampled += 10 * len(turns)
         demonstrations = read_demonstrations(Path("data/toyworld/demonstrations.jsonl"))

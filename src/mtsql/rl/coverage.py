@@ -94,10 +94,11 @@ def coverage_metrics(table: dict[str, Any], rollouts: dict[str, Any]) -> dict[st
         "response_tokens": rollouts["tokens"] / num,
         "mean_replies": mean_replies(rollouts["replies"]),
     }
-    for kind in ("by_hardness", "by_turn"):
-        for name, row in table[kind].items():
-            label = name.replace(" ", "")  # "> 4" -> ">4"
-            metrics[f"solved_frac/{label}"] = row["solved"] / row["turns"]
+    for name, row in table["by_hardness"].items():
+        metrics[f"solved_frac/{name}"] = row["solved"] / row["turns"]
+    for name, row in table["by_turn"].items():
+        label = name.replace("> ", "over_")
+        metrics[f"solved_frac/turn_{label}"] = row["solved"] / row["turns"]
     for name, count in rollouts["endings"].items():
         metrics[f"outcome/{name}"] = count / num
     return metrics

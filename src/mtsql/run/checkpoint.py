@@ -163,14 +163,15 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def what_is_kept(run: Path) -> str:
     """What is kept of a run that ends early, and how to continue."""
+    resume = f"--resume {shlex.quote(str(run))}"
     newest = newest_checkpoint(run)
-    if newest is not None:
-        return f"{newest} is kept: continue with --resume {shlex.quote(str(run))}"
-    chunks = kept_chunks(run, "probe") or kept_chunks(run, "rounds")
-    if chunks:
-        return f"{chunks} are kept: continue with --resume {shlex.quote(str(run))}"
+    # Those of the probe are in the first checkpoint.
+    chunks = kept_chunks(run, "rounds") or (kept_chunks(run, "probe") if newest is None else "")
+    kept = " and ".join([str(newest)] * (newest is not None) + [chunks] * bool(chunks))
+    if kept:
+        return f"{kept} {'are' if chunks else 'is'} kept: continue with {resume}"
     if (run / "config.yaml").is_file():
-        return f"no checkpoint was written yet: --resume {shlex.quote(str(run))} starts over"
+        return f"no checkpoint was written yet: {resume} starts over"
     return "nothing is kept: start it again with the same command"
 
 
@@ -192,7 +193,7 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
     """
     if is_saved:
         chunks = kept_chunks(run, "rounds")
-        done = f"{num_updates} updates are done" + f" and {chunks} kept" * bool(chunks)
+        done = f"{num_updates} updates are done" + f" and {chunks} are kept" * bool(chunks)
         return f"{done}; continue with --resume {shlex.quote(str(run))}"
     return (
         f"{num_updates} updates are done, but sharded weights cannot be written when a run is "
