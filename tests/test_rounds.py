@@ -104,7 +104,8 @@ def test_each_round_leaves_its_pool_coverage_scores_and_model(straight):
     for number in (0, 1):
         folder = run / f"rounds/round{number}"
         names = {path.name for path in folder.iterdir()}
-        assert names == {"pool.jsonl", "coverage.json", "dev.json", "model"}
+        expected = {"pool.jsonl", "chat_template.jinja", "coverage.json", "dev.json", "model"}
+        assert names == expected
         pool = [json.loads(line) for line in (folder / "pool.jsonl").read_text().splitlines()]
         solved = {turn_id for turn_id, when in SOLVED.items() if when == number}
         assert {one["turn_id"] for one in pool} == solved
