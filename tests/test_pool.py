@@ -1,6 +1,7 @@
 """A pool's records hold what other programs read, and give back our samples."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,16 @@ def test_an_observation_that_the_model_did_not_read_is_no_message(database):
     roles = [message["role"] for message in record["messages"]]
     assert roles == ["user", "assistant", "tool", "assistant"]
     assert (record["outcome"], record["sample"]) == ("max_replies", 4)
+
+
+def test_half_a_character_is_written_as_the_tokens_have_it(database, tmp_path):
+    renderer = Renderer(tiny_tokenizer())
+    trajectory = trajectory_of(env_of(database, style="full"), renderer)
+    records = trajectory.env.records
+    records[0] = replace(records[0], observation="a \ud83d b")
+    write_pool(tmp_path / "pool.jsonl", [pool_record(trajectory, renderer, 0)])
+    record = json.loads((tmp_path / "pool.jsonl").read_text(encoding="utf-8"))
+    assert record["messages"][2]["content"] == "a \ufffd b"
 
 
 def test_a_fingerprint_is_of_the_vocabulary_and_the_template():

@@ -26,7 +26,7 @@ from typing import Any
 from mtsql.agent.env import SqlEnv
 from mtsql.files import write_text
 from mtsql.learner.packing import Sample
-from mtsql.model.rendering import Renderer
+from mtsql.model.rendering import SURROGATE, Renderer
 from mtsql.rl.trajectory import Trajectory
 
 TEMPLATE = "chat_template.jinja"
@@ -39,14 +39,14 @@ def pool_record(trajectory: Trajectory, renderer: Renderer, round_number: int) -
     trajectory must have its database, because the prompt's text is made again."""
     env = trajectory.env
     opening, schemas = env.reset()
-    messages = [{"role": m["role"], "content": str(m["content"])} for m in opening]
+    messages = [_message(message["role"], message["content"]) for message in opening]
     last = len(trajectory.reply_spans) - 1
     for number, (start, end) in enumerate(trajectory.reply_spans):
         reply = renderer.opened + renderer.decode(trajectory.ids[start:end])
-        messages.append({"role": "assistant", "content": reply})
+        messages.append(_message("assistant", reply))
         observation = env.records[number].observation if number < last else None
         if observation is not None:
-            messages.append({"role": "tool", "content": str(observation)})
+            messages.append(_message("tool", observation))
     return {
         "turn_id": trajectory.turn.turn_id,
         "db_id": trajectory.turn.db_id,
@@ -61,6 +61,11 @@ def pool_record(trajectory: Trajectory, renderer: Renderer, round_number: int) -
         "loss_mask": trajectory.loss_mask,
         "tokenizer": renderer.fingerprint,
     }
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    """A message in the characters that its tokens have: UTF-8 has no lone surrogates."""
+    return {"role": role, "content": SURROGATE.sub("\ufffd", content)}
 
 
 def record_sample(record: PoolRecord) -> Sample:
