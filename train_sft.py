@@ -4,13 +4,14 @@
     accelerate launch train_sft.py --source self ...       # the model's own rollouts (algorithm 1)
     accelerate launch train_sft.py --resume runs/sft       # after a kill; on a CPU bit for bit
 
-It departs from the paper (MTSQL-R1, arXiv 2510.12831, section 3) in these points: (1) a model that
-knows nothing can start from demonstrations (`source`), because it has no correct rollouts to keep;
-(2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that differ are chosen by token counts
-and not by an embedding model.
+The function `train_on_own_rollouts` is algorithm 1 of the paper (MTSQL-R1, arXiv 2510.12831,
+section 3); docs/stage1.md says what a round leaves and how it resumes. It departs from the paper in
+these points: (1) a model that knows nothing can start from demonstrations (`source`), because it
+has no correct rollouts to keep; (2) "Easy-SQL" is the official hardness `easy`; (3) rollouts that
+differ are chosen by the policy's own hidden states; `selftaught.embedding` names the folder of an
+embedding model.
 """
 
-import json
 import math
 import random
 from dataclasses import asdict, dataclass, field, replace
@@ -21,22 +22,21 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import print_line, read_json, write_text
-from mtsql.judge.hardness import hardness
+from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.files import print_line
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, sample_order
 from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
-from mtsql.model.policy import ModelConfig, generation_weights
-from mtsql.model.sizes import BUDGETS, require_positions, require_room_in_batch
+from mtsql.model.policy import ModelConfig
+from mtsql.model.sizes import BUDGETS, max_positions, require_positions, require_room_in_batch
 from mtsql.model_notes import prompt_style
 from mtsql.plan.memory import require_memory
+from mtsql.rl.embeddings import check_embedding
+from mtsql.rl.pool_source import PoolRules, check_pool, read_pool
 from mtsql.rl.replay import demonstration_samples, read_demonstrations
-from mtsql.rl.rewards import RewardConfig, reward_components
-from mtsql.rl.rollout import rollout, turn_key
-from mtsql.rl.selftaught import SelfTaughtConfig, select
-from mtsql.rl.trajectory import Trajectory
+from mtsql.rl.selftaught import SelfTaughtConfig
+from mtsql.rounds import collect_round, evaluate_round, round_folder, start_weights
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
@@ -47,8 +47,7 @@ from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
 from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
-from mtsql.sql.datasets import DataConfig
-from mtsql.sql.dialogues import Turn
+from mtsql.sql.datasets import DataConfig, held_out_splits
 from mtsql.workbench import check_sizes
 
 
@@ -88,11 +87,13 @@ class Config:
     """Folder of a run to continue, with its own configuration. null: a new run."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    source: Literal["demonstrations", "self"] = "demonstrations"
+    source: Literal["demonstrations", "self", "file"] = "demonstrations"
     """What the model learns from. demonstrations: the file `demonstrations`. self: its own correct
-    rollouts."""
+    rollouts. file: the trajectories of `pool`, whoever wrote them (docs/pool.md)."""
     demonstrations: str | None = None
     """A demonstrations.jsonl for the training split. null: the toy world's."""
+    pool: str | tuple[str, ...] = ()
+    """For source=file: a JSON Lines file of trajectories, or several: '[a.jsonl, b.jsonl]'."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig(max_replies=6)
@@ -110,8 +111,8 @@ class Config:
     """Collect on at most this many training turns. 0: all."""
     sft: SftConfig = SftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=200, keep_last=1, keep_best=0)
-    """Here `every` counts optimizer steps over all rounds; with 0, a checkpoint is written only at
-    Ctrl-C."""
+    """Here `every` counts optimizer steps over all rounds. A checkpoint is also written between two
+    rounds and at Ctrl-C."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
@@ -152,9 +153,20 @@ def check(config: Config) -> None:
     what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
     room = config.sft.max_batch_tokens
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
+    if pool_files(config) and config.source != "file":
+        raise ValueError(f"pool has no effect with source={config.source}: leave it out")
+    if config.demonstrations and config.source != "demonstrations":
+        raise ValueError(f"demonstrations has no effect with source={config.source}: leave it out")
+    if config.source == "file":
+        check_pool(pool_files(config))
+        return
     if config.source == "self":
-        if config.demonstrations:
-            raise ValueError("demonstrations has no effect with source=self: leave it out")
+        if config.sft.max_samples:
+            raise ValueError("sft.max_samples has no effect with source=self: leave it out")
+        has_split = config.data.is_toy or config.data.dev_seen
+        if config.selftaught.eval_split == "dev_seen" and not has_split:
+            raise ValueError("selftaught.eval_split is dev_seen, but data.dev_seen is not set")
+        check_embedding(config.selftaught.embedding)
         return
     if config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
@@ -162,6 +174,14 @@ def check(config: Config) -> None:
         raise ValueError(
             "demonstrations is not set: name a demonstrations.jsonl, or use --source self"
         )
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """The splits that a run reads."""
+    if config.source == "file":  # whose trajectories must not be of these
+        return ("train", *held_out_splits(config.data))
+    held_out = config.selftaught.eval_split if config.source == "self" else None
+    return ("train", held_out) if held_out else ("train",)
 
 
 def max_tokens(config: Config) -> int:
@@ -195,9 +215,10 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         config,
         begun,
         accelerator,
-        splits=("train",),
+        splits=splits(config),
         max_tokens=max_tokens(config),
         demonstrations=demonstrations_file(config) if config.source == "demonstrations" else None,
+        pool=pool_files(config),
     )
     policy = session.workbench.policy
     learner = Learner(policy, accelerator, sft.optim, max_batch_tokens=sft.max_batch_tokens)
@@ -207,6 +228,8 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         if config.source == "demonstrations":
             samples = replayed_demonstrations(config, session)
             train_on(samples, config, session, learner, progress)
+        elif config.source == "file":
+            train_on(pool_samples(config, session), config, session, learner, progress)
         else:
             train_on_own_rollouts(config, session, learner, progress)
     except KeyboardInterrupt as stop:
@@ -218,47 +241,57 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
 def last_lines(config: Config) -> str:
     """How long the run took, what it has changed, and where its files are."""
     rows = read_rows(Path(config.run) / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
     model = f"{config.run}/model"
     values = {
-        "took": f"{took(config)}, {len(rows)} optimizer steps",
-        "loss": f"{rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}",
-        "model": model,
-        "log": f"{config.run}/metrics.jsonl",
-        "next": f"python train_rl.py --model.path {model}{same_flags(config)}",
+        "took": f"{took(config)}, {len(steps)} optimizer steps",
+        "loss": f"{steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f}",
     }
+    split = config.selftaught.eval_split
+    scores = [
+        f"{row[f'{split}_ex']:.1f} {row[f'{split}_em']:.1f}"
+        for row in rows
+        if row["stage"] == "eval"
+    ]
+    if scores:
+        values[f"{split} EX EM"] = f"{', '.join(scores)} after the rounds"
+    if config.source == "self":
+        values["rounds"] = f"{config.run}/rounds (pool, coverage and model of each)"
+    values["model"] = model
+    values["log"] = f"{config.run}/metrics.jsonl"
+    values["next"] = f"python train_rl.py --model.path {model}{same_flags(config)}"
     return listed(values)
 
 
 def train_on_own_rollouts(
     config: Config, session: Session, learner: Learner, progress: Progress
 ) -> None:
-    """The rounds of the paper's algorithm 1: collect, select, train on all trajectories so far,
-    leave out the solved turns."""
+    """Algorithm 1: collect, select, train on all trajectories so far, leave out the solved turns.
+    The rounds before `progress.round` were trained on before the run was resumed."""
     turns = list(session.workbench.corpora["train"].turns)
     random.Random(config.seed).shuffle(turns)
     turns = turns[: config.max_turns or None]
     pool: list[Sample] = []
+    solved: set[str] = set()
     for number in range(config.selftaught.rounds):
-        collected = saved_round(config, number) if config.resume else None
-        if collected is None:
-            collected = collect_round(turns, config, session, number)
-            save_round(collected, config, session.ranks, number)
-        samples, solved = collected
-        pool += samples
-        session.log.print(
-            f"round {number}: solved {len(solved)} of {len(turns)} turns, "
-            f"pool {len(pool)} trajectories"
-        )
-        if not pool:
-            raise ValueError(
-                "no rollout was right: start from demonstrations (--source demonstrations)"
-            )
-        if number > progress.round:
-            progress.round = number
-            progress.done = 0
-        if number == progress.round:  # a resumed run has trained on the earlier rounds
-            train_on(pool, config, session, learner, progress)
-        turns = [turn for turn in turns if turn.turn_id not in solved]
+        if len(solved) == len(turns):
+            session.log.print(f"every turn is solved: there is no round {number}")
+            break
+        collected = collect_round(turns, solved, config, session, number, progress.update)
+        pool += collected.samples
+        solved |= collected.solved
+        if number < progress.round:
+            continue
+        if not progress.done:
+            learner.start_afresh(start_weights(config, session, number))
+        train_on(pool, config, session, learner, progress)
+        session.save_model_to(round_folder(config, number) / "model")
+        evaluate_round(config, session, number, progress.update)
+        progress.round = number + 1
+        progress.done = 0
+        if progress.round < config.selftaught.rounds:
+            # The next round's rollouts belong to exactly these weights.
+            session.save_checkpoint(learner, progress.update, progress.state())
 
 
 def train_on(
@@ -267,7 +300,7 @@ def train_on(
     """SFT over `samples`, from `progress` on. Every rank holds all samples and takes its share of
     each step."""
     sft = config.sft
-    stage = "sft" if config.source == "demonstrations" else f"round{progress.round}"
+    stage = f"round{progress.round}" if config.source == "self" else "sft"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
     lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
@@ -317,77 +350,37 @@ def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
     return samples
 
 
-Round = tuple[list[Sample], set[str]]
-"""What a round has collected: the chosen samples of all ranks, and the ids of the solved turns."""
+def pool_files(config: Config) -> list[Path]:
+    """The files of `pool`."""
+    files = [config.pool] if isinstance(config.pool, str) else config.pool
+    return [Path(file) for file in files]
 
 
-def collect_round(turns: list[Turn], config: Config, session: Session, number: int) -> Round:
-    """Roll out this rank's share of the turns with the current policy and choose from the correct
-    trajectories."""
-    workbench, ranks, selftaught = session.workbench, session.ranks, config.selftaught
-    sampling = replace(config.sampling, temperature=selftaught.temperature)
-    mine = ranks.share(turns)
-    with (
-        activity(f"round {number}: rollouts", ranks.is_main) as show,
-        generation_weights(workbench.policy, config.model.compute_dtype) as model,
-    ):
-        engine = Engine(model, workbench.renderer.stop_ids, sampling, config.engine)
-        played = rollout(
-            engine,
-            workbench.renderer,
-            mine,
+def pool_samples(config: Config, session: Session) -> list[Sample]:
+    """The trajectories of `pool` as samples. What is left out is printed by reason."""
+    workbench = session.workbench
+    positions = max_positions(workbench.policy.config)
+    room = config.sft.max_batch_tokens
+    rules = PoolRules(
+        train=workbench.corpora["train"],
+        held_out=[corpus for name, corpus in workbench.corpora.items() if name != "train"],
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_tokens=min(room, positions) if positions else room,
+        needs_answer=not config.env.answer_fallback,
+    )
+    with activity("reading the pool", session.ranks.is_main, "trajectories") as show:
+        found = read_pool(
+            pool_files(config),
+            rules,
             workbench.env_maker("train"),
-            num_samples=selftaught.samples_per_turn,
+            workbench.renderer,
             seed=config.seed,
-            update=number,
-            max_prompt_tokens=config.max_prompt_tokens,
-            judge=judge,
+            max_samples=config.sft.max_samples,
             show=show,
         )
-    chosen: list[Sample] = []
-    solved: list[str] = []
-    databases = workbench.corpora["train"].databases
-    for place, turn in enumerate(mine):
-        start = place * selftaught.samples_per_turn
-        group = played[start : start + selftaught.samples_per_turn]
-        trajectories = [trajectory for trajectory, _ in group]
-        is_right = [right for _, right in group]
-        is_easy = hardness(turn.sql, databases[turn.db_id].schema) == "easy"
-        seed = turn_key(turn.turn_id) ^ config.seed
-        kept = select(trajectories, is_right, is_easy, selftaught, seed=seed)
-        chosen += [trajectory.to_sample([]) for trajectory in kept]
-        if any(is_right):
-            solved.append(turn.turn_id)
-    return ranks.gather(chosen), set(ranks.gather(solved))
-
-
-def judge(trajectory: Trajectory) -> tuple[Trajectory, bool]:
-    """The trajectory, and whether its answer is right in execution and in structure."""
-    components = reward_components(trajectory, RewardConfig())
-    return trajectory, bool(components["ex"] and components["em"])
-
-
-def saved_round(config: Config, number: int) -> Round | None:
-    """What a round of the run to resume has collected; None if it has not come to its end. That
-    configuration and inputs are the same has been checked."""
-    file = round_file(config, number)
-    if not file.is_file():
-        return None
-    saved = read_json(file)
-    return [Sample(**sample) for sample in saved["samples"]], set(saved["solved"])
-
-
-def save_round(collected: Round, config: Config, ranks: Ranks, number: int) -> None:
-    """Keep what a round has collected in the run folder."""
-    samples, solved = collected
-    if ranks.is_main:
-        content = {"samples": [asdict(sample) for sample in samples], "solved": sorted(solved)}
-        write_text(round_file(config, number), json.dumps(content))
-
-
-def round_file(config: Config, number: int) -> Path:
-    """Where the run folder keeps what a round has collected."""
-    return Path(config.run) / "rounds" / f"round{number}.json"
+    for line in found.lines():
+        session.log.print(line)
+    return found.samples
 
 
 if __name__ == "__main__":

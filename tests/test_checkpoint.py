@@ -168,7 +168,9 @@ def test_leftovers_of_a_kill_are_deleted_and_nothing_else(tmp_path):
         "checkpoints/.update-00007.replaced/w",
         "checkpoints/update-00007/w",
         "eval/.dev-00003.json.partial",
-        "rounds/.round0.json.partial",
+        "rounds/.base.partial/w",
+        "rounds/round0/.model.partial/w",
+        "rounds/round12/.pool.jsonl.partial",
         "trajectories/.update-00002.txt.partial",
     ]
     others = [

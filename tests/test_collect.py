@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from helpers.collecting import collector_of, resampled, scored
 from mtsql.engine.counts import EngineCounts
-from mtsql.rl import collect, rewards
+from mtsql.rl import collect, rewards, sweep
 from mtsql.rl.curriculum import CurriculumConfig
 from mtsql.rl.rollout_metrics import rollout_metrics
 from mtsql.rl.samples import has_signal
@@ -77,18 +77,25 @@ def test_a_component_of_the_group_is_logged_and_gives_the_group_a_signal(monkeyp
     assert has_signal(played, collector.advantage)
 
 
-def test_the_probe_plays_the_turns_of_a_database_together_and_all_parts_with_one_engine(
-    monkeypatch,
-):
+def test_the_probe_plays_chunks_of_turns_of_a_database_and_keeps_them(monkeypatch, tmp_path):
     turns = [SimpleNamespace(turn_id=f"t{i}", db_id=f"d{i % 2}") for i in range(7)]
     collector = collector_of([], corpora={"train": SimpleNamespace(turns=turns)})
-    monkeypatch.setattr(collect, "PROBE_TURNS_AT_ONCE", 3)
+    monkeypatch.setattr(sweep, "TURNS_PER_CHUNK", 3)
     monkeypatch.setattr(collect, "num_right", lambda group: 1)
-    counts, work = collector.probe(CurriculumConfig(probe_samples=2))
-    assert work.computed == 7
+    counts, swept = collector.probe(CurriculumConfig(probe_samples=2), tmp_path / "probe")
+    assert swept.work.computed == swept.played.computed == 7
     assert counts == {turn.turn_id: (1, 2) for turn in turns}
-    assert collector.tried == [["t0", "t2", "t4"], ["t6", "t1", "t3"], ["t5"]]
+    assert sorted(collector.tried) == [["t0", "t2", "t4"], ["t5"], ["t6", "t1", "t3"]]
     assert len(collector.engines) == 1
+    # A second process that has the same policy plays nothing and finds the same.
+    again = collector_of([], corpora={"train": SimpleNamespace(turns=turns)})
+    same, swept = again.probe(CurriculumConfig(probe_samples=2), tmp_path / "probe")
+    assert same == counts and again.tried == []
+    assert swept.work.computed == 7 and swept.played.computed == 0
+    # Other settings find other things.
+    other = collector_of([], corpora={"train": SimpleNamespace(turns=turns)}, seed=1)
+    other.probe(CurriculumConfig(probe_samples=2), tmp_path / "probe")
+    assert len(other.tried) == 3
 
 
 def test_an_evaluation_plays_all_splits_with_one_engine(monkeypatch):
@@ -97,7 +104,7 @@ def test_an_evaluation_plays_all_splits_with_one_engine(monkeypatch):
     monkeypatch.setattr(collect, "evaluate", lambda *args, **options: ([], []))
     scores, work = collector.evaluate_held_out(0)
     assert scores == {"dev": [], "dev_seen": []}
-    assert work.computed == 7
+    assert work == EngineCounts()
     assert [sampling.temperature for sampling in collector.engines] == [0.0]
 
 

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "branch": {"run", "rl", "learner", "session"},
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},
+    "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "warm_start": {"run", "rl", "workbench"},
     "commands": {"audit", "engine", "judge", "learner", "model", "plan", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},

@@ -1,6 +1,7 @@
 """Prompts that begin alike share blocks, and change no token."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,3 +223,28 @@ def play_and_check(
         assert step < 2000
     assert not engine._rows
     return list(played.values())
+
+
+def test_an_engine_that_forgets_its_prompts_computes_the_bits_of_a_new_engine():
+    """Also the log-probs of its rows, and what it counts."""
+    common = prompts(30)[0]
+    groups = [[*common, *end] for end in prompts(3, 5, 9, 12, seed=1)]
+    observations = [[list(prompt[:4])] for prompt in groups]
+    sampling = {"max_reply_tokens": 7, "blocks": 70, "rows": 5}
+
+    def found(engine: Engine) -> list:
+        played = play(engine, groups[1:], observations[1:], num_samples=3)
+        return [[(done.ids, done.logprobs) for done in row] for row in played.values()]
+
+    new, used = make_engine(**sampling), make_engine(**sampling)
+    expected = found(new)
+    play(used, groups, observations, num_samples=2)
+    used.forget_prompts()
+    assert used.pool.empty == list(range(used.pool.num_blocks)) and not used.pool.content
+    before = replace(used.counts)
+    assert found(used) == expected
+    assert used.counts - before == new.counts and new.counts.prefix_hits > 0
+    (handle,) = used.open_group(groups[0], keys(1))
+    with pytest.raises(ValueError, match="a row is open"):
+        used.forget_prompts()
+    used.close(handle)

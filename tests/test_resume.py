@@ -71,6 +71,32 @@ def test_a_run_that_was_killed_and_stopped_is_the_straight_run(folder):
     assert_same_run(folder / "runs/straight", run)
 
 
+def num_chunks(run):
+    """The finished chunks of the probe."""
+    return sum(file.read_text().count("\n") for file in run.glob("probe/rank*.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_in_the_probe_goes_on_there_with_other_ranks(folder):
+    probed = "--curriculum.max_probe_turns 200 --curriculum.probe_samples 1".split()
+    flags = [*FLAGS, *probed, "--num_updates", "1"]
+    finish(start(*flags, "--run", "runs/probed", cwd=folder))
+    run = folder / "runs/probe-killed"
+    process = start(*flags, "--run", "runs/probe-killed", cwd=folder)
+    kill_when(process, lambda: num_chunks(run) == 2)
+    shutil.copytree(run, folder / "runs/probe-two")
+    out, _ = finish(start("--resume", "runs/probe-killed", cwd=folder))
+    assert "probe: 2 chunks of rollouts are kept" in out and num_chunks(run) == 4
+    straight = folder / "runs/probed"
+    chunks, weights = "probe/rank0.jsonl", "model/model.safetensors"
+    assert (straight / chunks).read_bytes() == (run / chunks).read_bytes()
+    assert metrics(straight) == metrics(run)
+    assert_same_tensors(straight / weights, run / weights)
+    finish(start("--resume", "runs/probe-two", cwd=folder, launcher=TWO))
+    two = [row for row in metrics(folder / "runs/probe-two") if row["stage"] == "probe"]
+    assert two == [row for row in metrics(run) if row["stage"] == "probe"]
+
+
 @pytest.mark.slow
 def test_resampling_and_several_steps_are_resumed_exactly(folder):
     finish(start(*FLAGS, *OBJECTIVES, "--run", "runs/steps", cwd=folder))

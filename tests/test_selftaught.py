@@ -1,28 +1,20 @@
 """A self-taught round keeps right rollouts by difficulty and trains on them. Demonstrations show
 what an agent with the tools in use does."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
-import torch
-import train_sft
-from safetensors.torch import load_file
 
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.protocol import TAGS
 from mtsql.agent.reply import Answer, Reply
-from mtsql.learner.step import Learner
-from mtsql.model.policy import EmbeddedConfig, ModelConfig
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
-from mtsql.rl.replay import demonstration_samples, read_demonstrations, replay
+from mtsql.rl.replay import demonstration_samples
 from mtsql.rl.selftaught import SelfTaughtConfig, select
 from mtsql.rl.trajectory import Trajectory
-from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import load_corpus
 from mtsql.sql.schema import Database
@@ -40,81 +32,62 @@ def rollout_of(*replies):
     return trajectory
 
 
+def points_of(trajectories):
+    """A point on a line for each trajectory: its first token."""
+    return np.array([[trajectory.ids[0]] for trajectory in trajectories])
+
+
+def never(trajectories):
+    raise AssertionError("nothing to embed")
+
+
 A, B = [1, 2, 3], [4, 5, 6]
-SHORT, LONG, LONG_AGAIN, OTHER = (rollout_of(*r) for r in ([A], [A, A], [A, A], [A, B]))
-"""Rollouts of one, two, two and two replies. LONG_AGAIN has the tokens of LONG."""
+SHORT, LONG, LONG_AGAIN, OTHER, LONGER = (
+    rollout_of(*r) for r in ([A], [A, A, A], [A, A, A], [A, A, B], [A, A, A, A])
+)
+"""Rollouts with 0, 2, 2, 2 and 3 interactions. LONG_AGAIN has the tokens of LONG."""
+SIX = [rollout_of([first], [0], [0]) for first in (1, 2, 3, 50, 51, 99)]
+"""With 2 interactions, in three clusters: 1, 2, 3; 50, 51; 99."""
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_select_takes_few_short_rollouts_of_easy_turns_and_different_long_ones_of_hard_turns(seed):
-    config = SelfTaughtConfig(max_easy=1, max_hard=2)
-    group = [SHORT, LONG, LONG_AGAIN, OTHER]
-    all_valid, one_wrong = [True] * 4, [True, True, True, False]
-    assert select(group, all_valid, is_easy=False, config=config, seed=seed) == [SHORT]
-    assert select(group, one_wrong, is_easy=True, config=config, seed=seed) == [SHORT]
-    hard = select([*group, SHORT], [*all_valid, False], False, config, seed)
-    assert sorted(t.ids for t in hard) == [[*A, *A], [*A, *B]]
-    assert select(group, [False] * 4, is_easy=False, config=config, seed=seed) == []
+def test_an_easy_or_always_solved_turn_keeps_few_short_rollouts(seed):
+    config = SelfTaughtConfig(max_easy=1)
+    group = [LONGER, LONG, SHORT, OTHER]
+    one_wrong = [True, True, True, False]
+    assert select(group, [True] * 4, False, config, seed, never) == [SHORT]
+    assert select(group, one_wrong, True, config, seed, never) == [SHORT]
+    assert select(group, [False] * 4, True, config, seed, never) == []
+    two = SelfTaughtConfig(max_easy=2)
+    assert select([SHORT, LONGER], [True] * 2, True, two, seed, never) == [SHORT]
+    assert select([LONGER], [True], True, two, seed, never) == [LONGER]  # too long, but solved
 
 
-def untimed(line):
-    measured = ("time", "_secs", "_per_sec", "_mfu", "peak_flops", "_memory_mb")
-    return {k: v for k, v in json.loads(line).items() if not k.endswith(measured)}
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hard_turn_keeps_the_medoid_of_each_cluster(seed):
+    config = SelfTaughtConfig()
+    group = [*SIX, SHORT, rollout_of([99], [0], [0])]  # one that is too short and one that repeats
+    is_valid = [True] * 7 + [False]
+    kept = select(group, is_valid, False, config, seed, points_of)
+    assert [trajectory.ids[0] for trajectory in kept] == [2, 50, 99]
 
 
-def test_rounds_keep_right_rollouts_and_shrink_the_data(tmp_path, monkeypatch, capsys, small_world):
-    monkeypatch.chdir(tmp_path)
-    asked = []
+def test_a_hard_turn_with_few_or_only_short_rollouts_keeps_what_it_has():
+    config = SelfTaughtConfig()
+    valid = [True, True, True, False]
+    kept = select([LONG, LONG_AGAIN, OTHER, SHORT], valid, False, config, 0, never)
+    assert kept == [LONG, OTHER]
+    assert select([SHORT, LONG], [True, False], False, config, 0, never) == [SHORT]
+    assert select([SHORT, LONG], [False, False], False, config, 0, never) == []
 
-    def play(engine, renderer, turns, make_env, *, num_samples, judge, **_):
-        """The first sample of every second turn of the first round answers as demonstrated, all
-        others wrongly."""
-        demonstrations = read_demonstrations(Path("data/toyworld/demonstrations.jsonl"))
-        asked.append([turn.turn_id for turn in turns])
-        good = {turn_id: demonstrations[turn_id] for turn_id in asked[0][::2]}
-        return [
-            judge(replay(turn, replies, make_env(turn), renderer))
-            for turn in turns
-            for replies in [good.get(turn.turn_id, WRONG)] + [WRONG] * (num_samples - 1)
-        ]
 
-    monkeypatch.setattr(train_sft, "rollout", play)
-    tiny = EmbeddedConfig(hidden_size=32, num_layers=1, intermediate_size=32)
-    config = train_sft.Config(
-        source="self",
-        run="runs/self",
-        max_turns=6,
-        model=ModelConfig(embedded=tiny),
-        selftaught=SelfTaughtConfig(rounds=2, samples_per_turn=2),
-        sft=train_sft.SftConfig(epochs=1, samples_per_update=2),
-    )
-    train_sft.main(config.completed())
-    out = capsys.readouterr().out
-    assert "round 0: solved 3 of 6 turns, pool 3 trajectories" in out
-    assert "round 1: solved 0 of 3 turns, pool 3 trajectories" in out
-    assert asked[1] == asked[0][1::2]
-    metrics = Path("runs/self/metrics.jsonl").read_text().splitlines()
-    stages = [json.loads(line)["stage"] for line in metrics]
-    assert stages == ["round0"] * 2 + ["round1"] * 2
-    assert Path("runs/self/model/model.safetensors").is_file()
-
-    # A run that dies in its second round continues there without another rollout.
-    config = replace(config, run="runs/died", checkpoint=CheckpointConfig(every=1, keep_best=0))
-    with monkeypatch.context() as patch:
-        steps, optimizer_step = iter(range(9)), Learner.optimizer_step
-        patch.setattr(
-            Learner,
-            "optimizer_step",
-            lambda *args, **named: optimizer_step(*args, **named) if next(steps) < 3 else 1 / 0,
-        )
-        with pytest.raises(ZeroDivisionError):
-            train_sft.main(config.completed())
-    monkeypatch.delattr(train_sft, "collect_round")
-    train_sft.main(replace(config, resume="runs/died").completed())
-    lines = [Path(f"runs/{run}/metrics.jsonl").read_text().splitlines() for run in ("self", "died")]
-    assert [untimed(line) for line in lines[0]] == [untimed(line) for line in lines[1]]
-    first, second = (load_file(f"runs/{run}/model/model.safetensors") for run in ("self", "died"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_hard", 0), ("min_hard_interactions", -1), ("temperature", 0.0), ("embedding", "")],
+)
+def test_a_bad_key_is_named(key, value):
+    with pytest.raises(ValueError, match=f"selftaught.{key}"):
+        SelfTaughtConfig(**{key: value})
 
 
 @pytest.mark.parametrize("style", get_args(PromptStyle))

@@ -6,6 +6,7 @@ line separators of Unicode may stand inside a JSON string. All readers of text f
 functions.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -49,6 +50,16 @@ def read_lines(path: Path | str, what: str = "") -> list[str]:
     ValueError like `read_text`."""
     text = read_text(path, what).rstrip()
     return text.split("\n") if text else []
+
+
+def file_digest(path: Path | str) -> str:
+    """A hash of a file's bytes, which are not held in memory at once. ValueError that names a file
+    that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_json(path: Path | str, what: str = "", is_strict: bool = False) -> Any:
@@ -157,6 +168,23 @@ def write_text(path: Path | str, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def append_line(path: Path | str, text: str) -> None:
+    """Add a text and a line end to an existing file: all of it or, if that fails, nothing. OSError
+    if it cannot be written."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        size = os.fstat(handle).st_size
+        rest = f"{text}\n".encode()
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
 
 
 def prepare_output() -> None:

@@ -11,8 +11,8 @@ from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
-from mtsql.rl.rollout_metrics import engine_metrics
-from mtsql.run.checkpoint import Checkpoint, best_checkpoint
+from mtsql.rl.rollout_metrics import engine_metrics, sweep_metrics
+from mtsql.run.checkpoint import Checkpoint, best_checkpoint, kept_chunks
 from mtsql.run.launch import NothingLearned
 from mtsql.run.plots import plot_training
 from mtsql.run.recipes import in_a_line
@@ -166,8 +166,11 @@ def probe(
         turns = session.workbench.corpora["train"].turns
         counts = {turn.turn_id: (0, 0) for turn in turns}
         return build_curriculum(counts, config, seed)
+    kept = kept_chunks(session.folder, "probe")
+    if kept:
+        log.print(f"probe: {kept} are kept")
     with log.work("probe", "probe") as show, peers_may_stop():
-        counts, work = collector.probe(config, show)
+        counts, swept = collector.probe(config, session.folder / "probe", show)
     num_right = sum(successes for successes, _ in counts.values())
     num_episodes = sum(attempts for _, attempts in counts.values())
     log.metrics(
@@ -177,7 +180,7 @@ def probe(
             "num_turns": len(counts),
             "num_episodes": num_episodes,
             "right_frac": num_right / num_episodes,
-            **engine_metrics(work, session.meter, session.ranks, log.secs("probe")),
+            **sweep_metrics(swept, session.meter, session.ranks, log.secs("probe")),
         }
     )
     return build_curriculum(counts, config, seed)

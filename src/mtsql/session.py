@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from mtsql.files import read_text
+from mtsql.files import file_digest, read_text
 from mtsql.learner.step import Learner
 from mtsql.model.flops import FlopMeter, ModelFlops, device_peak
 from mtsql.model.policy import is_sharded, save_policy
@@ -153,6 +153,11 @@ class Session:
             os.replace(partial, folder)
             shutil.rmtree(old, ignore_errors=True)
 
+    def save_model_to(self, folder: Path) -> None:
+        """Write the policy as it is now to a folder inside the run."""
+        with writing(folder):
+            self._save_policy(folder)
+
     def _save_policy(self, folder: Path, notes: Notes | None = None) -> None:
         """Write the policy with its tokenizer and notes. All ranks must call this."""
         workbench = self.workbench
@@ -170,12 +175,14 @@ def open_session(
     splits: tuple[str, ...],
     max_tokens: int,
     demonstrations: Path | None = None,
+    pool: Sequence[Path] = (),
 ) -> Session:
     """Load data and model, check that a resumed run has the inputs that it was started with, and
     open the log. `train` is the training data without the databases that `data.hold_out` names,
     which are the split `held_out`.
 
-    `demonstrations` is a file that the run learns from. ValueError that says what does not fit.
+    `demonstrations` and `pool` are files that the run learns from. ValueError that says what does
+    not fit.
     """
     ranks = Ranks.of(accelerator)
     run = Path(config.run)
@@ -197,6 +204,8 @@ def open_session(
         if demonstrations is not None:
             text = read_text(demonstrations, "demonstrations")
             inputs["the demonstrations"] = digest([text])
+        if pool:
+            inputs["the pool"] = digest(map(file_digest, pool))
         inputs |= workbench.inputs()
     resume_at = None
     if config.resume:

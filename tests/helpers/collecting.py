@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import torch
 from accelerate import Accelerator
 
 from mtsql.agent.env import Outcome
@@ -37,6 +38,19 @@ def scored(
     return Scored(trajectory, {}, reward)
 
 
+class FakeEngine:
+    """Counts what it computes, and how often its cache is emptied. Its model has one weight."""
+
+    def __init__(self) -> None:
+        self.model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(self.model.weight)
+        self.counts = EngineCounts()
+        self.num_emptied = 0
+
+    def forget_prompts(self) -> None:
+        self.num_emptied += 1
+
+
 @dataclass(frozen=True)
 class ScriptedCollector(Collector):
     """Plays groups of two rewards: 1 and 1 for the turns in `equal`, 1 and 2 for others. In the
@@ -51,9 +65,10 @@ class ScriptedCollector(Collector):
     @contextmanager
     def new_engine(self, sampling):
         self.engines.append(sampling)
-        yield SimpleNamespace(counts=EngineCounts(computed=7))
+        yield FakeEngine()
 
     def play(self, engine, turns, split, *, num_samples, update, show):
+        engine.counts += EngineCounts(computed=len(turns))
         self.tried.append([turn.turn_id for turn in turns])
         groups = []
         for turn in turns:

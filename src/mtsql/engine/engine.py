@@ -177,6 +177,12 @@ class Engine:
             self.drafter.close(row)
         del self._rows[handle]
 
+    def forget_prompts(self) -> None:
+        """Empty the cache, as that of a new engine is. ValueError if a row is open."""
+        if self._rows:
+            raise ValueError("a row is open: close all rows before the cache is emptied")
+        self.scheduler.prefixes.forget()
+
     @property
     def has_work(self) -> bool:
         """Whether `step` can compute something. It cannot if all rows are idle, or wait for blocks

@@ -101,6 +101,12 @@ class Prefixes:
         prompt.cached = 0
         self.computing.pop(prompt, None)
 
+    def forget(self) -> None:
+        """Empty all blocks. No row may be in the cache."""
+        while self.pool.unused:
+            self.pool.forget(next(iter(self.pool.unused)))
+        self._seen.clear()
+
     def advance(self) -> None:
         """Note which tokens of prompts have keys and values by now, whoever has computed them."""
         for prompt in list(self.computing):

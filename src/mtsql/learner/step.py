@@ -237,6 +237,13 @@ class Learner:
         load_trained(self.policy, model)
         load_optimizer(self.module, self.optimizer, state, self.optim.offload)
 
+    def start_afresh(self, model: Path | None = None) -> None:
+        """Forget the optimizer's averages and, with a model folder that `save_policy` wrote for
+        this very policy, take its weights."""
+        getattr(self.optimizer, "optimizer", self.optimizer).state.clear()
+        if model is not None:
+            load_trained(self.policy, model)
+
 
 def minibatches(
     samples: list[Sample], ranks: Ranks, *, num_passes: int, num_parts: int, seed: str

@@ -9,9 +9,11 @@ once, as `apply_chat_template` does. Pieces never merge: a trajectory only grows
 rendered twice.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from os.path import commonprefix
 from typing import cast
 
@@ -20,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtsql.model.chat_template import ChatTemplate, Layout, Part, place_contents, text_of
 from mtsql.model.end_ids import end_ids_of_folder
+from mtsql.model.training_template import training_template
 
 TAG = re.compile(r"</?[a-z_]+>")
 """The shape of a protocol tag (`<think>`, `</tool_call>`); control tokens look like `<|name|>`."""
@@ -36,6 +39,7 @@ class Renderer:
     file of the model's folder that names its end ids is damaged.
 
     `stop_ids`: ids that end a reply; the first one is written after a demonstration.
+    `opened`: the beginning of a reply that the generation prompt has already written, often "".
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -56,7 +60,7 @@ class Renderer:
         self._tag_pattern = _any_of(tags)
         self._plain = _without_added_tokens(tokenizer, self._where)
         self._template = ChatTemplate(tokenizer, self._where)
-        self._opened = self._template.opened
+        self.opened = self._template.opened
         stop, self._observation = self._without_stop(self._template.between_replies())
         ends = [self._added[stop]]
         for end in (*ENDS_OF_TEXT, tokenizer.eos_token):
@@ -65,6 +69,15 @@ class Renderer:
         if tokenizer.name_or_path:
             ends += end_ids_of_folder(tokenizer.name_or_path)
         self.stop_ids = tuple(dict.fromkeys(ends))  # each id once
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary and of the chat template. Ids that a renderer with another
+        fingerprint has made may be other words here."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        template = self.tokenizer.get_chat_template()
+        text = json.dumps([vocabulary, sorted(self._added.items()), template])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def render_prompt(self, messages: list[dict], tools: list[dict]) -> list[int]:
         """Ids of the opening messages (system, user), generation prompt included.
@@ -93,9 +106,9 @@ class Renderer:
         Where the generation prompt has already written `<think>`, that tag is left out, and a reply
         without a thought begins by closing it.
         """
-        if self._opened:
-            if text.startswith(self._opened):
-                text = text.removeprefix(self._opened)
+        if self.opened:
+            if text.startswith(self.opened):
+                text = text.removeprefix(self.opened)
             else:
                 text = f"\n</think>\n\n{text}"
         pieces = self._tag_pattern.split(SURROGATE.sub("\ufffd", text))
@@ -120,6 +133,14 @@ class Renderer:
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return cast(str, text)  # a list only for several sequences
+
+    def training_template(self, messages: list[dict], tools: list[dict]) -> str:
+        """The source of a chat template for other trainers: see training_template.py. It is for
+        conversations with opening messages of the same roles and with the same tools."""
+        roles = tuple(message["role"] for message in messages)
+        prompt = self._template.prompt(roles, tools)
+        stop = self.text([self.stop_ids[0]])
+        return training_template(roles, prompt, self.opened, stop, self._observation)
 
     def template_difference(
         self, messages: list[dict], tools: list[dict], steps: Sequence[tuple[str, str]] = ()

@@ -3,7 +3,9 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,14 +23,13 @@ from mtsql.rl.rollout import Show, rollout, show_nothing, show_part
 from mtsql.rl.rollout_metrics import Metric, RolloutCounts, rollout_metrics
 from mtsql.rl.samples import has_signal
 from mtsql.rl.scored import Group, Scored, num_right, turn_of
+from mtsql.rl.sweep import Sweep, Swept, chunks_of, sweep, sweep_key
 from mtsql.rl.trajectory import Trajectory
 from mtsql.run.ranks import Ranks
 from mtsql.sql.dialogues import Corpus, Turn
 
 PROBE_UPDATE = 2**31
 """The update number of the probe's random numbers, which no training update has."""
-PROBE_TURNS_AT_ONCE = 64
-"""Turns that a rank probes at a time."""
 
 
 @dataclass(frozen=True)
@@ -159,38 +160,69 @@ class Collector:
             one.reward += total_reward(values, self.reward.weights)
 
     def probe(
-        self, config: CurriculumConfig, show: Show = show_nothing
-    ) -> tuple[dict[str, tuple[int, int]], EngineCounts]:
-        """Turn id -> (successes, attempts) of the current policy, for the turns of all ranks, and
-        what this rank's engines have counted. A success is right in execution and in structure.
-
-        The turns are played in parts, each of which the ranks share, so that not all of their
-        trajectories are in memory at a time. Turns of a database follow each other, so that their
-        prompts find its schema in the cache.
-        """
+        self, config: CurriculumConfig, folder: Path, show: Show = show_nothing
+    ) -> tuple[dict[str, tuple[int, int]], Swept]:
+        """Turn id -> (successes, attempts) of the current policy, for the turns of all ranks. A
+        success is right in execution and in structure. Finished chunks are kept in `folder`."""
         turns = list(self.corpora["train"].turns)
         random.Random(self.seed).shuffle(turns)
-        turns = turns[: config.max_probe_turns or None]
-        turns.sort(key=lambda turn: (turn.db_id, turn.turn_id))
-        size = PROBE_TURNS_AT_ONCE * self.ranks.count
-        starts = range(0, len(turns), size)
-        parts = [self.ranks.share(turns[start : start + size]) for start in starts]
-        num_samples = config.probe_samples
-        num_all = num_samples * sum(len(part) for part in parts)
-        counts: dict[str, tuple[int, int]] = {}
+
+        def count(groups: list[Group], engine: Engine) -> list[tuple[str, int, int]]:
+            return [(turn_of(group), num_right(group), len(group)) for group in groups]
+
+        swept = self.sweep(
+            turns[: config.max_probe_turns or None],
+            count,
+            name="probe",
+            folder=folder,
+            num_samples=config.probe_samples,
+            update=PROBE_UPDATE,
+            show=show,
+        )
+        counts = {turn_id: (right, num) for part in swept.found for turn_id, right, num in part}
+        return counts, swept
+
+    def sweep(
+        self,
+        turns: list[Turn],
+        find: Callable[[list[Group], Engine], Any],
+        *,
+        name: str,
+        folder: Path,
+        num_samples: int,
+        update: int,
+        check: Callable[[list[Any]], None] | None = None,
+        show: Show = show_nothing,
+    ) -> Swept:
+        """Play `num_samples` episodes of each turn with the current policy, in chunks (sweep.py).
+
+        `find(groups, engine)` returns what is kept of a chunk, as JSON. All ranks must call this.
+        """
+        chunks = chunks_of(turns, self.seed)
+
+        def play(chunk: list[Turn], show_chunk: Show) -> Any:
+            groups, _ = self.play(
+                engine,
+                chunk,
+                "train",
+                num_samples=num_samples,
+                update=update,
+                show=show_chunk,
+            )
+            return find(groups, engine)
+
+        settings = {
+            "seed": self.seed,
+            "update": update,
+            "num_samples": num_samples,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "sampling": asdict(self.sampling),
+            "reward": asdict(self.reward),
+        }
         with self.new_engine(self.sampling) as engine:
-            for part in parts:
-                part_show = show_part(show, num_samples * len(counts), num_all)
-                groups, _ = self.play(
-                    engine,
-                    part,
-                    "train",
-                    num_samples=num_samples,
-                    update=PROBE_UPDATE,
-                    show=part_show,
-                )
-                counts |= {turn_of(group): (num_right(group), num_samples) for group in groups}
-        return dict(self.ranks.gather(list(counts.items()))), engine.counts
+            key = sweep_key(engine.model, chunks, settings)
+            plan = Sweep(name, folder, key, chunks, num_samples)
+            return sweep(plan, engine, play, self.ranks, check=check, show=show)
 
     def evaluate_held_out(
         self, max_turns: int, show: Show = show_nothing

@@ -6,6 +6,7 @@ from typing import Any
 
 from mtsql.engine.counts import EngineCounts
 from mtsql.model.flops import FlopMeter, ModelFlops, Work
+from mtsql.rl.sweep import Swept
 from mtsql.run.ranks import Ranks
 from mtsql.sql.sandbox import sandbox_counts
 
@@ -42,6 +43,15 @@ def engine_metrics(
     metrics = rollout_metrics(total, meter.model, ranks.count)
     metrics["num_sampled"] = int(total["sampled"])
     return metrics | rollout_rates(metrics, meter, secs)
+
+
+def sweep_metrics(swept: Swept, meter: FlopMeter, ranks: Ranks, secs: float) -> dict[str, Metric]:
+    """The metrics of a sweep: counts of all chunks, and rates and seconds of those that were played
+    in the `secs` since the run was started or resumed. All ranks must call this."""
+    played = engine_metrics(swept.played, meter, ranks, secs)
+    counts = rollout_metrics(asdict(swept.work), meter.model, ranks.count)
+    counts["num_sampled"] = swept.work.sampled
+    return played | {name: count for name, count in counts.items() if not name.endswith("_secs")}
 
 
 def rollout_rates(row: Mapping[str, Any], meter: FlopMeter, secs: float) -> dict[str, Metric]:

@@ -63,7 +63,10 @@ LEFTOVERS = {
     r"(inputs|scores|audit|farming|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|held_out|dev|dev_seen)-[0-9]+\.json\.partial",
-    "rounds": r"(\.round[0-9]+\.json|round[0-9]+)\.partial",
+    "rounds": r"\.base\.(partial|old)",
+    "rounds/round*": (
+        r"\.(model|(pool\.jsonl|coverage\.json|(held_out|dev|dev_seen)\.json))\.(partial|old)"
+    ),
     "trajectories": r"\.update-[0-9]+\.txt\.partial",
 }
 """Folder inside a run -> pattern of the files in it that a killed process leaves half written or
@@ -167,12 +170,26 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def what_is_kept(run: Path) -> str:
     """What is kept of a run that ends early, and how to continue."""
+    resume = f"--resume {shlex.quote(str(run))}"
     newest = newest_checkpoint(run)
-    if newest is not None:
-        return f"{newest} is kept: continue with --resume {shlex.quote(str(run))}"
+    # Those of the probe are in the first checkpoint.
+    chunks = kept_chunks(run, "rounds") or (kept_chunks(run, "probe") if newest is None else "")
+    kept = " and ".join([str(newest)] * (newest is not None) + [chunks] * bool(chunks))
+    if kept:
+        return f"{kept} {'are' if chunks else 'is'} kept: continue with {resume}"
     if (run / "config.yaml").is_file():
-        return f"no checkpoint was written yet: --resume {shlex.quote(str(run))} starts over"
+        return f"no checkpoint was written yet: {resume} starts over"
     return "nothing is kept: start it again with the same command"
+
+
+def kept_chunks(run: Path, part: str) -> str:
+    """How many finished chunks of rollouts a part of the run has kept (rl/sweep.py), such as "12
+    chunks of rollouts". Empty without one."""
+    num_chunks = 0
+    for file in (run / part).rglob("rank*.jsonl"):
+        with open(file, "rb") as lines:
+            num_chunks += sum(line.endswith(b"\n") for line in lines)
+    return f"{num_chunks} chunk{'s' * (num_chunks > 1)} of rollouts" if num_chunks else ""
 
 
 def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
@@ -182,7 +199,9 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
     all ranks would have to gather them.
     """
     if is_saved:
-        return f"{num_updates} updates are done; continue with --resume {shlex.quote(str(run))}"
+        chunks = kept_chunks(run, "rounds")
+        done = f"{num_updates} updates are done" + f" and {chunks} are kept" * bool(chunks)
+        return f"{done}; continue with --resume {shlex.quote(str(run))}"
     return (
         f"{num_updates} updates are done, but sharded weights cannot be written when a run is "
         f"stopped; {what_is_kept(run)}"
@@ -206,7 +225,7 @@ def clean(run: Path) -> None:
             else:
                 os.replace(path, place)
         for folder, names in LEFTOVERS.items():
-            for path in (run / folder).glob("*"):
+            for path in run.glob(f"{folder}/*"):
                 if re.fullmatch(names, path.name) and not path.is_symlink():
                     _delete(path)
 

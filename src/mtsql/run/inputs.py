@@ -40,6 +40,7 @@ MAY_MOVE = (
     "data.toy_folder",
     "demonstrations",
     "model.path",
+    "selftaught.embedding",
 )
 """Keys that name files. A resumed run may change them if the content of the files is the same."""
 
@@ -55,6 +56,7 @@ def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -
     keys = [*(f"data.{key}" for key in data_keys), "model.path"]
     keys += ["data.leave_out"] if "train" in splits else []
     keys += ["demonstrations"] if getattr(config, "source", None) == "demonstrations" else []
+    keys += ["selftaught.embedding"] if _has_encoder(config) else []
     found = {}
     for key in keys:
         place = _path(config, key)
@@ -74,6 +76,14 @@ def hash_inputs(config: Any, splits: Iterable[str], databases: Iterable[Path]) -
         hashes = {name: _hash(folder / name, key) for name in sorted(names)}
         found[key] = {"path": str(path), "hashes": hashes}
     return {FILES: found}
+
+
+def _has_encoder(config: Any) -> bool:
+    """Whether the run selects its rollouts by a sentence-embedding model from a folder."""
+    selftaught = getattr(config, "selftaught", None)
+    if selftaught is None or config.source != "self":
+        return False
+    return selftaught.embedding not in ("policy", "counts")
 
 
 def _path(config: Any, key: str) -> str | None:

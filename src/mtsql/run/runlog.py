@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from mtsql.files import (
     WriteError,
+    append_line,
     has_half_character,
     parse_json,
     print_line,
@@ -137,7 +138,7 @@ class RunLog:
             wall = {"wall_secs": round(now - self._last_row, 3)}
             line = {"time": round(time.time(), 2), **values, **timings, **wall}
             with writing(self.metrics_file):
-                _append(self.metrics_file, json.dumps(line) + "\n")
+                append_line(self.metrics_file, json.dumps(line))
             self.rows.append(line)
             self._copy_to_trackers(line)
         self._timings = {}
@@ -224,22 +225,6 @@ def writing(what: Path | str) -> Iterator[None]:
         if isinstance(error, (OSError, SafetensorError)) or type(error) is Exception:
             reason = getattr(error, "strerror", None) or str(error)
             raise WriteError(f"{what}: cannot be written: {reason}") from error
-
-
-def _append(file: Path, line: str) -> None:
-    """Add a line to an existing file: all of it or, if that fails, nothing."""
-    handle = os.open(file, os.O_WRONLY | os.O_APPEND)
-    try:
-        size = os.fstat(handle).st_size
-        rest = line.encode()
-        try:
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-        except OSError:
-            os.ftruncate(handle, size)
-            raise
-    finally:
-        os.close(handle)
 
 
 def check_free(folder: Path, can_resume: bool = True) -> None:

@@ -27,8 +27,10 @@ HEADER_EVERY = 20
 LINE_SECS = 10.0
 """Seconds between two lines of an activity without a bar."""
 SLOWER = 0.2
-"""An activity that has gone on for long is reported each time that this fraction of its duration
-has passed, so that one of an hour has some thirty lines."""
+"""An activity that has gone on for longer is reported each time that this fraction of its duration
+has passed."""
+MAX_LINE_SECS = 60.0
+"""But it is reported once a minute at least: a log of a cluster shows that the run is alive."""
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def _lines(title: str, unit: str) -> Callable[[int, int], None]:
             start = now
         if now < next_line or num_done >= num_all:
             return
-        next_line = now + max(LINE_SECS, SLOWER * (now - start))
+        next_line = now + min(max(LINE_SECS, SLOWER * (now - start)), MAX_LINE_SECS)
         left = ""
         if num_done:
             left = f", {duration((now - start) / num_done * (num_all - num_done))} left"

@@ -120,6 +120,13 @@ def _write_toy_world(folder: Path, seed: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def held_out_splits(config: DataConfig) -> tuple[str, ...]:
+    """The splits with a file that no run learns from."""
+    if config.is_toy:
+        return ("dev", "dev_seen")
+    return tuple(name for name in ("dev", "dev_seen") if getattr(config, name) is not None)
+
+
 def load_split(config: DataConfig, name: str) -> Corpus:
     """The corpus of split `name` ("train", "dev" or "dev_seen"). ValueError that names the key if
     the split has no file."""
