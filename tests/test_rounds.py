@@ -159,9 +159,7 @@ def test_ctrl_c_while_a_round_samples_says_what_is_kept(world):
     world.num_left, world.error = 1, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt) as stop:
         train_sft.main(config.completed())
-    said = (
-        "0 updates are done and 1 chunk of rollouts are kept; continue with --resume runs/stopped"
-    )
+    said = "0 updates and 1 chunk of rollouts are done; continue with --resume runs/stopped"
     assert str(stop.value) == said
 
 

@@ -119,7 +119,7 @@ def probe(
         return build_curriculum(counts, config, seed)
     kept = kept_chunks(session.folder, "probe")
     if kept:
-        log.print(f"probe: {kept} are kept")
+        log.print(f"probe: it goes on after {kept}")
     with log.work("probe", "probe") as show, peers_may_stop():
         counts, swept = collector.probe(config, session.folder / "probe", show)
     num_right = sum(successes for successes, _ in counts.values())

@@ -174,7 +174,7 @@ def _play_round(
 
     kept = kept_chunks(session.folder, f"rounds/round{number}/{CHUNKS}")
     text = f"{name}: {len(turns)} turns, {num_samples} rollouts of each"
-    log.print(f"{text}; {kept} are kept" if kept else text)
+    log.print(f"{text}; it goes on after {kept}" if kept else text)
     with log.work("rollout", f"{name}: rollouts") as show, peers_may_stop():
         return collector.sweep(
             turns,
