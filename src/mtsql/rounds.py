@@ -172,6 +172,9 @@ def _play_round(
         if num_first < len(turns):
             log.print(f"{name}: {len(_solved(counts))} of the first {num_first} turns are solved")
 
+    folder = round_folder(config, number) / CHUNKS
+    if not config.resume and session.ranks.is_main:  # of a run whose log was deleted
+        shutil.rmtree(folder, ignore_errors=True)
     kept = kept_chunks(session.folder, f"rounds/round{number}/{CHUNKS}")
     text = f"{name}: {len(turns)} turns, {num_samples} rollouts of each"
     log.print(f"{text}; it goes on after {kept}" if kept else text)
@@ -180,7 +183,7 @@ def _play_round(
             turns,
             find,
             name=name,
-            folder=round_folder(config, number) / CHUNKS,
+            folder=folder,
             num_samples=num_samples,
             update=number,
             check=check,
