@@ -214,6 +214,12 @@ def test_print_config_names_mistakes():
         (train_sft.Config, ["--max_turns", "-1"], "max_turns must not be negative"),
         (train_sft.Config, ["--max_prompt_tokens", "0"], "max_prompt_tokens is 0"),
         (train_sft.Config, ["--source", "self", "--demonstrations", "x"], "demonstrations has no"),
+        (
+            train_sft.Config,
+            ["--source", "self", "--sft.max_samples", "2"],
+            "sft.max_samples has no",
+        ),
+        (train_sft.Config, ["--selftaught.eval_turns", "-1"], "selftaught.eval_turns must not"),
         (eval_script.Config, ["--model.path", "x", "--max_dialogues", "-1"], "max_dialogues"),
         (train_rl.Config, ["--engine.block_size", "9000000"], "engine.cache_bytes"),
         (train_rl.Config, ["--max_batch_tokens", "1000"], "max_batch_tokens is 1000"),

@@ -86,7 +86,7 @@ def test_a_run_that_was_killed_in_the_probe_goes_on_there_with_other_ranks(folde
     kill_when(process, lambda: num_chunks(run) == 2)
     shutil.copytree(run, folder / "runs/probe-two")
     out, _ = finish(start("--resume", "runs/probe-killed", cwd=folder))
-    assert "probe: 2 chunks of rollouts are kept" in out and num_chunks(run) == 4
+    assert "probe: it goes on after 2 chunks of rollouts" in out and num_chunks(run) == 4
     straight = folder / "runs/probed"
     chunks, weights = "probe/rank0.jsonl", "model/model.safetensors"
     assert (straight / chunks).read_bytes() == (run / chunks).read_bytes()

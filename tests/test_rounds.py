@@ -160,9 +160,7 @@ def test_ctrl_c_while_a_round_samples_says_what_is_kept(world):
     world.num_left, world.error = 1, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt) as stop:
         train_sft.main(config.completed())
-    said = (
-        "0 updates are done and 1 chunk of rollouts are kept; continue with --resume runs/stopped"
-    )
+    said = "0 updates and 1 chunk of rollouts are done; continue with --resume runs/stopped"
     assert str(stop.value) == said
 
 
@@ -179,6 +177,16 @@ def test_a_model_that_solves_nothing_stops_after_the_first_turns_with_advice(wor
     )
     with pytest.raises(ValueError, match="--source gold.*--source file"):
         rounds._require_success(counts, real)
+
+
+@pytest.mark.slow
+def test_a_new_run_uses_nothing_of_one_whose_log_was_deleted(world):
+    world.num_left = 1
+    run_until_it_dies(tiny_rounds("runs/anew"))
+    Path("runs/anew/metrics.jsonl").unlink()
+    world.num_left, world.asked = None, []
+    train_sft.main(tiny_rounds("runs/anew").completed())
+    assert len([number for number, _ in world.asked if number == 0]) == 3
 
 
 @pytest.mark.slow

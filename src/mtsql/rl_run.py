@@ -2,6 +2,7 @@
 probe, the evaluations in between, and the last lines.
 """
 
+import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,11 +167,14 @@ def probe(
         turns = session.workbench.corpora["train"].turns
         counts = {turn.turn_id: (0, 0) for turn in turns}
         return build_curriculum(counts, config, seed)
+    folder = session.folder / "probe"
+    if not session.config.resume and log.is_main:  # of a run whose log was deleted
+        shutil.rmtree(folder, ignore_errors=True)
     kept = kept_chunks(session.folder, "probe")
     if kept:
-        log.print(f"probe: {kept} are kept")
+        log.print(f"probe: it goes on after {kept}")
     with log.work("probe", "probe") as show, peers_may_stop():
-        counts, swept = collector.probe(config, session.folder / "probe", show)
+        counts, swept = collector.probe(config, folder, show)
     num_right = sum(successes for successes, _ in counts.values())
     num_episodes = sum(attempts for _, attempts in counts.values())
     log.metrics(

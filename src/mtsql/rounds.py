@@ -175,15 +175,18 @@ def _play_round(
         if num_first < len(turns):
             log.print(f"{name}: {len(_solved(counts))} of the first {num_first} turns are solved")
 
+    folder = round_folder(config, number) / CHUNKS
+    if not config.resume and session.ranks.is_main:  # of a run whose log was deleted
+        shutil.rmtree(folder, ignore_errors=True)
     kept = kept_chunks(session.folder, f"rounds/round{number}/{CHUNKS}")
     text = f"{name}: {len(turns)} turns, {num_samples} rollouts of each"
-    log.print(f"{text}; {kept} are kept" if kept else text)
+    log.print(f"{text}; it goes on after {kept}" if kept else text)
     with log.work("rollout", f"{name}: rollouts") as show, peers_may_stop():
         return collector.sweep(
             turns,
             find,
             name=name,
-            folder=round_folder(config, number) / CHUNKS,
+            folder=folder,
             num_samples=num_samples,
             update=number,
             check=check,

@@ -174,9 +174,10 @@ def what_is_kept(run: Path) -> str:
     newest = newest_checkpoint(run)
     # Those of the probe are in the first checkpoint.
     chunks = kept_chunks(run, "rounds") or (kept_chunks(run, "probe") if newest is None else "")
-    kept = " and ".join([str(newest)] * (newest is not None) + [chunks] * bool(chunks))
+    kept = [str(newest)] * (newest is not None) + [chunks] * bool(chunks)
     if kept:
-        return f"{kept} {'are' if chunks else 'is'} kept: continue with {resume}"
+        is_one = len(kept) == 1 and (not chunks or chunks.startswith("1 "))
+        return f"{' and '.join(kept)} {'is' if is_one else 'are'} kept: continue with {resume}"
     if (run / "config.yaml").is_file():
         return f"no checkpoint was written yet: {resume} starts over"
     return "nothing is kept: start it again with the same command"
@@ -200,8 +201,8 @@ def done_at_stop(run: Path, num_updates: int, is_saved: bool) -> str:
     """
     if is_saved:
         chunks = kept_chunks(run, "rounds")
-        done = f"{num_updates} updates are done" + f" and {chunks} are kept" * bool(chunks)
-        return f"{done}; continue with --resume {shlex.quote(str(run))}"
+        done = f"{num_updates} updates and {chunks}" if chunks else f"{num_updates} updates"
+        return f"{done} are done; continue with --resume {shlex.quote(str(run))}"
     return (
         f"{num_updates} updates are done, but sharded weights cannot be written when a run is "
         f"stopped; {what_is_kept(run)}"
