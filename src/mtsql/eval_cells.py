@@ -167,4 +167,5 @@ def what_is_kept(run: Path) -> str:
     if not file.is_file():
         return f"nothing is scored yet: {command} starts over"
     num_done = len(read_json(file)["results"])
-    return f"{file} has the {num_done} finished parts: continue with {command}"
+    parts = "1 finished part" if num_done == 1 else f"{num_done} finished parts"
+    return f"{file} keeps {parts}: continue with {command}"

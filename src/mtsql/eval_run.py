@@ -34,9 +34,10 @@ from mtsql.run.config import to_dict
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
 from mtsql.session import flop_meter
+from mtsql.sql.datasets import describe_skipped, load_split
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import clear_result_cache
-from mtsql.workbench import Workbench, load_corpora, set_up
+from mtsql.workbench import Workbench, set_up
 
 
 class EvalConfig(CellConfig, EpisodeConfig, Protocol):
@@ -238,7 +239,10 @@ def open_matrix(config: EvalConfig, accelerator: Accelerator) -> Matrix:
         corpora = {first.name: workbench.corpora[first.split]}
         for name, one in sets.items():
             if name != first.name:
-                corpora[name] = load_corpora(one.data, (one.split,))[one.split]
+                corpora[name] = load_split(one.data, one.split)
+                skipped = describe_skipped(corpora[name])
+                if skipped and ranks.is_main:
+                    print_line(f"{name}: {skipped}")
         workbench.corpora = corpora
         for name in sets:
             workbench.require_prompts(name, config.max_prompt_tokens)
