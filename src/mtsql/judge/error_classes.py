@@ -41,12 +41,13 @@ ERROR_DEFINITIONS: dict[str, str] = {
     "join_path": "its columns are right, but it joins other tables, or by other columns",
     "aggregation_drift": "its aggregates, GROUP BY or HAVING differ",
     "constraint": "its conditions, their literals, ORDER BY or LIMIT differ",
-    "other": "set operators or nesting differ, only what the parser does not read differs, "
-    "or one of the two queries does not parse",
+    "other": "set operators or nesting differ, or only what the judge's parser does not read, or "
+    "one of the two queries does not parse",
 }
 """What each class means. A class applies if none before it does."""
 
-_LIMIT = re.compile(r"\blimit\s+(\d+)", re.IGNORECASE)
+_ORDER_WORDS = re.compile(r"\bdesc\b|\blimit\s+\d+(?:\s*(?:,|offset)\s*\d+)?", re.IGNORECASE)
+"""What the parsed query does not hold: the direction of each expression, the number of LIMIT."""
 
 
 def error_class(
@@ -176,10 +177,19 @@ def _aggregation(queries: list[Query]) -> tuple:
 
 
 def _constraints(queries: list[Query], sql: str) -> tuple:
-    """Conditions with their literals, what connects them, ORDER BY, LIMIT."""
+    """Conditions with their literals, what connects them, ORDER BY, LIMIT.
+
+    The order of conditions counts only where AND and OR are mixed.
+    """
     where = Counter(_without_queries(item) for query in queries for item in query.where)
+    mixed = [
+        tuple(map(_without_queries, query.where))
+        for query in queries
+        if {"and", "or"} <= set(query.where[1::2])
+    ]
     orders = Counter(query.order_by for query in queries)
-    return where, orders, sorted(_LIMIT.findall(sql))
+    words = sorted(" ".join(found.lower().split()) for found in _ORDER_WORDS.findall(sql))
+    return where, mixed, orders, words
 
 
 def _without_queries(item: Condition | str) -> object:
