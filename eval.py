@@ -63,7 +63,7 @@ class Config:
     num_samples: int = 1
     """Samples of each turn. More than one give pass@k and vote@k, and need a temperature."""
     seed: int = 0
-    """Seed of sampling. It has no effect at temperature 0."""
+    """Seed of sampling, for a temperature above 0."""
     timed_turns: int = 8
     """Turns of each data set that are played once more, one at a time, to measure how long a single
     user waits. 0: none."""

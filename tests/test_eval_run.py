@@ -25,7 +25,7 @@ OLD_NAMES = "SELECT name FROM singer WHERE age > 30"
 COUNTRIES = "SELECT country FROM singer"
 COUNT = "SELECT count(*) FROM singer"
 ANSWERS = {
-    WHO: [[answer(COUNTRIES)], [answer(COUNT)], [answer(COUNT)]],  # all wrong
+    WHO: [[answer(COUNTRIES)], [answer(COUNT)], [answer(COUNT)], [answer(COUNT)]],  # all wrong
     OLD: [[call("SELECT nope"), call(OLD_NAMES, ran=Verdict.NO_PASS), answer(OLD_NAMES)]],  # aha
     WHERE: [[call(COUNTRIES), answer(COUNTRIES)]],
     LAST: [[answer(COUNT)], [answer(NAMES)], [answer(NAMES)], [answer(COUNT)]],
