@@ -1,5 +1,6 @@
 """The parts of an evaluation: their names, and which flags make them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import eval as eval_script
@@ -63,7 +64,8 @@ def test_sampling_has_a_seed_and_several_samples(model):
 
 
 def test_the_turns_that_are_not_scored_are_those_of_the_dialogues_in_use():
-    dialogues = [SimpleNamespace(dialogue_id=f"dev:{index}") for index in (0, 2)]
+    dialogues = [SimpleNamespace(dialogue_id=f"dev:{name}") for name in ("0", "2:goal")]
     corpus = Corpus(dialogues, {}, [Skip("dev.json", 1, "no SQL", 3), Skip("dev.json", 5, "", 4)])
     assert num_skipped(corpus, dialogues) == 7
     assert num_skipped(corpus, dialogues[:1]) == 0
+    assert num_skipped(replace(corpus, dialogues=dialogues * 2), dialogues) == 3

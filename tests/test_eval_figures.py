@@ -7,6 +7,7 @@ import pytest
 from mtsql.judge.error_classes import ERROR_CLASSES
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, aha_figures, cell_figures, cell_rows, share
 from mtsql.rl.evaluate import TurnScore
+from mtsql.sql.dialogues import Turn
 
 NO_ABILITIES = dict.fromkeys(ABILITY_DEFINITIONS)
 
@@ -80,7 +81,9 @@ def test_samples_give_pass_at_k_and_votes():
     assert passed == {"1": 37.5, "2": pytest.approx(66.67), "4": 100.0}
     voted = {k: one["num"] for k, one in figures["samples"]["ex"]["vote"].items()}
     assert voted == {"1": 0, "2": 0, "4": 1}
-    rows = cell_rows(groups)
+    turns = [Turn(f"dev:{dialogue}:0", 0, "shows", "who ?", "SELECT 2") for dialogue in (0, 1)]
+    rows = cell_rows(groups, turns)
+    assert [(row["question"], row["gold"]) for row in rows] == [("who ?", "SELECT 2")] * 2
     assert [row["voted"] for row in rows] == [1, 0]
     assert [one["result"] for one in rows[0]["samples"]] == ["b", "a", "a", "c"]
     assert json.loads(json.dumps(rows)) == rows

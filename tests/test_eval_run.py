@@ -1,15 +1,21 @@
 """eval.py from end to end on two small data sets, with an engine that plays a script."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import eval as eval_script
 import pytest
+import torch
 
 from helpers.answering_engine import AnsweringEngine, engine_class
 from helpers.episodes import answer, call, singers
 from helpers.models import EMBEDDED, save_embedded
+from helpers.runs import ROOT, launch
 from mtsql import eval_run
+from mtsql.agent.env import EnvConfig
 from mtsql.agent.reply import Verdict
 from mtsql.engine.sampling import SamplingConfig
 from mtsql.judge.official_files import read_predictions
@@ -62,6 +68,16 @@ def engines(world, monkeypatch, tmp_path):
 
 def run(world: Path, **keys: object) -> dict:
     """Evaluate and return scores.json, without the seconds, which are no two times the same."""
+    config = config_of(world, **keys).completed()
+    eval_script.main(config)
+    scores = json.loads(Path(config.run, "scores.json").read_text())
+    for result in scores["results"]:
+        assert result.pop("secs")["wall"] > 0
+    return scores
+
+
+def config_of(world: Path, **keys: object) -> eval_script.Config:
+    """The configuration of an evaluation of both data sets."""
     usual = {
         "model": ModelConfig(path=str(world / "model")),
         "data": DataConfig(dev=f"{world}/near/dev.csv", databases=f"{world}/database"),
@@ -69,12 +85,7 @@ def run(world: Path, **keys: object) -> dict:
         "style": "brief",
         "timed_turns": 0,
     }
-    config = eval_script.Config(**usual | keys).completed()
-    eval_script.main(config)
-    scores = json.loads(Path(config.run, "scores.json").read_text())
-    for result in scores["results"]:
-        assert result.pop("secs")["wall"] > 0
-    return scores
+    return eval_script.Config(**usual | keys)
 
 
 def test_every_data_set_is_played_with_both_histories(world, engines, capsys):
@@ -140,13 +151,53 @@ def test_a_killed_evaluation_keeps_its_finished_parts(world, engines, monkeypatc
     assert len(engines) == num_engines + 2
     assert resumed["results"] == straight["results"] and resumed["is_complete"]
     assert len(Path("runs/cut/metrics.jsonl").read_text().splitlines()) == 4
-    (world / "near/dev.csv").write_text(f"db_id,question,sql\nshows,{WHERE},{NAMES}\n")
+    scores = Path("runs/cut/scores.json")
+    hash_of_inputs = resumed["results"][0]["inputs"]
+    scores.write_text(scores.read_text().replace(hash_of_inputs, "of other data"))
     with pytest.raises(ValueError, match="near dev, gold was played with other data"):
         run(world, resume="runs/cut")
+
+
+def test_what_an_evaluation_depends_on_is_hashed(world, engines):
+    """Data, prompts and weights."""
+    hashes = set()
+    other = save_embedded(world / "other", replace(EMBEDDED, num_layers=1))
+    for keys in (
+        {},
+        {"env": EnvConfig(tools=("exec_sql",)), "style": "full"},
+        {"model": ModelConfig(path=str(other))},
+    ):
+        accelerator = SimpleNamespace(main_process_first=nullcontext, device=torch.device("cpu"))
+        accelerator.process_index, accelerator.num_processes = 0, 1
+        config = config_of(world, run=f"runs/{len(hashes)}", **keys).completed()
+        hashes.add(eval_run.open_matrix(config, accelerator).inputs["near dev"])
+    assert len(hashes) == 3
 
 
 def test_single_questions_are_timed_alone(world, engines):
     run(world, timed_turns=1, run="runs/timed")
     scores = json.loads(Path("runs/timed/scores.json").read_text())
     alone = [result["secs"]["alone"] for result in scores["results"]]
-    assert alone[0]["of"] == 1 and alone[0]["mean"] > 0 and alone[0] == alone[1] != alone[2]
+    assert [one["of"] for one in alone] == [1] * 4 and alone[0]["mean"] > 0
+    assert alone[0] == alone[1] and alone[2] == alone[3]
+    assert len(engines) == 6  # two data sets, each with two parts and one engine to measure
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(world, monkeypatch, tmp_path):
+    """With a real engine: the same samples, and so the same scores, in the same order."""
+    monkeypatch.chdir(tmp_path)
+    sampling = SamplingConfig(temperature=0.7, max_reply_tokens=8, max_trajectory_tokens=24)
+    keys = {"num_samples": 2, "seed": 5, "sampling": sampling, "timed_turns": 2}
+    alone = run(world, run="runs/one", **keys)
+    (tmp_path / "two.yaml").write_text(Path("runs/one/config.yaml").read_text())
+    flags = ["--num_processes", "2", "--cpu"]
+    words = ["--config", "two.yaml", "--run", "runs/two"]
+    done = launch(flags, ROOT / "eval.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    together = json.loads(Path("runs/two/scores.json").read_text())
+    for result in together["results"]:
+        assert result.pop("secs")["alone"]["of"] == min(2, result["all"]["count"])
+    assert together["results"] == alone["results"]
+    first = Path("runs/one/predictions/near-dev-gold-vote.sql").read_bytes()
+    assert first == Path("runs/two/predictions/near-dev-gold-vote.sql").read_bytes()

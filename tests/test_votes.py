@@ -77,3 +77,10 @@ def test_the_order_of_rows_counts_only_where_it_was_asked_for():
     assert result_key(up, is_ordered=False) == result_key(down, is_ordered=False)
     assert result_key(up, is_ordered=True) != result_key(down, is_ordered=True)
     assert result_key(rows((1,)), is_ordered=True) == result_key(rows((1,)), is_ordered=False)
+
+
+def test_birds_rule_ignores_repeated_rows_and_heeds_the_order_of_columns():
+    key = result_key(rows((1, "a"), (2, "b")), is_ordered=True, is_set=True)
+    again = rows((2, "b"), (1.0, "a"), (2, "b"))
+    assert key == result_key(again, is_ordered=True, is_set=True)
+    assert key != result_key(rows(("a", 1), ("b", 2)), is_ordered=True, is_set=True)

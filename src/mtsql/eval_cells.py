@@ -105,9 +105,10 @@ def cells_of(config: CellConfig) -> list[Cell]:
 
 def num_skipped(corpus: Corpus, dialogues: Sequence[Dialogue]) -> int:
     """The turns of a file that cannot be scored, up to the last of the dialogues that are."""
-    last = int(dialogues[-1].dialogue_id.rsplit(":", 1)[1])
-    is_whole = len(dialogues) == len(corpus.dialogues)
-    return sum(skip.num_turns for skip in corpus.skipped if is_whole or skip.index <= last)
+    if len(dialogues) == len(corpus.dialogues):
+        return sum(skip.num_turns for skip in corpus.skipped)
+    numbers = re.findall(r":(\d+)", dialogues[-1].dialogue_id)
+    return sum(skip.num_turns for skip in corpus.skipped if skip.index <= int(numbers[-1]))
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ class Matrix:
         del engine  # its cache is freed before the next one is made
         corpus = self.workbench.corpora[cell.data_set.name]
         dialogues = corpus.dialogues[: config.max_dialogues or None]
-        ordered = [group_of[turn.turn_id] for one in dialogues for turn in one.turns]
-        figures = cell_figures(ordered)
+        turns = [turn for one in dialogues for turn in one.turns]
+        ordered = [group_of[turn.turn_id] for turn in turns]
         result = {
             "data": cell.data_set.name,
             "split": cell.data_set.split,
@@ -128,13 +128,13 @@ class Matrix:
             "history": cell.history,
             "skipped": num_skipped(corpus, dialogues),
             "inputs": self.inputs[cell.data_set.name],
-            **figures,
+            **cell_figures(ordered),
             "secs": {
                 "wall": round(secs, 3),
                 "per_question": round(secs / len(ordered), 5),
                 "alone": self.alone(cell, model),
             },
-            "turns": cell_rows(ordered),
+            "turns": cell_rows(ordered, turns),
         }
         self.keep(cell, result, ordered, work)
 

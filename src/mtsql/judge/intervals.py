@@ -5,11 +5,13 @@ one, too. So the bootstrap draws whole dialogues, not turns. A resample holds as
 the data, drawn with replacement, with all their turns. Its figure is the mean over its turns, so a
 long dialogue weighs more than a short one, as it does in EX and EM.
 
-The intervals are BCa intervals (bias-corrected and accelerated; Efron, "Better Bootstrap
+The interval of a mean is a BCa interval (bias-corrected and accelerated; Efron, "Better Bootstrap
 Confidence Intervals", 1987). Close to 0 or 100 % the resamples are skewed, and plain percentiles
-miss the true figure too often. Simulated with 30 dialogues and a true figure of 95 %, percentiles
-held it in 84 % of the samples and BCa intervals in 92 %. With 300 dialogues both held it in 93 %
-or more.
+miss the true figure too often: simulated with 30 dialogues and a true figure of 95 %, percentiles
+held it in 84 % of the samples and BCa intervals in 92 %. With 300 dialogues both held it in 93 % or
+more. The interval of a difference has plain percentiles. Where only few turns differ, BCa would
+exclude 0 too often although two systems are equally good: with 5 such turns in 9 to 11 % of the
+samples, percentiles in 5 %.
 """
 
 from collections.abc import Sequence
@@ -19,8 +21,8 @@ import numpy as np
 
 Interval = tuple[float, float]
 
-LEVEL = 0.95
-"""The share of samples whose interval should hold the true figure."""
+TAILS = (0.025, 0.975)
+"""The quantiles between which an interval holds 95 %."""
 MAX_DRAWS = 1 << 22
 """Dialogues that are drawn at a time. It bounds the memory and does not change the result."""
 _NORMAL = NormalDist()
@@ -36,17 +38,7 @@ def mean_interval(
     the same mean, the interval is that mean: a bootstrap knows no spread that the data do not show.
     ValueError if num_resamples is below 1.
     """
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples is {num_resamples}: it must be at least 1")
-    sums, counts = _totals(values)
-    if len(sums) < 2:
-        return None
-    mean = float(sums.sum() / counts.sum())
-    if np.allclose(sums, mean * counts, rtol=1e-12, atol=1e-12):
-        return mean, mean
-    means = _resampled(sums, counts, seed, num_resamples)
-    low, high = np.quantile(means, _bca_levels(mean, means, sums, counts))
-    return float(low), float(high)
+    return _interval(values, seed, num_resamples, is_bca=True)
 
 
 def difference_interval(
@@ -58,7 +50,7 @@ def difference_interval(
     what is easy or hard for both cancels out. Otherwise as `mean_interval`.
     """
     differences = [(cluster, b - a) for cluster, a, b in pairs]
-    return mean_interval(differences, seed=seed, num_resamples=num_resamples)
+    return _interval(differences, seed, num_resamples, is_bca=False)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -66,8 +58,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     their counts at least that much.
 
     only_a, only_b: the turns that only A, or only B, has right. The turns on which both agree say
-    nothing. 1 if there are no others. The test takes turns as independent, which the turns of a
-    dialogue are not quite. So where it and `difference_interval` disagree, trust the interval.
+    nothing. 1 if there are no others. Unlike `difference_interval`, the test takes the turns of a
+    dialogue as independent.
     """
     if only_a < 0 or only_b < 0:
         raise ValueError(f"counts must not be negative, found {only_a} and {only_b}")
@@ -79,6 +71,24 @@ def mcnemar(only_a: int, only_b: int) -> float:
         ways = ways * (num_turns - k) // (k + 1)
     both_tails: float = 2 * tail / 2**num_turns
     return min(1.0, both_tails)
+
+
+def _interval(
+    values: Sequence[tuple[str, float]], seed: int, num_resamples: int, is_bca: bool
+) -> Interval | None:
+    """What `mean_interval` returns, from BCa levels or from plain percentiles."""
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples is {num_resamples}: it must be at least 1")
+    sums, counts = _totals(values)
+    if len(sums) < 2:
+        return None
+    mean = float(sums.sum() / counts.sum())
+    if np.allclose(sums, mean * counts, rtol=1e-12, atol=1e-12):
+        return mean, mean
+    means = _resampled(sums, counts, seed, num_resamples)
+    ends = _bca_levels(mean, means, sums, counts) if is_bca else TAILS
+    low, high = np.quantile(means, ends)
+    return float(low), float(high)
 
 
 def _totals(values: Sequence[tuple[str, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +130,7 @@ def _bca_levels(
     scale = (shifts**2).sum() ** 1.5
     acceleration = (shifts**3).sum() / (6 * scale) if scale > 0 else 0.0
     ends = []
-    for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2):
+    for share in TAILS:
         shifted = bias + _NORMAL.inv_cdf(share)
         ends.append(_NORMAL.cdf(bias + shifted / (1 - acceleration * shifted)))
     return ends[0], ends[1]

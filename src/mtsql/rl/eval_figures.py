@@ -14,6 +14,7 @@ from mtsql.judge.hardness import HARDNESS
 from mtsql.judge.intervals import mean_interval
 from mtsql.rl.evaluate import TurnScore, summarize
 from mtsql.rl.votes import numbers_of_samples, pass_at, vote
+from mtsql.sql.dialogues import Turn
 from mtsql.sql.runnable import folded
 
 Figures = dict[str, Any]
@@ -69,12 +70,12 @@ def cell_figures(groups: Sequence[Sequence[TurnScore]]) -> Figures:
     return figures
 
 
-def cell_rows(groups: Sequence[Sequence[TurnScore]]) -> list[Figures]:
-    """A plain dictionary for each turn: its first sample and, if there are several, a short form of
-    all of them and the place of the one that was voted for."""
+def cell_rows(groups: Sequence[Sequence[TurnScore]], turns: Sequence[Turn]) -> list[Figures]:
+    """A plain dictionary for each turn: question, gold query, its first sample and, if there are
+    several, a short form of all of them and the place of the one that was voted for."""
     rows = []
-    for group in groups:
-        row = asdict(group[0])
+    for group, turn in zip(groups, turns, strict=True):
+        row = {**asdict(group[0]), "question": turn.question, "gold": turn.sql}
         if len(group) > 1:
             row["samples"] = [_short_row(score) for score in group]
             row["voted"] = vote(group)

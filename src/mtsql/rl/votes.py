@@ -65,23 +65,26 @@ def vote(samples: Sequence[Voter]) -> int:
     return max(groups.values(), key=weight)[0]
 
 
-def result_key(result: QueryResult, is_ordered: bool) -> str | None:
+def result_key(result: QueryResult, is_ordered: bool, is_set: bool = False) -> str | None:
     """A short hash that two results have in common if they hold the same rows. None for a query
     that did not run.
 
     Like EX it takes 1 and 1.0 as equal and allows another order of the columns. The order of the
-    rows counts if `is_ordered`.
+    rows counts if `is_ordered`. is_set: as BIRD's EX, neither the order of the rows nor how often
+    one is repeated counts, but the order of the columns does.
     """
     if not result.is_ok:
         return None
-    columns = [[_text(cell) for cell in column] for column in zip(*result.rows, strict=True)]
-    columns.sort(key=sorted)
-    rows = list(zip(*columns, strict=True))
-    if not is_ordered:
+    rows = [tuple(map(_text, row)) for row in result.rows]
+    has_order = is_ordered and not is_set and len(rows) > 1
+    if is_set:
+        rows = list(set(rows))
+    else:
+        columns = sorted(zip(*rows, strict=True), key=sorted)
+        rows = list(zip(*columns, strict=True))
+    if not has_order:
         rows.sort()
-    has_order = is_ordered and len(rows) > 1
-    total = hashlib.blake2b(repr((has_order, rows)).encode(), digest_size=6)
-    return total.hexdigest()
+    return hashlib.blake2b(repr((has_order, rows)).encode(), digest_size=6).hexdigest()
 
 
 def _text(cell: object) -> str:
