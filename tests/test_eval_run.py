@@ -117,6 +117,7 @@ def test_every_data_set_is_played_with_both_histories(world, engines, capsys):
         assert text in out
     report = Path("runs/eval/report.md").read_text()
     assert "| aha, episodes | 1 of 1 | 1 of 1 |" in report and "schema_linking: it shows" in report
+    assert "- parts: 4 of 4 are finished\n- decoding: greedy\n" in report
 
 
 def test_samples_vote_by_what_their_answers_return(world, engines):

@@ -82,9 +82,9 @@ def notes_of(results: Sequence[Result]) -> dict[str, dict[str, str]]:
     return notes
 
 
-def markdown(results: Sequence[Result], heading: str) -> str:
-    """The report as Markdown, under a heading."""
-    parts = [f"# {heading}"]
+def markdown(results: Sequence[Result], heading: str, facts: dict[str, str]) -> str:
+    """The report as Markdown: a heading, facts by name, the tables, what their figures mean."""
+    parts = [f"# {heading}", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
     for sheet in sheets(results):
         lines = [_line(sheet.header), _line(["---"] * len(sheet.header))]
         blank = [""] * len(sheet.header)

@@ -203,8 +203,25 @@ class Matrix:
         if self.config.num_samples > 1:
             chosen = [group[vote(group)] for group in groups]
             write_text(f"{place}-vote.sql", predictions_text(chosen))
-        write_text(folder / "report.md", markdown(self.results, f"Evaluation {folder}"))
+        report = markdown(self.results, f"Evaluation {folder}", self.facts())
+        write_text(folder / "report.md", report)
         self.write_scores()
+
+    def facts(self) -> dict[str, str]:
+        """What was scored, and how it was played."""
+        config = self.config
+        sampling = config.sampling
+        num_done = len(self.results)
+        drawn = f"temperature {sampling.temperature:g}, {config.num_samples} samples of each turn"
+        return {
+            "model": str(config.model.path),
+            "parts": f"{num_done} of {len(cells_of(config))} are finished",
+            "decoding": drawn if sampling.temperature else "greedy",
+            "tools": ", ".join(config.env.tools) or "none",
+            "budgets": f"{config.env.max_replies} replies, {sampling.max_reply_tokens} tokens a "
+            f"reply, {sampling.max_trajectory_tokens} a trajectory, "
+            f"{config.max_prompt_tokens} a prompt",
+        }
 
     def write_scores(self) -> None:
         """Write scores.json with the results of all finished cells."""
@@ -252,6 +269,7 @@ def open_matrix(config: EvalConfig, accelerator: Accelerator) -> Matrix:
     results: list[dict[str, Any]] = []
     if config.resume:
         hashes = [inputs[cell.data_set.name] for cell in cells]
+        ranks.on_main(read_finished, folder, hashes)  # a ValueError ends all ranks
         finished = ranks.from_main(read_finished, folder, hashes)
         results = finished.results
         resume_at = (len(results), finished.metrics_bytes)
