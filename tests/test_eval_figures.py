@@ -47,6 +47,8 @@ def test_error_classes_are_shares_of_the_wrong_answers():
     assert {one["of"] for one in errors.values()} == {2}
     assert [errors[name]["percent"] for name in ("constraint", "other", "execution")] == [50, 50, 0]
     assert sum(one["percent"] for one in errors.values()) == 100
+    near = cell_figures([[episode(0, 0, False, em=True)], [episode(1, 0, False)]])["right_by_em"]
+    assert (near["num"], near["of"]) == (1, 2)
 
 
 def test_every_figure_has_an_interval():

@@ -37,6 +37,10 @@ AHA_NOTES = {
     "starts": "the first execution of an episode returned rows, was empty (no row or only NULLs), "
     "failed (an error or a limit), or there was none",
 }
+ERROR_NOTES = {
+    "right by EM": "the share of the wrong answers that have the right clauses: a literal, or what "
+    "the parser does not read, is wrong",
+}
 SECS_NOTES = {
     "wall secs": "the time on the clock for all questions, which are played side by side, divided "
     "by their number",
@@ -73,7 +77,7 @@ def sheets(results: Sequence[Result], digits: int = 1) -> list[Sheet]:
 def notes_of(results: Sequence[Result]) -> dict[str, dict[str, str]]:
     """What the figures mean: title -> name of a figure -> definition."""
     notes: dict[str, dict[str, str]] = {
-        "Figures": {**NOTES, **AHA_NOTES, **SECS_NOTES},
+        "Figures": {**NOTES, **AHA_NOTES, **ERROR_NOTES, **SECS_NOTES},
         "Abilities": ABILITY_DEFINITIONS,
         "Wrong answers by EX, each in the first class that applies": ERROR_DEFINITIONS,
     }
@@ -227,6 +231,7 @@ def _episodes(name: str, cells: Sequence[Result], digits: int) -> Sheet:
     rows += [row(f"- right, start: {key}", start, key) for key in STARTS]
     rows += [None, row("wrong answers", lambda cell, _: str(cell["errors"]["other"]["of"]))]
     rows += [row(f"- {key}, %", error, key) for key in ERROR_DEFINITIONS]
+    rows.append(row("right by EM, %", lambda cell, _: _share(cell["right_by_em"], digits)))
     rows += [None, *(row(f"ended: {key}", ending, key) for key in endings)]
     rows += [None, *(row(f"{key.replace('_', ' ')}, mean", cost, key) for key in COSTS)]
     rows.append(row("wall secs", lambda cell, _: f"{cell['secs']['per_question']:.3f}"))

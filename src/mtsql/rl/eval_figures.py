@@ -61,6 +61,8 @@ def cell_figures(groups: Sequence[Sequence[TurnScore]]) -> Figures:
     }
     figures["aha"] = aha_figures(scores)
     figures["errors"] = error_figures(scores)
+    wrong = [score for score in scores if not score.ex]
+    figures["right_by_em"] = share([(score.dialogue_id, float(score.em)) for score in wrong])
     figures["costs"] = {
         name: mean_of([(score.dialogue_id, float(cost(score))) for score in scores])
         for name, cost in COSTS.items()
