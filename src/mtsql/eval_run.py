@@ -26,7 +26,7 @@ from mtsql.model.flops import FlopMeter
 from mtsql.model.rendering import Renderer
 from mtsql.model_notes import EpisodeConfig
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, cell_figures, cell_rows, mean_of
-from mtsql.rl.evaluate import TurnScore, evaluate_samples, predictions_text
+from mtsql.rl.evaluate import TurnScore, dialogue_of, evaluate_samples, predictions_text
 from mtsql.rl.rollout import Show, rollout, show_part
 from mtsql.rl.rollout_metrics import engine_metrics
 from mtsql.rl.votes import vote
@@ -147,26 +147,23 @@ class Matrix:
     def alone(self, cell: Cell, model: CausalLM) -> dict[str, Any]:
         """Seconds of single episodes, measured once for each data set. The ranks measure side by
         side."""
-        is_known = any(one["data"] == cell.data_set.name for one in self.results)
-        if is_known or not self.config.timed_turns:
-            known = [one["secs"]["alone"] for one in self.results]
-            return known[-1] if is_known else mean_of([])
-        turns = [
-            turn
-            for dialogue in self.workbench.corpora[cell.data_set.name].dialogues
-            for turn in dialogue.turns
-        ]
-        mine = self.ranks.share(spread(turns, self.config.timed_turns))
-        secs = seconds_alone(
-            self.new_engine(model),
-            self.workbench.renderer,
-            mine,
-            self.workbench.env_maker(cell.data_set.name),
-            self.config.max_prompt_tokens,
-        )
-        pairs = [
-            (turn.turn_id.rsplit(":", 1)[0], one) for turn, one in zip(mine, secs, strict=True)
-        ]
+        name = cell.data_set.name
+        for one in self.results:
+            if one["data"] == name:
+                known: dict[str, Any] = one["secs"]["alone"]
+                return known
+        pairs = []
+        if self.config.timed_turns:
+            turns = spread(self.workbench.corpora[name].turns, self.config.timed_turns)
+            mine = self.ranks.share(turns)
+            secs = seconds_alone(
+                self.new_engine(model),
+                self.workbench.renderer,
+                mine,
+                self.workbench.env_maker(name),
+                self.config.max_prompt_tokens,
+            )
+            pairs = [(dialogue_of(turn.turn_id), one) for turn, one in zip(mine, secs, strict=True)]
         return mean_of(self.ranks.gather(pairs), 3)
 
     def keep(

@@ -206,7 +206,7 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
     num_sampled = trajectory.num_sampled
     return TurnScore(
         turn_id=turn.turn_id,
-        dialogue_id=_dialogue_of(turn.turn_id),
+        dialogue_id=dialogue_of(turn.turn_id),
         turn=TURNS[min(turn.index, 4)],
         hardness=hardness(turn.sql, schema) or "unparsed",
         ex=is_right,
@@ -324,7 +324,7 @@ def _with_predicted_history(turn: Turn, answers: dict[str, str]) -> Turn:
     empty answer."""
     history = []
     for index, (question, _) in enumerate(turn.history):
-        earlier_id = f"{_dialogue_of(turn.turn_id)}:{index}"
+        earlier_id = f"{dialogue_of(turn.turn_id)}:{index}"
         if earlier_id not in answers:
             raise ValueError(
                 f"predicted history of turn {turn.turn_id} needs turn {earlier_id} "
@@ -334,7 +334,7 @@ def _with_predicted_history(turn: Turn, answers: dict[str, str]) -> Turn:
     return replace(turn, history=tuple(history))
 
 
-def _dialogue_of(turn_id: str) -> str:
+def dialogue_of(turn_id: str) -> str:
     """`dev:3` of the turn `dev:3:1`."""
     return turn_id.rsplit(":", 1)[0]
 
