@@ -1,7 +1,12 @@
-"""Score a model over a split: EX and EM in all, by turn and by hardness; abilities; predictions.
+"""Score a model: EX, EM and their like with intervals, by turn, hardness and history.
 
     python eval.py --model.path runs/rl/model --run runs/eval
-    python eval.py --model.path MODEL --history predicted --data.dev dev.json ...
+    python eval.py --model.path MODEL --out_of_domain [data/cosql/dev.json] --data.dev dev.json ...
+    python eval.py --model.path MODEL --num_samples 8 --sampling.temperature 0.8 ...
+    python eval.py --resume runs/eval                      # after a kill; finished parts are kept
+
+Every data set is played with the gold SQL of earlier turns as history and with the model's own.
+`docs/evaluation.md` says what the figures mean.
 
 A model that our scripts trained is evaluated with the prompts, tools and budgets of its training:
 they are in MODEL/mtsql.json and are the defaults here. A recipe or a flag wins over them, and what
@@ -14,26 +19,25 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
-from rich.console import Console
-from rich.table import Table
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
-from mtsql.files import print_line, printing, write_text
+from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.eval_cells import Split, cells_of, require_same, what_is_kept
+from mtsql.eval_report import print_report
+from mtsql.eval_run import open_matrix
+from mtsql.files import print_line
 from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
-from mtsql.rl.evaluate import evaluate, predictions_text, scores_as_rows, summarize
-from mtsql.rl.rollout_metrics import engine_metrics
-from mtsql.run.config import to_dict
 from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
-from mtsql.run.runlog import RunLog, check_free
-from mtsql.session import flop_meter
+from mtsql.run.runlog import check_free
+from mtsql.run.screen import activity
+from mtsql.run.seeds import require_seed
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.held_out import require_whole
-from mtsql.workbench import check_sizes, set_up
+from mtsql.workbench import check_sizes
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,29 @@ class Config:
     """Flags of eval.py."""
 
     run: str = "runs/eval"
-    """Folder for scores.json and predictions.sql, with the configuration and versions that they
-    come from."""
-    split: Literal["dev", "dev_seen", "train"] = "dev"
-    """Split to score."""
-    history: Literal["gold", "predicted"] = "gold"
+    """Folder for scores.json, report.md and predictions/, with the configuration and versions that
+    they come from."""
+    resume: str | None = None
+    """Folder of an evaluation to continue, with its own configuration. null: a new one."""
+    split: Split | None = None
+    """Split of `data` to score. null: dev and, if there is one, dev_seen."""
+    history: Literal["gold", "predicted", "both"] = "both"
     """SQL that a prompt shows for the earlier turns. gold: their gold SQL (the paper's setting).
-    predicted: the model's own answers."""
+    predicted: the model's own answers. both: each turn is played with either."""
+    out_of_domain: tuple[str, ...] = ()
+    """Further files to score, of data sets that the model was not trained on. They share
+    `data.tables` and `data.databases`. Each is called after its folder and its name."""
     max_dialogues: int = 0
-    """Maximum number of dialogues to score, from the first on. 0: all."""
+    """Maximum number of dialogues of a data set, from the first on. 0: all."""
     max_prompt_tokens: int = 4000
     """Maximum tokens of a prompt. Turns with a longer one count as wrong."""
+    num_samples: int = 1
+    """Samples of each turn. More than one give pass@k and vote@k, and need a temperature."""
+    seed: int = 0
+    """Seed of sampling, for a temperature above 0."""
+    timed_turns: int = 8
+    """Turns of each data set that are played once more, one at a time, to measure how long a single
+    user waits. 0: none."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig()
@@ -72,17 +88,41 @@ class Config:
         """The configuration as it will run: checked, with the values of null and auto set."""
         if self.model.path is None:
             raise ValueError("model.path is not set: name the model folder to score")
-        if not self.data.is_toy and getattr(self.data, self.split) is None:
-            raise ValueError(f"split is {self.split}, but data.{self.split} is not set")
-        require_whole(self.data, "eval.py")
-        if self.max_prompt_tokens < 1:
-            raise ValueError(
-                f"max_prompt_tokens is {self.max_prompt_tokens}: it must be at least 1"
-            )
-        if self.max_dialogues < 0:
-            raise ValueError("max_dialogues must not be negative (0 = all)")
+        self.check()
+        cells_of(self)  # ValueError if two data sets are called the same
         model = check_sizes(self.model, self.max_tokens, self.engine)
-        return replace(self, model=model, style=prompt_style(self.style, self.model.path))
+        style = prompt_style(self.style, self.model.path)
+        return replace(self, run=self.resume or self.run, model=model, style=style)
+
+    def check(self) -> None:
+        """ValueError that names the key for a value that is out of range or has no effect."""
+        require_seed(self.seed)
+        require_whole(self.data, "eval.py")
+        split = self.split
+        if split is not None and not self.data.is_toy and getattr(self.data, split) is None:
+            raise ValueError(f"split is {split}, but data.{split} is not set")
+        if self.out_of_domain and self.data.is_toy:
+            raise ValueError(
+                "out_of_domain is set, but data.dev and data.databases are not: its files share "
+                "the databases of data"
+            )
+        for name, least in (
+            ("max_prompt_tokens", 1),
+            ("max_dialogues", 0),
+            ("num_samples", 1),
+            ("timed_turns", 0),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}")
+        if self.sampling.temperature == 0:
+            if self.num_samples > 1:
+                raise ValueError(
+                    f"num_samples is {self.num_samples}, but at sampling.temperature 0 all samples "
+                    "are the same: set sampling.temperature"
+                )
+            if self.seed:
+                raise ValueError("seed has no effect at sampling.temperature 0: leave it out")
 
     @property
     def max_tokens(self) -> int:
@@ -93,107 +133,42 @@ class Config:
 def main(config: Config) -> None:
     """One evaluation, in a folder that no other process uses at the same time."""
     accelerator = make_accelerator(config.model.mixed_precision)
-    with run_folder(Ranks.of(accelerator), Path(config.run), can_resume=False):
+    with run_folder(Ranks.of(accelerator), Path(config.run), kept=what_is_kept):
         score(config, accelerator)
 
 
 def score(config: Config, accelerator: Accelerator) -> None:
-    """Play the turns, score them, print the tables and write the files."""
+    """Play every cell of the matrix, score it and write the files."""
     ranks = Ranks.of(accelerator)
     folder = Path(config.run)
-    ranks.on_main(check_free, folder, False)
-    announce(config, ranks)
-    with accelerator.main_process_first():
-        workbench = set_up(
-            config.model,
-            config.data,
-            config.env,
-            config.style,
-            (config.split,),
-            0,
-            config.max_tokens,
-        )
-        workbench.require_prompts(config.split, config.max_prompt_tokens)
-    workbench.policy.to(accelerator.device)
-    corpus = workbench.corpora[config.split]
-    log = RunLog(folder, config, ranks.is_main)
-    dialogues = corpus.dialogues[: config.max_dialogues or None]
-    turns = [turn for dialogue in ranks.share(dialogues) for turn in dialogue.turns]
+    if config.resume:
+        ranks.on_main(require_same, folder, config)
+    else:
+        ranks.on_main(check_free, folder)
+    announce(replace(config, resume=None), ranks)
+    matrix = open_matrix(config, accelerator)
+    num_done = len(matrix.results)
+    if num_done and ranks.is_main:
+        print_line(f"{num_done} of {len(cells_of(config))} parts are finished")
     with (
-        log.work("eval", f"{config.split}, {config.history} history") as show_progress,
-        generation_weights(workbench.policy, config.model.compute_dtype) as model,
+        activity("evaluation", ranks.is_main) as show,
+        generation_weights(matrix.workbench.policy, config.model.compute_dtype) as model,
     ):
-        engine = Engine(model, workbench.renderer.stop_ids, config.sampling, config.engine)
-        mine, _ = evaluate(
-            engine,
-            workbench.renderer,
-            turns,
-            workbench.env_maker(config.split),
-            history=config.history,
-            max_prompt_tokens=config.max_prompt_tokens,
-            show=show_progress,
-        )
-    score_of = {score.turn_id: score for score in ranks.gather(mine)}
-    scores = [score_of[turn.turn_id] for dialogue in dialogues for turn in dialogue.turns]
-    summary = summarize(scores)
+        matrix.play_missing(model, show)
     if ranks.is_main:
-        show(summary, f"{config.split}, {config.history} history")  # first: a disk may be full
-        write_text(folder / "predictions.sql", predictions_text(scores))
-    log.write_json(
-        "scores.json",
-        {
-            "history": config.history,
-            "split": config.split,
-            "config": to_dict(config),
-            "skipped": len(corpus.skipped),
-            **summary,
-            "turns": scores_as_rows(scores),
-        },
-    )
-    everything = summary["all"]
-    names = {f"{config.split}_{name}": everything[name] for name in ("ex", "em")}
-    meter = flop_meter(workbench, config.model.compute_dtype, accelerator)
-    log.metrics(
-        {
-            "stage": "eval",
-            **names,
-            **engine_metrics(engine.counts, meter, ranks, log.secs("eval")),
-            "peak_flops": meter.peak,
-        }
-    )
-    if ranks.is_main:
+        print_report(matrix.results)
         print_line(last_lines(config))
 
 
 def last_lines(config: Config) -> str:
-    """How long the evaluation took, where its files are, and what may come next."""
+    """How long the evaluation took and where its files are."""
     values = {
         "took": took(config),
-        "scores": f"{config.run}/scores.json (by turn of each dialogue)",
-        "predictions": f"{config.run}/predictions.sql",
+        "report": f"{config.run}/report.md (all tables)",
+        "scores": f"{config.run}/scores.json (all figures, every turn)",
+        "predictions": f"{config.run}/predictions/ (official format)",
     }
-    if config.history == "gold":
-        flags = f"--history predicted --run {config.run}-predicted"
-        values["next"] = f"python eval.py --config {config.run}/config.yaml {flags}"
     return listed(values)
-
-
-def show(summary: dict, title: str) -> None:
-    """Print the scores as a table."""
-    table = Table("", "count", "EX %", "EM %", title=title)
-    rows = {"all": summary["all"]}
-    for name, row in summary["by_turn"].items():
-        rows[f"turn {name}"] = row
-    rows |= summary["by_hardness"]
-    rows["interactions"] = summary["interaction"]
-    for name, row in rows.items():
-        percent = [f"{row[key]:.1f}" if row["count"] else "-" for key in ("ex", "em")]
-        table.add_row(name, str(row["count"]), *percent)
-    console = Console()
-    with printing():
-        console.print(table)
-        outcomes = [f"{name} {count}" for name, count in summary["outcomes"].items()]
-        console.print("outcomes:", ", ".join(outcomes))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,36 @@ def test_a_turn_is_scored_by_the_official_metrics_and_the_papers_abilities(tmp_p
     }
 
 
+def test_a_score_says_how_the_episode_started_and_what_it_cost(tmp_path):
+    database = singers(tmp_path / "shows.sqlite")
+    replies = [call(GOLD, "memory_retrieve"), call("junk"), call(GOLD), answer(GOLD)]
+    trajectory = play(make_env(database, history=HISTORY), replies)
+    trajectory.prompt_ids = [1, 2, 3]
+    trajectory.add_sampled([7, 8], [-0.5, -1.0])
+    trajectory.add_context([9])
+    score = score_turn(trajectory)
+    assert (score.first_execution, score.first_sql, score.num_calls) == ("failed", "junk", 3)
+    assert (score.prompt_tokens, score.num_sampled, score.num_observed) == (3, 2, 1)
+    assert score.mean_logprob == -0.75 and score.error is None and score.result is not None
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "start"),
+    [
+        (answer("SELECT nope"), "execution", None),
+        (answer("SELECT name FROM singer"), "constraint", None),
+        (call("SELECT name FROM singer WHERE age > 99"), "no_answer", "empty"),
+        (call("SELECT name FROM singer"), "no_answer", "rows"),
+        (call(GOLD, "memory_retrieve"), "no_answer", None),  # that is no execution for the agent
+    ],
+)
+def test_a_wrong_answer_has_a_class_and_a_start(reply, error, start, tmp_path):
+    env = make_env(singers(tmp_path / "shows.sqlite"), history=HISTORY, max_replies=1)
+    score = score_turn(play(env, [reply]))
+    assert not score.ex and (score.error, score.first_execution) == (error, start)
+    assert (score.result is not None) == (error == "constraint")
+
+
 def test_an_ability_without_an_occasion_is_none(tmp_path):
     score = score_turn(play(make_env(singers(tmp_path / "shows.sqlite")), ["no action"]))
     assert not score.ex and not score.em and (score.prediction, score.outcome) == ("", "no_action")

@@ -65,11 +65,15 @@ def test_warm_start_rl_and_eval_on_the_embedded_world(tmp_path):
     assert remembered["sampling"]["max_reply_tokens"] == 8
     assert scores["config"]["sampling"]["max_reply_tokens"] == 8
     assert scores["config"]["sampling"]["max_trajectory_tokens"] == 640
-    assert scores["history"] == "predicted" and scores["interaction"]["count"] == 2
-    predictions = (tmp_path / "runs/eval/predictions.sql").read_text().rstrip("\n").split("\n\n")
-    assert [len(p.splitlines()) for p in predictions] == [
-        len([t for t in scores["turns"] if t["dialogue_id"] == f"dev:{i}"]) for i in range(2)
-    ]
+    assert [one["data"] for one in scores["results"]] == ["toyworld dev_seen", "toyworld dev"]
+    for one in scores["results"]:
+        assert one["history"] == "predicted" and one["interaction"]["count"] == 2
+        name = f"{one['data'].replace(' ', '-')}-predicted.sql"
+        predictions = (tmp_path / "runs/eval/predictions" / name).read_text()
+        assert [len(part.splitlines()) for part in predictions.rstrip("\n").split("\n\n")] == [
+            len([t for t in one["turns"] if t["dialogue_id"] == f"{one['split']}:{i}"])
+            for i in range(2)
+        ]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,20 @@ class Workbench:
             "the weights to start from": digest(self._weight_texts()),
         }
 
+    def evaluation_inputs(self, split: str) -> str:
+        """A hash of what an evaluation of `split` depends on besides its configuration: the turns
+        with their prompts, the ids of the first prompt, and the weights (a few numbers of each)."""
+
+        def texts() -> Iterator[str]:
+            make_env = self.env_maker(split)
+            turns = self.corpora[split].turns
+            for turn in turns:
+                yield json.dumps([turn.turn_id, turn.sql, turn.history, make_env(turn).reset()])
+            yield str(self.renderer.render_prompt(*make_env(turns[0]).reset()))
+            yield from self._weight_texts()
+
+        return digest(texts())
+
     def _turn_texts(self) -> Iterator[str]:
         for name, corpus in self.corpora.items():
             for t in corpus.turns:
