@@ -6,17 +6,22 @@ from statistics import mean
 
 import numpy as np
 import pytest
+import train_rl
 
 from helpers.decision_process import (
+    REPLIES,
     Policy,
     always_paid,
     paid_if_right,
     shared_out_afterwards,
 )
+from mtsql.agent.env import EnvConfig
 from mtsql.rl.advantages import AdvantageConfig
+from mtsql.rl.checks import check_config
 from mtsql.rl.credit import Returns, advantages_by_reply
 
 REPLY = AdvantageConfig(credit="reply", baseline="leave_one_out", scale="none")
+NO_LOOK = ("good", "bad", "answer")
 TRAJECTORY = AdvantageConfig(baseline="leave_one_out", scale="none")
 
 
@@ -101,10 +106,27 @@ def test_another_baseline_is_refused_by_name(baseline):
         AdvantageConfig(credit="reply", baseline=baseline)
 
 
-@pytest.mark.parametrize(("returns", "most"), [(always_paid, 0.9), (paid_if_right, 1.0)])
-@pytest.mark.parametrize(("max_replies", "size"), [(3, 2), (2, 3)])
-def test_the_expected_gradient_is_the_exact_one_and_varies_less(max_replies, size, returns, most):
-    policy = Policy(0, max_replies)
+def test_an_episode_of_one_reply_has_nothing_to_share():
+    config = train_rl.Config(advantage=REPLY, env=EnvConfig(max_replies=1))
+    with pytest.raises(ValueError, match="advantage.credit=reply has no effect"):
+        check_config(config)
+    check_config(train_rl.Config(advantage=REPLY))
+
+
+@pytest.mark.parametrize(
+    ("max_replies", "size", "kinds", "returns", "most"),
+    [
+        (3, 2, NO_LOOK, always_paid, 0.9),
+        (2, 3, REPLIES, always_paid, 0.9),
+        (3, 2, NO_LOOK, paid_if_right, 1.01),  # too few others to estimate the chance of pay
+        (2, 3, REPLIES, paid_if_right, 0.99),
+    ],
+)
+def test_the_expected_gradient_is_the_exact_one_and_varies_less(
+    max_replies, size, kinds, returns, most
+):
+    """`most` is the largest variance allowed, as a share of that of credit by trajectory."""
+    policy = Policy(0, max_replies, kinds)
     exact = policy.exact_gradient(returns)
     assert np.abs(exact).max() > 0.05
     found, variance = policy.estimated(size, returns, by_reply)
@@ -117,7 +139,7 @@ def test_the_expected_gradient_is_the_exact_one_and_varies_less(max_replies, siz
 
 def test_sharing_a_mean_out_afterwards_pays_for_poor_calls():
     """The reply that makes a mean smaller would not pay for it."""
-    policy = Policy(0, 3)
+    policy = Policy(0, 3, NO_LOOK)
     exact = policy.exact_gradient(always_paid)
     np.testing.assert_allclose(exact, policy.exact_gradient(shared_out_afterwards), atol=1e-12)
     found, _ = policy.estimated(2, shared_out_afterwards, by_reply)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import train_rl
 
 from helpers import episodes
 from helpers.collecting import collector_of
@@ -14,6 +15,7 @@ from mtsql.agent.reply import Verdict
 from mtsql.engine.counts import EngineCounts
 from mtsql.rl import collect
 from mtsql.rl.advantages import AdvantageConfig
+from mtsql.rl.checks import check_config
 from mtsql.rl.rewards import (
     PROCESS,
     RewardConfig,
@@ -118,6 +120,9 @@ def test_the_process_reward_counts_from_an_update_on():
         RewardConfig(RewardWeights(ex=0, em=0), process_from=3)
     with pytest.raises(ValueError, match=r"reward.process_from must not be negative"):
         RewardConfig(process_from=-1)
+    check_config(train_rl.Config(num_updates=4, reward=config))
+    with pytest.raises(ValueError, match="process_from is 3, but the run has num_updates=3"):
+        check_config(train_rl.Config(num_updates=3, reward=config))
 
 
 def test_a_rollout_is_scored_with_the_weights_of_its_update(play, monkeypatch):

@@ -144,11 +144,12 @@ def policy_loss(
             raise ValueError(
                 "loss.tis_cap is set, but the samples carry no log-probs of the engine"
             )
-        far = (batch.old_logprobs - batch.sampled_logprobs).clamp(max=MAX_LOG_RATIO).exp()
-        weight = far.clamp(max=config.tis_cap)  # (P,) without gradient
+        gap = (batch.old_logprobs - batch.sampled_logprobs).to(logprobs.dtype)
+        ratio = gap.clamp(max=MAX_LOG_RATIO).exp()  # of learner to engine, without a gradient
+        weight = ratio.clamp(max=config.tis_cap)  # (P,)
         loss = loss * weight
         stats["tis_weight"] = weight.sum()
-        stats["tis_capped"] = (far > config.tis_cap).sum()
+        stats["tis_capped"] = (ratio > config.tis_cap).sum()
     if config.kl_coef:
         if batch.ref_logprobs is None:
             raise ValueError("loss.kl_coef is set, but the samples carry no reference log-probs")
