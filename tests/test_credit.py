@@ -137,6 +137,26 @@ def test_the_expected_gradient_is_the_exact_one_and_varies_less(
     assert variance < most * variance_before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("returns", "most"), [(always_paid, 0.93), (paid_if_right, 0.98)])
+def test_in_groups_of_eight_the_gradient_varies_less(returns, most):
+    """The mean over five policies, each with the same groups for both estimates."""
+    ratios = []
+    for seed in range(5):
+        policy = Policy(seed, 3)
+        exact = policy.exact_gradient(returns)
+        errors = []
+        for group in policy.sampled_groups(8, 800):
+            given = [returns(one) for one in group]
+            for estimate in (by_reply, by_trajectory):
+                pairs = zip(group, estimate(given), strict=True)
+                gradient = sum(policy.gradient(*pair) for pair in pairs) / 8
+                errors.append(np.sum((gradient - exact) ** 2))
+        ratios.append(np.mean(errors[::2]) / np.mean(errors[1::2]))
+    print(f"{mean(ratios):.3f} of the variance")
+    assert mean(ratios) < most
+
+
 def test_sharing_a_mean_out_afterwards_pays_for_poor_calls():
     """The reply that makes a mean smaller would not pay for it."""
     policy = Policy(0, 3, NO_LOOK)

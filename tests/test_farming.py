@@ -80,6 +80,15 @@ def test_blind_policies_earn_full_verdicts_with_the_papers_reward(play):
     assert means["looking: a column's values first"] < means["guessing: the answer after one call"]
 
 
+def test_results_of_queries_cannot_be_farmed_even_after_any_end(play):
+    report = play(replace(PAPER, weights=RewardWeights(result_columns=0.4, result_rows=0.4)))
+    assert report.honest["result_columns"] > 0.5 and report.honest["result_rows"] > 0.5
+    assert not any("result_" in line for line in report.broken)
+    assert any("propose" in line for line in report.broken)
+    for name in ("the whole table", "junk and no_pass", "SELECT 1, no call"):
+        assert report.earned[name].means["result_rows"] < 0.1
+
+
 def test_process_rewards_need_a_right_answer_with_the_default_reward(play):
     spared = play().earned["right calls, no answer"].means
     assert spared == dict.fromkeys((*TERMS, "total"), 0)

@@ -145,3 +145,10 @@ class Policy:
             first += chance * found
             second += chance * (found @ found)
         return first, second - first @ first
+
+    def sampled_groups(self, size: int, num_groups: int) -> Iterator[tuple[Played, ...]]:
+        """Groups as a rollout would sample them."""
+        rng = np.random.default_rng(0)
+        chances = [one.chance for one in self.trajectories]
+        for group in rng.choice(len(chances), size=(num_groups, size), p=chances):
+            yield tuple(self.trajectories[place] for place in group)
