@@ -135,10 +135,11 @@ def test_truncated_importance_sampling_by_hand():
     """Before the first step the ratio is 1, and the gradient of a token is -advantage times the
     learner's probability over the engine's, at most 2. Without a cap, the engine's log-probs change
     no bit."""
-    recomputed, sampled = [-1.0, -1.0, -2.0], [-1.5, -3.0, -1.0]
-    sample = Sample([1], [2, 3, 4], [1] * 3, [1.0, 1.0, -1.0], recomputed, None, sampled)
+    recomputed, sampled = [-1.0, 0.0, -1.0, -2.0], [-1.5, -9.0, -3.0, -1.0]
+    mask, advantages = [1, 0, 1, 1], [1.0, 0.0, 1.0, -1.0]
+    sample = Sample([1], [2, 9, 3, 4], mask, advantages, recomputed, None, sampled)
     [batch] = pack([sample], 10)
-    logprobs = torch.tensor(recomputed, requires_grad=True)
+    logprobs = torch.tensor([-1.0, -1.0, -2.0], requires_grad=True)
     config = LossConfig(kl_coef=0.0, tis_cap=2.0)
     loss, stats = policy_loss(logprobs, torch.zeros(3), batch, config)
     weights = [math.exp(0.5), 2.0, math.exp(-1)]

@@ -61,7 +61,7 @@ def check_config(config: "Config") -> None:
         )
     if config.advantage.credit == "reply" and config.env.max_replies == 1:
         raise ValueError("advantage.credit=reply has no effect with env.max_replies=1")
-    if 0 < config.num_updates <= config.reward.process_from:
+    if config.reward.process_from >= config.num_updates:
         raise ValueError(
             f"reward.process_from is {config.reward.process_from}, but the run has num_updates="
             f"{config.num_updates}: set the weights of the process reward to 0 instead"

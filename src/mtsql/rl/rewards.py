@@ -85,13 +85,12 @@ class RewardConfig:
     weights: RewardWeights = RewardWeights()
     """Weights of the components (released code: 1, 1, 0.8, 0.1, 0.1)."""
     process_from: int = 0
-    """Finished updates before the process reward (all components of the calls and verdicts) counts.
-    Until then its components are only logged. Paper: about 100. 0: it counts from the start."""
+    """Number of finished updates from which on the process reward (the components of calls and
+    verdicts) counts. Until then it is only logged. Paper: about 100. 0: from the start."""
     process_after: Literal["any", "answer", "right"] = "right"
-    """How an episode must end so that the process reward counts. any:
-    anyhow (paper). answer: with an answer that runs. right: with one that is right in its result or
-    in its structure. Under any and answer, a policy that calls junk and says no_pass earns full
-    verdict rewards."""
+    """How an episode must end so that the process reward counts. any: anyhow (paper). answer: with
+    an answer that runs. right: with one that is right in its result or in its structure. Under any
+    and answer, a policy that calls junk and says no_pass earns full verdict rewards."""
     proposals: Literal["all", "last"] = "last"
     """The tool calls that `propose`, `result_columns` and `result_rows` score. all: their mean
     (paper), so looking up a value or correcting a query costs reward. last: the last one, normally
@@ -210,12 +209,12 @@ def extra_replies(group: list[Trajectory], config: RewardConfig) -> list[float]:
     """The replies beyond those of the shortest right trajectory of the group, as a share of all
     that were allowed beyond them: 0 down to -1. 0 for all if no trajectory is right, because then
     nobody knows what the question needs."""
-    right = [len(t.env.records) for t in group if all(_outcome(t.env, config))]
+    right = [len(t.reply_spans) for t in group if all(_outcome(t.env, config))]
     if not right:
         return [0.0] * len(group)
     needed = min(right)
     allowed = max(1, group[0].env.config.max_replies - needed)
-    return [-max(0, len(t.env.records) - needed) / allowed for t in group]
+    return [-max(0, len(t.reply_spans) - needed) / allowed for t in group]
 
 
 GROUP_COMPONENTS: dict[str, Callable[[list[Trajectory], RewardConfig], list[float]]] = {
