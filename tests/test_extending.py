@@ -131,7 +131,7 @@ def test_a_new_reward_is_a_function_and_a_weight(load, tmp_path):
             '    "overlong": overlong,\n',
             '    "overlong": overlong,\n    "thinks": thinks,\n    "short": short,\n',
         ),
-        (GROUP, GROUP + '"shortest": shortest'),
+        (GROUP, GROUP + '"shortest": shortest,'),
         (start, weights + start),
     )
     database = singers(tmp_path / "shows.sqlite")

@@ -5,6 +5,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -37,8 +38,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def play(data):
+    """Plays all policies and returns the report, once for each configuration."""
     corpus = load_split(data, "train")
 
+    @cache
     def play(reward: RewardConfig = DEFAULT, **env) -> FarmingReport:
         limits = EnvConfig(num_sql_workers=1, **env)
         config = Config(data=data, reward=reward, env=limits, num_farming_turns=NUM_TURNS)
@@ -80,6 +83,15 @@ def test_blind_policies_earn_full_verdicts_with_the_papers_reward(play):
     assert means["looking: a column's values first"] < means["guessing: the answer after one call"]
 
 
+def test_results_of_queries_cannot_be_farmed_even_after_any_end(play):
+    report = play(replace(PAPER, weights=RewardWeights(result_columns=0.4, result_rows=0.4)))
+    assert report.honest["result_columns"] > 0.5 and report.honest["result_rows"] > 0.5
+    assert not any("result_" in line for line in report.broken)
+    assert any("propose" in line for line in report.broken)
+    for name in ("the whole table", "junk and no_pass", "SELECT 1, no call"):
+        assert report.earned[name].means["result_rows"] < 0.1
+
+
 def test_process_rewards_need_a_right_answer_with_the_default_reward(play):
     spared = play().earned["right calls, no answer"].means
     assert spared == dict.fromkeys((*TERMS, "total"), 0)
@@ -95,7 +107,7 @@ def test_a_call_of_an_unknown_tool_earns_nothing_even_with_the_papers_reward(pla
 
 
 def test_a_run_is_repeatable(play):
-    assert play() == play()
+    assert play() == play.__wrapped__()
 
 
 def test_a_broken_rule_is_named_with_its_policy():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import train_rl
 
 from helpers.models import tiny_model
 from mtsql.learner.logprobs import PolicyModule
@@ -18,6 +19,7 @@ from mtsql.learner.losses import (
     with_gradient,
 )
 from mtsql.learner.packing import Sample, pack
+from mtsql.rl.checks import check_config
 
 CONFIGS = {
     "grpo": LossConfig(),
@@ -33,6 +35,7 @@ CONFIGS = {
     "cispo": LossConfig(
         objective="cispo", dual_clip=None, clip_low=1.0, clip_high=0.3, kl_coef=0.0
     ),
+    "tis": LossConfig(tis_cap=1.5, kl_coef=0.1),
     "gspo": LossConfig(
         ratio="sequence", aggregate="trajectory", clip_low=0.1, clip_high=0.1, dual_clip=None
     ),
@@ -43,6 +46,7 @@ def make_samples(seed=0, max_logprob_move=1.0):
     """Groups of 3, 1 and 2 samples. Every token has an advantage of its own, and its log-prob at
     sampling differs by up to a factor of e."""
     r = random.Random(seed)
+    engine = random.Random(seed)
     samples = []
     for prompt, num_samples in (([1, 2, 3], 3), ([4], 1), ([5, 6], 2)):
         for _ in range(num_samples):
@@ -55,6 +59,7 @@ def make_samples(seed=0, max_logprob_move=1.0):
                     [r.uniform(-1, 1) for _ in range(n)],
                     [-3 + max_logprob_move * r.uniform(-1, 1) for _ in range(n)],
                     [-3 + r.uniform(-1, 1) for _ in range(n)],
+                    [-3 + engine.uniform(-1, 1) for _ in range(n)],
                 )
             )
     return samples
@@ -80,6 +85,9 @@ def loop_loss(logprobs, entropy, batch, c):
                 loss = min(loss, -adv * c.dual_clip)
             if c.objective == "cispo":
                 loss = -clipped.item() * adv * logprobs[p]
+            if c.tis_cap:
+                gap = batch.old_logprobs[p] - batch.sampled_logprobs[p]
+                loss = loss * min(math.exp(gap), c.tis_cap)
             d = ref - logprobs[p]
             kl = {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - d - 1}[c.kl_estimator]
             loss = loss + c.kl_coef * kl - c.entropy_coef * entropy[p]
@@ -121,6 +129,31 @@ def test_clipping_by_hand():
             "logprob_gap": sum(abs(math.log(r)) for r in ratios),
         }
     )
+
+
+def test_truncated_importance_sampling_by_hand():
+    """Before the first step the ratio is 1, and the gradient of a token is -advantage times the
+    learner's probability over the engine's, at most 2. Without a cap, the engine's log-probs change
+    no bit."""
+    recomputed, sampled = [-1.0, 0.0, -1.0, -2.0], [-1.5, -9.0, -3.0, -1.0]
+    mask, advantages = [1, 0, 1, 1], [1.0, 0.0, 1.0, -1.0]
+    sample = Sample([1], [2, 9, 3, 4], mask, advantages, recomputed, None, sampled)
+    [batch] = pack([sample], 10)
+    logprobs = torch.tensor([-1.0, -1.0, -2.0], requires_grad=True)
+    config = LossConfig(kl_coef=0.0, tis_cap=2.0)
+    loss, stats = policy_loss(logprobs, torch.zeros(3), batch, config)
+    weights = [math.exp(0.5), 2.0, math.exp(-1)]
+    loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([-weights[0], -weights[1], weights[2]])
+    assert float(stats["tis_weight"]) == pytest.approx(sum(weights)) and stats["tis_capped"] == 1
+    [without] = pack([replace(sample, sampled_logprobs=None)], 10)
+    assert without.sampled_logprobs is None
+    off = replace(config, tis_cap=None)
+    given, stats = policy_loss(logprobs, torch.zeros(3), batch, off)
+    assert torch.equal(given, policy_loss(logprobs, torch.zeros(3), without, off)[0])
+    assert "tis_weight" not in stats
+    with pytest.raises(ValueError, match="no log-probs of the engine"):
+        policy_loss(logprobs, torch.zeros(3), without, config)
 
 
 def test_on_the_first_pass_the_ratio_is_one_and_nothing_is_clipped():
@@ -172,7 +205,7 @@ def test_the_denominator_counts_tokens_or_trajectories_with_a_trained_token():
 
 
 @pytest.mark.parametrize(
-    "name", ["grpo", "trajectory", "dr_grpo", "gspo", "cispo", "entropy", "sft"]
+    "name", ["grpo", "trajectory", "dr_grpo", "gspo", "cispo", "entropy", "tis", "sft"]
 )
 def test_any_split_and_any_order_give_the_same_gradient(name):
     """Each split lists the samples of every rank and the tokens of its micro-batches."""
@@ -240,6 +273,7 @@ def test_leaving_out_samples_without_a_gradient_changes_no_gradient(name):
         ({"dual_clip": 1.0}, "loss.dual_clip must be above 1"),
         ({"objective": "cispo"}, "loss.dual_clip has no effect"),
         ({"kl_coef": -1.0}, "loss.kl_coef"),
+        ({"tis_cap": 0.5}, "loss.tis_cap must be at least 1"),
         ({"aggregate": "constant"}, "need each other"),
         ({"constant_length": 5}, "need each other"),
         ({"aggregate": "constant", "constant_length": 0}, "at least 1"),
@@ -248,6 +282,13 @@ def test_leaving_out_samples_without_a_gradient_changes_no_gradient(name):
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         LossConfig(**changes)
+
+
+def test_truncated_importance_sampling_needs_recomputed_log_probs():
+    config = train_rl.Config(loss=LossConfig(kl_coef=0.0, tis_cap=2.0))
+    with pytest.raises(ValueError, match="set old_logprobs to recomputed"):
+        check_config(config)
+    check_config(replace(config, old_logprobs="recomputed"))
 
 
 def test_kl_without_a_reference_is_an_error():

@@ -140,6 +140,9 @@ def test_the_range_of_the_reward_follows_from_the_weights(tmp_path):
     rows[0] |= {"reward": 1.0, "reward/overlong": -0.1}
     low, high = axes_of(rows, config)[0].get_ylim()
     assert -0.7 < low < -0.5 and 1.8 < high < 2.2
+    extra = {"reward": {"weights": WEIGHTS | {"extra_replies": 2.0}}}
+    low, high = axes_of([rows[0] | {"reward/extra_replies": -0.1}], extra)[0].get_ylim()
+    assert -3 < low < -2.5 and 1.8 < high < 2.5
     rows[0]["reward/own"] = 1.0  # without a known weight
     assert not any("possible" in label for label in labels(axes_of(rows, config)[0]))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -15,12 +15,11 @@ from mtsql.agent.reply import Answer, ParseError, Reply, ToolCall, Verdict, form
 from mtsql.rl import rewards
 from mtsql.rl.calls import ScoredCall, calls_of
 from mtsql.rl.evaluate import score_turn
+from mtsql.rl.process import exec_verify_score, memory_verify_score
 from mtsql.rl.rewards import (
     RewardConfig,
     RewardWeights,
-    exec_verify_score,
     group_components,
-    memory_verify_score,
     reward_components,
     total_reward,
 )

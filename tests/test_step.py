@@ -1,5 +1,6 @@
 """One denominator: an optimizer step does not depend on how its samples are split."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -107,6 +108,19 @@ def test_with_recomputed_log_probs_the_first_ratio_is_one_and_the_gap_is_returne
     taken = [step for step in several_steps([range(5)])["steps"] if step]
     first, *later = [step["ratio"] / step["num_tokens"] for step in taken]
     assert first == pytest.approx(1, abs=1e-6) and all(abs(ratio - 1) > 1e-4 for ratio in later)
+
+
+def test_truncated_importance_sampling_keeps_the_engines_log_probs_and_is_logged():
+    learner = make_learner()
+    samples = sum(groups_of(old=-5.0), [])
+    assert all(new.sampled_logprobs is None for new in learner.with_recomputed(samples)[0])
+    learner.loss = LossConfig(kl_coef=0, tis_cap=2.0)
+    fresh, _ = learner.with_recomputed(samples)
+    assert [new.sampled_logprobs for new in fresh] == [old.old_logprobs for old in samples]
+    weights = [math.exp(new + 5.0) for sample in fresh for new in sample.old_logprobs]
+    step = learner.optimizer_step(fresh, LR)
+    assert step["tis_weight"] == pytest.approx(sum(min(weight, 2.0) for weight in weights))
+    assert step["tis_capped"] == sum(weight > 2.0 for weight in weights)
 
 
 def test_a_step_in_which_no_sample_has_an_advantage_moves_no_weight():

@@ -112,6 +112,20 @@ def test_no_group_is_shown_twice(database, num_groups):
     assert f"{num_groups} of this update's {num_groups} groups" in update_text(groups, decode)
 
 
+def test_the_advantages_of_replies_stand_side_by_side(database):
+    group = group_of(database, 1.0, 3.0)
+    for one in group:
+        one.so_far = (one.reward / 2, one.reward)
+    config = AdvantageConfig(credit="reply", baseline="leave_one_out", scale="none")
+    compute_advantages([group], Ranks(), config)
+    text = update_text([group], decode)
+    assert "     1   3.000  +2.000 +1.000  3.00" in text
+    group[1].so_far = (0.0, 3.0)
+    group[0].so_far = (0.0, 1.0)
+    compute_advantages([group], Ranks(), config)
+    assert "     1   3.000     +2.000  3.00" in update_text([group], decode)
+
+
 def test_a_group_shows_its_turn_all_siblings_and_the_best_and_worst_text(database):
     group = group_of(database, 1.0, 3.0, 0.0, 1.0)
     config = AdvantageConfig(scale="none", on_truncated="mask")

@@ -78,10 +78,11 @@ def test_every_update_has_the_same_keys():
 
 
 def test_the_names_of_the_loss_statistics_are_those_of_the_loss():
-    sample = Sample([1], [7, 7], [1, 1], [1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0])
+    minus = [-1.0, -1.0]
+    sample = Sample([1], [7, 7], [1, 1], [1.0, 1.0], minus, minus, minus)
     [batch] = pack([sample], 9)
     zeros = torch.zeros(2)
-    _, stats = policy_loss(zeros, zeros, batch, LossConfig(kl_coef=0.1))
+    _, stats = policy_loss(zeros, zeros, batch, LossConfig(kl_coef=0.1, tis_cap=2.0))
     assert set(stats) == set(LOSS_STATS)
 
 

@@ -222,6 +222,7 @@ POLICIES = {
     "last SQL, another literal": Policy("blind", lambda s: _as_taught(s, [_literal_changed(s)])),
     "last SQL, columns reversed": Policy("blind", lambda s: _as_taught(s, [_columns_reversed(s)])),
     "last SQL, wrapped": Policy("blind", lambda s: _as_taught(s, [_wrapped(s)])),
+    "the whole table": Policy("blind", lambda s: _as_taught(s, [f"SELECT * FROM {s.name}"])),
     "names of the question": Policy("blind", lambda s: _as_taught(s, [s.named_sql])),
     "last SQL in calls, names in the answer": Policy(
         "blind", lambda s: _as_taught(s, [s.last_sql], s.named_sql)

@@ -33,6 +33,11 @@ class LossConfig:
     dual_clip: float | None = 3.0
     """If the advantage is negative, the loss is at most this many times -advantage. null: no
     limit."""
+    tis_cap: float | None = None
+    """Truncated importance sampling (Yao et al. 2025): each token's loss is multiplied by the
+    probability that the learner gives it over the engine's at sampling, but at most by this number
+    (often 2). It corrects for rollouts in lower precision. It needs old_logprobs=recomputed. null:
+    off."""
     kl_coef: float = 0.001
     """Weight of the KL to the reference policy in the loss. 0: off."""
     kl_estimator: KlEstimator = "k3"
@@ -58,6 +63,8 @@ class LossConfig:
             raise ValueError(
                 "loss.dual_clip has no effect with loss.objective=cispo: set it to null"
             )
+        if self.tis_cap is not None and self.tis_cap < 1:
+            raise ValueError("loss.tis_cap must be at least 1, or null")
         if self.kl_coef < 0:
             raise ValueError("loss.kl_coef must not be negative")
         if (self.constant_length is not None) != (self.aggregate == "constant"):
@@ -98,8 +105,8 @@ def policy_loss(
     `denominator` of all samples.
 
     logprobs, entropy (P,) with gradient. The stats are sums over tokens: tokens clipped on either
-    side, ratios beyond a factor of two, ratio, entropy, |log-prob now - at sampling|, and KL where
-    it is used.
+    side, ratios beyond a factor of two, ratio, entropy, |log-prob now - at sampling|, and, where
+    they are used, KL, weights of truncated importance sampling and tokens whose weight is capped.
     """
     gap = (logprobs - batch.old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     log_ratio = gap
@@ -132,6 +139,17 @@ def policy_loss(
             "entropy": entropy.sum(),
             "logprob_gap": gap.abs().sum(),
         }
+    if config.tis_cap is not None:
+        if batch.sampled_logprobs is None:
+            raise ValueError(
+                "loss.tis_cap is set, but the samples carry no log-probs of the engine"
+            )
+        gap = (batch.old_logprobs - batch.sampled_logprobs).to(logprobs.dtype)
+        ratio = gap.clamp(max=MAX_LOG_RATIO).exp()  # of learner to engine, without a gradient
+        weight = ratio.clamp(max=config.tis_cap)  # (P,)
+        loss = loss * weight
+        stats["tis_weight"] = weight.sum()
+        stats["tis_capped"] = (ratio > config.tis_cap).sum()
     if config.kl_coef:
         if batch.ref_logprobs is None:
             raise ValueError("loss.kl_coef is set, but the samples carry no reference log-probs")

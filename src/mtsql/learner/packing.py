@@ -27,8 +27,9 @@ class Sample:
         old_logprobs       -1.0 -2.0  0.0 -3.0
 
     `loss_mask` is 1 on tokens the policy sampled, stop id included. What stands at the other tokens
-    is ignored. `advantages` and `old_logprobs` are empty for SFT. Samples with equal prompt ids
-    share the prompt's computation.
+    is ignored. `advantages` and `old_logprobs` are empty for SFT. `sampled_logprobs` are those of
+    the engine where `old_logprobs` are recomputed and `loss.tis_cap` needs both. Samples with equal
+    prompt ids share the prompt's computation.
     """
 
     prompt_ids: list[int]
@@ -37,13 +38,15 @@ class Sample:
     advantages: Sequence[float] = ()
     old_logprobs: Sequence[float] = ()
     ref_logprobs: list[float] | None = None
+    sampled_logprobs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError(
                 "a sample needs a prompt: its first token is predicted from the prompt's last"
             )
-        for name in ("loss_mask", "advantages", "old_logprobs", "ref_logprobs"):
+        per_token = ("loss_mask", "advantages", "old_logprobs", "ref_logprobs", "sampled_logprobs")
+        for name in per_token:
             values = getattr(self, name)
             if (values or name == "loss_mask") and len(values) != len(self.ids):
                 raise ValueError(f"a sample has {len(self.ids)} ids but {len(values)} {name}")
@@ -79,6 +82,7 @@ class Batch:
     advantages: torch.Tensor  # (P,)
     old_logprobs: torch.Tensor  # (P,)
     ref_logprobs: torch.Tensor | None  # (P,)
+    sampled_logprobs: torch.Tensor | None  # (P,)
     spans: tuple[tuple[int, int, int, int], ...]
     """Prompt start, prompt end, start and end of each sample, in flat indices, for attention."""
     indices: tuple[int, ...]
@@ -168,9 +172,10 @@ def _lay_out(samples: list[Sample], parts: list[list[int]], seen: set[tuple[int,
     positions: list[int] = []
     spans: list[tuple[int, int, int, int]] = []
     sources, targets, trajectory_index = [], [], []
-    advantages, old_logprobs, ref_logprobs = [], [], []
+    advantages, old_logprobs, ref_logprobs, sampled_logprobs = [], [], [], []
     indices = tuple(index for part in parts for index in part)
     has_ref = all(samples[index].ref_logprobs is not None for index in indices)
+    has_both = all(samples[index].sampled_logprobs is not None for index in indices)
     num_repeated = 0
     for part in parts:
         prompt = samples[part[0]].prompt_ids
@@ -196,6 +201,8 @@ def _lay_out(samples: list[Sample], parts: list[list[int]], seen: set[tuple[int,
                 advantages.append(sample.advantages[i] if sample.advantages else 0.0)
                 old_logprobs.append(sample.old_logprobs[i] if sample.old_logprobs else 0.0)
                 ref_logprobs.append(sample.ref_logprobs[i] if sample.ref_logprobs else 0.0)
+                if sample.sampled_logprobs is not None:
+                    sampled_logprobs.append(sample.sampled_logprobs[i])
             spans.append((prompt_start, prompt_end, start, len(ids)))
     return Batch(
         ids=torch.tensor(ids),
@@ -206,6 +213,7 @@ def _lay_out(samples: list[Sample], parts: list[list[int]], seen: set[tuple[int,
         advantages=torch.tensor(advantages),
         old_logprobs=torch.tensor(old_logprobs),
         ref_logprobs=torch.tensor(ref_logprobs) if has_ref else None,
+        sampled_logprobs=torch.tensor(sampled_logprobs) if has_both else None,
         spans=tuple(spans),
         indices=indices,
         num_distinct=len(ids) - num_repeated,

@@ -198,15 +198,20 @@ class Learner:
         """The samples with the learner's own log-probs as the old ones, and the mean absolute
         difference to the engine's over the tokens of all ranks.
 
-        The ratio of the first step is then 1, however the engine rounds. Samples without a gradient
-        stay as they are; if there are no others, the difference is None.
+        The ratio of the first step is then 1, however the engine rounds. With `loss.tis_cap` the
+        samples keep the engine's log-probs too. Samples without a gradient stay as they are; if
+        there are no others, the difference is None.
         """
         scored = samples if self.loss is None else with_gradient(samples, self.loss)
         scores = self._score(self.module, scored)
         gaps = []
         recomputed = {}  # id of a sample -> the sample with its new log-probs
         for sample, logprobs in zip(scored, scores, strict=True):
-            recomputed[id(sample)] = replace(sample, old_logprobs=logprobs)
+            has_both = self.loss is not None and self.loss.tis_cap is not None
+            sampled = sample.old_logprobs if has_both else None
+            recomputed[id(sample)] = replace(
+                sample, old_logprobs=logprobs, sampled_logprobs=sampled
+            )
             tokens = zip(logprobs, sample.old_logprobs, sample.loss_mask, strict=True)
             gaps += [abs(new - old) for new, old, is_trained in tokens if is_trained]
         total = self.ranks.sum({"gap": sum(gaps), "n": float(len(gaps))})

@@ -21,6 +21,11 @@ MAX_LOG_RATIO = 20.0  # as in the loss
 class AdvantageConfig:
     """How rewards become advantages. The defaults are GRPO's (paper section 4.5)."""
 
+    credit: Literal["trajectory", "reply"] = "trajectory"
+    """What an advantage belongs to. trajectory: all tokens of a trajectory have the same (paper).
+    reply: each reply has its own, without the process reward that earlier replies have earned,
+    compared with the same reply of the group's other trajectories (rl/credit.py). It needs
+    baseline=leave_one_out."""
     baseline: Literal["mean", "leave_one_out", "batch", "none"] = "mean"
     """What is subtracted from a reward. mean: the mean of its group (GRPO). leave_one_out: the mean
     of the other samples of its group (RLOO). batch: the mean of the update (REINFORCE++). none:
@@ -28,7 +33,7 @@ class AdvantageConfig:
     scale: Literal["group", "batch", "none"] = "group"
     """What the difference is divided by. group: the sample standard deviation of the group's
     rewards (GRPO), plus eps. batch: that of the update's differences, plus eps. none: nothing (Dr.
-    GRPO)."""
+    GRPO). With credit=reply, both are those of the differences of all replies."""
     eps: float = 1e-6
     """Added to the standard deviation."""
     on_truncated: Treatment = "train"
@@ -52,6 +57,11 @@ class AdvantageConfig:
         require_choices(self, "advantage")
         if self.eps < 0 or self.kl_coef < 0:
             raise ValueError("advantage.eps and advantage.kl_coef must not be negative")
+        if self.credit == "reply" and self.baseline != "leave_one_out":
+            raise ValueError(
+                "advantage.credit=reply compares each reply with those of the other trajectories: "
+                f"set advantage.baseline to leave_one_out, not {self.baseline}"
+            )
 
     @property
     def compares(self) -> bool:
@@ -97,14 +107,14 @@ def batch_advantages(
         counted.append([] if is_too_small else left)
     overall = [r for rewards in counted for r in rewards]
     centred = [_centred(rewards, overall, config.baseline) for rewards in counted]
-    batch_std = _std([c for values in centred for c in values])
+    batch_std = standard_deviation([c for values in centred for c in values])
 
     advantages = []
     for rewards, values, kinds in zip(counted, centred, treatments, strict=True):
         if config.scale == "group":
-            values = _scaled(values, _std(rewards) + config.eps)
+            values = scaled(values, standard_deviation(rewards) + config.eps)
         elif config.scale == "batch":
-            values = _scaled(values, batch_std + config.eps)
+            values = scaled(values, batch_std + config.eps)
         advantages.append(_placed(values, kinds))
     return advantages
 
@@ -119,7 +129,7 @@ def _centred(rewards: list[float], overall: list[float], baseline: str) -> list[
     return [(r - middle) * correction for r in rewards]
 
 
-def _scaled(values: list[float], divisor: float) -> list[float]:
+def scaled(values: Sequence[float], divisor: float) -> list[float]:
     """The values divided. A zero stays zero when the divisor is zero too."""
     return [value / divisor if value else 0.0 for value in values]
 
@@ -140,7 +150,7 @@ def _placed(values: list[float], kinds: list[Treatment]) -> list[float | None]:
     return placed
 
 
-def _std(values: list[float]) -> float:
+def standard_deviation(values: list[float]) -> float:
     """Sample standard deviation; 0 for fewer than two values."""
     return stdev(values) if len(values) > 1 else 0.0
 

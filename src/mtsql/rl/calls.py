@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mtsql.agent.env import ReplyRecord
 from mtsql.agent.reply import Answer, ToolCall, Verdict
@@ -18,6 +18,13 @@ class ScoredCall:
     record: ReplyRecord
     exec_verdict: Verdict | None = None
     memory_verdict: Verdict | None = None
+    place: int = field(default=0, compare=False)
+    """The index of the reply that holds the call."""
+    exec_place: int = field(default=0, compare=False)
+    """The index of the reply with which the execution verdict is settled: the one that holds it, or
+    without one the last in which it was looked for."""
+    memory_place: int = field(default=0, compare=False)
+    """The same for the memory verdict."""
 
     @property
     def sql(self) -> str | None:
@@ -41,9 +48,19 @@ def calls_of(records: list[ReplyRecord], tools: tuple[str, ...]) -> list[ScoredC
         is_last = number + 1 == len(places)
         end = len(records) if is_last else places[number + 1] + 1
         judging = [record.reply for record in records[place + 1 : end]]
-        exec_verdict = _first(reply.exec_verdict for reply in judging)
-        memory_verdict = _first(reply.memory_verdict for reply in judging)
-        calls.append(ScoredCall(action.name, records[place], exec_verdict, memory_verdict))
+        exec_verdict, exec_at = _first(reply.exec_verdict for reply in judging)
+        memory_verdict, memory_at = _first(reply.memory_verdict for reply in judging)
+        calls.append(
+            ScoredCall(
+                action.name,
+                records[place],
+                exec_verdict,
+                memory_verdict,
+                place,
+                place + exec_at,
+                place + memory_at,
+            )
+        )
     return calls
 
 
@@ -65,5 +82,11 @@ def _places_that_count(records: list[ReplyRecord], tools: tuple[str, ...]) -> li
     return places
 
 
-def _first(verdicts: Iterable[Verdict | None]) -> Verdict | None:
-    return next((verdict for verdict in verdicts if verdict is not None), None)
+def _first(verdicts: Iterable[Verdict | None]) -> tuple[Verdict | None, int]:
+    """The first verdict that is not None, and its number, counted from 1. Without one, the number
+    of all."""
+    number = 0
+    for number, verdict in enumerate(verdicts, 1):
+        if verdict is not None:
+            return verdict, number
+    return None, number

@@ -99,6 +99,18 @@ def check_config(config: "Config") -> None:
             "reference is host, but there is no reference policy: loss.kl_coef and "
             "advantage.kl_coef are 0"
         )
+    if config.loss.tis_cap is not None and config.old_logprobs == "sampled":
+        raise ValueError(
+            "loss.tis_cap has no effect with old_logprobs=sampled, whose ratio corrects for the "
+            "engine already: set old_logprobs to recomputed"
+        )
+    if config.advantage.credit == "reply" and config.env.max_replies == 1:
+        raise ValueError("advantage.credit=reply has no effect with env.max_replies=1")
+    if config.reward.process_from >= config.num_updates:
+        raise ValueError(
+            f"reward.process_from is {config.reward.process_from}, but the run has num_updates="
+            f"{config.num_updates}: set the weights of the process reward to 0 instead"
+        )
     if config.reward.overlong_buffer > config.sampling.max_trajectory_tokens:
         raise ValueError(
             "reward.overlong_buffer is more than sampling.max_trajectory_tokens: "

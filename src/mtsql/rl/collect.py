@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from mtsql.model.rendering import Renderer
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.rl.evaluate import TurnScore, evaluate
-from mtsql.rl.rewards import RewardConfig, group_components, reward_components, total_reward
+from mtsql.rl.rewards import (
+    RewardConfig,
+    RewardWeights,
+    group_components,
+    process_so_far,
+    reward_components,
+    total_reward,
+)
 from mtsql.rl.rollout import Show, rollout, show_nothing, show_part
 from mtsql.rl.rollout_metrics import Metric, RolloutCounts, rollout_metrics
 from mtsql.rl.samples import has_signal
@@ -29,7 +37,8 @@ from mtsql.run.ranks import Ranks
 from mtsql.sql.dialogues import Corpus, Turn
 
 PROBE_UPDATE = 2**31
-"""The update number of the probe's random numbers, which no training update has."""
+"""The update number of the probe's random numbers, which no training update has. The probe counts
+right answers and uses no reward."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,8 @@ class Collector:
             "sql_deadlines": int(total["deadline"]),
             "sql_workers_died": int(total["died"]),
         }
+        if self.reward.process_from:
+            metrics["process_on"] = int(update >= self.reward.process_from)
         if self.resample_rounds:
             metrics["resample/rounds"] = num_resampled
             metrics["resample/groups_sampled"] = len(tried)
@@ -125,9 +136,11 @@ class Collector:
         update: int,
         show: Show = show_nothing,
     ) -> tuple[list[Group], EngineCounts]:
-        """Roll out and score a group of `num_samples` episodes for each turn. Returns the groups
-        and what the engine has done for them. No rank waits for another inside."""
+        """Roll out and score a group of `num_samples` episodes for each turn, with the weights that
+        the rewards have at this update. Returns the groups and what the engine has done for them.
+        No rank waits for another inside."""
         before = replace(engine.counts)
+        weights = self.reward.weights_at(update)
         scored = rollout(
             engine,
             self.renderer,
@@ -137,27 +150,30 @@ class Collector:
             seed=self.seed,
             update=update,
             max_prompt_tokens=self.max_prompt_tokens,
-            judge=self._score,
+            judge=partial(self._score, weights=weights),
             show=show,
         )
         starts = range(0, len(scored), num_samples)
         groups = [scored[start : start + num_samples] for start in starts]
         for group in groups:
-            self._add_group_components(group)
+            self._add_group_components(group, weights)
         return groups, engine.counts - before
 
-    def _score(self, trajectory: Trajectory) -> Scored:
+    def _score(self, trajectory: Trajectory, weights: RewardWeights) -> Scored:
         """The trajectory with its own components; those of its group are added later."""
         components = reward_components(trajectory, self.reward)
-        return Scored(trajectory, components, total_reward(components, self.reward.weights))
+        scored = Scored(trajectory, components, total_reward(components, weights))
+        if self.advantage.credit == "reply":
+            scored.so_far, scored.is_paid = process_so_far(trajectory, self.reward, weights)
+        return scored
 
-    def _add_group_components(self, group: Group) -> None:
+    def _add_group_components(self, group: Group, weights: RewardWeights) -> None:
         """Add the components that need the whole group, when all of its episodes are finished."""
         trajectories = [one.trajectory for one in group]
         components = group_components(trajectories, self.reward)
         for one, values in zip(group, components, strict=True):
             one.components |= values
-            one.reward += total_reward(values, self.reward.weights)
+            one.reward += total_reward(values, weights)
 
     def probe(
         self, config: CurriculumConfig, folder: Path, show: Show = show_nothing

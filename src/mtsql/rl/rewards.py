@@ -4,7 +4,8 @@ To add a reward, write a function here, name it in `COMPONENTS`, and give it a w
 field of `RewardWeights` with the same name. The function takes `(trajectory, config)` and returns a
 finite number, usually in [0, 1]. It finds text and database results in `trajectory.env.records`,
 tokens in `trajectory.ids`, and the turn with its gold SQL in `trajectory.turn`. A reward that
-compares the trajectories of a group goes into `GROUP_COMPONENTS`.
+compares the trajectories of a group goes into `GROUP_COMPONENTS`. A reward that single replies
+earn, and that `process_from` and `process_after` switch, goes into `PROCESS` too (process.py).
 
 The components below use parsed replies and query statuses, never text patterns in observations.
 Answers are parsed from the model's own reply, so nothing that a database or the memory returned can
@@ -18,26 +19,32 @@ call of a tool that is not in use does not count, and a repeated call counts onc
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from mtsql.agent.env import SqlEnv
-from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
-from mtsql.agent.reply import Verdict
 from mtsql.agent.tools import bugs_of
 from mtsql.choices import require_choices
 from mtsql.judge.agreement import written_match
-from mtsql.judge.clause_f1 import clause_f1
 from mtsql.judge.exact_match import exact_match
 from mtsql.judge.guard import Evidence, evidence
 from mtsql.judge.same_query import Copied, copied_from_history, means_same
-from mtsql.rl.calls import ScoredCall, calls_of
+from mtsql.rl.process import (
+    exec_verify_so_far,
+    memory_verify_so_far,
+    propose_so_far,
+    result_columns_so_far,
+    result_rows_so_far,
+)
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema
+
+PENALTIES = ("extra_replies", "overlong")
+"""Components between -1 and 0."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,19 @@ class RewardWeights:
     """Mean agreement of the execution verdicts with what the executor saw (0 to 1)."""
     memory_verify: float = 0.1
     """Mean agreement of the memory verdicts with the proposed SQL's clause F1 (0 to 1)."""
+    result_columns: float = 0.0
+    """F1 of the columns that the calls' queries return (0 to 1). With 0 it is not computed."""
+    result_rows: float = 0.0
+    """F1 of the rows that the calls' queries return (0 to 1). With 0 it is not computed."""
+    extra_replies: float = 0.0
+    """Penalty of the replies beyond those of the shortest right trajectory of the group (-1 to 0).
+    With 0 it is not computed."""
     overlong: float = 1.0
     """Penalty of a trajectory near its token budget (-1 to 0). It needs
     `reward.overlong_buffer`."""
 
     def __post_init__(self) -> None:
-        weights = [getattr(self, field.name) for field in fields(self) if field.name != "overlong"]
+        weights = [getattr(self, f.name) for f in fields(self) if f.name not in PENALTIES]
         if not any(weights):
             raise ValueError("reward.weights: every weight is 0, nothing can be learned")
 
@@ -70,15 +84,17 @@ class RewardConfig:
 
     weights: RewardWeights = RewardWeights()
     """Weights of the components (released code: 1, 1, 0.8, 0.1, 0.1)."""
+    process_from: int = 0
+    """Number of finished updates from which on the process reward (the components of calls and
+    verdicts) counts. Until then it is only logged. Paper: about 100. 0: from the start."""
     process_after: Literal["any", "answer", "right"] = "right"
-    """How an episode must end so that `propose`, `exec_verify` and `memory_verify` count. any:
-    anyhow (paper). answer: with an answer that runs. right: with one that is right in its result or
-    in its structure. Under any and answer, a policy that calls junk and says no_pass earns full
-    verdict rewards."""
+    """How an episode must end so that the process reward counts. any: anyhow (paper). answer: with
+    an answer that runs. right: with one that is right in its result or in its structure. Under any
+    and answer, a policy that calls junk and says no_pass earns full verdict rewards."""
     proposals: Literal["all", "last"] = "last"
-    """The tool calls that `propose` scores. all: their mean (paper), so looking up a value or
-    correcting a query costs reward. last: the last one, normally the query that the agent then
-    answers."""
+    """The tool calls that `propose`, `result_columns` and `result_rows` score. all: their mean
+    (paper), so looking up a value or correcting a query costs reward. last: the last one, normally
+    the query that the agent then answers."""
     strict_clauses: bool = False
     """Clause F1 as in the released code (a clause is right or wrong), not the paper's set-based
     F1."""
@@ -97,8 +113,26 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         require_choices(self, "reward")
-        if self.overlong_buffer < 0:
-            raise ValueError("reward.overlong_buffer must not be negative")
+        if self.overlong_buffer < 0 or self.process_from < 0:
+            raise ValueError("reward.overlong_buffer and reward.process_from must not be negative")
+        if self.process_from:
+            if not any(getattr(self.weights, name) for name in PROCESS):
+                raise ValueError(
+                    "reward.process_from has no effect: no component of the process reward has a "
+                    f"weight ({', '.join(PROCESS)})"
+                )
+            self.weights_at(0)
+
+    def weights_at(self, update: int) -> RewardWeights:
+        """The weights after `update` finished updates. ValueError if all are 0."""
+        if update >= self.process_from:
+            return self.weights
+        try:
+            return replace(self.weights, **dict.fromkeys(PROCESS, 0.0))
+        except ValueError:
+            raise ValueError(
+                "reward.process_from: until then every weight is 0, nothing can be learned"
+            ) from None
 
 
 def ex(trajectory: Trajectory, config: RewardConfig) -> float:
@@ -113,31 +147,27 @@ def em(trajectory: Trajectory, config: RewardConfig) -> float:
 
 def propose(trajectory: Trajectory, config: RewardConfig) -> float:
     """Clause F1 of the proposed queries, as `config.proposals` says."""
-    if not _ends_well(trajectory.env, config):
-        return 0.0
-    calls = _calls(trajectory.env, config.strict_clauses)
-    scores = [f1 for _, f1 in calls if f1 is not None]
-    return _mean(scores[-1:] if config.proposals == "last" else scores)
+    return _process_component("propose", trajectory, config)
 
 
 def exec_verify(trajectory: Trajectory, config: RewardConfig) -> float:
     """Mean score of the verdicts on executions."""
-    if not _ends_well(trajectory.env, config):
-        return 0.0
-    calls = _calls(trajectory.env, config.strict_clauses)
-    return _mean([exec_verify_score(call, config) for call, _ in calls if call.tool == EXEC_SQL])
+    return _process_component("exec_verify", trajectory, config)
 
 
 def memory_verify(trajectory: Trajectory, config: RewardConfig) -> float:
     """Mean score of the verdicts on coherence."""
-    if not _ends_well(trajectory.env, config):
-        return 0.0
-    scores = [
-        memory_verify_score(f1, call, config)
-        for call, f1 in _calls(trajectory.env, config.strict_clauses)
-        if call.tool == MEMORY_RETRIEVE and f1 is not None
-    ]
-    return _mean(scores)
+    return _process_component("memory_verify", trajectory, config)
+
+
+def result_columns(trajectory: Trajectory, config: RewardConfig) -> float:
+    """F1 of the columns that the proposed queries return, as `config.proposals` says."""
+    return _process_component("result_columns", trajectory, config)
+
+
+def result_rows(trajectory: Trajectory, config: RewardConfig) -> float:
+    """F1 of the rows that the proposed queries return, as `config.proposals` says."""
+    return _process_component("result_rows", trajectory, config)
 
 
 def overlong(trajectory: Trajectory, config: RewardConfig) -> float:
@@ -156,27 +186,54 @@ COMPONENTS: dict[str, Callable[[Trajectory, RewardConfig], float]] = {
     "propose": propose,
     "exec_verify": exec_verify,
     "memory_verify": memory_verify,
+    "result_columns": result_columns,
+    "result_rows": result_rows,
     "overlong": overlong,
 }
 """Every component of the reward of one trajectory, by name."""
 
-GROUP_COMPONENTS: dict[str, Callable[[list[Trajectory], RewardConfig], list[float]]] = {}
-"""Components that need all trajectories of a group: they return one number for each trajectory.
+PROCESS: dict[str, Callable[[Trajectory, RewardConfig], list[float]]] = {
+    "propose": propose_so_far,
+    "exec_verify": exec_verify_so_far,
+    "memory_verify": memory_verify_so_far,
+    "result_columns": result_columns_so_far,
+    "result_rows": result_rows_so_far,
+}
+"""The components of the process reward, which `process_from` and `process_after` switch, by name.
+The function returns the value after each reply, if the episode had ended there; the last one is
+that of the episode. `advantage.credit=reply` needs these values, and the value after a reply must
+not depend on later replies."""
 
-    def fewest_replies(group: list[Trajectory], config: RewardConfig) -> list[float]:
-        fewest = min(len(trajectory.reply_spans) for trajectory in group)
-        return [float(len(trajectory.reply_spans) == fewest) for trajectory in group]
-"""
+
+def extra_replies(group: list[Trajectory], config: RewardConfig) -> list[float]:
+    """The replies beyond those of the shortest right trajectory of the group, as a share of all
+    that were allowed beyond them: 0 down to -1. 0 for all if no trajectory is right, because then
+    nobody knows what the question needs."""
+    right = [len(t.reply_spans) for t in group if all(_outcome(t.env, config))]
+    if not right:
+        return [0.0] * len(group)
+    needed = min(right)
+    allowed = max(1, group[0].env.config.max_replies - needed)
+    return [-max(0, len(t.reply_spans) - needed) / allowed for t in group]
+
+
+GROUP_COMPONENTS: dict[str, Callable[[list[Trajectory], RewardConfig], list[float]]] = {
+    "extra_replies": extra_replies
+}
+"""Components that need all trajectories of a group: they return one number for each trajectory."""
+
+IF_WEIGHTED = ("result_columns", "result_rows", "extra_replies")
+"""Components that are computed only if they have a weight."""
 
 
 def reward_components(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
-    """The components of a finished episode. `overlong` is among them only if it is switched on.
+    """The components of a finished episode: those that are switched on.
 
     Queries run within the limits of the episode's own tools (`env.config.query`).
     """
     names = [name for name in COMPONENTS if name != "overlong" or config.overlong_buffer]
     components = {}
-    for name in names:
+    for name in [name for name in names if _is_computed(name, config)]:
         with bugs_of(f"the reward {name}"):
             components[name] = _number(COMPONENTS[name](trajectory, config))
     return components
@@ -185,11 +242,40 @@ def reward_components(trajectory: Trajectory, config: RewardConfig) -> dict[str,
 def group_components(group: list[Trajectory], config: RewardConfig) -> list[dict[str, float]]:
     """The group's own components for each of its trajectories."""
     components: list[dict[str, float]] = [{} for _ in group]
-    for name, score in GROUP_COMPONENTS.items():
+    for name in [name for name in GROUP_COMPONENTS if _is_computed(name, config)]:
         with bugs_of(f"the reward {name}"):
-            for one, value in zip(components, score(group, config), strict=True):
+            values = GROUP_COMPONENTS[name](group, config)
+            for one, value in zip(components, values, strict=True):
                 one[name] = _number(value)
     return components
+
+
+def process_so_far(
+    trajectory: Trajectory, config: RewardConfig, weights: RewardWeights
+) -> tuple[tuple[float, ...], bool | None]:
+    """The weighted sum of the process components after each reply, and whether the end of the
+    episode lets it count. None if it counts after any end (`config.process_after`)."""
+    totals = [0.0] * len(trajectory.env.records)
+    for name, so_far in PROCESS.items():
+        weight = getattr(weights, name)
+        if weight:
+            with bugs_of(f"the reward {name}"):
+                values = so_far(trajectory, config)
+                totals = [a + weight * _number(b) for a, b in zip(totals, values, strict=True)]
+    is_paid = None if config.process_after == "any" else _ends_well(trajectory.env, config)
+    return tuple(totals), is_paid
+
+
+def _is_computed(name: str, config: RewardConfig) -> bool:
+    return name not in IF_WEIGHTED or getattr(config.weights, name) != 0
+
+
+def _process_component(name: str, trajectory: Trajectory, config: RewardConfig) -> float:
+    """The value of a component of the process reward at the end of the episode."""
+    if not _ends_well(trajectory.env, config):
+        return 0.0
+    values = PROCESS[name](trajectory, config)
+    return values[-1] if values else 0.0
 
 
 def _number(value: float) -> float:
@@ -232,32 +318,7 @@ def answer_scores(
     return float(has_ex), float(has_em)
 
 
-def exec_verify_score(call: ScoredCall, config: RewardConfig) -> float:
-    """The paper's table. After an error no_pass earns 1, after a result pass earns 1, and after an
-    empty result no_pass earns `null_no_pass`; everything else earns 0."""
-    verdict = _verdict(call.exec_verdict, config)
-    if verdict is None:
-        return 0.0
-    if not call.record.is_ok:
-        return float(verdict is Verdict.NO_PASS)
-    if call.record.is_empty:
-        return config.null_no_pass if verdict is Verdict.NO_PASS else 0.0
-    return float(verdict is Verdict.PASS)
-
-
-def memory_verify_score(f1: float, call: ScoredCall, config: RewardConfig) -> float:
-    """The F1 of the proposed SQL if the verdict is pass, and 1 - F1 if it is no_pass."""
-    verdict = _verdict(call.memory_verdict, config)
-    if verdict is None:
-        return 0.0
-    return f1 if verdict is Verdict.PASS else 1.0 - f1
-
-
-def _verdict(verdict: Verdict | None, config: RewardConfig) -> Verdict | None:
-    return Verdict.PASS if verdict is None and config.missing_verdict_passes else verdict
-
-
-# Several components of a trajectory share the following three results. They are computed one after
+# Several components of a trajectory share the following two results. They are computed one after
 # the other, so a cache of a few episodes is enough for all threads that score at the same time.
 
 
@@ -280,22 +341,6 @@ def _ends_well(env: SqlEnv, config: RewardConfig) -> bool:
     if env.final_sql is None:
         return False
     return run_query(env.database.path, env.final_sql, env.config.query).is_ok
-
-
-@lru_cache(maxsize=16)
-def _calls(env: SqlEnv, strict_clauses: bool) -> tuple[tuple[ScoredCall, float | None], ...]:
-    """The calls that count, each with the clause F1 of its query. None if it has no query."""
-    scored = []
-    for call in calls_of(env.records, env.config.tools):
-        f1 = None
-        if call.sql is not None:
-            f1 = clause_f1(call.sql, env.turn.sql, env.database.schema, strict=strict_clauses)
-        scored.append((call, f1))
-    return tuple(scored)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def _check_weights() -> None:

@@ -25,8 +25,13 @@ class Scored:
     reward: float
     kl: float = 0.0
     """Estimated KL to the reference policy as sampled; measured if `advantage.kl_coef` is set."""
-    advantage: float | None = None
-    """What it is trained with. None before that is computed, and if it is not trained on."""
+    so_far: tuple[float, ...] = ()
+    """The weighted process reward after each reply; for `advantage.credit=reply` only."""
+    is_paid: bool | None = None
+    """Whether that is part of the reward. None: it is, however the episode ends."""
+    advantages: list[float] | None = None
+    """What each reply is trained with. None before that is computed, and if it is not trained
+    on."""
 
     @property
     def is_truncated(self) -> bool:

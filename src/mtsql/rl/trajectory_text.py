@@ -25,7 +25,7 @@ LEGEND = r"""
 environment wrote all other text. A backslash between two equal square brackets is not in the
 text, and characters that cannot be printed are shown as escapes such as \x1b. The reward is the
 weighted sum of the components, and config.yaml has their weights (reward.weights). An advantage of
-- means: not trained on.
+- means: not trained on. Several advantages in a row are those of the replies.
 """
 _BETWEEN_BRACKETS = re.compile(r"(?<=\[)\\*(?=\[)|(?<=\])\\*(?=\])")
 
@@ -139,7 +139,7 @@ def _table(ranked: list[Scored], labels: dict[int, str]) -> list[str]:
     rows = [[*headings, "outcome", "tokens", ""]]
     for one in ranked:
         trajectory = one.trajectory
-        advantage = "-" if one.advantage is None else f"{one.advantage:+.3f}"
+        advantage = "-" if one.advantages is None else _advantage(one.advantages)
         row = [str(trajectory.sample), f"{one.reward:.3f}"]
         row += [f"{one.kl:.3f}"] if has_kl else []
         row += [advantage, *(f"{one.components[name]:.2f}" for name in names)]
@@ -151,6 +151,12 @@ def _table(ranked: list[Scored], labels: dict[int, str]) -> list[str]:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def _advantage(values: list[float]) -> str:
+    """The advantage of the trajectory, or those of its replies if they differ."""
+    shown = values if len(set(values)) > 1 else values[:1]
+    return " ".join(f"{value:+.3f}" for value in shown)
 
 
 def _in_a_line(text: str) -> str:

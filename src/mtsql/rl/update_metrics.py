@@ -12,7 +12,17 @@ from mtsql.sql.query import QueryStatus
 
 NOT_TOKEN_SUMS = ("loss", "grad_norm", "num_computed", "num_distinct", "num_tokens")
 """Results of an optimizer step that are not divided by its number of tokens."""
-LOSS_STATS = ("clip_low", "clip_high", "ratio", "ratio_far", "entropy", "logprob_gap", "kl")
+LOSS_STATS = (
+    "clip_low",
+    "clip_high",
+    "ratio",
+    "ratio_far",
+    "entropy",
+    "logprob_gap",
+    "kl",
+    "tis_weight",
+    "tis_capped",
+)
 """Statistics of the policy loss. An update that did not compute one has None for it."""
 
 

@@ -26,6 +26,8 @@ STAGE_NOTE = (
     "A later stage has turns that the model solved less often before the first update,\n"
     "so the mean reward may fall where a stage begins."
 )
+PENALTIES = ("extra_replies", "overlong")
+"""Components of the reward between -1 and 0."""
 TOY_SPLITS = {"dev_seen": "dev_seen (seen databases)", "dev": "dev (unseen databases)"}
 
 Row = dict[str, Any]
@@ -113,13 +115,13 @@ def _draw_rewards(axes: Axes, updates: list[Row], config: dict) -> None:
 
 
 def _possible_rewards(updates: list[Row], config: dict) -> tuple[float, float] | None:
-    """The lowest and the highest reward if each component is in [0, 1], and the penalty `overlong`
-    in [-1, 0]. None if config.yaml is not there or does not have their weights."""
+    """The lowest and the highest reward if each component is in [0, 1], and each penalty in
+    [-1, 0]. None if config.yaml is not there or does not have their weights."""
     weights = (config.get("reward") or {}).get("weights") or {}
     names = {key.removeprefix("reward/") for key in updates[0] if key.startswith("reward/")}
     if not names or not names <= weights.keys():
         return None
-    ends = [-weights[name] if name == "overlong" else weights[name] for name in names]
+    ends = [-weights[name] if name in PENALTIES else weights[name] for name in names]
     return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
 
 
