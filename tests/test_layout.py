@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "run": set(),
     "sql": {"toyworld"},
     "judge": {"sql"},
-    "agent": {"sql"},
+    "agent": {"sql", "judge.sql_parser", "judge.sql_query"},
     "model": set(),
     "engine": {"model"},
     "learner": {"model", "run.ranks"},
