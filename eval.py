@@ -21,6 +21,7 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import print_line, printing, write_text
+from mtsql.horizon import implied
 from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
@@ -58,6 +59,9 @@ class Config:
     """Wording of the prompts. null: the one that the model was trained with; without one, full."""
     engine: EngineConfig = EngineConfig()
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+
+    implied = staticmethod(implied)
+    """What `env.horizon` implies."""
 
     @staticmethod
     def first_recipe(model_path: str | None) -> Path | None:

@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.horizon import implied
 from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
@@ -127,6 +128,9 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
+
+    implied = staticmethod(implied)
+    """What `env.horizon` implies."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the values of null and auto set."""

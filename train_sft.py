@@ -23,6 +23,7 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import print_line, read_json, write_text
+from mtsql.horizon import implied
 from mtsql.judge.hardness import hardness
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
@@ -114,6 +115,9 @@ class Config:
     Ctrl-C."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
+
+    implied = staticmethod(implied)
+    """What `env.horizon` implies."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the values of null and auto set."""

@@ -95,7 +95,7 @@ PROPOSED_RESULT = "\nResult:\n{shown}"
 REMEMBERED_TURN = """[turn {number}]
 Question: {question}
 SQL: {sql}
-Parsed: {clauses}{result}"""
+Clauses: {clauses}{result}"""
 REMEMBERED_RESULT = "\nResult: {rows}"
 NOT_SHOWN = "not shown"
 NO_EARLIER_TURNS = "There are no earlier turns."

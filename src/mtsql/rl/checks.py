@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mtsql.horizon import require_horizon
 from mtsql.model.sizes import require_room_in_batch
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round
@@ -24,6 +25,7 @@ def check_config(config: "Config") -> None:
     for name in (*at_least_one, "max_batch_tokens", "max_prompt_tokens"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    require_horizon(config)
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
     if config.warm_start and not config.model.path:
         room = config.warm_start.max_batch_tokens
