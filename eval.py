@@ -19,9 +19,9 @@ from rich.table import Table
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.dry.run import dry_run
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import print_line, printing, write_text
-from mtsql.horizon import implied
 from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
@@ -43,6 +43,9 @@ class Config:
     run: str = "runs/eval"
     """Folder for scores.json and predictions.sql, with the configuration and versions that they
     come from."""
+    dry_run: bool = False
+    """Try each phase in a minute, on a small random model with one per cent of the work, in the
+    folder RUN-dry, and print what the real run will do."""
     split: Literal["dev", "dev_seen", "train"] = "dev"
     """Split to score."""
     history: Literal["gold", "predicted"] = "gold"
@@ -59,9 +62,6 @@ class Config:
     """Wording of the prompts. null: the one that the model was trained with; without one, full."""
     engine: EngineConfig = EngineConfig()
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
-
-    implied = staticmethod(implied)
-    """What `env.horizon` implies."""
 
     @staticmethod
     def first_recipe(model_path: str | None) -> Path | None:
@@ -94,6 +94,8 @@ class Config:
 
 def main(config: Config) -> None:
     """One evaluation, in a folder that no other process uses at the same time."""
+    if config.dry_run:
+        return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision)
     with run_folder(Ranks.of(accelerator), Path(config.run), can_resume=False):
         score(config, accelerator)

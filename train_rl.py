@@ -29,8 +29,8 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
-from mtsql.horizon import implied
 from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
@@ -72,6 +72,9 @@ class Config:
     """Run folder."""
     resume: str | None = None
     """Folder of a run to continue, with its own configuration. null: a new run."""
+    dry_run: bool = False
+    """Try each phase in a minute, on a small random model with one per cent of the work, in the
+    folder RUN-dry, and print what the real run will do."""
     preset: str | None = None
     """A published objective by name: the recipe configs/presets/NAME.yaml. It wins over other
     recipes, and flags after it win over it. null: none."""
@@ -129,9 +132,6 @@ class Config:
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
-    implied = staticmethod(implied)
-    """What `env.horizon` implies."""
-
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the values of null and auto set."""
         if self.resume:
@@ -145,6 +145,8 @@ class Config:
 
 def main(config: Config) -> None:
     """One run, in a run folder that no other process uses at the same time."""
+    if config.dry_run:
+        return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     with run_folder(Ranks.of(accelerator), Path(config.run)):
         run(config, accelerator)

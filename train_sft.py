@@ -21,9 +21,9 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.dry.run import dry_run
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import print_line, read_json, write_text
-from mtsql.horizon import implied
 from mtsql.judge.hardness import hardness
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
@@ -87,6 +87,9 @@ class Config:
     """Run folder."""
     resume: str | None = None
     """Folder of a run to continue, with its own configuration. null: a new run."""
+    dry_run: bool = False
+    """Try each phase in a minute, on a small random model with one per cent of the work, in the
+    folder RUN-dry, and print what the real run will do."""
     seed: int = 0
     """Seed of weights, order and sampling."""
     source: Literal["demonstrations", "self"] = "demonstrations"
@@ -115,9 +118,6 @@ class Config:
     Ctrl-C."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
-
-    implied = staticmethod(implied)
-    """What `env.horizon` implies."""
 
     def completed(self) -> "Config":
         """The configuration as it will run: checked, with the values of null and auto set."""
@@ -177,6 +177,8 @@ def max_tokens(config: Config) -> int:
 
 def main(config: Config) -> None:
     """Stage 1 as a run of its own, in a run folder that no other process uses at the same time."""
+    if config.dry_run:
+        return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     ranks = Ranks.of(accelerator)
     with run_folder(ranks, Path(config.run)):

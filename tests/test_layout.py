@@ -27,8 +27,7 @@ MAY_IMPORT = {
     "model": set(),
     "engine": {"model"},
     "learner": {"model", "run.ranks"},
-    "horizon": {"agent"},
-    "rl": {"agent", "judge", "engine", "learner", "model", "sql", "run.ranks", "horizon"},
+    "rl": {"agent", "judge", "engine", "learner", "model", "sql", "run.ranks"},
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
@@ -36,6 +35,7 @@ MAY_IMPORT = {
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "rl_run": {"run", "rl", "lines", "session"},
     "warm_start": {"run", "rl", "workbench"},
+    "dry": {"run", "rl", "agent", "model", "sql", "lines", "workbench"},
     "commands": {"audit", "engine", "judge", "learner", "model", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Literal, get_args
 
 from mtsql.agent import prompts
+from mtsql.agent.horizon import implied as implied_by_horizon
 from mtsql.agent.prompts import Horizon, PromptStyle
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, ParseError, Reply, ToolCall, parse_reply
@@ -79,6 +80,8 @@ class EnvConfig:
     """Limits on each query, whoever runs it: tools, memory, rewards, guard, evaluation."""
     num_sql_workers: int = 0
     """Number of processes that run queries, for each rank. 0: its share of the processors."""
+
+    implied = staticmethod(implied_by_horizon)
 
     def __post_init__(self) -> None:
         require_choices(self, "env")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mtsql.horizon import require_horizon
+from mtsql.agent.horizon import require_horizon
 from mtsql.model.sizes import require_room_in_batch
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round

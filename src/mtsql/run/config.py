@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -36,11 +37,12 @@ def parse_config(
       flags after it win over it. If a recipe names a preset, the recipe's own keys win.
     - `--resume RUN` stands for `--config RUN/config.yaml`, and all other flags win over it.
     - A recipe with the key `base` inherits from the recipe that it names (run/recipes.py).
-    - If `kind` has a static method `implied(values)`, it gives what the values of a recipe, or
-      those of all flags, imply: values by dotted key, which count as given at the same place
-      unless the recipe, or a flag, sets them itself.
+    - If the type of a section has a static method `implied(values)`, it gives what the section's
+      values in a recipe, or those of its flags, imply: values by dotted key of the whole
+      configuration. They count as given in the same place, unless they are given there.
     - If `kind` has a static method `first_recipe(model_path)`, the file that it returns, if any, is
       read before all recipes.
+    - `--dry_run` stands for `--dry_run true`.
     - `--help` prints `description` and all flags, `--help SECTION` one section, and exits.
     - `--print_config` prints the configuration that would run, and exits. If `kind` has a method
       `completed()`, its result is printed: the configuration, checked, with derived values set.
@@ -48,6 +50,7 @@ def parse_config(
     ValueError, in a line that names the fault, for an unknown or shortened flag, a value of the
     wrong type, a number that is not finite, or a recipe that cannot be read.
     """
+    argv = _spelled_out(argv)
     names = preset_names(presets)
     topic = asked_topic(argv)
     if topic is not None:
@@ -84,8 +87,8 @@ def parse_config(
             parsed = _parsed(parser, kind, argv)
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
-        for recipe in recipes:
-            _blame(parser, kind, recipe)
+        for file in recipes:
+            _blame(parser, kind, file)
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
         for resumed, _ in _words(argv, "--resume"):
             where = f" ({resumed}/config.yaml: did another script or version of mtsql start it?)"
@@ -108,6 +111,15 @@ def parse_config(
         print_page(as_yaml(config).rstrip())
         raise SystemExit(0)
     return config
+
+
+def _spelled_out(argv: list[str]) -> list[str]:
+    """The flags, with `--dry_run` without a value as `--dry_run=true`."""
+    following = [*argv[1:], "--"][: len(argv)]
+    return [
+        "--dry_run=true" if word == "--dry_run" and after.startswith("--") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
@@ -133,14 +145,13 @@ def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
         if not recipe.is_one_file:
             file = yaml.safe_dump(recipe.values, sort_keys=False)  # the parser reads text, too
         expanded.append(f"--config={file}" if word.startswith("--config=") else file)
-    if implied is not None:
-        flags = _flags(argv)
-        further = {key: value for key, value in implied(flags).items() if key not in flags}
-        expanded += [f"--{key}={json.dumps(value)}" for key, value in further.items()]
+    flags = _flags(argv)
+    further = {key: value for key, value in implied(flags).items() if key not in flags}
+    expanded += [f"--{key}={json.dumps(value)}" for key, value in further.items()]
     return parser.parse_args(expanded)
 
 
-def _recipe(kind: type, file: str, implied: Implied | None) -> Recipe:
+def _recipe(kind: type, file: str, implied: Implied) -> Recipe:
     """A recipe that a flag names, its files checked as far as the parser does not check them."""
     if not file or not os.path.exists(file):
         raise ValueError(f"--config {file or 'is empty'}: no such file")
@@ -157,13 +168,21 @@ def _recipe(kind: type, file: str, implied: Implied | None) -> Recipe:
     return recipe
 
 
-def _implied_by(kind: type) -> Implied | None:
-    """What `kind.implied` gives, without the keys that `kind` does not have."""
-    implied = getattr(kind, "implied", None)
-    if implied is None:
-        return None
-    keys = set(keys_of(kind))
-    return lambda values: {key: v for key, v in implied(values).items() if key in keys}
+def _implied_by(kind: type) -> Implied:
+    """What the sections of `kind` imply, without the keys that `kind` does not have."""
+    sections: dict[str, Any] = {n: section_type(hint) for n, hint in get_type_hints(kind).items()}
+    sources = {name: one.implied for name, one in sections.items() if hasattr(one, "implied")}
+    keys = set(keys_of(kind)) if sources else set()
+
+    def implied(values: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, source in sources.items():
+            start = f"{name}."
+            own = {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+            found |= {key: value for key, value in source(own).items() if key in keys}
+        return found
+
+    return implied
 
 
 def _flags(argv: list[str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ mtsql.json keeps the switch, so eval.py follows it.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mtsql.agent.env import EnvConfig
+if TYPE_CHECKING:  # env.py imports this module
+    from mtsql.agent.env import EnvConfig
 
 REPLY_TOKENS = 1000
 """The paper's budget of a short-horizon answer, in tokens."""
@@ -28,15 +29,16 @@ out."""
 
 
 def implied(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the values of a recipe, or those of all flags, imply by dotted key."""
-    return SHORT if values.get("env.horizon") == "short" else {}
+    """What the values of `env` in a recipe, or those of its flags, imply: values by dotted key of
+    the whole configuration."""
+    return SHORT if values.get("horizon") == "short" else {}
 
 
 class EpisodeConfig(Protocol):
     """What the configurations of all scripts say of an episode."""
 
     @property
-    def env(self) -> EnvConfig: ...
+    def env(self) -> "EnvConfig": ...
 
 
 def require_horizon(config: EpisodeConfig) -> None:

@@ -1,0 +1,179 @@
+"""A dry run: the checks of the real run, then all of its phases on a small random model.
+
+<run>-dry/              replaced by the next dry run of the same configuration
+    dry_run.json        says so, and which model's shape was taken
+    stand-in/           the random model
+    run/                the run: config.yaml, metrics.jsonl, model/ and all else
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from mtsql.agent.exchange import sample_exchange
+from mtsql.dry.guided import GUIDED_FRAC, GuidedEnv
+from mtsql.dry.report import Episodes, Prompts, measure_episodes, measure_prompts, show_plan
+from mtsql.dry.small import small
+from mtsql.dry.stand_in import (
+    MARK,
+    NUM_LAYERS,
+    WIDTH,
+    Original,
+    embedded_original,
+    folder_of_shape,
+    original,
+    write_mark,
+    write_stand_in,
+)
+from mtsql.files import print_line
+from mtsql.model.decoder import CausalLM
+from mtsql.model.rendering import Renderer
+from mtsql.run.checkpoint import newest_checkpoint
+from mtsql.run.launch import NothingLearned
+from mtsql.run.screen import duration, wrapped
+from mtsql.workbench import Workbench, embedded_tokenizer, load_corpora, playing_in
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the first part of a dry run finds out about the real run."""
+
+    config: Any
+    """The configuration of the real run, completed."""
+    model: Original
+    prompts: list[Prompts]
+    episodes: Episodes | None
+
+
+def dry_run(config: Any, main: Callable[[Any], None]) -> None:
+    """Check the configuration of a script on its real data, then run `main` of the script on a
+    small random model, stop it before its last checkpoint and resume it, and print what the real
+    run will do. ValueError for whatever would stop the real run."""
+    if getattr(config, "resume", None):
+        raise ValueError("--dry_run tries a new run: leave out --resume")
+    start = time.monotonic()
+    folder = Path(f"{config.run.rstrip('/')}-dry")
+    state = PartialState(cpu=not torch.cuda.is_available())
+    checked = None
+    if state.is_main_process:
+        make_folder(folder)
+        checked = check(config, folder)
+    state.wait_for_everyone()
+    run = folder / "run"
+    tried = small(config, run, folder / "stand-in")
+    if hasattr(tried, "style") and config.model.path is None:
+        tried = replace(tried, style=config.style or "brief")
+    tried = tried.completed()
+    with playing_in(GuidedEnv):
+        _run(main, tried)
+        if hasattr(tried, "resume"):
+            before = _digest(run / "model")
+            state.wait_for_everyone()
+            if state.is_main_process:
+                _stop_before_the_end(run)
+            state.wait_for_everyone()
+            _run(main, replace(tried, resume=str(run)).completed())
+    if checked is None:
+        return
+    print_line("")
+    show_plan(checked.config, checked.model, checked.prompts, checked.episodes)
+    if hasattr(tried, "resume"):
+        is_same = before == _digest(run / "model")
+        print_line("resumed: " + ("the same model bit for bit" if is_same else "another model"))
+    if (Path(config.run) / "metrics.jsonl").exists():
+        print_line(f"{config.run} already holds a run: the real run needs another --run")
+    print_line(f"dry run: done in {duration(time.monotonic() - start)}, its files are in {folder}")
+
+
+def check(config: Any, folder: Path) -> Checked:
+    """Check the real run as far as that needs no weights, and write the stand-in of its model."""
+    real = replace(config, dry_run=False)
+    source = None
+    if config.model.path is not None:
+        source = folder_of_shape(config.model)
+        if source != config.model.path:
+            print_line(f"dry run: {config.model.path} is not there yet: the shape is of {source}")
+        real = replace(real, model=replace(config.model, path=source))
+    real = real.completed()
+    corpora = load_corpora(config.data, splits_of(config))
+    if source is None:
+        tokenizer = embedded_tokenizer(
+            corpora, config.data, real.env, real.style, config.model.embedded.vocab_size
+        )
+        model = embedded_original(config.model.embedded, tokenizer)
+    else:
+        model = original(config.model, source)
+    sampled = getattr(config, "selftaught", config.sampling).temperature
+    write_stand_in(model, folder / "stand-in", sampled, seed=0)
+    write_mark(folder, source or "")
+    print_line(
+        wrapped(
+            f"dry run of {config.run}: a random model with {NUM_LAYERS} layers of width {WIDTH} "
+            f"stands in for {model.name}. It gets nothing right. So in {GUIDED_FRAC:.0%} of the "
+            "episodes the environment reads the gold query in place of what the model wrote, and "
+            "these count as right: no score below means anything."
+        )
+    )
+    with torch.device("meta"):
+        policy = CausalLM(model.shape)
+    workbench = Workbench(
+        model.tokenizer, Renderer(model.tokenizer), policy, corpora, real.env, real.style
+    )
+    split = next(iter(corpora))
+    exchange = sample_exchange(workbench.env_maker(split)(corpora[split].turns[0]))
+    difference = workbench.renderer.template_difference(*exchange)
+    print_line(wrapped(f"template: {difference or 'our tokens are those of the chat template'}"))
+    prompts = [measure_prompts(workbench, name, real.max_prompt_tokens) for name in corpora]
+    return Checked(real, model, prompts, measure_episodes(workbench, split))
+
+
+def splits_of(config: Any) -> tuple[str, ...]:
+    """The splits that the real run reads."""
+    if hasattr(config, "num_updates"):
+        return ("train", "dev_seen", "dev")
+    return ("train",) if hasattr(config, "selftaught") else (getattr(config, "split", "dev"),)
+
+
+def make_folder(folder: Path) -> None:
+    """An empty folder for a dry run, in place of that of an earlier dry run. ValueError if there is
+    a folder that no dry run has made."""
+    if folder.exists():
+        if not (folder / MARK).is_file() and any(folder.iterdir()):
+            raise ValueError(
+                f"{folder}: this folder is not that of a dry run: move it, or name another --run"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_mark(folder, "")
+
+
+def _run(main: Callable[[Any], None], config: Any) -> None:
+    try:
+        main(config)
+    except NothingLearned as error:
+        print_line(wrapped(f"warning: {error}"))
+
+
+def _stop_before_the_end(run: Path) -> None:
+    """Leave of a finished run what would be there if it had been killed after its last checkpoint
+    but one."""
+    newest = newest_checkpoint(run)
+    if newest is not None:
+        shutil.rmtree(newest)
+        print_line(f"dry run: {newest} and the model are deleted, and the run is resumed")
+    shutil.rmtree(run / "model", ignore_errors=True)
+
+
+def _digest(model: Path) -> str:
+    """A hash of the weights in a folder."""
+    total = hashlib.blake2b()
+    for file in sorted(model.glob("*.safetensors")):
+        total.update(file.read_bytes())
+    return total.hexdigest()
