@@ -118,13 +118,12 @@ def _phases_of_rl(config: Any, num_turns: dict[str, int]) -> list[Phase]:
     evaluated = sum(min(count, config.eval_turns or count) for count in held_out)
     probed = min(num_turns["train"], config.curriculum.max_probe_turns or num_turns["train"])
     num_between = (config.num_updates - 1) // config.eval_every if config.eval_every else 0
-    per_update = config.turns_per_update * config.group_size
     return [
         Phase("evaluation before", evaluated),
         Phase("probe", probed * config.curriculum.probe_samples),
         Phase(
-            f"{config.num_updates} updates of {config.turns_per_update} x {config.group_size}",
-            config.num_updates * per_update,
+            f"{config.num_updates} updates",
+            config.num_updates * config.turns_per_update * config.group_size,
             config.num_updates * config.num_passes * config.minibatches,
         ),
         Phase(f"{num_between + 1} evaluations", (num_between + 1) * evaluated),

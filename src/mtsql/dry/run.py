@@ -24,7 +24,6 @@ from mtsql.dry.small import small
 from mtsql.dry.stand_in import (
     MARK,
     NUM_LAYERS,
-    WIDTH,
     Original,
     embedded_original,
     folder_of_shape,
@@ -102,7 +101,7 @@ def check(config: Any, folder: Path) -> Checked:
             print_line(f"dry run: {config.model.path} is not there yet: the shape is of {source}")
         real = replace(real, model=replace(config.model, path=source))
     real = real.completed()
-    corpora = load_corpora(config.data, splits_of(config))
+    corpora = load_corpora(config.data, splits_of(real))
     if source is None:
         tokenizer = embedded_tokenizer(
             corpora, config.data, real.env, real.style, config.model.embedded.vocab_size
@@ -115,8 +114,8 @@ def check(config: Any, folder: Path) -> Checked:
     write_mark(folder, source or "")
     print_line(
         wrapped(
-            f"dry run of {config.run}: a random model with {NUM_LAYERS} layers of width {WIDTH} "
-            f"stands in for {model.name}. It gets nothing right. So in {GUIDED_FRAC:.0%} of the "
+            f"dry run of {config.run}: a random model of {NUM_LAYERS} narrow layers stands in "
+            f"for {model.name}. It gets nothing right. So in {GUIDED_FRAC:.0%} of the "
             "episodes the environment reads the gold query in place of what the model wrote, and "
             "these count as right: no score below means anything."
         )
@@ -135,9 +134,9 @@ def check(config: Any, folder: Path) -> Checked:
 
 
 def splits_of(config: Any) -> tuple[str, ...]:
-    """The splits that the real run reads."""
+    """The splits that a completed configuration reads."""
     if hasattr(config, "num_updates"):
-        return ("train", "dev_seen", "dev")
+        return ("train", *(getattr(config, "eval_splits", None) or ("dev_seen", "dev")))
     return ("train",) if hasattr(config, "selftaught") else (getattr(config, "split", "dev"),)
 
 

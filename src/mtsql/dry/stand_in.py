@@ -89,15 +89,15 @@ def embedded_original(size: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) 
 
 def small_shape(shape: PreTrainedConfig, num_tokens: int) -> PreTrainedConfig:
     """The same architecture with few layers of little width, for a tokenizer of `num_tokens`
-    tokens. As many queries share a key as before."""
+    tokens. As many queries share a key as before, and the heads divide the width."""
     small = copy.deepcopy(shape)
     queries_per_key: int = shape.num_attention_heads // shape.num_key_value_heads
     small.num_hidden_layers = NUM_LAYERS
-    small.hidden_size = WIDTH
     small.intermediate_size = INNER_WIDTH
     small.head_dim = HEAD_DIM
     small.num_key_value_heads = min(NUM_KV_HEADS, shape.num_key_value_heads)
     small.num_attention_heads = queries_per_key * small.num_key_value_heads
+    small.hidden_size = math.ceil(WIDTH / small.num_attention_heads) * small.num_attention_heads
     small.vocab_size = num_tokens
     if getattr(shape, "layer_types", None):
         small.layer_types = ["full_attention"] * NUM_LAYERS
@@ -121,7 +121,7 @@ def write_stand_in(original: Original, folder: Path, temperature: float, seed: i
         embedding[:, 0] = 1.0  # so the first entry of the normalised stream is about sqrt(W)
         if head is not embedding:
             head[:, 0] = 0.0
-        head[stop_ids, 0] += lead / math.sqrt(WIDTH)
+        head[stop_ids, 0] += lead / math.sqrt(settings.hidden_size)
     save_policy(model, original.tokenizer, folder)
 
 
