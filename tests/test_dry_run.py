@@ -1,9 +1,6 @@
 """The dry run: its model, its environment, its configuration, its table; and all of it at once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import eval as eval_script
@@ -17,6 +14,7 @@ from helpers.chat_models import KINDS as TEMPLATES
 from helpers.chat_models import byte_tokenizer
 from helpers.episodes import GOLD, HISTORY, singers
 from helpers.recipes import ROOT, config_of
+from helpers.runs import SMALL_RL, SMALL_SFT, finish, metrics, start
 from mtsql.agent.env import EnvConfig, Outcome
 from mtsql.dry.guided import GuidedEnv, gold_replies, is_guided
 from mtsql.dry.report import phases_of
@@ -203,44 +201,36 @@ def test_the_flag_needs_no_value(tmp_path):
         dry_run(with_values(config, {"resume": str(tmp_path)}), print)
 
 
-def start(script: Path, *flags: str, cwd: Path) -> str:
+def said_by(script: Path, *flags: str, cwd: Path) -> str:
     """What a script prints."""
-    done = subprocess.run(
-        [sys.executable, str(script), *flags],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    said, _ = finish(start(*flags, cwd=cwd, script=script))
+    return " ".join(said.split())  # long lines are wrapped
 
 
 @pytest.mark.slow
 def test_both_stages_and_eval_run_dry_on_the_small_world(tmp_path):
     shape_folder(tmp_path / "shape")
-    scripts = ROOT / "tests/scripts"
-    flags = "--source self --model.path shape --dry_run"
-    said = start(scripts / "small_sft.py", *flags.split(), cwd=tmp_path)
+    flags = "--source self --selftaught.rounds 3 --model.path shape --dry_run"
+    said = said_by(SMALL_SFT, *flags.split(), cwd=tmp_path)
     assert "what runs/sft will do" in said and "resumed: the same model bit for bit" in said
-    assert "no score below means anything" in said and "round 1: solved" in said
+    assert "no score below means anything" in said
+    stages = {row["stage"] for row in metrics(tmp_path / "runs/sft-dry/run")}
+    assert {"round0", "round1"} <= stages
     assert json.loads((tmp_path / "runs/sft-dry" / MARK).read_text()) == {"shape": "shape"}
     assert not (tmp_path / "runs/sft").exists()
 
     flags = "--model.path runs/sft/model --eval_every 1 --dry_run"
-    said = start(scripts / "small_rl.py", *flags.split(), cwd=tmp_path)
+    said = said_by(SMALL_RL, *flags.split(), cwd=tmp_path)
     assert "runs/sft/model is not there yet: the shape is of shape" in said
     assert "continues after 2 updates" in said and "resumed: the same model bit for bit" in said
     assert "what runs/rl will do" in said and "prompts of dev_seen" in said
-    rows = (tmp_path / "runs/rl-dry/run/metrics.jsonl").read_text().splitlines()
-    stages = [json.loads(row)["stage"] for row in rows]
+    stages = [row["stage"] for row in metrics(tmp_path / "runs/rl-dry/run")]
     assert stages.count("rl") == 3 and "probe" in stages and "eval" in stages
 
     names = ("train", "dev")
     data = [f"--data.{name}=data/toyworld/{name}.json" for name in names]
     data += ["--data.tables=data/toyworld/tables.json", "--data.databases=data/toyworld/database"]
-    said = start(ROOT / "eval.py", "--model.path=shape", *data, "--dry_run", cwd=tmp_path)
+    said = said_by(ROOT / "eval.py", "--model.path=shape", *data, "--dry_run", cwd=tmp_path)
     assert (
         "what runs/eval will do" in said and (tmp_path / "runs/eval-dry/run/scores.json").is_file()
     )
