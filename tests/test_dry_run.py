@@ -158,6 +158,8 @@ def test_the_configuration_is_made_small(tmp_path):
     assert value_of(real, "sft.epochs") is None
     sft = small(config_of(ROOT / "configs/sft_cosql_qwen3_4b.yaml"), tmp_path, tmp_path)
     assert (sft.selftaught.rounds, sft.max_turns, sft.sft.epochs) == (2, 24, 1.0)
+    assert sft.sft.max_samples == 0  # it has no effect on the model's own rollouts
+    assert small(train_sft.Config(), tmp_path, tmp_path).sft.max_samples == 32
 
 
 def test_the_table_counts_what_the_real_run_will_do():
@@ -173,7 +175,8 @@ def test_the_table_counts_what_the_real_run_will_do():
     rounds = phases_of(sft, {"train": 7190})
     assert len(rounds) == 3 and all(phase.is_most for phase in rounds)
     assert (rounds[0].num_episodes, rounds[0].num_steps) == (143_800, 2697)
-    [phase] = phases_of(eval_script.Config(), {"dev": 948})
+    assert [p.num_episodes for p in phases_of(sft, {"train": 7190, "dev": 948})][-1] == 3 * 948
+    [phase] = phases_of(eval_script.Config(history="gold"), {"dev": 948})
     assert (phase.num_episodes, phase.num_steps) == (948, 0)
 
 

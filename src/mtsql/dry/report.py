@@ -109,8 +109,10 @@ def phases_of(config: Any, num_turns: dict[str, int]) -> list[Phase]:
     if hasattr(config, "num_updates"):
         return _phases_of_rl(config, num_turns)
     if hasattr(config, "selftaught"):
-        return _phases_of_sft(config, num_turns["train"])
-    return [Phase(f"evaluation of {name}", count) for name, count in num_turns.items()]
+        return _phases_of_sft(config, num_turns)
+    times = 2 if config.history == "both" else 1
+    times *= getattr(config, "num_samples", 1)
+    return [Phase(f"evaluation of {name}", times * count) for name, count in num_turns.items()]
 
 
 def _phases_of_rl(config: Any, num_turns: dict[str, int]) -> list[Phase]:
@@ -130,8 +132,9 @@ def _phases_of_rl(config: Any, num_turns: dict[str, int]) -> list[Phase]:
     ]
 
 
-def _phases_of_sft(config: Any, num_turns: int) -> list[Phase]:
+def _phases_of_sft(config: Any, turns_of: dict[str, int]) -> list[Phase]:
     sft = config.sft
+    num_turns = turns_of["train"]
     if config.source != "self":
         count = min(num_turns, sft.max_samples or num_turns)
         steps = math.ceil(sft.epochs * count / sft.samples_per_update)
@@ -141,10 +144,15 @@ def _phases_of_sft(config: Any, num_turns: int) -> list[Phase]:
     most = turns * max(selftaught.max_easy, selftaught.max_hard)
     steps = math.ceil(sft.epochs * most / sft.samples_per_update)
     sampled = turns * selftaught.samples_per_turn
-    return [
+    phases = [
         Phase(f"round {number}", sampled, steps, is_most=True)
         for number in range(selftaught.rounds)
     ]
+    held_out = sum(count for name, count in turns_of.items() if name != "train")
+    if held_out:
+        evaluated = min(held_out, getattr(selftaught, "eval_turns", 0) or held_out)
+        phases.append(Phase("evaluations", selftaught.rounds * evaluated))
+    return phases
 
 
 def show_plan(

@@ -70,9 +70,10 @@ def dry_run(config: Any, main: Callable[[Any], None]) -> None:
     if hasattr(tried, "style") and config.model.path is None:
         tried = replace(tried, style=config.style or "brief")
     tried = tried.completed()
+    is_training = hasattr(tried, "checkpoint")
     with playing_in(GuidedEnv):
         _run(main, tried)
-        if hasattr(tried, "resume"):
+        if is_training:
             before = _digest(run / "model")
             state.wait_for_everyone()
             if state.is_main_process:
@@ -83,7 +84,7 @@ def dry_run(config: Any, main: Callable[[Any], None]) -> None:
         return
     print_line("")
     show_plan(checked.config, checked.model, checked.prompts, checked.episodes)
-    if hasattr(tried, "resume"):
+    if is_training:
         is_same = before == _digest(run / "model")
         print_line("resumed: " + ("the same model bit for bit" if is_same else "another model"))
     if (Path(config.run) / "metrics.jsonl").exists():
@@ -137,7 +138,10 @@ def splits_of(config: Any) -> tuple[str, ...]:
     """The splits that a completed configuration reads."""
     if hasattr(config, "num_updates"):
         return ("train", *(getattr(config, "eval_splits", None) or ("dev_seen", "dev")))
-    return ("train",) if hasattr(config, "selftaught") else (getattr(config, "split", "dev"),)
+    if hasattr(config, "selftaught"):
+        held_out = getattr(config.selftaught, "eval_split", None)
+        return ("train", held_out) if held_out and config.source == "self" else ("train",)
+    return (config.split,) if config.split else ("dev", "dev_seen")
 
 
 def make_folder(folder: Path) -> None:

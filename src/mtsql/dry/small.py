@@ -21,16 +21,20 @@ AT_MOST: dict[str, int | float] = {
     "engine.max_rows": 64,
     "engine.cache_bytes": 64 << 20,
     "num_samples": 2,
+    "timed_turns": 1,
 }
 """Key -> its greatest value in a dry run."""
 INSTEAD_OF_ALL = {
     "eval_turns": 8,
     "curriculum.max_probe_turns": 12,
     "max_turns": 24,
+    "selftaught.eval_turns": 8,
     "sft.max_samples": 32,
     "max_dialogues": 4,
 }
 """The same for keys whose 0 means all."""
+NEEDS_OTHER_SOURCE = ("sft.max_samples",)
+"""Keys that have no effect if the model learns from its own rollouts."""
 IF_ON = {"eval_every": 2, "checkpoint.every": 1, "checkpoint.keep_last": 2}
 """Key -> its value in a dry run, unless it is 0, which means off."""
 
@@ -50,9 +54,10 @@ def small(config: Any, run: Path, model: Path) -> Any:
         now = value_of(config, key)
         if now is not None:
             values[key] = min(now, most)
+    is_self = value_of(config, "source") == "self"
     for key, most in INSTEAD_OF_ALL.items():
         now = value_of(config, key)
-        if now is not None:
+        if now is not None and not (is_self and key in NEEDS_OTHER_SOURCE):
             values[key] = min(now or most, most)
     values |= {key: value for key, value in IF_ON.items() if value_of(config, key)}
     return with_values(config, values)
