@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from accelerate import PartialState
 from mtsql.agent.exchange import sample_exchange
 from mtsql.dry.guided import GUIDED_FRAC, GuidedEnv
 from mtsql.dry.report import Episodes, Prompts, measure_episodes, measure_prompts, show_plan
-from mtsql.dry.small import small
+from mtsql.dry.small import small, with_values
 from mtsql.dry.stand_in import (
     MARK,
     NUM_LAYERS,
@@ -37,7 +38,12 @@ from mtsql.model.rendering import Renderer
 from mtsql.run.checkpoint import newest_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.screen import duration, wrapped
+from mtsql.sql.dialogues import Corpus
 from mtsql.workbench import Workbench, embedded_tokenizer, load_corpora, playing_in
+
+LEAVE_OUT = "leave_out.tsv"
+LEAST_TURNS = 200
+"""Training turns of a dry run, if one per cent of them is less."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ def dry_run(config: Any, main: Callable[[Any], None]) -> None:
     state.wait_for_everyone()
     run = folder / "run"
     tried = small(config, run, folder / "stand-in")
+    if (folder / LEAVE_OUT).is_file():
+        tried = with_values(tried, {"data.leave_out": str(folder / LEAVE_OUT)})
     if hasattr(tried, "style") and config.model.path is None:
         tried = replace(tried, style=config.style or "brief")
     tried = tried.completed()
@@ -131,7 +139,21 @@ def check(config: Any, folder: Path) -> Checked:
     difference = workbench.renderer.template_difference(*exchange)
     print_line(wrapped(f"template: {difference or 'our tokens are those of the chat template'}"))
     prompts = [measure_prompts(workbench, name, real.max_prompt_tokens) for name in corpora]
+    if "train" in corpora and getattr(config, "source", "self") in ("self", "gold"):
+        leave_out_most(corpora["train"], folder / LEAVE_OUT)
     return Checked(real, model, prompts, measure_episodes(workbench, split))
+
+
+def leave_out_most(corpus: Corpus, file: Path) -> None:
+    """Write a file for `data.leave_out` that keeps LEAST_TURNS turns or one per cent of them, drawn
+    by a fixed seed. A corpus that has no more turns gets no file."""
+    num_kept = max(LEAST_TURNS, len(corpus.turns) // 100)
+    if num_kept >= len(corpus.turns):
+        return
+    kept = {turn.turn_id for turn in random.Random(0).sample(corpus.turns, num_kept)}
+    reasons = {turn.turn_id: "dry run" for turn in corpus.turns if turn.turn_id not in kept}
+    lines = [f"{turn_id}\t{reason}\n" for turn_id, reason in (corpus.left_out | reasons).items()]
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def splits_of(config: Any) -> tuple[str, ...]:
