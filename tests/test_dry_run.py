@@ -18,7 +18,7 @@ from helpers.runs import SMALL_RL, SMALL_SFT, finish, metrics, start
 from mtsql.agent.env import EnvConfig, Outcome
 from mtsql.dry.guided import GuidedEnv, gold_replies, is_guided
 from mtsql.dry.report import phases_of
-from mtsql.dry.run import dry_run, make_folder
+from mtsql.dry.run import dry_run, leave_out_most, make_folder
 from mtsql.dry.small import small, value_of, with_values
 from mtsql.dry.stand_in import (
     MARK,
@@ -32,6 +32,7 @@ from mtsql.dry.stand_in import (
 from mtsql.model.adapters import DEFAULT_TARGETS
 from mtsql.model.policy import ModelConfig
 from mtsql.run.config import config_diff, parse_config
+from mtsql.sql.datasets import read_leave_out
 from mtsql.sql.dialogues import Turn
 
 SIZE = dict(
@@ -178,6 +179,17 @@ def test_the_table_counts_what_the_real_run_will_do():
     assert [p.num_episodes for p in phases_of(sft, {"train": 7190, "dev": 948})][-1] == 3 * 948
     [phase] = phases_of(eval_script.Config(history="gold"), {"dev": 948})
     assert (phase.num_episodes, phase.num_steps) == (948, 0)
+
+
+def test_most_training_turns_are_left_out(tmp_path):
+    turns = [Turn(f"train:0:{i}", i, "shows", "?", GOLD, ()) for i in range(300)]
+    leave_out_most(turns[:200], None, tmp_path / "none.tsv")
+    assert not (tmp_path / "none.tsv").exists()
+    (tmp_path / "earlier.tsv").write_text("train:9:9\twrong\n")
+    leave_out_most(turns, str(tmp_path / "earlier.tsv"), tmp_path / "out.tsv")
+    reasons = read_leave_out(tmp_path / "out.tsv")
+    assert reasons.pop("train:9:9") == "wrong"
+    assert len(reasons) == 100 and set(reasons.values()) == {"dry run"}
 
 
 def test_only_the_folder_of_a_dry_run_is_replaced(tmp_path):

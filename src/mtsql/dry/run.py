@@ -10,7 +10,7 @@ import hashlib
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from mtsql.model.rendering import Renderer
 from mtsql.run.checkpoint import newest_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.screen import duration, wrapped
-from mtsql.sql.dialogues import Corpus
+from mtsql.sql.datasets import read_leave_out
+from mtsql.sql.dialogues import Turn
 from mtsql.workbench import Workbench, embedded_tokenizer, load_corpora, playing_in
 
 LEAVE_OUT = "leave_out.tsv"
@@ -82,7 +83,7 @@ def dry_run(config: Any, main: Callable[[Any], None]) -> None:
     with playing_in(GuidedEnv):
         _run(main, tried)
         if is_training:
-            before = _digest(run / "model")
+            before = _digest(run)
             state.wait_for_everyone()
             if state.is_main_process:
                 _stop_before_the_end(run)
@@ -93,7 +94,7 @@ def dry_run(config: Any, main: Callable[[Any], None]) -> None:
     print_line("")
     show_plan(checked.config, checked.model, checked.prompts, checked.episodes)
     if is_training:
-        is_same = before == _digest(run / "model")
+        is_same = before == _digest(run)
         print_line("resumed: " + ("the same model bit for bit" if is_same else "another model"))
     if (Path(config.run) / "metrics.jsonl").exists():
         print_line(f"{config.run} already holds a run: the real run needs another --run")
@@ -140,19 +141,21 @@ def check(config: Any, folder: Path) -> Checked:
     print_line(wrapped(f"template: {difference or 'our tokens are those of the chat template'}"))
     prompts = [measure_prompts(workbench, name, real.max_prompt_tokens) for name in corpora]
     if "train" in corpora and getattr(config, "source", "self") in ("self", "gold"):
-        leave_out_most(corpora["train"], folder / LEAVE_OUT)
+        leave_out_most(corpora["train"].turns, config.data.leave_out, folder / LEAVE_OUT)
     return Checked(real, model, prompts, measure_episodes(workbench, split))
 
 
-def leave_out_most(corpus: Corpus, file: Path) -> None:
-    """Write a file for `data.leave_out` that keeps LEAST_TURNS turns or one per cent of them, drawn
-    by a fixed seed. A corpus that has no more turns gets no file."""
-    num_kept = max(LEAST_TURNS, len(corpus.turns) // 100)
-    if num_kept >= len(corpus.turns):
+def leave_out_most(turns: Sequence[Turn], earlier: str | None, file: Path) -> None:
+    """Write a file for `data.leave_out` that keeps LEAST_TURNS of the turns or one per cent of
+    them, drawn by a fixed seed, and leaves out those of the file `earlier` as well. If there are no
+    more turns, no file is written."""
+    num_kept = max(LEAST_TURNS, len(turns) // 100)
+    if num_kept >= len(turns):
         return
-    kept = {turn.turn_id for turn in random.Random(0).sample(corpus.turns, num_kept)}
-    reasons = {turn.turn_id: "dry run" for turn in corpus.turns if turn.turn_id not in kept}
-    lines = [f"{turn_id}\t{reason}\n" for turn_id, reason in (corpus.left_out | reasons).items()]
+    kept = {turn.turn_id for turn in random.Random(0).sample(turns, num_kept)}
+    reasons = read_leave_out(Path(earlier)) if earlier else {}
+    reasons |= {turn.turn_id: "dry run" for turn in turns if turn.turn_id not in kept}
+    lines = [f"{turn_id}\t{reason}\n" for turn_id, reason in reasons.items()]
     file.write_text("".join(lines), encoding="utf-8")
 
 
@@ -196,9 +199,11 @@ def _stop_before_the_end(run: Path) -> None:
     shutil.rmtree(run / "model", ignore_errors=True)
 
 
-def _digest(model: Path) -> str:
-    """A hash of the weights in a folder."""
+def _digest(run: Path) -> str:
+    """A hash of the weights that a run has saved at its end: its model and its last checkpoint."""
     total = hashlib.blake2b()
-    for file in sorted(model.glob("*.safetensors")):
-        total.update(file.read_bytes())
+    newest = newest_checkpoint(run)
+    for folder in (run, newest) if newest else (run,):
+        for file in sorted((folder / "model").glob("*.safetensors")):
+            total.update(file.read_bytes())
     return total.hexdigest()
