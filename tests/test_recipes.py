@@ -7,6 +7,7 @@ import json
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import eval as eval_script
 import pytest
@@ -20,6 +21,7 @@ from helpers.recipes import RECIPES, SHAPES, config_of, model_of, script_of
 from mtsql.engine import config as engine_config
 from mtsql.engine.config import check_engine, resolved_block_size
 from mtsql.rl.checks import check_config
+from mtsql.rl.rewards import RewardConfig
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 from mtsql.run.recipes import read_recipe
 
@@ -32,7 +34,11 @@ def with_preset(name: str) -> train_rl.Config:
     return parse_config(train_rl.Config, ["--preset", name], "", train_rl.PRESETS)
 
 
-LATER = {"source: gold", "process_from"}
+KNOWN = {
+    "source: gold": "gold" in get_args(get_type_hints(train_sft.Config)["source"]),
+    "process_from": "process_from" in {field.name for field in fields(RewardConfig)},
+}
+LATER = {word for word, is_known in KNOWN.items() if not is_known}
 """Keys of recipes that this tree does not know yet."""
 
 

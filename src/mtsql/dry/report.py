@@ -210,9 +210,9 @@ def _facts(
     num_all, num_trained = count_parameters(
         model.shape, config.model.lora.rank, config.model.lora.targets or DEFAULT_TARGETS
     )
-    facts["model"] = f"{model.name}, {num_all / 1e9:.2f} billion parameters"
+    facts["model"] = f"{model.name}, {_count(num_all)} parameters"
     if num_trained != num_all:
-        facts["model"] += f", {num_trained / 1e6:.1f} million of them trained"
+        facts["model"] += f", {_count(num_trained)} of them trained"
     checkpoint = getattr(config, "checkpoint", None)
     if checkpoint is not None:
         unit = "updates" if hasattr(config, "num_updates") else "optimizer steps"
@@ -238,6 +238,10 @@ def _total(phases: list[Phase]) -> Phase:
         sum(phase.num_steps for phase in phases),
         any(phase.is_most for phase in phases),
     )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
 
 
 def _amount(number: float) -> str:
