@@ -24,6 +24,7 @@ from mtsql.rl.checks import check_config
 from mtsql.rl.rewards import RewardConfig
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 from mtsql.run.recipes import read_recipe
+from mtsql.workbench import load_corpora
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,6 +103,20 @@ def test_a_recipe_completes_with_a_model_of_its_shape(tmp_path):
         done = replace(config, model=model).completed()
         assert done.style == "full" and done.model.dtype in ("float32", "bfloat16")
     assert len(tried) >= 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "counts"), [("sparc", (8790, 1144)), ("cosql", (7190, 948))])
+def test_the_files_that_recipes_name_are_read(data, counts, shared):
+    """By their names below the folder data/, from the real files. Some databases may be held out
+    from training."""
+    named = config_of(ROOT / f"configs/rl_{data}_qwen3_1.7b.yaml").data
+    files = {
+        name: str(shared / getattr(named, name)) for name in ("train", "dev", "tables", "databases")
+    }
+    corpora = load_corpora(replace(named, **files), ("train", "dev"))
+    num_train, num_dev = (len(corpora[name].turns) for name in ("train", "dev"))
+    assert 0.9 * counts[0] < num_train <= counts[0] and num_dev == counts[1]
 
 
 def test_the_recipes_cover_the_paper():
