@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.eval_cells import Split, cells_of, require_same, what_is_kept
 from mtsql.eval_report import print_report
@@ -49,6 +50,9 @@ class Config:
     they come from."""
     resume: str | None = None
     """Folder of an evaluation to continue, with its own configuration. null: a new one."""
+    dry_run: bool = False
+    """Try each phase in a minute, on a small random model with one per cent of the work, in the
+    folder RUN-dry, and print what the real run will do."""
     split: Split | None = None
     """Split of `data` to score. null: dev and, if there is one, dev_seen."""
     history: Literal["gold", "predicted", "both"] = "both"
@@ -132,6 +136,8 @@ class Config:
 
 def main(config: Config) -> None:
     """One evaluation, in a folder that no other process uses at the same time."""
+    if config.dry_run:
+        return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision)
     with run_folder(Ranks.of(accelerator), Path(config.run), kept=what_is_kept):
         score(config, accelerator)

@@ -34,6 +34,7 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.branch import KEPT, Kept, checkpoint_of, load_origin, read_origin
 from mtsql.choices import ReferencePlace
+from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig, learning_rate
@@ -85,6 +86,9 @@ class Config:
     """What --from keeps besides the weights. curriculum: stages, counts and the number of finished
     updates; without it, the weights are probed and updates are counted from 0. optimizer: Adam's
     averages."""
+    dry_run: bool = False
+    """Try each phase in a minute, on a small random model with one per cent of the work, in the
+    folder RUN-dry, and print what the real run will do."""
     preset: str | None = None
     """A published objective by name: the recipe configs/presets/NAME.yaml. It wins over other
     recipes, and flags after it win over it. null: none."""
@@ -177,6 +181,8 @@ class Config:
 
 def main(config: Config) -> None:
     """One run, in a run folder that no other process uses at the same time."""
+    if config.dry_run:
+        return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     with run_folder(Ranks.of(accelerator), Path(config.run)):
         run(config, accelerator)

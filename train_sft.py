@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.files import print_line
 from mtsql.learner.optimizer import OptimConfig, learning_rate
@@ -85,6 +86,9 @@ class Config:
     """Run folder."""
     resume: str | None = None
     """Folder of a run to continue, with its own configuration. null: a new run."""
+    dry_run: bool = False
+    """Try each phase in a minute, on a small random model with one per cent of the work, in the
+    folder RUN-dry, and print what the real run will do."""
     seed: int = 0
     """Seed of weights, order and sampling."""
     source: Literal["demonstrations", "self", "file"] = "demonstrations"
@@ -193,6 +197,8 @@ def max_tokens(config: Config) -> int:
 
 def main(config: Config) -> None:
     """Stage 1 as a run of its own, in a run folder that no other process uses at the same time."""
+    if config.dry_run:
+        return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     ranks = Ranks.of(accelerator)
     with run_folder(ranks, Path(config.run)):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from helpers.models import save_embedded
 from mtsql.learner.logprobs import PolicyModule, score
 from mtsql.learner.packing import Sample
+from mtsql.model import folders
 from mtsql.model.policy import (
     ModelConfig,
     generation_weights,
@@ -362,3 +363,10 @@ def test_code_in_a_folder_is_not_run_and_nothing_is_asked(kind, folder, monkeypa
         )
         load_tokenizer(str(folder))  # tokenizer.json alone describes it
     assert not asked and not (folder / "executed").exists()
+
+
+def test_a_result_that_is_not_there_yet_is_not_looked_for_on_the_hub():
+    assert str(folders.no_folder("runs/sft/model")).endswith(
+        "(the run runs/sft writes it at its end)"
+    )
+    assert "hf download" in str(folders.no_folder("models/Qwen3-4B"))

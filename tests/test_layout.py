@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "run": set(),
     "sql": {"toyworld"},
     "judge": {"sql"},
-    "agent": {"sql"},
+    "agent": {"sql", "judge.sql_parser", "judge.sql_query"},
     "model": set(),
     "engine": {"model"},
     "learner": {"model", "run.ranks"},
@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "warm_start": {"run", "rl", "workbench"},
+    "dry": {"run", "rl", "agent", "model", "sql", "lines", "workbench"},
     "commands": {"audit", "engine", "judge", "learner", "model", "plan", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.episodes import GOLD, singers
-from mtsql.agent.memory import MemoryEntry, clauses_of, recall
+from mtsql.agent.memory import MemoryEntry, clauses_of, parsed_clauses, recall
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.sandbox import QueryConfig
 
@@ -14,8 +14,10 @@ def test_recall_gives_the_earlier_turns_oldest_first(tmp_path, with_results):
     history = (("who ?", "SELECT name FROM singer"), ("how old ?", "SELECT agee FROM singer"))
     turn = Turn("dev:0:2", 2, "shows", "and now ?", "the gold is never read", history)
     names = (("Ann",), ("Bob",)) if with_results else None
-    assert recall(turn, database.path, QueryConfig(), with_results) == [
-        MemoryEntry("who ?", "SELECT name FROM singer", ("select", "from"), names),
+    assert recall(turn, database, QueryConfig(), with_results) == [
+        MemoryEntry(
+            "who ?", "SELECT name FROM singer", ("select singer.name", "from singer"), names
+        ),
         MemoryEntry("how old ?", "SELECT agee FROM singer", ("select", "from"), None),
     ]
 
@@ -33,3 +35,31 @@ def test_recall_gives_the_earlier_turns_oldest_first(tmp_path, with_results):
 )
 def test_clauses_of_a_query_stand_in_a_fixed_order(sql, clauses):
     assert clauses_of(sql) == clauses
+
+
+@pytest.mark.parametrize(
+    ("sql", "clauses"),
+    [
+        ("SELECT count(*) FROM singer", ("select *", "from singer")),
+        (
+            "SELECT T1.name, max(T1.age) FROM Singer AS T1 WHERE T1.age > 3 AND T1.age < 9 "
+            "GROUP BY T1.name HAVING sum(T1.age) > 3 ORDER BY T1.age - T1.name DESC LIMIT 1",
+            ("select singer.name, singer.age", "from singer", "where singer.age")
+            + ("group by singer.name", "having singer.age")
+            + ("order by singer.age, singer.name desc", "limit"),
+        ),
+        (
+            "SELECT name FROM singer EXCEPT SELECT name FROM singer WHERE age = 3",
+            ("select singer.name", "from singer")
+            + ("except (select singer.name; from singer; where singer.age)",),
+        ),
+        (
+            "SELECT count(*) FROM (SELECT age FROM singer)",
+            ("select *", "from (select singer.age; from singer)"),
+        ),
+        ("SELECT nothing FROM singer", ("select", "from")),  # the parser knows no such column
+        ("", ()),
+    ],
+)
+def test_clauses_name_the_columns_that_they_read(sql, clauses, tmp_path):
+    assert parsed_clauses(sql, singers(tmp_path / "shows.sqlite").schema) == clauses

@@ -96,6 +96,17 @@ def test_without_a_step_for_tools_the_first_message_asks_for_the_answer(max_repl
     )
 
 
+def test_a_short_horizon_asks_for_the_answer_at_once():
+    assert first_message(TURN, SCHEMA, FULL, 1, (), "short") == (
+        f"{TASK}Answer in a single message: there are no tools, and no query is run before you "
+        "answer.\nYou may think first, inside <think> </think>. "
+        f"End with only the query inside <answer_sql> </answer_sql>.{SITUATION}"
+    )
+    assert first_message(TURN, SCHEMA, BRIEF, 1, (), "short") == (
+        "singer: name age\nQ: who ?\nSQL: SELECT name\nQ: how old ?\nSQL:"
+    )
+
+
 @pytest.mark.parametrize(("style", "before"), [(FULL, "\n\nEvidence: "), (BRIEF, "\nE: ")])
 def test_evidence_is_shown_before_the_question_if_there_is_any(style, before):
     plain = first_message(TURN, SCHEMA, style, 4, tools_named(BOTH))
@@ -152,11 +163,12 @@ def test_after_an_execution_the_memory_follows_if_there_is_something_to_remember
     ],
 )
 def test_the_memory_speaks_of_results_only_if_it_shows_them(offered, shown, results, seventh, tool):
-    entry = MemoryEntry("who ?", "SELECT name", ("select", "from"), ((2,),) if shown else None)
+    clauses = ("select singer.name", "from singer")
+    entry = MemoryEntry("who ?", "SELECT name", clauses, ((2,),) if shown else None)
     assert memory_observation(TURN, "SELECT 1", shown, [entry], FULL, 50, offered) == (
         f"You verify coherence.\nQuestion: how old ?\nProposed SQL: SELECT 1{results[0]}\n\n"
         "Memory of this conversation:\n[turn 1]\nQuestion: who ?\nSQL: SELECT name\n"
-        f"Clauses: select, from{results[1]}\n\n{CHECKLIST}"
+        f"Clauses: select singer.name; from singer{results[1]}\n\n{CHECKLIST}"
         f"7. {seventh} answer the question and stay coherent with the conversation?\n"
         "If not, write <memory_verify>no_pass</memory_verify>, think, "
         f"and call {tool} with a better query.\n"

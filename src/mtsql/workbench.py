@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,6 +60,21 @@ VOLATILE = re.compile(r"random|\bnow\b|current_", re.IGNORECASE)
 """Matches all queries whose results depend on the time or on chance, and some others."""
 
 
+_env_type: type[SqlEnv] = SqlEnv
+
+
+@contextmanager
+def playing_in(env_type: type[SqlEnv]) -> Iterator[None]:
+    """Inside, `Workbench.env_maker` makes environments of this type."""
+    global _env_type
+    before = _env_type
+    _env_type = env_type
+    try:
+        yield
+    finally:
+        _env_type = before
+
+
 @dataclass
 class Workbench:
     """The loaded parts of a run. `corpora` holds the splits by name: train, dev and, if there is
@@ -76,7 +92,7 @@ class Workbench:
         corpus = self.corpora[split]
 
         def make_env(turn: Turn) -> SqlEnv:
-            return SqlEnv(turn, corpus.databases[turn.db_id], self.env, self.style)
+            return _env_type(turn, corpus.databases[turn.db_id], self.env, self.style)
 
         return make_env
 
@@ -238,9 +254,7 @@ def set_up(
                 "model.path is not set: the embedded model only knows the toy world, "
                 "name a model folder"
             )
-        corpus = corpora.get("train") or load_split(data, "train")
-        texts = _texts(corpus, data, env, style)
-        tokenizer = train_tokenizer(texts, model.embedded.vocab_size, protocol.TAGS)
+        tokenizer = embedded_tokenizer(corpora, data, env, style, model.embedded.vocab_size)
         policy = build_embedded(tokenizer, model.embedded, seed)
         without_adapters(policy).set_few_rows(model.few_rows)
         policy.model.gradient_checkpointing = model.gradient_checkpointing
@@ -251,6 +265,19 @@ def set_up(
     if difference:
         warnings.warn(difference, stacklevel=2)
     return workbench
+
+
+def embedded_tokenizer(
+    corpora: dict[str, Corpus],
+    data: DataConfig,
+    env: EnvConfig,
+    style: PromptStyle,
+    num_tokens: int,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the embedded model: at most `num_tokens` tokens, trained on the toy world's
+    own text."""
+    corpus = corpora.get("train") or load_split(data, "train")
+    return train_tokenizer(_texts(corpus, data, env, style), num_tokens, protocol.TAGS)
 
 
 def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:

@@ -11,7 +11,8 @@ from enum import Enum
 from typing import Any, Literal, get_args
 
 from mtsql.agent import prompts
-from mtsql.agent.prompts import PromptStyle
+from mtsql.agent.horizon import implied as implied_by_horizon
+from mtsql.agent.prompts import Horizon, PromptStyle
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, ParseError, Reply, ToolCall, parse_reply
 from mtsql.agent.tools import Episode, ToolResult, bugs_of, tool_schemas, tools_named
@@ -50,6 +51,10 @@ ENDS_WITH = {
 class EnvConfig:
     """Limits and switches of an episode."""
 
+    horizon: Horizon = "long"
+    """long: the model works in steps and calls tools. short: it answers at once, without tools, in
+    one reply (the paper's short-horizon models). Where recipes or flags set short, it implies
+    `env.tools` [], `env.max_replies` 1, a budget of 1,000 tokens and an outcome reward."""
     max_replies: int = 4
     """Maximum number of replies of the model in an episode (paper: 4)."""
     max_observation_rows: int = 10
@@ -76,6 +81,8 @@ class EnvConfig:
     num_sql_workers: int = 0
     """Number of processes that run queries, for each rank. 0: its share of the processors."""
 
+    implied = staticmethod(implied_by_horizon)
+
     def __post_init__(self) -> None:
         require_choices(self, "env")
         tools_named(self.tools)  # ValueError for an unknown name
@@ -89,8 +96,26 @@ class EnvConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"env.{name} must not be negative")
+        if self.horizon == "short":
+            self._check_short()
         if self.memory_results is not None and MEMORY_RETRIEVE not in self.tools:
             raise ValueError("env.memory_results has no effect: env.tools has no memory_retrieve")
+
+    def _check_short(self) -> None:
+        """ValueError that names a key which has another value than a short horizon implies."""
+        without_effect = {
+            "tools": (self.tools != (), "it offers no tool"),
+            "max_replies": (self.max_replies != 1, "an episode has one reply"),
+            "malformed_call": (self.malformed_call != "end", "no tool is called"),
+            "answer_fallback": (self.answer_fallback, "no tool is called"),
+        }
+        for name, (is_set, reason) in without_effect.items():
+            if is_set:
+                value = getattr(self, name)
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"env.{name} is {shown}, but env.horizon is short: {reason}; leave it out"
+                )
 
     @property
     def has_memory_results(self) -> bool:
@@ -143,7 +168,12 @@ class SqlEnv:
         learns them."""
         max_replies = self.config.max_replies
         text = prompts.first_message(
-            self.turn, self.database.schema, self.style, max_replies, self.tools
+            self.turn,
+            self.database.schema,
+            self.style,
+            max_replies,
+            self.tools,
+            self.config.horizon,
         )
         has_schemas = self.style == "full" and max_replies > 1
         schemas = tool_schemas(self.tools) if has_schemas else []

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # tools.py imports this module
 
 PromptStyle = Literal["full", "brief"]
 """The wording of everything that the model reads."""
+Horizon = Literal["long", "short"]
+"""Whether an episode is work in steps, or a question and its answer."""
 
 
 TASK = """You answer questions about a SQLite database over a conversation. \
@@ -44,6 +46,10 @@ To call a tool, write \
 DIRECT = """Think inside <think> </think>: \
 what the question asks and what it keeps from earlier turns.
 Then, in the same message, give only the query inside <answer_sql> </answer_sql>."""
+SHORT = """Answer in a single message: there are no tools, \
+and no query is run before you answer.
+You may think first, inside <think> </think>. \
+End with only the query inside <answer_sql> </answer_sql>."""
 STEP_EXEC = "Call exec_sql with a candidate query, at least once, and judge what comes back."
 STEP_MEMORY = "If there are earlier turns, call memory_retrieve {when}, and judge its coherence."
 WHEN_IT_RUNS = "once the query runs well"
@@ -66,6 +72,7 @@ EVIDENCE = "\n\nEvidence: {evidence}"
 BRIEF_SITUATION = "{schema}{earlier}{evidence}\nQ: {question}"
 BRIEF_EARLIER_TURN = "\nQ: {question}\nSQL: {sql}"
 BRIEF_EVIDENCE = "\nE: {evidence}"
+BRIEF_SHORT = "\nSQL:"
 
 EXECUTED = "Question: {question}\nSQL: {sql}\nResult:\n{shown}\n\n{ask}"
 AFTER_EXEC = """Judge the result: 1. did the query run without an error? \
@@ -116,13 +123,19 @@ MALFORMED_CALL = {
 
 
 def first_message(
-    turn: Turn, schema: Schema, style: PromptStyle, max_replies: int, tools: "Sequence[Tool]"
+    turn: Turn,
+    schema: Schema,
+    style: PromptStyle,
+    max_replies: int,
+    tools: "Sequence[Tool]",
+    horizon: Horizon = "long",
 ) -> PromptText:
     """The user message that opens an episode: task, schema, earlier turns, question."""
+    is_short = horizon == "short"
     if style == "brief":
         earlier = [fill(BRIEF_EARLIER_TURN, question=q, sql=sql) for q, sql in turn.history]
         return fill(
-            BRIEF_SITUATION,
+            BRIEF_SITUATION + (BRIEF_SHORT if is_short else ""),
             schema=_brief_schema(schema),
             earlier=join("", earlier),
             evidence=fill(BRIEF_EVIDENCE, evidence=turn.evidence) if turn.evidence else "",
@@ -132,11 +145,16 @@ def first_message(
         fill(EARLIER_TURN, number=number, question=question, sql=sql)
         for number, (question, sql) in enumerate(turn.history, 1)
     ]
-    has_steps = bool(tools) and max_replies > 1
+    if is_short:
+        how = ours(SHORT)
+    elif tools and max_replies > 1:
+        how = _stepwise(max_replies, tools)
+    else:
+        how = ours(DIRECT)
     return fill(
         SITUATION,
         task=ours(TASK),
-        how=_stepwise(max_replies, tools) if has_steps else ours(DIRECT),
+        how=how,
         schema=schema_text(schema),
         earlier=fill(EARLIER, turns=join("\n", turns)) if turns else "",
         evidence=fill(EVIDENCE, evidence=turn.evidence) if turn.evidence else "",
@@ -244,7 +262,7 @@ def memory_observation(
             number=number,
             question=entry.question,
             sql=entry.sql,
-            clauses=", ".join(entry.clauses),
+            clauses="; ".join(entry.clauses),
             result="" if shown is None else fill(REMEMBERED_RESULT, rows=rows),
         )
         turns.append(text)

@@ -107,9 +107,10 @@ def locate(path: str | None, what: str = "model.path") -> tuple[Path, dict[str, 
 
 def no_folder(path: str | None, what: str = "model.path") -> ValueError:
     """The error for a path that names no model folder."""
-    return ValueError(
-        f"{what} {path}: no such folder (get one: hf download NAME --local-dir FOLDER)"
-    )
+    advice = "get one: hf download NAME --local-dir FOLDER"
+    if path is not None and Path(path).name == "model":  # as a run calls its result
+        advice = f"the run {Path(path).parent} writes it at its end"
+    return ValueError(f"{what} {path}: no such folder ({advice})")
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -125,6 +125,9 @@ class ModelConfig:
     path: str | None = None
     """Folder of a Llama, Qwen2 or Qwen3 model (or of a peft adapter for one) with a ChatML or Llama
     3 chat template, or a .gguf file. null: the embedded model."""
+    shape_from: str | None = None
+    """Folder of a model with the architecture and the tokenizer that `path` will have. --dry_run
+    reads it while `path` does not exist; a run does not. null: none."""
     embedded: EmbeddedConfig = EmbeddedConfig()
     """Shape of the embedded model, which is trained from scratch if `model.path` is null."""
     lora: AdapterConfig = AdapterConfig()

@@ -19,7 +19,8 @@ from mtsql.model.policy import EmbeddedConfig, ModelConfig, policy_shape
 from mtsql.model.processor import DTYPES
 from mtsql.model.shapes import SHAPES, shape_named
 from mtsql.run.config import parse_config
-from mtsql.run.recipes import read_yaml
+from mtsql.run.recipes import nested
+from mtsql.run.recipes import read_recipe as read_file
 
 ROOT = Path(__file__).parents[3]
 """The repository, where the scripts are."""
@@ -129,7 +130,7 @@ def stage_of(file: str) -> Stage:
 
 def _all_keys(file: Path) -> set[str]:
     """The first parts of a recipe's keys."""
-    return {key.partition(".")[0] for key in read_yaml(file)}
+    return set(nested(read_file(file).values))
 
 
 def _script(stage: Stage) -> ModuleType:
@@ -169,8 +170,7 @@ def _recipe_of_run(recipe: Path, path: str) -> str | None:
     """The model that the run starts from whose result is `path`: the `model.path` of a recipe in
     the same folder with this `run`."""
     for file in sorted(recipe.parent.glob("*.yaml")):
-        values = read_yaml(file)
-        run = values.get("run")
+        run = nested(read_file(file).values).get("run")
         if run and Path(path).parent == Path(run):
             config = parse_config(_script(stage_of(str(file))).Config, ["--config", str(file)], "")
             found: str | None = config.model.path

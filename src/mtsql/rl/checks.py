@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from mtsql.agent.horizon import require_horizon
 from mtsql.model.sizes import require_room_in_batch
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round
@@ -64,6 +65,7 @@ def check_config(config: "Config") -> None:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.schedule_updates is not None and config.schedule_updates < 1:
         raise ValueError(f"schedule_updates is {config.schedule_updates}: it must be at least 1")
+    require_horizon(config)
     require_room_in_batch("max_batch_tokens", config.max_batch_tokens, max_tokens(config))
     if config.warm_start and not config.model.path:
         room = config.warm_start.max_batch_tokens

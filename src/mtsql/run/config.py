@@ -1,13 +1,14 @@
 """Turn recipes and dotted flags into nested dataclasses and back, with jsonargparse."""
 
+import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -15,9 +16,10 @@ from jsonargparse.typing import register_type
 
 from mtsql.choices import Size, parse_size
 from mtsql.files import print_page, write_text
+from mtsql.run.config_errors import explained, keys_of, make_parser, suggestion
 from mtsql.run.help import asked_topic, help_text, section_type
 from mtsql.run.implied import implied_recipe, old_run, preset_names
-from mtsql.run.recipes import in_a_line, read_yaml
+from mtsql.run.recipes import Implied, Recipe, in_a_line, read_recipe
 
 register_type(Size, int, parse_size, type_check=lambda value, _: isinstance(value, int))
 
@@ -36,8 +38,13 @@ def parse_config(
       flags after it win over it. If a recipe names a preset, the recipe's own keys win.
     - `--resume RUN` stands for `--config RUN/config.yaml`, and all other flags win over it.
     - `--from RUN`, or a checkpoint of it, stands for the same file before all other recipes.
+    - A recipe with the key `base` inherits from the recipe that it names (run/recipes.py).
+    - If the type of a section has a static method `implied(values)`, it gives what the section's
+      values in a recipe, or those of its flags, imply: values by dotted key of the whole
+      configuration. They count as given in the same place, unless they are given there.
     - If `kind` has a static method `first_recipe(model_path)`, the file that it returns, if any, is
       read before all recipes.
+    - `--dry_run` stands for `--dry_run true`.
     - `--help` prints `description` and all flags, `--help SECTION` one section, and exits.
     - `--print_config` prints the configuration that would run, and exits. If `kind` has a method
       `completed()`, its result is printed: the configuration, checked, with derived values set.
@@ -45,14 +52,14 @@ def parse_config(
     ValueError, in a line that names the fault, for an unknown or shortened flag, a value of the
     wrong type, a number that is not finite, or a recipe that cannot be read.
     """
-    argv = [re.sub(r"^--from(?=$|=)", "--from_run", word) for word in argv]
+    argv = [re.sub(r"^--from(?=$|=)", "--from_run", word) for word in _spelled_out(argv)]
     names = preset_names(presets)
     topic = asked_topic(argv)
     if topic is not None:
         choices = {"preset": names} if names else {}
         print_page(help_text(kind, description, topic, choices))
         raise SystemExit(0)
-    parser = _parser(kind)
+    parser = make_parser(kind)
     parser.add_argument("--config", action="config")
     parser.add_argument("--print_config", action="store_true")
     try:
@@ -87,17 +94,23 @@ def parse_config(
             parsed = _parsed(parser, kind, argv)
     except ArgumentError as error:
         recipes = [value for value, _ in _words(argv, "--config")]
+        for file in recipes:
+            _blame(parser, kind, file)
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
         for resumed, _ in _words(argv, "--resume"):
             where = f" ({resumed}/config.yaml: did another script or version of mtsql start it?)"
         for origin, _ in _words(argv, "--from_run"):
             where = f" (from {origin}: did another version of mtsql start it?)"
-        raise ValueError(_explained(error, kind) + where) from error
+        raise ValueError(explained(error, kind) + where) from error
     try:
         values = parser.instantiate(parsed).as_dict()
     except ValueError as error:
-        _build(kind, parsed.as_dict())
-        raise ValueError(in_a_line(error)) from error
+        fault = error
+        try:
+            _build(kind, parsed.as_dict())
+        except ValueError as better:
+            fault = better
+        raise ValueError(in_a_line(fault) + _place(kind, argv, str(fault))) from error
     values.pop("config", None)
     is_printed = values.pop("print_config")
     config = _usable(kind(**values), "")
@@ -109,32 +122,110 @@ def parse_config(
     return config
 
 
+def _spelled_out(argv: list[str]) -> list[str]:
+    """The flags, with `--dry_run` without a value as `--dry_run=true`."""
+    following = [*argv[1:], "--"][: len(argv)]
+    return [
+        "--dry_run=true" if word == "--dry_run" and after.startswith("--") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
+
+
 def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
     """The parser's result, after checks of ours: that all flags exist (the parser does not check
     nested keys), that it can read the recipes, and that they have values (`_check_values`)."""
-    keys = _keys(kind)
+    keys = keys_of(kind)
     sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, 9)}
     known = {*keys, *sections, *(f"{name}.help" for name in sections)} | OWN_FLAGS
     for word in argv:
         name = word.partition("=")[0]
         if name.startswith("--") and name[2:] not in known:
-            hint = _suggestion(name[2:], keys, "--")
+            hint = suggestion(name[2:], keys, "--")
             raise ValueError(f"unknown flag {name}{hint}; --help lists all")
-    for file, _ in _words(argv, "--config"):
-        if not file or not os.path.exists(file):
-            raise ValueError(f"--config {file or 'is empty'}: no such file")
-        if os.path.isdir(file):
-            raise ValueError(f"--config {file}: this is a folder: name a recipe in it")
-        values = read_yaml(file)
-        if not values:
-            raise ValueError(f"recipe {file}: it has no keys")
+    implied = _implied_by(kind)
+    expanded = []
+    for place, word in enumerate(argv):
+        is_recipe = place > 0 and argv[place - 1] == "--config"
+        if not is_recipe and not word.startswith("--config="):
+            expanded.append(word)
+            continue
+        file = word.removeprefix("--config=")
+        recipe = _recipe(kind, file, implied)
+        if not recipe.is_one_file:
+            file = yaml.safe_dump(recipe.values, sort_keys=False)  # the parser reads text, too
+        expanded.append(f"--config={file}" if word.startswith("--config=") else file)
+    flags = _flags(argv)
+    further = {key: value for key, value in implied(flags).items() if key not in flags}
+    expanded += [f"--{key}={json.dumps(value)}" for key, value in further.items()]
+    return parser.parse_args(expanded)
+
+
+def _recipe(kind: type, file: str, implied: Implied) -> Recipe:
+    """A recipe that a flag names, its files checked as far as the parser does not check them."""
+    if not file or not os.path.exists(file):
+        raise ValueError(f"--config {file or 'is empty'}: no such file")
+    if os.path.isdir(file):
+        raise ValueError(f"--config {file}: this is a folder: name a recipe in it")
+    recipe = read_recipe(file, implied)
+    for name, values in recipe.files.items():
         own = sorted(OWN_FLAGS & set(values))
         if own:
             raise ValueError(
-                f"recipe {file}: {own[0]} works only as a flag: remove it from the recipe"
+                f"recipe {name}: {own[0]} works only as a flag: remove it from the recipe"
             )
-        _check_values(kind, values, f"recipe {file}")
-    return parser.parse_args(argv)
+        _check_values(kind, values, f"recipe {name}")
+    return recipe
+
+
+def _implied_by(kind: type) -> Implied:
+    """What the sections of `kind` imply, without the keys that `kind` does not have."""
+    sections: dict[str, Any] = {n: section_type(hint) for n, hint in get_type_hints(kind).items()}
+    sources = {name: one.implied for name, one in sections.items() if hasattr(one, "implied")}
+    keys = set(keys_of(kind)) if sources else set()
+
+    def implied(values: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, source in sources.items():
+            start = f"{name}."
+            own = {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+            found |= {key: value for key, value in source(own).items() if key in keys}
+        return found
+
+    return implied
+
+
+def _flags(argv: list[str]) -> dict[str, Any]:
+    """Dotted key -> value of all flags, the last if one is given twice."""
+    values: dict[str, Any] = {}
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name != "--config":
+            following = argv[place + 1] if place + 1 < len(argv) else ""
+            values[name[2:]] = value if equals else following
+    return values
+
+
+def _blame(parser: ArgumentParser, kind: type, file: str) -> None:
+    """ValueError that names the file if one of a recipe's several files holds what the parser does
+    not read."""
+    files = read_recipe(file).files
+    for name, values in files.items() if len(files) > 1 else ():
+        try:
+            parser.parse_object(values)
+        except ArgumentError as error:
+            if "are required" not in str(error):
+                raise ValueError(f"{explained(error, kind)} (recipe {name})") from error
+
+
+def _place(kind: type, argv: list[str], error: str) -> str:
+    """The end of a message: the recipe that sets a key which the error names, unless a flag sets
+    it."""
+    places: dict[str, str] = {}
+    for file, _ in _words(argv, "--config"):
+        places |= read_recipe(file, _implied_by(kind)).places
+    named = [key for key in re.findall(r"[a-z]\w*(?:\.\w+)*", error) if key in places]
+    found = [places[key] for key in named if key not in _flags(argv)]
+    return f" (recipe {', '.join(dict.fromkeys(found))})" if found else ""
 
 
 def _build(kind: type, values: dict, path: str = "") -> Any:
@@ -180,21 +271,13 @@ def parse_values(kind: type, values: dict, where: str) -> Any:
 
     ValueError that names `where` and the key for an unknown key or a value of the wrong type.
     """
-    parser = _parser(kind)
+    parser = make_parser(kind)
     _check_values(kind, values, where)
     try:
         made = kind(**parser.instantiate(parser.parse_object(values)).as_dict())
     except (ArgumentError, ValueError) as error:
-        raise ValueError(f"{where}: {_explained(error, kind)}") from error
+        raise ValueError(f"{where}: {explained(error, kind)}") from error
     return _usable(made, f"{where}: ")
-
-
-def _parser(kind: type) -> ArgumentParser:
-    parser = ArgumentParser(
-        add_help=False, exit_on_error=False, allow_abbrev=False, print_config=None
-    )
-    parser.add_class_arguments(kind, fail_untyped=True)
-    return parser
 
 
 def _usable(config: Any, where: str) -> Any:
@@ -229,119 +312,6 @@ def _check_values(kind: type, values: dict, where: str, prefix: str = "") -> Non
             _check_values(section, value, where, f"{prefix}{name}.")
         elif section is not None and not isinstance(value, (str, NoneType)):
             raise ValueError(f"{where}: {prefix}{name} is {value!r}, but it has keys of its own")
-
-
-def _explained(error: Exception, kind: type, prefix: str = "") -> str:
-    """An error of the parser as a line that says what was expected. `prefix`: the place of `kind`
-    in the whole configuration."""
-    text = " ".join(str(error).split())
-    unrecognized = re.search(r"unrecognized arguments: (\S+)", text)
-    if unrecognized:
-        return f"{unrecognized[1]!r} belongs to no flag: flags are written --key value"
-    unknown = re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '?([\w.]+)'?", text)
-    if unknown:
-        optional = re.match(r'Parser key "([\w.]+)": Does not validate against any of', text)
-        key = ".".join(filter(None, [optional and optional[1], *unknown.groups()]))
-        return f"unknown key {key}{_suggestion(key, _keys(kind), '')}"
-    required = re.search(r"the following arguments are required: (.+)", text)
-    if required:
-        flags = ", ".join(f"--{name}" for name in required[1].split(", "))
-        return f"not given, but needed: {flags}"
-    missing = re.search(r"argument (--[\w.]+): expected one argument", text)
-    if missing:
-        return f"{missing[1]} needs a value"
-    complaint = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?: .*[vV]alue: ?(.*)', text)
-    if complaint:
-        key, value = complaint.groups()
-        nested = re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value)
-        if nested:  # a key of an optional section (`X | None`)
-            key = f"{key}.{nested[1]}"
-            value = nested[2].strip("'")
-        hint = _hint(kind, key)
-        nested_error = _error_in_section(hint, value)
-        if nested_error is not None:
-            return _explained(*nested_error, f"{prefix}{key}.")
-        if hint is not None:
-            return f"{prefix}{key} is {value[:80] or 'empty'}: expected {_expected(hint)}"
-    section = re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', text)
-    if section:
-        return f"{section[1]} is {section[2]}: it has keys of its own (--{section[1]}.KEY value)"
-    return in_a_line(error)
-
-
-def _error_in_section(hint: Any, value: str) -> tuple[ArgumentError, type] | None:
-    """The parser's error for the keys of an optional section (`X | None`), and the section's type.
-    The parser itself only says that the section as a whole is wrong. None if there is no error."""
-    section = section_type(hint)
-    if section is None or not value.startswith("{"):
-        return None
-    try:
-        _parser(section).parse_object(yaml.safe_load(value))
-    except ArgumentError as error:
-        return error, section
-    except (ValueError, TypeError, yaml.YAMLError):
-        pass
-    return None
-
-
-def _keys(kind: type, prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration."""
-    keys = []
-    for name, hint in get_type_hints(kind).items():
-        section = section_type(hint)
-        keys += _keys(section, f"{prefix}{name}.") if section else [prefix + name]
-    return keys
-
-
-def _suggestion(word: str, keys: list[str], dashes: str) -> str:
-    """The known key that was probably meant, as the end of a sentence; empty if none is similar."""
-    word = word.replace("-", "_")
-    deepest_first = sorted(keys, key=lambda key: -key.count("."))
-    by_last_part = {key.rsplit(".", 1)[-1]: key for key in deepest_first}
-    close = get_close_matches(word, keys, 1, 0.75)
-    if not close:
-        close = [key for key in keys if key.startswith(word)]
-    if not close:
-        close = get_close_matches(word.rsplit(".", 1)[-1], list(by_last_part), 1, 0.75)
-    if not close:
-        return ""
-    return f" (did you mean {dashes}{by_last_part.get(close[0], close[0])}?)"
-
-
-def _hint(kind: Any, key: str) -> Any:
-    """The type of a dotted key of a dataclass. None if there is no such key."""
-    for name in key.split("."):
-        section = section_type(kind)
-        kind = get_type_hints(section).get(name) if section else None
-    return kind
-
-
-_EXPECTED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    Size: "a size such as 8GB or 512MiB",
-    NoneType: "null",
-}
-
-
-def _expected(hint: Any) -> str:
-    """A type in words."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (tuple, list):
-        values = get_args(hint)
-        if get_origin(values[0]) is Literal:
-            choices = get_args(values[0])
-            return f"a list such as [{choices[0]}] of {', '.join(choices)}"
-        count = "" if Ellipsis in values or len(values) < 2 else f" of {len(values)} values"
-        return f"a list{count} such as [a, b]"
-    if hint in _EXPECTED:
-        return _EXPECTED[hint]
-    if is_dataclass(hint):
-        return "keys of its own"
-    return " or ".join(_expected(one) for one in get_args(hint)) or "another value"
 
 
 def to_dict(config: Any) -> Any:

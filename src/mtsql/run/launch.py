@@ -70,7 +70,8 @@ def run_script(main: Callable, kind: type, description: str, presets: Path | Non
             follow_launcher()
             prepare_output()
             config = parse_config(kind, sys.argv[1:], description, presets)
-            if hasattr(config, "completed"):
+            # A dry run completes its configuration itself, when it has a model to look at.
+            if hasattr(config, "completed") and not getattr(config, "dry_run", False):
                 config = config.completed()  # names mistakes before other processes are started
             start_missing_ranks()
             main(config)

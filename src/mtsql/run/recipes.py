@@ -1,5 +1,12 @@
-"""Recipes: YAML files, read strictly."""
+"""Recipes: YAML files, read strictly, which may inherit from each other.
 
+base: base/rl.yaml       # a path relative to this file
+env: {max_replies: 6}    # wins over the base's env.max_replies; its other keys stay
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +58,102 @@ def read_yaml(path: Path | str) -> dict:
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"recipe {path}: expected keys with values, found {values!r:.80}")
     return values or {}
+
+
+Implied = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From the values of a recipe (by dotted key) to the values that they imply."""
+BASE = "base"
+"""The key that names the recipe from which a recipe inherits."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with everything that it inherits."""
+
+    values: dict[str, Any]
+    """Nested values. They have no dotted keys if the recipe inherits anything."""
+    files: dict[str, dict[str, Any]]
+    """Name of a file -> what stands in it, except for `base`: the recipe first, its last base at
+    the end."""
+    places: dict[str, str]
+    """Dotted key -> the file that sets it."""
+    is_one_file: bool
+    """Whether the values are those of a single file as they stand there."""
+
+
+def read_recipe(path: Path | str, implied: Implied | None = None) -> Recipe:
+    """A recipe and its bases. A key of a recipe wins over the same key of its base; sections are
+    merged key by key, and any other value, a list included, is replaced.
+
+    `implied` gives further values of each file from the file's own. ValueError, in a line that
+    names the files, for a base that is missing, that is no path, or that leads back to a recipe
+    which inherits from it.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    chain: list[Path] = []
+    file = Path(path)
+    name = str(path)
+    while True:
+        if file.resolve() in chain:
+            circle = " -> ".join([*files, name])
+            raise ValueError(f"recipe {path}: its bases form a circle: {circle}")
+        chain.append(file.resolve())
+        values = read_yaml(name)
+        base = values.pop(BASE, None)
+        if not values and base is None:
+            raise ValueError(f"recipe {name}: it has no keys")
+        files[name] = values
+        if base is None:
+            break
+        if not isinstance(base, str) or not base:
+            raise ValueError(f"recipe {name}: base is {base!r}: expected the path of a recipe")
+        file = Path(os.path.normpath(file.parent / base))
+        if not file.is_file():
+            raise ValueError(f"recipe {name}: its base {base} is not there: no file {file}")
+        name = str(file)
+    merged: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for name, values in reversed(files.items()):
+        own = nested(values)
+        keys = flattened(own)
+        further = implied(keys) if implied else {}
+        for key in [*keys, *further]:
+            places = {k: f for k, f in places.items() if not k.startswith(f"{key}.")}
+            places[key] = name
+        merged = merge(merge(merged, nested(further)), own)
+    is_one_file = len(files) == 1 and not further
+    return Recipe(values if is_one_file else merged, files, places, is_one_file)
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with a section for each part of a dotted key: `a.b: 1` becomes `a: {b: 1}`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: nested(value) if isinstance(value, dict) else value}
+        out = merge(out, value)
+    return out
+
+
+def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, section by section. Where both have a value that is no section, that of `own` wins."""
+    out = dict(base)
+    for key, value in own.items():
+        before = out.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        out[key] = merge(before, value) if both and before is not None else value
+    return out
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one with dotted keys. An empty section stays as it is."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            out |= flattened(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
 
 
 def in_a_line(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""--dry_run: every phase of a run in a minute, on a small random model."""
