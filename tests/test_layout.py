@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "__main__": {"run"},
     "choices": set(),
     "files": set(),
-    "toyworld": set(),
+    "toyworld": {"demos.plan"},
     "run": set(),
     "sql": {"toyworld"},
     "judge": {"sql"},
     "agent": {"sql"},
+    "demos": {"agent", "judge", "sql"},
     "model": set(),
     "engine": {"model"},
     "learner": {"model", "run.ranks"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""
-WITHOUT_TORCH = ("sql", "judge", "toyworld", "agent")
+WITHOUT_TORCH = ("sql", "judge", "toyworld", "agent", "demos")
 
 
 def imported(path: Path) -> set[str]:
