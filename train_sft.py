@@ -21,6 +21,8 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.cold_start import gold_demonstrations
+from mtsql.demos.config import GoldConfig
 from mtsql.engine.engine import Engine, EngineConfig, SamplingConfig
 from mtsql.files import print_line, read_json, write_text
 from mtsql.judge.hardness import hardness
@@ -88,11 +90,12 @@ class Config:
     """Folder of a run to continue, with its own configuration. null: a new run."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    source: Literal["demonstrations", "self"] = "demonstrations"
+    source: Literal["demonstrations", "self", "gold"] = "demonstrations"
     """What the model learns from. demonstrations: the file `demonstrations`. self: its own correct
-    rollouts."""
+    rollouts. gold: demonstrations made from the gold SQL, kept in <run>/demonstrations.jsonl."""
     demonstrations: str | None = None
     """A demonstrations.jsonl for the training split. null: the toy world's."""
+    gold: GoldConfig = GoldConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig(max_replies=6)
@@ -133,7 +136,7 @@ class Progress:
     update: int = 0
     """Finished optimizer steps of all rounds."""
     round: int = 0
-    """The round that is trained; 0 without rounds (source=demonstrations)."""
+    """The round that is trained; 0 without rounds (source is not self)."""
     done: int = 0
     """Finished optimizer steps of this round."""
 
@@ -152,15 +155,18 @@ def check(config: Config) -> None:
     what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
     room = config.sft.max_batch_tokens
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
-    if config.source == "self":
+    has_no_effect = f"has no effect with source={config.source}: leave it out"
+    if config.source != "gold" and config.gold != GoldConfig():
+        raise ValueError(f"gold {has_no_effect}")
+    if config.source != "demonstrations":
         if config.demonstrations:
-            raise ValueError("demonstrations has no effect with source=self: leave it out")
+            raise ValueError(f"demonstrations {has_no_effect}")
         return
     if config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
     elif not config.data.is_toy:
         raise ValueError(
-            "demonstrations is not set: name a demonstrations.jsonl, or use --source self"
+            "demonstrations is not set: name a demonstrations.jsonl, or use --source gold or self"
         )
 
 
@@ -204,7 +210,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
     session.load(learner)
     progress = Progress(**session.state.get("place", {}))
     try:
-        if config.source == "demonstrations":
+        if config.source != "self":
             samples = replayed_demonstrations(config, session)
             train_on(samples, config, session, learner, progress)
         else:
@@ -267,7 +273,7 @@ def train_on(
     """SFT over `samples`, from `progress` on. Every rank holds all samples and takes its share of
     each step."""
     sft = config.sft
-    stage = "sft" if config.source == "demonstrations" else f"round{progress.round}"
+    stage = f"round{progress.round}" if config.source == "self" else "sft"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
     lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
@@ -299,12 +305,14 @@ def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
     into the model's positions."""
     workbench = session.workbench
     is_main = session.ranks.is_main
+    is_gold = config.source == "gold"
+    file = gold_demonstrations(config, session) if is_gold else demonstrations_file(config)
     with activity("replaying demonstrations", is_main, "demonstrations") as show:
         samples = demonstration_samples(
             workbench.corpora["train"],
             workbench.env_maker("train"),
             workbench.renderer,
-            demonstrations_file(config),
+            file,
             seed=config.seed,
             max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,
