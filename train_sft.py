@@ -165,9 +165,7 @@ def check(config: Config) -> None:
     if config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
     elif not config.data.is_toy:
-        raise ValueError(
-            "demonstrations is not set: name a demonstrations.jsonl, or use --source gold or self"
-        )
+        raise ValueError("demonstrations is not set: name a file, or use --source gold or self")
 
 
 def max_tokens(config: Config) -> int:

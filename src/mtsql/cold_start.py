@@ -1,5 +1,5 @@
-"""The cold start of train_sft.py with `source=gold`: demonstrations from the gold SQL of the training
-split, written to the run folder."""
+"""The cold start of train_sft.py with `source=gold`: demonstrations from the training split's gold
+SQL, written to the run folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -5,7 +5,7 @@ The memory shows the last turn's query with this condition, in both styles of pr
 
 from collections.abc import Iterator
 
-from mtsql.demos.scene import FirstTry, Scene, bare
+from mtsql.demos.scene import FirstTry, Scene, bare, cased
 from mtsql.sql.statement import Select, Source, Span, Statement, replaced
 
 Key = tuple[str, ...]
@@ -119,17 +119,20 @@ def _without(statement: Statement, term: Span) -> str:
     others = [one.span for one in statement.terms(span) if one.span != term]
     if not others:
         return statement.text(edits=dict.fromkeys(range(span[0] - 1, span[1]), ""))
-    return statement.text(edits=replaced(span, " AND ".join(map(statement.text, others))))
+    return statement.text(
+        edits=replaced(span, f" {cased(statement, 'AND')} ".join(map(statement.text, others)))
+    )
 
 
 def _with_condition(statement: Statement, select: Select, condition: str) -> str:
     """The query with one more condition in WHERE."""
     where = select.clauses.get("where")
     if where:
-        text = f"{condition} AND {statement.as_term(where)}"
+        text = f"{condition} {cased(statement, 'AND')} {statement.as_term(where)}"
         return statement.text(edits=replaced(where, text))
     last = select.clauses["from"][1] - 1
-    edits = {last: f"{statement.tokens[last].text} WHERE {condition}"}
+    where_word = cased(statement, "WHERE")
+    edits = {last: f"{statement.tokens[last].text} {where_word} {condition}"}
     return statement.text(edits=edits)
 
 

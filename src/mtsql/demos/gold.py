@@ -196,7 +196,7 @@ def demonstrate(scene: Scene, kind: str) -> Demonstration | str:
 
 def _at_once(scene: Scene) -> Plan:
     gold = scene.turn.sql
-    before = thoughts.asked(scene)
+    before = thoughts.asked(scene, gold)
     if scene.config.max_replies == 1:
         return [Act("answer", gold, before)]
     has_recall = bool(scene.turn.history) and scene.config.max_replies > 2
@@ -228,7 +228,7 @@ def _with_first_try(first: FirstTry, kind: str, scene: Scene) -> Plan | None:
     if not before and kind in UNNAMED:
         before = thoughts.try_first(scene)
     elif not before:
-        before = thoughts.asked(scene, names_conditions=kind != "dropped")
+        before = thoughts.asked(scene, wrong or gold, kind != "dropped")
     if first.look and wrong is not None:
         said[1] = first.after
     return thinking(plan, {0: before, **_last_thoughts(scene, plan), **said})

@@ -98,7 +98,7 @@ def _other_spellings(value: str, scene: Scene) -> list[str]:
     others = [value.lower(), value.title(), value.capitalize()]
     others.append(value.removesuffix("s") if value.endswith("s") else f"{value}s")
     words = value.split()
-    if len(words) > 1:
+    if len(words) > 1 and all(map(str.isalpha, words)):
         others.append("".join(word[0] for word in words).upper())
     elif value.isalpha() and len(value) > 5:
         others.append(value[:3])

@@ -91,7 +91,7 @@ class Scene:
             case "nothing":
                 return result.is_empty
             case _:  # the memory shows it, and the result shows nothing strange
-                return result.is_ok and not result.is_empty
+                return result.is_ok and any(cell for row in result.rows for cell in row)
 
     def shown(self, result: QueryResult) -> str:
         """A result as the model reads it in the brief style, which shows no more than the full
@@ -123,6 +123,11 @@ def plain_sources(statement: Statement, sources: list[Source]) -> bool:
 def source_text(statement: Statement, source: Source) -> str:
     """The name of a source's table, as the query writes it."""
     return statement.tokens[source.span[0]].text
+
+
+def cased(statement: Statement, word: str) -> str:
+    """A keyword, in lower case if the query writes its first one so."""
+    return word.lower() if statement.tokens[0].text.islower() else word
 
 
 def column_start(statement: Statement, at: int) -> int:

@@ -7,8 +7,8 @@ names no column, as a text.
 import re
 from collections.abc import Iterator
 
-from mtsql.demos.scene import FirstTry, Scene, column_start, plain_sources, source_text
-from mtsql.sql.schema import fold, quoted
+from mtsql.demos.scene import FirstTry, Scene, cased, column_start, plain_sources, source_text
+from mtsql.sql.schema import Table, fold, quoted
 from mtsql.sql.statement import Select, Source, Span, Statement
 
 NO_COLUMN = "no such column"
@@ -81,13 +81,13 @@ def _without_alias(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
 
 
 def _other_table(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
-    """`SELECT age FROM concert` for `SELECT age FROM singer`."""
+    """`SELECT age FROM concert` for `SELECT age FROM singer`, where a foreign key links the two."""
     places = [(at, source) for at, source in _columns(statement)]
     lone = [s for s in statement.selects if len(s.sources) == 1 and s.sources[0].table]
     for select in scene.choices(lone):
         source = select.sources[0]
         names = [at for at, target in places if target is source]
-        for table in scene.choices(list(scene.schema.tables)):
+        for table in scene.choices(_linked_tables(source, scene)):
             columns = {fold(column.name) for column in table.columns}
             missing = [at for at in names if fold(statement.tokens[at].text) not in columns]
             if not missing or quoted(table.name) != table.name:
@@ -103,6 +103,16 @@ def _other_table(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
                 ]
                 evidence = f"{NO_COLUMN}: {written}"
                 yield FirstTry(wrong, "error", scene.rng.choice(thoughts), evidence)
+
+
+def _linked_tables(source: Source, scene: Scene) -> list[Table]:
+    """The tables that a foreign key links to a source, in the order of the schema."""
+    linked = set()
+    for (table, _), (other, _) in scene.database.schema.foreign_keys:
+        pair = {fold(table), fold(other)}
+        linked |= pair if source.table in pair else set()
+    names = linked - {source.table}
+    return [table for table in scene.schema.tables if fold(table.name) in names]
 
 
 def _other_column(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
@@ -206,12 +216,12 @@ def _is_key_pair(statement: Statement, on: Span) -> bool:
 def _with_other_key(statement: Statement, on: Span, at: int, scene: Scene) -> Iterator[FirstTry]:
     source = statement.targets[at]
     table = scene.table(source.table) if source else None
-    if table is None:
+    if source is None or table is None:
         return
     right = " ".join(statement.text(on).split())
     keys = {fold(column) for column in table.primary_key}
-    for pair in scene.schema.foreign_keys:
-        keys |= {fold(column) for name, column in pair if name == table.name}
+    for pair in scene.database.schema.foreign_keys:
+        keys |= {fold(column) for name, column in pair if fold(name) == source.table}
     name = fold(statement.tokens[at].text)
     for column in scene.choices([column.name for column in table.columns]):
         is_key = fold(column) in keys or fold(column).endswith("id")
@@ -238,7 +248,7 @@ def wrong_aggregates(scene: Scene) -> Iterator[FirstTry]:
         text = " ".join(statement.text(having).split())
         edits = dict.fromkeys(range(having[0] - 1, having[1]), "")
         where = select.clauses.get("where") or select.clauses["from"]
-        word = "AND" if "where" in select.clauses else "WHERE"
+        word = cased(statement, "AND" if "where" in select.clauses else "WHERE")
         last = where[1] - 1
         edits[last] = f"{statement.tokens[last].text} {word} {statement.as_term(having)}"
         thoughts = [

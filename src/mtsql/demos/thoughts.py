@@ -14,10 +14,10 @@ MAX_CHARS = 80
 """Longer parts of a query are not repeated in a thought."""
 
 
-def asked(scene: Scene, names_conditions: bool = True) -> str:
-    """What the question asks, as the gold query's results and tables, and the conditions that hold
-    as before, unless the first query loses one of them."""
-    statement = scene.statement
+def asked(scene: Scene, sql: str, names_conditions: bool = True) -> str:
+    """What the question asks, as the results and tables of the first query, and the conditions that
+    hold as before, unless this query loses one of them."""
+    statement = scene.read(sql)
     if statement is None:
         return try_first(scene)
     what, tables = _results(statement), _tables(statement)
@@ -39,7 +39,7 @@ def asked(scene: Scene, names_conditions: bool = True) -> str:
 
 def try_first(scene: Scene) -> str:
     """A first thought that names no part of the query."""
-    texts = ["Try a query first.", "Write a query and see whether it runs.", "A first query:"]
+    texts = ["Try a query first.", "Write a query and see whether it runs.", "Start with a query."]
     return scene.rng.choice(texts)
 
 
