@@ -69,6 +69,14 @@ def shared_conditions(scene: Scene) -> dict[Key, Span]:
     return {key: term for key, term in own.items() if key in before}
 
 
+def held_conditions(scene: Scene) -> list[str]:
+    """The same as text, without qualifiers."""
+    statement = scene.statement
+    if statement is None:
+        return []
+    return [bare(statement, span) for span in shared_conditions(scene).values()]
+
+
 def _last(scene: Scene) -> Statement | None:
     """The query of the last turn, read."""
     return scene.read(scene.turn.history[-1][1]) if scene.turn.history else None

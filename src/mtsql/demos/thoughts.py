@@ -3,7 +3,7 @@ what the question, the schema or the observation shows."""
 
 from collections.abc import Sequence
 
-from mtsql.demos.filters import shared_conditions
+from mtsql.demos.filters import held_conditions
 from mtsql.demos.scene import Scene, bare, source_text
 from mtsql.sql.query import QueryResult
 from mtsql.sql.statement import Statement
@@ -27,7 +27,7 @@ def asked(scene: Scene, sql: str, names_conditions: bool = True) -> str:
         f"Wanted: {what}, to be read from {tables}.",
     ]
     text = scene.rng.choice(texts)
-    kept = [bare(statement, span) for span in shared_conditions(scene).values()]
+    kept = held_conditions(scene)
     if kept and names_conditions and len(kept[0]) <= MAX_CHARS:
         held = [
             f"{kept[0]} holds as before.",
@@ -59,7 +59,7 @@ def coherent(scene: Scene) -> str:
     last = scene.read(scene.turn.history[-1][1])
     if statement is None or last is None:
         return scene.rng.choice(["It fits the question.", "The query answers this question."])
-    kept = [bare(statement, span) for span in shared_conditions(scene).values()]
+    kept = held_conditions(scene)
     texts = ["It fits the question and what was asked before."]
     if kept and len(kept[0]) <= MAX_CHARS:
         texts = [f"It keeps {kept[0]}, as it should.", f"{kept[0]} is kept from the last query."]
