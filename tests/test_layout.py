@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "rl_run": {"run", "rl", "lines", "session"},
     "cold_start": {"run", "rl", "session"},
     "warm_start": {"run", "rl", "workbench"},
-    "commands": {"audit", "engine", "judge", "learner", "model", "run", "sql"},
+    "commands": {"agent", "audit", "demos", "engine", "judge", "learner", "model", "run", "sql"},
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""

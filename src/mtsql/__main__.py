@@ -13,6 +13,7 @@ COMMANDS = {
     "audit": "look at a data set, and at what the reward pays, before training",
     "score": "score a file of predictions by the official rules (EX and EM)",
     "schema": "write the tables.json of database files",
+    "demos": "write demonstrations made from gold SQL, for a cold start",
     "measure": "find out which settings are fastest on this machine",
     "env": "print the versions and the hardware, for a bug report",
 }
