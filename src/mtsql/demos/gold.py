@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 from mtsql.agent.env import EnvConfig
+from mtsql.agent.protocol import EXEC_SQL
 from mtsql.demos import thoughts
 from mtsql.demos.config import KINDS, NUM_REPLIES, GoldConfig
 from mtsql.demos.filters import dropped, kept
@@ -120,7 +121,7 @@ def demonstrations(
     """Demonstrations of all turns of a corpus within the limits of `env`. ValueError if there is
     none. `show` is told of each turn.
 
-    They use both of the paper's tools; `agent/demonstrations.py` fits them to fewer.
+    Most use both of the paper's tools; `agent/demonstrations.py` fits them to fewer.
     """
     return gathered(look_at(corpus.turns, corpus, config, env, seed, show))
 
@@ -213,8 +214,11 @@ def _with_first_try(first: FirstTry, kind: str, scene: Scene) -> Plan | None:
         plan = looked_up(wrong, first.look, gold, has_history)
         said = {len(plan) - 2: first.found}  # with the gold query, to the memory or to be run
     elif first.noticed == "memory" and wrong is not None:
-        plan = recalled(wrong, gold)
-        said = {1: thoughts.ran(scene.run(wrong), scene), 2: first.after}
+        runs = EXEC_SQL in scene.config.tools
+        plan = recalled(wrong, gold, runs)
+        said = {2: first.after} if runs else {1: first.after}
+        if runs:
+            said[1] = thoughts.ran(scene.run(wrong), scene)
     elif wrong is not None:
         plan = mended(wrong, gold, has_history)
         said = {1: first.after}

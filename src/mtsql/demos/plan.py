@@ -6,7 +6,8 @@ from gold SQL. This module knows neither databases nor the tags of the protocol.
     direct    run, [ask the memory], answer
     mended    run a wrong query, run the right one, [ask the memory], answer
     looked_up [run a wrong query], look up a value, [run | ask the memory], answer
-    recalled  run a wrong query, ask the memory, run the right one, answer
+    recalled  run a wrong query, ask the memory, run the right one, answer;
+              without execution: ask the memory about the wrong and the right one, answer
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,8 +53,12 @@ def looked_up(wrong: str | None, look: str, gold: str, recalls: bool) -> Plan:
     return [*first, look_act, *then, *_ending(gold, recalls)]
 
 
-def recalled(wrong: str, gold: str) -> Plan:
-    """The memory shows what a query that runs well keeps or drops wrongly."""
+def recalled(wrong: str, gold: str, runs: bool = True) -> Plan:
+    """The memory shows what a query that runs well keeps or drops wrongly. Without execution (`runs`)
+    the memory is asked again about the right one."""
+    if not runs:
+        again = Act("memory_retrieve", gold, rejects=True)
+        return [Act("memory_retrieve", wrong), again, Act("answer", gold)]
     return [
         Act("exec_sql", wrong),
         Act("memory_retrieve", wrong),
