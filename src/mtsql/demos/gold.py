@@ -98,7 +98,8 @@ class Made:
         lines.append(f"  {played['']} run the gold query at once")
         for kind in KINDS:
             if self.drawn[kind]:
-                lines.append(f"  {played[kind]} of {self.drawn[kind]} drawn: {kind} first")
+                drawn = f"drawn for {self.drawn[kind]} turns, not possible on the others"
+                lines.append(f"  {played[kind]} with {kind} first ({drawn})")
         lines += [f"  {count} left out: {why}" for why, count in sorted(self.left_out.items())]
         return lines
 

@@ -130,7 +130,7 @@ def _with_mend(
 ) -> FirstTry | None:
     """The try with the way back to the right spelling; None if there is no honest one."""
     look = _look_up(found, spelling, scene)
-    shown = "only NULL" if scene.run(wrong).rows else "no rows"
+    shown = scene.nothing(wrong)
     if look:
         thoughts = [
             f"With {condition} it returns {shown}. How is {found.column} written?",

@@ -54,8 +54,8 @@ def looked_up(wrong: str | None, look: str, gold: str, recalls: bool) -> Plan:
 
 
 def recalled(wrong: str, gold: str, runs: bool = True) -> Plan:
-    """The memory shows what a query that runs well keeps or drops wrongly. Without execution (`runs`)
-    the memory is asked again about the right one."""
+    """The memory shows what a query that runs well keeps or drops wrongly. If the agent cannot run
+    the right one (`runs`), it asks the memory again."""
     if not runs:
         again = Act("memory_retrieve", gold, rejects=True)
         return [Act("memory_retrieve", wrong), again, Act("answer", gold)]

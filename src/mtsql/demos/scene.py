@@ -93,6 +93,10 @@ class Scene:
             case _:  # the memory shows it, and the result shows nothing strange
                 return result.is_ok and any(cell for row in result.rows for cell in row)
 
+    def nothing(self, sql: str) -> str:
+        """What a query without a result shows, in words."""
+        return "only NULL" if self.run(sql).rows else "no rows"
+
     def shown(self, result: QueryResult) -> str:
         """A result as the model reads it in the brief style, which shows no more than the full
         one."""

@@ -229,11 +229,13 @@ def _with_other_key(statement: Statement, on: Span, at: int, scene: Scene) -> It
             continue
         edits = {at: column}
         join = " ".join(statement.text(on, edits).split())
+        wrong = statement.text(edits=edits)
+        shown = scene.nothing(wrong)
         thoughts = [
-            f"Nothing comes back with the join on {join}. The tables belong together by {right}.",
-            f"The join on {join} finds nothing: it must be {right}.",
+            f"The join on {join} returns {shown}. The tables belong together by {right}.",
+            f"It returns {shown} with the join on {join}: it must be {right}.",
         ]
-        yield FirstTry(statement.text(edits=edits), "nothing", scene.rng.choice(thoughts))
+        yield FirstTry(wrong, "nothing", scene.rng.choice(thoughts))
 
 
 def wrong_aggregates(scene: Scene) -> Iterator[FirstTry]:
