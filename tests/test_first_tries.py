@@ -37,7 +37,7 @@ def actions(steps: list[dict]) -> list[str]:
             "literal",
             f"{NAMES} WHERE country = 'France'",
             (),
-            {f"{NAMES} WHERE country = '{text}'" for text in ("france", "Frances", "Fra")},
+            {f"{NAMES} WHERE country = '{text}'" for text in ("france", "Fra")},
         ),
         (
             "literal",
@@ -205,6 +205,7 @@ def test_a_spelling_is_looked_up_first_only_if_nothing_tells_it(database):
         ),
         ("kept", f"{NAMES} WHERE country = 'France' AND age > 30", (FRENCH,), "it holds"),
         ("kept", f"{NAMES} WHERE country = 'Netherlands'", (FRENCH,), "nothing is left"),
+        ("kept", f"{NAMES} WHERE age > 50 OR country = 'France'", (FRENCH,), "a part of it"),
         ("kept", "SELECT genre FROM song", (FRENCH,), "the table is gone"),
         ("kept", f"{NAMES} EXCEPT SELECT name FROM song", (FRENCH,), "a set operator"),
     ],

@@ -39,11 +39,11 @@ def kept(scene: Scene) -> Iterator[FirstTry]:
     if statement is None or last is None:
         return
     select = _only_select(statement)
-    own = {
-        _key(statement, term) for select in statement.selects for term in _terms(select, statement)
-    }
     if select is None or len(statement.selects) > 1:
         return
+    where = select.clauses.get("where")
+    terms = statement.terms(where) if where else []
+    own = {_key(statement, term.span) for term in terms}
     for term in scene.choices(_conditions(last)):
         text = _moved(last, term, select, statement)
         if text is None or _key(last, term) in own:

@@ -96,7 +96,10 @@ def _comparisons(statement: Statement) -> list[_Comparison]:
 def _other_spellings(value: str, scene: Scene) -> list[str]:
     """Other spellings that somebody might try: the one of the question, then others at random."""
     others = [value.lower(), value.title(), value.capitalize()]
-    others.append(value.removesuffix("s") if value.endswith("s") else f"{value}s")
+    if value.endswith("s"):
+        others.append(value.removesuffix("s"))
+    elif value[0].islower():  # a name has no plural
+        others.append(f"{value}s")
     words = value.split()
     if len(words) > 1 and all(map(str.isalpha, words)):
         others.append("".join(word[0] for word in words).upper())
