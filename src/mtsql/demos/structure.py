@@ -219,12 +219,9 @@ def _with_other_key(statement: Statement, on: Span, at: int, scene: Scene) -> It
     if source is None or table is None:
         return
     right = " ".join(statement.text(on).split())
-    keys = {fold(column) for column in table.primary_key}
-    for pair in scene.database.schema.foreign_keys:
-        keys |= {fold(column) for name, column in pair if fold(name) == source.table}
     name = fold(statement.tokens[at].text)
     for column in scene.choices([column.name for column in table.columns]):
-        is_key = fold(column) in keys or fold(column).endswith("id")
+        is_key = (column,) == table.primary_key or fold(column).endswith("id")
         if not is_key or fold(column) == name or quoted(column) != column:
             continue
         edits = {at: column}
