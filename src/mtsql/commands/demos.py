@@ -8,8 +8,7 @@
 Needs no model. Writes demonstrations.jsonl to the run folder, and prints how
 many turns have a demonstration, with which first tries, and why others have
 none. train_sft.py --source gold makes the same file for the same seed, shares
-and limits (env.max_replies is 6 there and 4 here and in the recipes). To learn
-from an edited file:
+and environment. To learn from an edited file:
 
     accelerate launch train_sft.py --source demonstrations \\
         --demonstrations runs/demos-sparc/demonstrations.jsonl ...

@@ -203,7 +203,7 @@ def _at_once(scene: Scene) -> Plan:
         return [Act("answer", gold, before)]
     has_recall = bool(scene.turn.history) and scene.config.max_replies > 2
     plan = direct(gold, has_recall)
-    return thinking(plan, {0: before, **_last_thoughts(scene, plan)})
+    return thinking(plan, {0: before, **_gold_thoughts(scene, plan)})
 
 
 def _with_first_try(first: FirstTry, kind: str, scene: Scene) -> Plan | None:
@@ -236,10 +236,10 @@ def _with_first_try(first: FirstTry, kind: str, scene: Scene) -> Plan | None:
         before = thoughts.asked(scene, wrong or gold, kind != "dropped")
     if first.look and wrong is not None:
         said[1] = first.after
-    return thinking(plan, {0: before, **_last_thoughts(scene, plan), **said})
+    return thinking(plan, {0: before, **_gold_thoughts(scene, plan), **said})
 
 
-def _last_thoughts(scene: Scene, plan: Plan) -> dict[int, str]:
+def _gold_thoughts(scene: Scene, plan: Plan) -> dict[int, str]:
     """The thoughts after a run of the gold query and after its recall."""
     said = {}
     for place, act in enumerate(plan[:-1]):
