@@ -62,7 +62,7 @@ def _without_alias(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
     for at, source in scene.choices(list(_columns(statement))):
         start = column_start(statement, at)
         name = statement.tokens[at].text
-        others = _sources_beside(statement, source)
+        others = [one for one in _sources_beside(statement, source) if one.table != source.table]
         both = [other for other in others if other.table and fold(name) in other.columns]
         if start == at or not both:
             continue
@@ -187,11 +187,14 @@ def _left_out(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
             written = statement.text((start, at + 1))
             thoughts = [
                 f"{written} needs {table}: join it on {on}.",
-                f"The query has no {table}, but {written} is its column: join it on {on}.",
+                f"{written} is a column of {table}, which FROM lacks: join it on {on}.",
             ]
-            if alias.lower() != table.lower():
-                thoughts.append(f"{alias} is not there: join {table} AS {alias} on {on}.")
-            thought = scene.rng.choice(thoughts[: None if start < at else 2])
+            named = f"{alias} is not there: join {table} AS {alias} on {on}."
+            if last.table in (one.table for one in select.sources[:-1]):
+                thoughts = [named]
+            elif start < at and alias.lower() != table.lower():
+                thoughts.append(named)
+            thought = scene.rng.choice(thoughts)
             yield FirstTry(wrong, "error", thought, f"{NO_COLUMN}: {written}")
 
 
