@@ -22,6 +22,8 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.cold_start import gold_demonstrations
+from mtsql.demos.config import GoldConfig
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
 from mtsql.files import print_line
@@ -91,11 +93,13 @@ class Config:
     folder RUN-dry, and print what the real run will do."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    source: Literal["demonstrations", "self", "file"] = "demonstrations"
-    """What the model learns from. demonstrations: the file `demonstrations`. self: its own correct
-    rollouts. file: the trajectories of `pool`, whoever wrote them (docs/pool.md)."""
+    source: Literal["demonstrations", "gold", "self", "file"] = "demonstrations"
+    """What the model learns from. demonstrations: the file `demonstrations`. gold: demonstrations
+    that are made from gold SQL (docs/demonstrations.md). self: its own correct rollouts. file: the
+    trajectories of `pool`, whoever wrote them (docs/pool.md)."""
     demonstrations: str | None = None
     """A demonstrations.jsonl for the training split. null: the toy world's."""
+    gold: GoldConfig = GoldConfig()
     pool: str | tuple[str, ...] = ()
     """For source=file: a JSON Lines file of trajectories, or several: '[a.jsonl, b.jsonl]'."""
     model: ModelConfig = ModelConfig()
@@ -161,6 +165,10 @@ def check(config: Config) -> None:
         raise ValueError(f"pool has no effect with source={config.source}: leave it out")
     if config.demonstrations and config.source != "demonstrations":
         raise ValueError(f"demonstrations has no effect with source={config.source}: leave it out")
+    if config.gold != GoldConfig() and config.source != "gold":
+        raise ValueError(f"gold has no effect with source={config.source}: leave it out")
+    if config.source == "gold":
+        return
     if config.source == "file":
         check_pool(pool_files(config))
         return
@@ -175,9 +183,7 @@ def check(config: Config) -> None:
     if config.demonstrations:
         read_demonstrations(Path(config.demonstrations))
     elif not config.data.is_toy:
-        raise ValueError(
-            "demonstrations is not set: name a demonstrations.jsonl, or use --source self"
-        )
+        raise ValueError("demonstrations is not set: name a file, or use --source gold or self")
 
 
 def splits(config: Config) -> tuple[str, ...]:
@@ -231,7 +237,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
     session.load(learner)
     progress = Progress(**session.state.get("place", {}))
     try:
-        if config.source == "demonstrations":
+        if config.source in ("demonstrations", "gold"):
             samples = replayed_demonstrations(config, session)
             train_on(samples, config, session, learner, progress)
         elif config.source == "file":
@@ -338,12 +344,14 @@ def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
     into the model's positions."""
     workbench = session.workbench
     is_main = session.ranks.is_main
+    is_gold = config.source == "gold"
+    file = gold_demonstrations(config, session) if is_gold else demonstrations_file(config)
     with activity("replaying demonstrations", is_main, "demonstrations") as show:
         samples = demonstration_samples(
             workbench.corpora["train"],
             workbench.env_maker("train"),
             workbench.renderer,
-            demonstrations_file(config),
+            file,
             seed=config.seed,
             max_samples=config.sft.max_samples,
             max_prompt_tokens=config.max_prompt_tokens,

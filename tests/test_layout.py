@@ -35,15 +35,16 @@ MAY_IMPORT = {
         "sql",
         "workbench",
     },
-    "toyworld": set(),
+    "toyworld": {"demos.plan"},
     "run": set(),
     "sql": {"toyworld"},
     "judge": {"sql"},
     "agent": {"sql", "judge.sql_parser", "judge.sql_query"},
+    "demos": {"agent", "judge", "sql"},
     "model": set(),
     "engine": {"model"},
     "learner": {"model", "run.ranks"},
-    "rl": {"agent", "judge", "engine", "learner", "model", "sql", "run.ranks"},
+    "rl": {"agent", "demos", "judge", "engine", "learner", "model", "sql", "run.ranks"},
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
@@ -52,13 +53,25 @@ MAY_IMPORT = {
     "branch": {"run", "rl", "learner", "session"},
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
+    "cold_start": {"run", "rl", "session"},
     "warm_start": {"run", "rl", "workbench"},
     "dry": {"run", "rl", "agent", "model", "sql", "lines", "workbench"},
-    "commands": {"audit", "engine", "judge", "learner", "model", "plan", "run", "sql"},
+    "commands": {
+        "agent",
+        "audit",
+        "demos",
+        "engine",
+        "judge",
+        "learner",
+        "model",
+        "plan",
+        "run",
+        "sql",
+    },
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""
-WITHOUT_TORCH = ("sql", "judge", "toyworld", "agent")
+WITHOUT_TORCH = ("sql", "judge", "toyworld", "agent", "demos")
 
 
 def imported(path: Path) -> set[str]:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from helpers.databases import make_database
-from mtsql.audit.reader import read_sql
 from mtsql.audit.rewritings import REWRITINGS, rewritings_of
-from mtsql.audit.statement import Unreadable
 from mtsql.judge.agreement import rounded
 from mtsql.rl.rewards import RewardConfig, answer_scores
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.reader import read_sql
 from mtsql.sql.sandbox import QueryConfig, run_query
 from mtsql.sql.schema import Schema, schema_from_sqlite
+from mtsql.sql.statement import Unreadable
 
 SCRIPT = """
 CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER,

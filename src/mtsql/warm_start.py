@@ -37,7 +37,7 @@ def warm_start_key(sft: "train_sft.Config", show: Show = show_nothing) -> str:
     from. `show` is told of each demonstration."""
     env = replace(sft.env, num_sql_workers=0)  # the number of workers changes no result
     settings = to_dict(replace(sft, env=env))
-    for without_effect in ("run", "resume", "engine", "checkpoint", "trackers"):
+    for without_effect in ("run", "resume", "gold", "engine", "checkpoint", "trackers"):
         del settings[without_effect]
     del settings["model"]["few_rows"]
     settings["model"]["dtype"] = "auto"  # what it means is a text of its own below

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import sqlparse
 
-from mtsql.audit.reader import read_sql
-from mtsql.audit.statement import Unreadable
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.reader import read_sql
 from mtsql.sql.sandbox import QueryResult
 from mtsql.sql.schema import Schema, quoted
+from mtsql.sql.statement import Unreadable
 
 MAX_CONSTANT_CELLS = 8
 """Limit of the cells of a row that an attack writes down as a constant."""

@@ -14,11 +14,11 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
 from mtsql.audit.attacks import literal
-from mtsql.audit.reader import read_sql
-from mtsql.audit.statement import Unreadable, replaced
 from mtsql.sql.dialogues import Turn
+from mtsql.sql.reader import read_sql
 from mtsql.sql.sandbox import QueryResult, run_query
 from mtsql.sql.schema import Database, Table, quoted
+from mtsql.sql.statement import Unreadable, replaced
 
 PASS = Verdict.PASS
 NO_PASS = Verdict.NO_PASS

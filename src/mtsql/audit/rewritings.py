@@ -9,8 +9,6 @@ on queries whose rows do not depend on the order in which rows are stored.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from mtsql.audit.reader import read_sql
-from mtsql.audit.statement import Edits, Span, Statement, Unreadable, replaced
 from mtsql.audit.structure import (
     add_aliases,
     exists_for_in,
@@ -18,7 +16,9 @@ from mtsql.audit.structure import (
     rename_aliases,
     reorder_joins,
 )
+from mtsql.sql.reader import read_sql
 from mtsql.sql.schema import Schema
+from mtsql.sql.statement import Edits, Span, Statement, Unreadable, replaced
 
 MIRRORED = {
     "=": "=",

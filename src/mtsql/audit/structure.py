@@ -1,8 +1,8 @@
 """Rewritings of FROM, of aliases and of sub-queries. rewritings.py has the others and the list."""
 
-from mtsql.audit.reader import read_sql
-from mtsql.audit.statement import Edits, Select, Source, Span, Statement, replaced
+from mtsql.sql.reader import read_sql
 from mtsql.sql.schema import fold
+from mtsql.sql.statement import Edits, Select, Source, Span, Statement, replaced
 
 AGGREGATES = frozenset("count sum avg min max total group_concat".split())
 _COLUMN = 3  # tokens of a qualified column: t . a

@@ -1,20 +1,25 @@
-"""Demonstrations: replies that others wrote for a turn, read from a file and played through the
-real environment.
+"""Demonstrations: replies that others wrote for a turn, or that are made from its gold SQL, kept in
+a file and played through the real environment.
 """
 
+import hashlib
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 from mtsql.agent.demonstrations import fit
-from mtsql.agent.env import Outcome, SqlEnv
+from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
-from mtsql.files import parse_json, read_lines
+from mtsql.demos.config import GoldConfig
+from mtsql.demos.gold import gathered, look_at
+from mtsql.files import parse_json, read_json, read_lines, read_text, write_text
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
 from mtsql.rl.rollout import Show, show_nothing
 from mtsql.rl.trajectory import Trajectory
+from mtsql.run.ranks import Ranks
 from mtsql.sql.dialogues import Corpus, Turn
 
 ACTIONS = (EXEC_SQL, MEMORY_RETRIEVE, "answer")
@@ -100,6 +105,55 @@ def demonstration_samples(
             f"max_prompt_tokens={max_prompt_tokens}"
         )
     return samples
+
+
+def write_gold_demonstrations(
+    file: Path,
+    corpus: Corpus,
+    config: GoldConfig,
+    env: EnvConfig,
+    seed: int,
+    ranks: Ranks,
+    is_resumed: bool,
+    show: Show = show_nothing,
+) -> list[str]:
+    """Make demonstrations from gold SQL and write them to `file`. -> what was made, as lines.
+
+    Each rank makes its share of the turns; the file is the same for any number of ranks. All ranks
+    must call this. Beside it, `gold.json` holds the lines and a hash of the file: a resumed run
+    uses the file that it began with. ValueError if that has changed since.
+    """
+    notes = file.with_name("gold.json")
+    if is_resumed and ranks.from_main(notes.is_file):
+        ranks.on_main(_check_unchanged, file, notes)
+        lines: list[str] = ranks.from_main(read_json, notes)["lines"]
+        return lines
+    turns = corpus.turns
+    mine = look_at(ranks.share(turns), corpus, config, env, seed, show)
+    places = [
+        place for rank in range(ranks.count) for place in range(rank, len(turns), ranks.count)
+    ]
+    looks = dict(zip(places, ranks.gather(mine), strict=True))
+    made = gathered([looks[place] for place in range(len(turns))])
+    lines = made.lines()
+    if ranks.is_main:
+        text = made.text()
+        write_text(file, text)
+        write_text(notes, json.dumps({"hash": _hash(text), "lines": lines}, indent=1) + "\n")
+    ranks.gather([])  # the others read the file now
+    return lines
+
+
+def _check_unchanged(file: Path, notes: Path) -> None:
+    if _hash(read_text(file)) != read_json(notes)["hash"]:
+        raise ValueError(
+            f"{file} changed since the run was started: undo the change, or start a new run with "
+            "--source demonstrations --demonstrations and a copy of it"
+        )
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _reply(step: object, where: str) -> Reply:

@@ -8,6 +8,17 @@ import random
 import re
 from dataclasses import replace
 
+from mtsql.demos.plan import (
+    Act,
+    Plan,
+    direct,
+    looked_up,
+    mended,
+    recalled,
+    shows_nothing,
+    steps_of,
+    thinking,
+)
 from mtsql.toyworld.states import Domain, Filter, RunQuery, State, say, to_sql
 from mtsql.toyworld.words import CATEGORIES, NUMBERS
 
@@ -34,9 +45,6 @@ WRONG_TABLE_SHARE = 0.6
 """Share of the misread queries on one table that name the other table; the others name a column
 that does not exist."""
 
-Plan = list[tuple[str, str]]
-"""(action, SQL) of each step."""
-
 
 def demonstrate(
     state: State, before: State | None, domain: Domain, rng: random.Random, run: RunQuery
@@ -46,24 +54,20 @@ def demonstrate(
     gold = to_sql(state, domain)
     unknown = _unknown_spellings(state, before)
     if rng.random() < HASTY[bool(unknown)]:
-        return _steps([("answer", gold)])
+        return steps_of([Act("answer", gold)])
     draw = rng.random()
-    ending: Plan = [("answer", gold)]
-    if before is not None:
-        ending.insert(0, ("memory_retrieve", gold))
+    recalls = before is not None
 
-    steps = None
+    plan = None
     if unknown:
-        steps = _look_up(state, before, domain, unknown, draw, ending, run)
-    if steps is None and before is not None and draw > FORGETS_ABOVE:
-        steps = _forget_filters(state, before, domain, gold, run)
-    if steps is None and not unknown and draw < MISREADS_BELOW:
-        steps = _misread_schema(gold, domain, ending, rng, run)
-    if steps is None and draw > AMBIGUOUS_ABOVE:
-        steps = _omit_alias(gold, ending, run)
-    if steps is None:
-        steps = _steps([("exec_sql", gold), *ending])
-    return steps
+        plan = _look_up(state, before, domain, unknown, draw, run)
+    if plan is None and before is not None and draw > FORGETS_ABOVE:
+        plan = _forget_filters(state, before, domain, gold, run)
+    if plan is None and not unknown and draw < MISREADS_BELOW:
+        plan = _misread_schema(gold, domain, recalls, rng, run)
+    if plan is None and draw > AMBIGUOUS_ABOVE:
+        plan = _omit_alias(gold, recalls, run)
+    return steps_of(direct(gold, recalls) if plan is None else plan)
 
 
 def _unknown_spellings(state: State, before: State | None) -> list[Filter]:
@@ -83,9 +87,8 @@ def _look_up(
     domain: Domain,
     unknown: list[Filter],
     draw: float,
-    ending: Plan,
     run: RunQuery,
-) -> list[dict] | None:
+) -> Plan | None:
     """Look up how the database spells a value: at once, or after a guess that found nothing.
 
     None if the agent guesses and the spelling of the question is right.
@@ -93,28 +96,28 @@ def _look_up(
     gold = to_sql(state, domain)
     guess = to_sql(state, domain, lambda f: f.said if f in unknown else f.value)
     column = unknown[-1].column
-    look = ("exec_sql", f"SELECT DISTINCT {column} FROM {unknown[-1].table}")
+    look = f"SELECT DISTINCT {column} FROM {unknown[-1].table}"
     finding = f"{column} is {unknown[-1].value}"
-    # At a later turn the memory runs the query, too. A query before it would be a fifth step.
-    rest = [("exec_sql", gold), *ending] if before is None else ending
+    recalls = before is not None
 
     looks_first = draw >= LOOKS_FIRST_FROM
     if not looks_first and guess == gold:
         return None
-    if not looks_first and _shows_nothing(run(guess)):
-        thoughts = {1: "nothing , look", 2: finding}
-        return _steps([("exec_sql", guess), look, *rest], rejecting=1, thoughts=thoughts)
+    if not looks_first and _finds_nothing(run(guess)):
+        plan = looked_up(guess, look, gold, recalls)
+        return thinking(plan, {1: "nothing , look", 2: finding})
     # A guess that is wrong, but whose rows would not show it, is not demonstrated.
-    return _steps([look, *rest], thoughts={0: f"look at {column}", 1: finding})
+    plan = looked_up(None, look, gold, recalls)
+    return thinking(plan, {0: f"look at {column}", 1: finding})
 
 
-def _shows_nothing(rows: list[tuple] | None) -> bool:
-    return not rows or rows in ([(0,)], [(None,)])
+def _finds_nothing(rows: list[tuple] | None) -> bool:
+    return rows is None or shows_nothing(rows) or rows == [(0,)]
 
 
 def _forget_filters(
     state: State, before: State, domain: Domain, gold: str, run: RunQuery
-) -> list[dict] | None:
+) -> Plan | None:
     """Query without the filters of earlier turns, and let the memory show that they are missing."""
     kept = [f for f in state.filters if f in before.filters]
     if not kept:
@@ -123,31 +126,23 @@ def _forget_filters(
     forgetful = to_sql(replace(state, filters=without), domain)
     if forgetful == gold or not run(forgetful):
         return None
-    plan = [
-        ("exec_sql", forgetful),
-        ("memory_retrieve", forgetful),
-        ("exec_sql", gold),
-        ("answer", gold),
-    ]
-    return _steps(plan, rejecting=2, thoughts={2: f"keep {min(say(f) for f in kept)}"})
+    return thinking(recalled(forgetful, gold), {2: f"keep {min(say(f) for f in kept)}"})
 
 
 def _misread_schema(
-    gold: str, domain: Domain, ending: Plan, rng: random.Random, run: RunQuery
-) -> list[dict] | None:
+    gold: str, domain: Domain, recalls: bool, rng: random.Random, run: RunQuery
+) -> Plan | None:
     wrong, name = _misread(gold, domain, rng)
     if wrong == gold or run(wrong) is not None:
         return None
-    plan = [("exec_sql", wrong), ("exec_sql", gold), *ending]
-    return _steps(plan, rejecting=1, thoughts={1: f"{name} is not there"})
+    return thinking(mended(wrong, gold, recalls), {1: f"{name} is not there"})
 
 
-def _omit_alias(gold: str, ending: Plan, run: RunQuery) -> list[dict] | None:
+def _omit_alias(gold: str, recalls: bool, run: RunQuery) -> Plan | None:
     bare = gold.replace("T1.name", "name", 1)
     if bare == gold or run(bare) is not None:
         return None
-    plan = [("exec_sql", bare), ("exec_sql", gold), *ending]
-    return _steps(plan, rejecting=1, thoughts={1: "name is in both tables"})
+    return thinking(mended(bare, gold, recalls), {1: "name is in both tables"})
 
 
 def _misread(gold: str, domain: Domain, rng: random.Random) -> tuple[str, str]:
@@ -179,24 +174,3 @@ def _with_other_alias(gold: str, rng: random.Random) -> tuple[str, str]:
     alias = "T2" if place[0].startswith("T1") else "T1"
     wrong = gold[: place.start()] + alias + gold[place.start() + 2 :]
     return wrong, place[1]
-
-
-def _steps(
-    plan: Plan, rejecting: int | None = None, thoughts: dict[int, str] | None = None
-) -> list[dict]:
-    """Write a plan as steps. Each one judges the result before it `pass`, except the one at the
-    place `rejecting`."""
-    steps = []
-    action_before = ""
-    for number, (action, sql) in enumerate(plan):
-        verdict = "no_pass" if number == rejecting else "pass"
-        step = {
-            "think": (thoughts or {}).get(number, ""),
-            "exec_verdict": verdict if action_before == "exec_sql" else None,
-            "memory_verdict": verdict if action_before == "memory_retrieve" else None,
-            "action": action,
-            "sql": sql,
-        }
-        steps.append(step)
-        action_before = action
-    return steps

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
+from mtsql.demos import plan
 from mtsql.toyworld import databases, demonstrations, dialogues, states, words
 from mtsql.toyworld.databases import make_database, tables_entry
 from mtsql.toyworld.demonstrations import demonstrate
@@ -33,8 +34,10 @@ SOURCES = (
     dialogues.__file__,
     states.__file__,
     words.__file__,
+    plan.__file__,
 )
-"""The code that decides what the world looks like: all files of this folder."""
+"""The code that decides what the world looks like: all files of this folder, and the shapes of its
+demonstrations."""
 MAX_ROWS = 25
 """Maximum number of rows of a turn's result. Opening turns may have up to MAX_FIRST_ROWS rows."""
 MAX_FIRST_ROWS = 45

@@ -9,8 +9,8 @@ never guesses.
 import re
 from typing import cast
 
-from mtsql.audit.statement import Select, Source, Span, Statement, Token, TokenKind, Unreadable
 from mtsql.sql.schema import Schema, fold
+from mtsql.sql.statement import Select, Source, Span, Statement, Token, TokenKind, Unreadable
 
 KEYWORDS = frozenset(
     "select distinct all from as join inner left right full outer cross natural on using where and "
