@@ -22,7 +22,6 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.cold_start import gold_demonstrations
 from mtsql.demos.config import GoldConfig
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
@@ -32,12 +31,12 @@ from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, sample_order
 from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
 from mtsql.model.policy import ModelConfig
-from mtsql.model.sizes import BUDGETS, max_positions, require_positions, require_room_in_batch
+from mtsql.model.sizes import BUDGETS, require_room_in_batch
 from mtsql.model_notes import prompt_style
 from mtsql.plan.memory import require_memory
 from mtsql.rl.embeddings import check_embedding
-from mtsql.rl.pool_source import PoolRules, check_pool, read_pool
-from mtsql.rl.replay import demonstration_samples, read_demonstrations
+from mtsql.rl.pool_source import check_pool
+from mtsql.rl.replay import read_demonstrations
 from mtsql.rl.selftaught import SelfTaughtConfig
 from mtsql.rounds import collect_round, evaluate_round, round_folder, start_weights
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
@@ -50,7 +49,9 @@ from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
 from mtsql.run.trackers import Tracker
 from mtsql.session import Session, check_folder, open_session
+from mtsql.sources import demonstrations_file, pool_files, samples_of
 from mtsql.sql.datasets import DataConfig, held_out_splits
+from mtsql.sql.held_out import SPLIT as HELD_OUT
 from mtsql.workbench import check_sizes
 
 
@@ -189,7 +190,7 @@ def check(config: Config) -> None:
 def splits(config: Config) -> tuple[str, ...]:
     """The splits that a run reads."""
     if config.source == "file":  # whose trajectories must not be of these
-        return ("train", *held_out_splits(config.data))
+        return ("train", HELD_OUT, *held_out_splits(config.data))
     held_out = config.selftaught.eval_split if config.source == "self" else None
     return ("train", held_out) if held_out else ("train",)
 
@@ -229,7 +230,7 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
         accelerator,
         splits=splits(config),
         max_tokens=max_tokens(config),
-        demonstrations=demonstrations_file(config) if config.source == "demonstrations" else None,
+        demonstrations=demonstrations_file(config),
         pool=pool_files(config),
     )
     policy = session.workbench.policy
@@ -237,13 +238,11 @@ def warm_start(config: Config, begun: Checkpoint | None, accelerator: Accelerato
     session.load(learner)
     progress = Progress(**session.state.get("place", {}))
     try:
-        if config.source in ("demonstrations", "gold"):
-            samples = replayed_demonstrations(config, session)
-            train_on(samples, config, session, learner, progress)
-        elif config.source == "file":
-            train_on(pool_samples(config, session), config, session, learner, progress)
-        else:
+        if config.source == "self":
             train_on_own_rollouts(config, session, learner, progress)
+        else:
+            samples = samples_of(config, session)
+            train_on(samples, config, session, learner, progress)
     except KeyboardInterrupt as stop:
         raise session.stopped(stop, learner, progress.update, progress.state()) from None
     session.save_model()
@@ -332,69 +331,6 @@ def train_on(
             show(progress.done, num_steps)
             if config.checkpoint.every and progress.update % config.checkpoint.every == 0:
                 session.save_checkpoint(learner, progress.update, progress.state())
-
-
-def demonstrations_file(config: Config) -> Path:
-    """The demonstrations to learn from: the named file, or the toy world's."""
-    return Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")
-
-
-def replayed_demonstrations(config: Config, session: Session) -> list[Sample]:
-    """The demonstrations as samples. ValueError if the longest does not fit into a micro-batch or
-    into the model's positions."""
-    workbench = session.workbench
-    is_main = session.ranks.is_main
-    is_gold = config.source == "gold"
-    file = gold_demonstrations(config, session) if is_gold else demonstrations_file(config)
-    with activity("replaying demonstrations", is_main, "demonstrations") as show:
-        samples = demonstration_samples(
-            workbench.corpora["train"],
-            workbench.env_maker("train"),
-            workbench.renderer,
-            file,
-            seed=config.seed,
-            max_samples=config.sft.max_samples,
-            max_prompt_tokens=config.max_prompt_tokens,
-            show=show,
-        )
-    longest = max(len(sample.prompt_ids) + len(sample.ids) for sample in samples)
-    what = "the longest demonstration"
-    require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
-    require_positions(workbench.policy.config, longest, what)
-    return samples
-
-
-def pool_files(config: Config) -> list[Path]:
-    """The files of `pool`."""
-    files = [config.pool] if isinstance(config.pool, str) else config.pool
-    return [Path(file) for file in files]
-
-
-def pool_samples(config: Config, session: Session) -> list[Sample]:
-    """The trajectories of `pool` as samples. What is left out is printed by reason."""
-    workbench = session.workbench
-    positions = max_positions(workbench.policy.config)
-    room = config.sft.max_batch_tokens
-    rules = PoolRules(
-        train=workbench.corpora["train"],
-        held_out=[corpus for name, corpus in workbench.corpora.items() if name != "train"],
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_tokens=min(room, positions) if positions else room,
-        needs_answer=not config.env.answer_fallback,
-    )
-    with activity("reading the pool", session.ranks.is_main, "trajectories") as show:
-        found = read_pool(
-            pool_files(config),
-            rules,
-            workbench.env_maker("train"),
-            workbench.renderer,
-            seed=config.seed,
-            max_samples=config.sft.max_samples,
-            show=show,
-        )
-    for line in found.lines():
-        session.log.print(line)
-    return found.samples
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "branch": {"run", "rl", "learner", "session"},
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
-    "cold_start": {"run", "rl", "session"},
+    "sources": {"run", "rl", "learner.packing", "model.sizes", "session"},
     "warm_start": {"run", "rl", "workbench"},
     "dry": {"run", "rl", "agent", "model", "sql", "lines", "workbench"},
     "commands": {

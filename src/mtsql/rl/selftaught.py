@@ -40,7 +40,7 @@ class SelfTaughtConfig:
     """The weights that a round's SFT starts from. policy: those that sampled (algorithm 1). first:
     those after the first round, which itself starts from the base model. base: the base model.
     Adam starts afresh in each round."""
-    eval_split: Literal["dev", "dev_seen"] | None = "dev"
+    eval_split: Literal["dev", "dev_seen", "held_out"] | None = "dev"
     """The split that the model of each round is scored on, greedily and with gold history. Nothing
     is selected by it. null: none."""
     eval_turns: int = 0
