@@ -258,13 +258,10 @@ def last_lines(config: Config) -> str:
         "took": f"{took(config)}, {len(steps)} optimizer steps",
         "loss": f"{steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f}",
     }
-    split = config.selftaught.eval_split
-    scores = [
-        f"{row[f'{split}_ex']:.1f} {row[f'{split}_em']:.1f}"
-        for row in rows
-        if row["stage"] == "eval"
-    ]
-    if scores:
+    evaluations = [row for row in rows if row["stage"] == "eval"]
+    if evaluations:
+        split = next(key for key in evaluations[0] if key.endswith("_ex")).removesuffix("_ex")
+        scores = [f"{row[f'{split}_ex']:.1f} {row[f'{split}_em']:.1f}" for row in evaluations]
         values[f"{split} EX EM"] = f"{', '.join(scores)} after the rounds"
     if config.source == "self":
         values["rounds"] = f"{config.run}/rounds (pool, coverage and model of each)"
