@@ -46,6 +46,7 @@ def small(config: Any, run: Path, model: Path) -> Any:
         "run": str(run),
         "dry_run": False,
         "preset": None,
+        "from_run": None,  # its weights do not fit the stand-in
         "trackers": (),
         "model.path": str(model),
         "model.shape_from": None,
