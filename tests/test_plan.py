@@ -144,11 +144,14 @@ def test_sizes_come_from_the_folder_or_from_its_name(tmp_path):
 
 def test_turns_are_counted_in_the_files(tmp_path):
     train, dev = tmp_path / "train.json", tmp_path / "dev.json"
-    train.write_text(json.dumps([{"interaction": [{}, {}]}, {"interaction": [{}]}]))
+    goal = {"utterance": "all in all?", "query": "SELECT 1"}
+    dialogues = [{"interaction": [{}, {}], "final": goal}, {"interaction": [{}]}]
+    train.write_text(json.dumps(dialogues))
     dev.write_text(json.dumps([{"question": "how many?"}]))
     flags = ["--data.train", str(train), "--data.dev", str(dev)]
     recipe = read_recipe(SFT, flags, None, 0, 0)
-    assert (recipe.turns, recipe.dev_turns, recipe.counted) == (3, 1, "the files")
+    assert (recipe.turns, recipe.dev_turns, recipe.counted) == (4, 1, "the files")
+    assert read_recipe(SFT, [*flags, "--data.goals", "false"], None, 0, 0).turns == 3
     assert read_recipe(SFT, flags, None, 50, 0).turns == 50
     assert stage_of(SFT) == "sft" and stage_of(str(ROOT / "configs/rl_no_exec.yaml")) == "rl"
 

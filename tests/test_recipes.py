@@ -7,7 +7,6 @@ import json
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import eval as eval_script
 import pytest
@@ -21,7 +20,6 @@ from helpers.recipes import RECIPES, SHAPES, config_of, model_of, script_of
 from mtsql.engine import config as engine_config
 from mtsql.engine.config import check_engine, resolved_block_size
 from mtsql.rl.checks import check_config
-from mtsql.rl.rewards import RewardConfig
 from mtsql.run.config import config_diff, flat, parse_config, to_dict
 from mtsql.run.recipes import read_recipe
 from mtsql.workbench import load_corpora
@@ -35,21 +33,7 @@ def with_preset(name: str) -> train_rl.Config:
     return parse_config(train_rl.Config, ["--preset", name], "", train_rl.PRESETS)
 
 
-KNOWN = {
-    "source: gold": "gold" in get_args(get_type_hints(train_sft.Config)["source"]),
-    "process_from": "process_from" in {field.name for field in fields(RewardConfig)},
-}
-LATER = {word for word, is_known in KNOWN.items() if not is_known}
-"""Keys of recipes that this tree does not know yet."""
-
-
-def recipe(file: Path) -> object:
-    """A recipe as a parameter; one with a key of LATER is expected to fail."""
-    waits = any(word in file.read_text() for word in LATER)
-    return pytest.param(file, marks=[pytest.mark.xfail(strict=True)] if waits else [])
-
-
-@pytest.mark.parametrize("file", list(map(recipe, RECIPES)), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
 def test_a_recipe_is_a_valid_configuration(file):
     config = config_of(file)
     assert config_diff(config, script_of(file).Config())
@@ -70,9 +54,8 @@ def test_recipes_and_defaults_start_on_a_gpu(has_flash, monkeypatch):
     """Without a flag for the size of a block, and the longest trajectory fits in the cache."""
     monkeypatch.setattr(engine_config, "uses_flash", lambda device, dtype: has_flash)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    read = [file for file in RECIPES if not any(word in file.read_text() for word in LATER)]
     defaults = [script.Config() for script in (train_rl, train_sft, eval_script)]
-    for config in [*defaults, *map(config_of, read)]:
+    for config in [*defaults, *map(config_of, RECIPES)]:
         name = model_of(config)
         shape = Qwen3Config(**SHAPES[name]) if name else config.model.embedded
         longest = config.max_prompt_tokens + config.sampling.max_trajectory_tokens
@@ -86,8 +69,6 @@ def test_a_recipe_completes_with_a_model_of_its_shape(tmp_path):
     settings = {"hidden_size": 64, "num_attention_heads": 8, "max_position_embeddings": 40960}
     tried = set()
     for file in RECIPES:
-        if any(word in file.read_text() for word in LATER):
-            continue
         config = config_of(file)
         name = model_of(config)
         key = (script_of(file).__name__, name, config.sampling.max_trajectory_tokens)
@@ -106,7 +87,7 @@ def test_a_recipe_completes_with_a_model_of_its_shape(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "counts"), [("sparc", (8790, 1144)), ("cosql", (7190, 948))])
+@pytest.mark.parametrize(("data", "counts"), [("sparc", (11761, 1144)), ("cosql", (9303, 948))])
 def test_the_files_that_recipes_name_are_read(data, counts, shared):
     """By their names below the folder data/, from the real files. Some databases may be held out
     from training."""

@@ -145,19 +145,17 @@ def _script(stage: Stage) -> ModuleType:
 def _shape(model: ModelConfig, recipe: Path, name: str | None) -> tuple[str, PreTrainedConfig]:
     """The sizes of the recipe's model, and what they are those of."""
     if name is not None:
-        return name, SHAPES[name]
+        return f"{name} (published sizes)", SHAPES[name]
     if model.path is None:
         raise ValueError(
             f"recipe {recipe}: model.path is not set: the embedded model fits everywhere"
         )
-    if Path(model.path).exists():
-        shape = policy_shape(model)
-        assert not isinstance(shape, EmbeddedConfig)
-        return model.path, shape
-    known = shape_named(model.path)
-    if known is None:
-        earlier = _recipe_of_run(recipe, model.path)
-        known = shape_named(earlier) if earlier else None
+    for path in (model.path, model.shape_from):
+        if path is not None and Path(path).exists():
+            shape = policy_shape(replace(model, path=path))
+            assert not isinstance(shape, EmbeddedConfig)
+            return path, shape
+    known = shape_named(model.path) or shape_named(model.shape_from or "")
     if known is None:
         raise ValueError(
             f"model.path {model.path}: no such folder, and its name is that of no published model: "
@@ -166,37 +164,26 @@ def _shape(model: ModelConfig, recipe: Path, name: str | None) -> tuple[str, Pre
     return f"{known} (published sizes)", SHAPES[known]
 
 
-def _recipe_of_run(recipe: Path, path: str) -> str | None:
-    """The model that the run starts from whose result is `path`: the `model.path` of a recipe in
-    the same folder with this `run`."""
-    for file in sorted(recipe.parent.glob("*.yaml")):
-        run = nested(read_file(file).values).get("run")
-        if run and Path(path).parent == Path(run):
-            config = parse_config(_script(stage_of(str(file))).Config, ["--config", str(file)], "")
-            found: str | None = config.model.path
-            return found
-    return None
-
-
 def _counts(config: Any) -> tuple[int, int, str] | None:
     """Turns of training and dev: those in the files, else the official ones. None if neither is
     known."""
     train, dev = config.data.train, config.data.dev
     if train and dev and Path(train).is_file() and Path(dev).is_file():
-        return _count(Path(train)), _count(Path(dev)), "the files"
+        return _count(Path(train), config.data.goals), _count(Path(dev)), "the files"
     for name, (num_train, num_dev) in TURNS.items():
         if train and name in train.lower():
             return num_train, num_dev, f"the official {name.upper()}, since {train} is not there"
     return None
 
 
-def _count(file: Path) -> int:
-    """Turns in a JSON file of dialogues or questions."""
+def _count(file: Path, has_goals: bool = False) -> int:
+    """Turns in a JSON file of dialogues or questions, with the dialogues' goals if they count."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not a JSON file: give --turns and --dev_turns") from error
-    return sum(len(entry.get("interaction", [entry])) for entry in entries)
+    num_goals = sum("query" in entry.get("final", {}) for entry in entries) if has_goals else 0
+    return num_goals + sum(len(entry.get("interaction", [entry])) for entry in entries)
 
 
 def with_flags(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
