@@ -65,7 +65,8 @@ def test_what_tests_and_benchmarks_import_is_declared():
     product = names(PROJECT["dependencies"])
     dev = names(PROJECT["optional-dependencies"]["dev"])
     trackers = names(PROJECT["optional-dependencies"]["trackers"])
-    assert imported(TESTS) - product - trackers == dev - TOOLS
+    skipped = {"datasets", "trl"}  # the test of the pool is skipped where they are missing
+    assert imported(TESTS) - product - trackers - skipped == dev - TOOLS
     assert imported(BENCHMARKS) - product == PEERS
 
 
