@@ -95,6 +95,8 @@ def test_an_opening_may_have_a_system_message_and_no_tools():
         (PLAIN[:3] + PLAIN[2:], "in a row"),
         (PLAIN[:2] + PLAIN[1:], "in a row"),
         (PLAIN[:1] + PLAIN[2:], "in a row"),
+        ([message("system", "S"), *PLAIN[1:]], "no question"),
+        ([PLAIN[0], message("assistant", "", tool_calls=[structured("f")] * 2)], "several calls"),
     ],
 )
 def test_what_is_no_episode_of_one_question_is_said(messages, words):

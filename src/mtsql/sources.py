@@ -92,7 +92,7 @@ def pool_samples(config: "train_sft.Config", session: Session) -> list[Sample]:
         held_out=[corpus for name, corpus in workbench.corpora.items() if name != "train"],
         max_prompt_tokens=config.max_prompt_tokens,
         max_tokens=min(room, positions) if positions else room,
-        needs_answer=not config.env.answer_fallback,
+        env=config.env,
     )
     with activity("reading the pool", session.ranks.is_main, "trajectories") as show:
         found = read_pool(
