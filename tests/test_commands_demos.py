@@ -23,7 +23,7 @@ def test_it_writes_the_demonstrations_and_prints_what_was_made(tmp_path, capsys)
     file = tmp_path / "run/demonstrations.jsonl"
     assert capsys.readouterr().out.splitlines() == [
         "1 of 2 turns have a demonstration",
-        "  1 run the gold query at once",
+        "  1 begin with the gold query",
         "  1 left out: the gold query finds nothing",
         f"written to {file}",
     ]
