@@ -50,6 +50,18 @@ SIX = [rollout_of([first], [0], [0]) for first in (1, 2, 3, 50, 51, 99)]
 """With 2 interactions, in three clusters: 1, 2, 3; 50, 51; 99."""
 
 
+def test_vectors_that_are_not_finite_name_their_embedding():
+    with pytest.raises(ValueError, match="selftaught.embedding models/e: a vector has a number"):
+        select(
+            SIX,
+            [True] * 5 + [False],
+            False,
+            SelfTaughtConfig(embedding="models/e"),
+            0,
+            lambda trajectories: points_of(trajectories) * np.nan,
+        )
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_an_easy_or_always_solved_turn_keeps_few_short_rollouts(seed):
     config = SelfTaughtConfig(max_easy=1)
