@@ -123,16 +123,10 @@ def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limit
         schema, db_path = corpus.databases[turn.db_id].schema, corpus.databases[turn.db_id].path
         return SqlEnv(turn, Database(schema, db_path), limits, style)
 
-    samples = demonstration_samples(
-        corpus,
-        make_env,
-        renderer,
-        folder / "demonstrations.jsonl",
-        seed=0,
-        max_samples=0,
-        max_prompt_tokens=9999,
-    )
-    assert len(samples) == len(corpus.turns)
+    file = folder / "demonstrations.jsonl"
+    limits_of = {"seed": 0, "max_samples": 0, "max_prompt_tokens": 9999}
+    samples, lines = demonstration_samples(corpus, make_env, renderer, file, **limits_of)
+    assert len(samples) == len(corpus.turns) and not lines
     texts += [renderer.text(sample.prompt_ids + sample.ids) for sample in samples]
     text = "\n".join(texts)
     for name in ("memory_retrieve", "memory_verify", "exec_sql", "exec_verify", "<tool_call>"):

@@ -59,7 +59,7 @@ def replayed_demonstrations(
     workbench = session.workbench
     is_main = session.ranks.is_main
     with activity("replaying demonstrations", is_main, "demonstrations") as show:
-        samples = demonstration_samples(
+        samples, lines = demonstration_samples(
             workbench.corpora["train"],
             workbench.env_maker("train"),
             workbench.renderer,
@@ -69,6 +69,8 @@ def replayed_demonstrations(
             max_prompt_tokens=config.max_prompt_tokens,
             show=show,
         )
+    for line in lines:
+        session.log.print(line)
     longest = max(len(sample.prompt_ids) + len(sample.ids) for sample in samples)
     what = "the longest demonstration"
     require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
