@@ -102,6 +102,9 @@ def _openai(entry: dict[str, Any], where: str) -> tuple[str, str]:
     content = entry.get("content")
     if content is None and is_bare:
         content = ""
+    if isinstance(content, list):  # [{"type": "text", "text": ".."}, ..]
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(_text(part, f"{where}: content[{i}]") for i, part in enumerate(parts))
     content = _text(content, f"{where}: content")
     if role != "assistant":
         return role, content
