@@ -295,8 +295,9 @@ def train_on_own_rollouts(
         train_on(pool, config, session, learner, progress)
         session.save_model_to(round_folder(config, number) / "model")
         evaluate_round(config, session, number, progress.update)
-        progress.round = number + 1
-        progress.done = 0
+        with no_interrupt():
+            progress.round = number + 1
+            progress.done = 0
         if progress.round < config.selftaught.rounds:
             # The next round's rollouts belong to exactly these weights.
             session.save_checkpoint(learner, progress.update, progress.state())

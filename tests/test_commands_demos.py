@@ -23,7 +23,7 @@ def test_it_writes_the_demonstrations_and_prints_what_was_made(tmp_path, capsys)
     file = tmp_path / "run/demonstrations.jsonl"
     assert capsys.readouterr().out.splitlines() == [
         "1 of 2 turns have a demonstration",
-        "  1 run the gold query at once",
+        "  1 begin with the gold query",
         "  1 left out: the gold query finds nothing",
         f"written to {file}",
     ]
@@ -31,6 +31,18 @@ def test_it_writes_the_demonstrations_and_prints_what_was_made(tmp_path, capsys)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert "already holds demonstrations.jsonl: name another folder" in str(stop.value.code)
+
+
+def test_databases_that_a_training_holds_out_have_no_demonstrations(tmp_path, capsys):
+    for name in ("music", "songs"):
+        make_database(tmp_path / f"{name}.sqlite", MUSIC)
+    rows = [f"{name},who is there ?,SELECT name FROM singer" for name in ("music", "songs")]
+    (tmp_path / "train.csv").write_text("\n".join(["db_id,question,sql", *rows]))
+    data = [f"--data.train={tmp_path}/train.csv", f"--data.dev={tmp_path}/train.csv"]
+    main(["demos", *data, f"--data.databases={tmp_path}", "--data.hold_out=1", f"--run={tmp_path}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train: left out 1 turns (1 held out)"
+    assert lines[1] == "1 of 1 turns have a demonstration"
 
 
 def test_a_wrong_share_ends_it_with_one_line():

@@ -115,7 +115,8 @@ def test_the_toy_world_is_demonstrated_within_four_replies_and_without_a_false_c
 
 
 @pytest.mark.parametrize("tools", [BOTH, EXEC, MEMORY, ()])
-def test_they_fit_fewer_tools(database, tools, tmp_path):
+def test_they_fit_fewer_tools_and_make_no_mistake_that_these_cannot_show(database, tools, tmp_path):
+    kinds = set()
     for scene, demo in all_of(database, tools=tools):
         [replies] = replies_of([demo], tmp_path).values()
         fitted = fit(replies, tools)
@@ -124,8 +125,14 @@ def test_they_fit_fewer_tools(database, tools, tmp_path):
         require_full_reward(env, RewardConfig())
         calls = [record.sql for record in env.records if record.sql]
         assert len(calls) == len(fitted) - 1 and (tools or not calls)
-        if tools == MEMORY and demo.first not in ("dropped", "kept"):
+        kinds.add(demo.first)
+        if tools == MEMORY and not demo.first:
             assert calls == [scene.turn.sql] * bool(scene.turn.history)
+    by_memory = {"dropped", "kept"}
+    possible = (set(KINDS) - by_memory if "exec_sql" in tools else set()) | (
+        by_memory if "memory_retrieve" in tools else set()
+    )
+    assert kinds == {"", *possible}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """Databases that are held out of the training: which ones, and that no training sees them."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from helpers.models import tiny_tokenizer
 from helpers.small_world import use_small_world
 from mtsql import workbench
+from mtsql.agent.env import EnvConfig, SqlEnv
+from mtsql.model.rendering import Renderer
+from mtsql.rl.replay import demonstration_samples
 from mtsql.session import warn_of_known_databases
 from mtsql.sql.datasets import DataConfig
 from mtsql.sql.dialogues import Corpus, Dialogue, Turn
@@ -92,8 +97,7 @@ def test_only_a_training_splits_its_data(monkeypatch, capsys):
     assert list(load_corpora(few, ("train", "held_out"), is_training=True)) == ["train", "dev"]
 
 
-def test_demonstrations_of_held_out_databases_are_left_out(tmp_path, monkeypatch):
-    """`demonstration_samples` skips the turns in `left_out`."""
+def test_demonstrations_of_held_out_databases_are_left_out_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("mtsql.sql.datasets.WorldConfig", lambda: None)
     use_small_world()
     data = DataConfig(toy_folder=str(tmp_path / "toy"), hold_out=3)
@@ -103,6 +107,21 @@ def test_demonstrations_of_held_out_databases_are_left_out(tmp_path, monkeypatch
     known = {turn.turn_id for turn in train.turns}
     assert named & train.left_out.keys() and named <= known | train.left_out.keys()
     assert not known & train.left_out.keys() and len(train.databases) == 9
+    kinds = {json.loads(line)["turn_id"] in known: line for line in lines}
+    few = tmp_path / "few.jsonl"
+    few.write_text(f"{kinds[True]}\n{kinds[False]}\n")
+
+    def make_env(turn):
+        return SqlEnv(turn, train.databases[turn.db_id], EnvConfig(max_replies=6), "brief")
+
+    made = partial(demonstration_samples, train, make_env, Renderer(tiny_tokenizer()), few, seed=0)
+    samples, said = made(max_samples=1, max_prompt_tokens=9999)
+    assert len(samples) == 1
+    assert said == ["demonstrations: 1 left out: their turns are left out of the training"]
+    with pytest.raises(
+        ValueError, match="no demonstration to learn from; .*; .*: 1 left out: .*=1"
+    ):
+        made(max_samples=0, max_prompt_tokens=1)
 
 
 def test_a_model_that_was_trained_on_held_out_databases_is_noticed(tmp_path, capsys):

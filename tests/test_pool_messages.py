@@ -34,7 +34,7 @@ PLAIN = [
     message("assistant", ANSWER),
 ]
 STRUCTURED = [
-    message("user", "Q", tool_calls=None),  # as datasets fills up what other messages have
+    message("user", [{"type": "text", "text": "Q"}], tool_calls=None),  # as datasets fills up
     message(
         "assistant",
         None,
@@ -95,6 +95,8 @@ def test_an_opening_may_have_a_system_message_and_no_tools():
         (PLAIN[:3] + PLAIN[2:], "in a row"),
         (PLAIN[:2] + PLAIN[1:], "in a row"),
         (PLAIN[:1] + PLAIN[2:], "in a row"),
+        ([message("system", "S"), *PLAIN[1:]], "no question"),
+        ([PLAIN[0], message("assistant", "", tool_calls=[structured("f")] * 2)], "several calls"),
     ],
 )
 def test_what_is_no_episode_of_one_question_is_said(messages, words):
@@ -109,6 +111,7 @@ def test_what_is_no_episode_of_one_question_is_said(messages, words):
         ({"messages": ["Q"]}, r"messages\[0\]: expected an object"),
         ({"messages": [message("bot", "Q")]}, r"messages\[0\]: role: expected one of"),
         ({"messages": [message("user", None)]}, r"messages\[0\]: content: expected a string"),
+        ({"messages": [message("user", [{}])]}, r"messages\[0\]: content\[0\]: expected a string"),
         ({"messages": [message("assistant", None)]}, r"messages\[0\]: content: expected a string"),
         (
             {"messages": [message("assistant", "", tool_calls={"a": 1})]},

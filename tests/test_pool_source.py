@@ -189,7 +189,30 @@ def test_long_ones_and_those_without_an_answer_are_counted(splits, tmp_path):
     call["messages"][-1]["content"] = format_reply(SCRIPT[0])
     found = read(splits, tmp_path, good, bad, call)
     assert [len(places) for places in found.left_out.values()] == [2]
-    assert len(read(splits, tmp_path, bad, call, needs_answer=False).samples) == 2
+    assert len(read(splits, tmp_path, bad, call, env=EnvConfig(answer_fallback=True)).samples) == 2
+
+
+def test_an_episode_that_this_run_would_end_earlier_is_left_out(splits, tmp_path):
+    good = record_of(splits)
+    other = json.loads(record_line(good).replace("exec_sql", "run_query"))
+    prose = json.loads(record_line(good))
+    prose["messages"][1]["content"] = "I look at the data first."
+    found = read(splits, tmp_path, good, other, prose)
+    [(why, places)] = found.left_out.items()
+    assert len(places) == 2 and "calls none of env.tools=['exec_sql', 'memory_retrieve']" in why
+    with pytest.raises(ValueError, match="1: it has more than env.max_replies=2 replies"):
+        read(splits, tmp_path, good, env=EnvConfig(max_replies=2))
+    short = EnvConfig(horizon="short", tools=(), max_replies=1)
+    only = {"messages": [good["messages"][0], good["messages"][-1]]}
+    assert len(read(splits, tmp_path, good, only, env=short).samples) == 1
+
+
+def test_a_call_that_cannot_be_read_may_stay_where_the_run_answers_it(splits, tmp_path):
+    record = json.loads(record_line(record_of(splits)))
+    record["messages"][1]["content"] = "<tool_call>{</tool_call>"
+    assert read(splits, tmp_path, record, env=EnvConfig(malformed_call="observe")).samples
+    with pytest.raises(ValueError, match="no trajectory to learn from"):
+        read(splits, tmp_path, record)
 
 
 def test_no_trajectory_is_learned_twice(splits, tmp_path):
@@ -202,7 +225,7 @@ def test_no_trajectory_is_learned_twice(splits, tmp_path):
 def test_max_samples_keeps_some_of_all_files(splits, tmp_path):
     records = [json.loads(record_line(record_of(splits))) for _ in range(6)]
     for number, record in enumerate(records):
-        record["messages"][1]["content"] = f"<think>{number}</think>"
+        record["messages"][1]["content"] += f"<think>{number}</think>"
     found = read(splits, tmp_path, *records, max_samples=4)
     assert len(found.samples) == 4
     assert found.lines()[1] == "pool: 4 of them are used (sft.max_samples)"

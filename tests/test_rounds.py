@@ -180,16 +180,6 @@ def test_a_model_that_solves_nothing_stops_after_the_first_turns_with_advice(wor
 
 
 @pytest.mark.slow
-def test_a_new_run_uses_nothing_of_one_whose_log_was_deleted(world):
-    world.num_left = 1
-    run_until_it_dies(tiny_rounds("runs/anew"))
-    Path("runs/anew/metrics.jsonl").unlink()
-    world.num_left, world.asked = None, []
-    train_sft.main(tiny_rounds("runs/anew").completed())
-    assert len([number for number, _ in world.asked if number == 0]) == 3
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("start", ["policy", "first", "base"])
 def test_a_round_starts_from_the_named_weights_and_with_a_new_adam(start, world, monkeypatch):
     when = {turn_id: number for number, turn_id in enumerate(SOLVED)}

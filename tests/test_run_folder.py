@@ -107,3 +107,10 @@ def test_a_folder_that_holds_a_run_is_refused_with_advice_that_the_script_can_fo
         check_free(tmp_path)
     with pytest.raises(ValueError, match="already holds a run: .* --run or remove it$"):
         check_free(tmp_path, can_resume=False)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "rounds", "inputs.json"])
+def test_a_folder_of_a_run_whose_log_was_deleted_is_refused(name, tmp_path):
+    (tmp_path / name).mkdir()  # a resumed run would take it for its own
+    with pytest.raises(ValueError, match=f"^run {tmp_path} holds {name} of a run whose metrics"):
+        check_free(tmp_path)

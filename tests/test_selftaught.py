@@ -50,6 +50,18 @@ SIX = [rollout_of([first], [0], [0]) for first in (1, 2, 3, 50, 51, 99)]
 """With 2 interactions, in three clusters: 1, 2, 3; 50, 51; 99."""
 
 
+def test_vectors_that_are_not_finite_name_their_embedding():
+    with pytest.raises(ValueError, match="selftaught.embedding models/e: a vector has a number"):
+        select(
+            SIX,
+            [True] * 5 + [False],
+            False,
+            SelfTaughtConfig(embedding="models/e"),
+            0,
+            lambda trajectories: points_of(trajectories) * np.nan,
+        )
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_an_easy_or_always_solved_turn_keeps_few_short_rollouts(seed):
     config = SelfTaughtConfig(max_easy=1)
@@ -111,16 +123,10 @@ def test_samples_and_tokenizer_texts_know_the_offered_tools_only(tmp_path, limit
         schema, db_path = corpus.databases[turn.db_id].schema, corpus.databases[turn.db_id].path
         return SqlEnv(turn, Database(schema, db_path), limits, style)
 
-    samples = demonstration_samples(
-        corpus,
-        make_env,
-        renderer,
-        folder / "demonstrations.jsonl",
-        seed=0,
-        max_samples=0,
-        max_prompt_tokens=9999,
-    )
-    assert len(samples) == len(corpus.turns)
+    file = folder / "demonstrations.jsonl"
+    limits_of = {"seed": 0, "max_samples": 0, "max_prompt_tokens": 9999}
+    samples, lines = demonstration_samples(corpus, make_env, renderer, file, **limits_of)
+    assert len(samples) == len(corpus.turns) and not lines
     texts += [renderer.text(sample.prompt_ids + sample.ids) for sample in samples]
     text = "\n".join(texts)
     for name in ("memory_retrieve", "memory_verify", "exec_sql", "exec_verify", "<tool_call>"):

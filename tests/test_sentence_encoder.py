@@ -55,6 +55,9 @@ def test_texts_become_vectors_of_length_one_whatever_stands_beside_them(folder, 
         key = {"cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}[pooling]
         settings = {key: True, "pooling_mode_mean_tokens": False, "include_prompt": True}
         (path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings.pop("pad_token", None)  # as tokenizers of language models have none
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
     encoder = load_encoder(str(path), CPU, "selftaught.embedding")
     vectors = encoder.encode(["SELECT name", LONG, "name"])
     np.testing.assert_allclose((vectors**2).sum(1), 1, rtol=1e-5)

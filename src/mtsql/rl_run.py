@@ -2,7 +2,6 @@
 probe, the evaluations in between, and the last lines.
 """
 
-import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,8 +167,6 @@ def probe(
         counts = {turn.turn_id: (0, 0) for turn in turns}
         return build_curriculum(counts, config, seed)
     folder = session.folder / "probe"
-    if not session.config.resume and log.is_main:  # of a run whose log was deleted
-        shutil.rmtree(folder, ignore_errors=True)
     kept = kept_chunks(session.folder, "probe")
     if kept:
         log.print(f"probe: it goes on after {kept}")

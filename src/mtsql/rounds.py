@@ -176,8 +176,6 @@ def _play_round(
             log.print(f"{name}: {len(_solved(counts))} of the first {num_first} turns are solved")
 
     folder = round_folder(config, number) / CHUNKS
-    if not config.resume and session.ranks.is_main:  # of a run whose log was deleted
-        shutil.rmtree(folder, ignore_errors=True)
     kept = kept_chunks(session.folder, f"rounds/round{number}/{CHUNKS}")
     text = f"{name}: {len(turns)} turns, {num_samples} rollouts of each"
     log.print(f"{text}; it goes on after {kept}" if kept else text)

@@ -59,7 +59,7 @@ def replayed_demonstrations(
     workbench = session.workbench
     is_main = session.ranks.is_main
     with activity("replaying demonstrations", is_main, "demonstrations") as show:
-        samples = demonstration_samples(
+        samples, lines = demonstration_samples(
             workbench.corpora["train"],
             workbench.env_maker("train"),
             workbench.renderer,
@@ -69,6 +69,8 @@ def replayed_demonstrations(
             max_prompt_tokens=config.max_prompt_tokens,
             show=show,
         )
+    for line in lines:
+        session.log.print(line)
     longest = max(len(sample.prompt_ids) + len(sample.ids) for sample in samples)
     what = "the longest demonstration"
     require_room_in_batch("sft.max_batch_tokens", config.sft.max_batch_tokens, longest, what)
@@ -92,7 +94,7 @@ def pool_samples(config: "train_sft.Config", session: Session) -> list[Sample]:
         held_out=[corpus for name, corpus in workbench.corpora.items() if name != "train"],
         max_prompt_tokens=config.max_prompt_tokens,
         max_tokens=min(room, positions) if positions else room,
-        needs_answer=not config.env.answer_fallback,
+        env=config.env,
     )
     with activity("reading the pool", session.ranks.is_main, "trajectories") as show:
         found = read_pool(

@@ -93,9 +93,9 @@ def require_full_reward(env: SqlEnv, config: RewardConfig) -> None:
 _ROWS = re.compile(r"\b(?:(\d+) rows|(one) row)\b")
 _QUOTED = re.compile(r"(?:writes|is) '([^']*)'|^'([^']*)' is the value")
 _OF_LAST = re.compile(
-    r"The last query had (.*?)\. This question|^(.*?) (?:of the last question is missing|"
+    r"The last query had (.*?)\. This question|^(.*?) (?:of the last question still holds|"
     r"was a condition of the last|comes from the last|is kept from the last)|"
-    r"keep (?!that)(.*)\.$|keeps (.*?), as it|about (.*?), as (?:the one before|the last one)|"
+    r"keep (?!that|it\.)(.*)\.$|keeps (.*?), as it|about (.*?), as (?:the one before|the last one)|"
     r"from \w+(?: and \w+)*\. (.*?) holds as before"
 )
 

@@ -26,6 +26,9 @@ class ThreadRanks(Ranks):
 
     meeting: Meeting = field(default_factory=lambda: Meeting(threading.Barrier(1), [None]))
 
+    def _to_all(self, value: Any) -> Any:
+        return self._from_all(value)[0]
+
     def _from_all(self, value: Any) -> list[Any]:
         self.meeting.values[self.index] = value
         self.meeting.barrier.wait(WAIT_SECS)

@@ -7,8 +7,8 @@
 
 Needs no model. Writes demonstrations.jsonl to the run folder, and prints how
 many turns have a demonstration, with which first tries, and why others have
-none. train_sft.py --source gold makes the same file for the same seed, shares
-and environment. To learn from an edited file:
+none. train_sft.py --source gold makes the same file for the same data, seed,
+shares and environment. To learn from an edited file:
 
     accelerate launch train_sft.py --source demonstrations \\
         --demonstrations runs/demos-sparc/demonstrations.jsonl ...
@@ -28,6 +28,7 @@ from mtsql.run.locks import RunLock
 from mtsql.run.screen import activity
 from mtsql.run.seeds import require_seed
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
+from mtsql.sql.held_out import hold_out
 from mtsql.sql.worker_pool import set_num_workers
 
 
@@ -48,7 +49,8 @@ class Config:
 
 
 def main(words: Sequence[str]) -> None:
-    """Make the demonstrations of the training split, write them and print what was made."""
+    """Make the demonstrations of the training split, without its held-out databases as in a
+    training; write them and print what was made."""
     config = parse_config(Config, spelled_out(words, Config), __doc__)
     folder = Path(config.run)
     with RunLock(folder):
@@ -56,7 +58,7 @@ def main(words: Sequence[str]) -> None:
         if file.exists():
             raise ValueError(f"run {folder} already holds {file.name}: name another folder")
         set_num_workers(config.env.num_sql_workers)
-        corpus = load_split(config.data, "train")
+        corpus, _ = hold_out(load_split(config.data, "train"), config.data)
         if skipped := describe_skipped(corpus):
             print_line(f"train: {skipped}")
         with activity("demonstrations from gold SQL", unit="turns") as show:

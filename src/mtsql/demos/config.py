@@ -10,7 +10,7 @@ NUM_REPLIES = 4
 class GoldConfig:
     """Shares of the demonstrations made from gold SQL whose first query is not the gold one
     (`source=gold`). Each is a share of the turns on which a try of this kind is possible and can be
-    noticed; all other demonstrations run the gold query at once. Together at most 1."""
+    noticed; all other demonstrations begin with the gold query. Together at most 1."""
 
     literal: float = 0.25
     """The first query spells a text value in another way and finds nothing. The database then shows

@@ -26,7 +26,7 @@ def dropped(scene: Scene) -> Iterator[FirstTry]:
         text = written[key]
         thoughts = [
             f"The last query had {text}. This question goes on from it: keep that.",
-            f"{text} of the last question is missing: it still holds.",
+            f"{text} of the last question still holds: keep it.",
             f"The question is still about {text}, as the one before: add it.",
         ]
         yield FirstTry(wrong, "memory", scene.rng.choice(thoughts))

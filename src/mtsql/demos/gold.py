@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from mtsql.agent.env import EnvConfig
-from mtsql.agent.protocol import EXEC_SQL
+from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.demos import thoughts
 from mtsql.demos.config import KINDS, NUM_REPLIES, GoldConfig
 from mtsql.demos.filters import dropped, kept
@@ -43,6 +43,9 @@ FIRST_TRIES: dict[str, Callable[[Scene], Iterator[FirstTry]]] = {
     "kept": kept,
 }
 """What makes the first tries of a kind."""
+BY_MEMORY = ("dropped", "kept")
+"""Kinds that the memory shows; all others need a run. Without that tool nothing shows a mistake, so
+none is made."""
 UNNAMED = ("column", "join")
 """Kinds whose first query may have other tables and columns: the first thought names none."""
 
@@ -95,7 +98,7 @@ class Made:
         """What was made, for the screen."""
         played = Counter(one.first for one in self.demonstrations)
         lines = [f"{len(self.demonstrations)} of {self.num_turns} turns have a demonstration"]
-        lines.append(f"  {played['']} run the gold query at once")
+        lines.append(f"  {played['']} begin with the gold query")
         for kind in KINDS:
             if self.drawn[kind]:
                 drawn = f"drawn for {self.drawn[kind]} turns, not possible on the others"
@@ -188,7 +191,8 @@ def demonstrate(scene: Scene, kind: str) -> Demonstration | str:
     if gold.is_empty:
         return NOTHING_FOUND
     turn_id = scene.turn.turn_id
-    if kind:
+    shown_by = MEMORY_RETRIEVE if kind in BY_MEMORY else EXEC_SQL
+    if kind and shown_by in scene.config.tools:
         for first in islice(FIRST_TRIES[kind](scene), MAX_TRIES):
             plan = _with_first_try(first, kind, scene)
             if plan is not None:

@@ -134,7 +134,7 @@ def _other_column(statement: Statement, scene: Scene) -> Iterator[FirstTry]:
             prefix = f"{statement.tokens[start].text}." if start < at else ""
             thoughts = [
                 f"{here} has no column {other}: the schema calls it {name}.",
-                f"There is no {prefix}{other}; {here} has {name}.",
+                f"{here} has {name} and no {other}.",
             ]
             evidence = f"{NO_COLUMN}: {prefix}{other}"
             wrong = statement.text(edits={at: other})

@@ -75,6 +75,8 @@ def _results(statement: Statement) -> str:
     """The results of the outermost SELECT: `name, age`, `everything`."""
     first = min(statement.selects, key=lambda select: select.start)
     texts = [bare(statement, item) for item in first.items]
+    if len(set(texts)) < len(texts):  # T1.name, T2.name
+        texts = [" ".join(statement.text(item).split()) for item in first.items]
     if texts == ["*"]:
         return "all columns"
     if len(texts) > MAX_ITEMS:

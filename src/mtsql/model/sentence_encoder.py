@@ -135,4 +135,9 @@ class SentenceEncoder:
 
 
 def _tokenizer(path: str) -> Any:
-    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    """The tokenizer of a folder. One without a padding token, as those of many language models,
+    gets any: the attention mask leaves it out."""
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer

@@ -30,6 +30,8 @@ SHAREGPT_ROLES = {
     "tool": "tool",
 }
 ROLES = ("system", "user", "assistant", "tool")
+SEVERAL = "several calls"
+"""The role of an assistant message with more than one call: the environment answers one."""
 OPEN_RESULT, CLOSE_RESULT = f"<{TOOL_RESPONSE}>", f"</{TOOL_RESPONSE}>"
 
 
@@ -54,9 +56,11 @@ def read_conversation(record: dict[str, Any], where: str) -> Conversation | str:
     while messages and messages[0][0] in ("system", "user"):
         role, content = messages.pop(0)
         opening.append({"role": role, "content": content})
-    if not opening:
+    if all(message["role"] != "user" for message in opening):
         return "has no question before its first reply"
     roles = [role for role, _ in messages]
+    if SEVERAL in roles:
+        return "has several calls in a reply"
     if "user" in roles:
         return "has several questions"
     if roles[::2] != ["assistant"] * len(roles[::2]) or roles[1::2] != ["tool"] * len(roles[1::2]):
@@ -68,7 +72,7 @@ def read_conversation(record: dict[str, Any], where: str) -> Conversation | str:
 
 
 def _messages(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    """(role, content) of each message; the role is one of `ROLES`."""
+    """(role, content) of each message; the role is one of `ROLES`, or `SEVERAL`."""
     is_sharegpt = "messages" not in record and "conversations" in record
     name = "conversations" if is_sharegpt else "messages"
     entries = record.get(name)
@@ -98,10 +102,14 @@ def _openai(entry: dict[str, Any], where: str) -> tuple[str, str]:
     content = entry.get("content")
     if content is None and is_bare:
         content = ""
+    if isinstance(content, list):  # [{"type": "text", "text": ".."}, ..]
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(_text(part, f"{where}: content[{i}]") for i, part in enumerate(parts))
     content = _text(content, f"{where}: content")
     if role != "assistant":
         return role, content
     written = [_call(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(calls)]
+    role = SEVERAL if len(calls) > 1 else role
     reply = "\n".join([*([content] if content else []), *written])
     thought = entry.get("reasoning_content") or ""
     if not thought:
@@ -122,7 +130,8 @@ def _sharegpt(entry: dict[str, Any], where: str) -> tuple[str, str]:
     calls = parse_json(rest, f"{where}: value")
     calls = calls if isinstance(calls, list) else [calls]
     written = [_call(call, f"{where}: value[{i}]") for i, call in enumerate(calls)]
-    return "assistant", (f"{thought}{tag}\n\n" if tag else "") + "\n".join(written)
+    role = SEVERAL if len(calls) > 1 else "assistant"
+    return role, (f"{thought}{tag}\n\n" if tag else "") + "\n".join(written)
 
 
 def _call(call: object, where: str) -> str:

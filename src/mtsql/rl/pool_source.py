@@ -15,10 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mtsql.agent.env import SqlEnv
+from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompt_text import PromptText
+from mtsql.agent.prompts import MALFORMED_CALL
 from mtsql.agent.protocol import TAGS
-from mtsql.agent.reply import Answer, parse_reply
+from mtsql.agent.reply import Answer, ToolCall, parse_reply
+from mtsql.agent.tools import tools_named
 from mtsql.files import parse_json, read_lines
 from mtsql.learner.packing import Sample
 from mtsql.model.rendering import Renderer
@@ -43,8 +45,9 @@ class PoolRules:
     max_prompt_tokens: int
     max_tokens: int
     """Maximum tokens of a prompt with its trajectory."""
-    needs_answer: bool = True
-    """Whether a trajectory must end with a well-formed answer."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """What the run's episodes allow. A trajectory that they would have ended earlier is not learned
+    from: the model would learn calls that nobody answers."""
 
 
 @dataclass
@@ -163,9 +166,8 @@ def _add(
     where: str,
 ) -> str:
     """Add a record's sample, or say why it is left out."""
-    answer = parse_reply(conversation.replies[-1]).action
-    if rules.needs_answer and not isinstance(answer, Answer):
-        return "its last reply is no well-formed answer"
+    if why := _ends_early(conversation.replies, rules.env):
+        return why
     opening: list[dict[str, Any]] = [
         {**message, "content": with_tags(message["content"])} for message in conversation.opening
     ]
@@ -174,7 +176,10 @@ def _add(
         ours, schemas = make_env(turn).reset()
         is_ours = (ours, schemas) == (opening, conversation.tools)
         opening = ours if is_ours else opening
-    rendered = render(conversation, opening, renderer)
+    try:
+        rendered = render(conversation, opening, renderer)
+    except ValueError as error:  # the model's template takes no such opening
+        raise ValueError(f"{where}: {error}") from error
     sample = _recorded_sample(record, rendered, renderer, where)
     chosen = sample or rendered
     if len(chosen.prompt_ids) > rules.max_prompt_tokens:
@@ -189,6 +194,24 @@ def _add(
     found.samples.append(chosen)
     found.num_rendered += sample is None
     found.num_other_prompts += turn is not None and not is_ours
+    return ""
+
+
+def _ends_early(replies: list[str], env: EnvConfig) -> str:
+    """Why an episode of `env` does not have these replies, empty if it may."""
+    if len(replies) > env.max_replies:
+        return f"it has more than env.max_replies={env.max_replies} replies"
+    parameters = {tool.name: tool.parameters for tool in tools_named(env.tools)}
+    *before, last = (parse_reply(reply, parameters).action for reply in replies)
+    for action in before:
+        if isinstance(action, ToolCall):
+            is_answered = action.name in env.tools
+        else:
+            is_answered = env.malformed_call == "observe" and action in MALFORMED_CALL
+        if not is_answered:
+            return f"a reply before its last one calls none of env.tools={list(env.tools)}"
+    if not isinstance(last, Answer) and not env.answer_fallback:
+        return "its last reply is no well-formed answer"
     return ""
 
 

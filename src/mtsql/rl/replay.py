@@ -79,32 +79,34 @@ def demonstration_samples(
     max_samples: int,
     max_prompt_tokens: int,
     show: Show = show_nothing,
-) -> list[Sample]:
-    """Replay a file's demonstrations through the environment, fitted to its tools. The seed draws
-    the order of the samples, and `show` is told of each replayed demonstration."""
+) -> tuple[list[Sample], list[str]]:
+    """Replay a file's demonstrations through the environment, fitted to its tools. -> the samples,
+    and what was left out, as lines. The seed draws the order of the samples and those that
+    `max_samples` (0: all) keeps; `show` is told of each replayed demonstration."""
     turns = {turn.turn_id: turn for turn in corpus.turns}
     demonstrations = sorted(read_demonstrations(file).items())
     if not demonstrations:
         raise ValueError(f"demonstrations {file}: it holds none")
     random.Random(seed).shuffle(demonstrations)
+    usable = [pair for pair in demonstrations if pair[0] not in corpus.left_out]
+    chosen = usable[: max_samples or None]
     samples = []
-    demonstrations = demonstrations[: max_samples or None]
-    for number, (turn_id, replies) in enumerate(demonstrations):
-        show(number, len(demonstrations))
-        if turn_id in corpus.left_out:
-            continue
+    for number, (turn_id, replies) in enumerate(chosen):
+        show(number, len(chosen))
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
         env = make_env(turns[turn_id])
         trajectory = replay(turns[turn_id], fit(replies, env.config.tools), env, renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
+    counts = {
+        "their turns are left out of the training": len(demonstrations) - len(usable),
+        f"their prompts are over max_prompt_tokens={max_prompt_tokens}": len(chosen) - len(samples),
+    }
+    lines = [f"demonstrations: {num} left out: {why}" for why, num in counts.items() if num]
     if not samples:
-        raise ValueError(
-            f"{file}: no demonstration whose prompt has at most "
-            f"max_prompt_tokens={max_prompt_tokens}"
-        )
-    return samples
+        raise ValueError(f"{file}: no demonstration to learn from; {'; '.join(lines)}")
+    return samples, lines
 
 
 def write_gold_demonstrations(

@@ -102,6 +102,7 @@ def select(
     A turn with a valid rollout always gives at least one trajectory. The two limits on interactions
     do not apply where no valid rollout keeps to them: the turn would be taken out of the data
     without having been learned. (The paper does not say what it does there.)
+    ValueError for vectors that are not finite.
     """
     distinct: dict[tuple[int, ...], Trajectory] = {}
     for trajectory, is_right in zip(rollouts, is_valid, strict=True):
@@ -115,7 +116,12 @@ def select(
     candidates = many or valid
     if len(candidates) <= config.max_hard:
         return candidates
-    chosen = medoids(embed(candidates), config.max_hard, seed)
+    points = embed(candidates)
+    if not np.isfinite(points).all():
+        raise ValueError(
+            f"selftaught.embedding {config.embedding}: a vector has a number that is not finite"
+        )
+    chosen = medoids(points, config.max_hard, seed)
     return [candidates[place] for place in chosen]
 
 

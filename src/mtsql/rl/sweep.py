@@ -10,8 +10,9 @@ a file, so a killed run goes on with the first missing chunk:
 A chunk begins with an empty cache. So its tokens, and the last bits of their log-probs, depend on
 its turns, the weights and the seeds, but neither on other chunks nor on the rank that plays it. A
 resumed run may therefore have another number of ranks, and on a CPU it finds what the straight run
-finds bit for bit. `key` is a hash of all that a chunk depends on: a line with another key is not
-used. `found` is what is kept of the chunk's trajectories, which themselves are forgotten.
+finds bit for bit. `key` is a hash of the weights, the turns and the settings of the rollouts: a
+line with another key is not used. `found` is what is kept of the chunk's trajectories, which
+themselves are forgotten.
 """
 
 import hashlib

@@ -59,14 +59,15 @@ NEW_RUN = "--model.path CHECKPOINT/model"
 OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
-    ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|config(-[0-9]+)?\.yaml|"
-    r"(inputs|scores|audit|farming|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
+    ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|report\.md|"
+    r"demonstrations\.jsonl|config(-[0-9]+)?\.yaml|"
+    r"(inputs|scores|audit|farming|gold|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|held_out|dev|dev_seen)-[0-9]+\.json\.partial",
+    "predictions": r"\..+\.sql\.partial",
     "rounds": r"\.base\.(partial|old)",
-    "rounds/round*": (
-        r"\.(model|(pool\.jsonl|coverage\.json|(held_out|dev|dev_seen)\.json))\.(partial|old)"
-    ),
+    "rounds/round*": r"\.(model|pool\.jsonl|chat_template\.jinja|"
+    r"(coverage|held_out|dev|dev_seen)\.json)\.(partial|old)",
     "trajectories": r"\.update-[0-9]+\.txt\.partial",
 }
 """Folder inside a run -> pattern of the files in it that a killed process leaves half written or

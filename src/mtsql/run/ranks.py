@@ -71,8 +71,16 @@ class Ranks:
     def from_main(self, function: Callable, *arguments: Any) -> Any:
         """Call a function on the main rank and return its result on all ranks. Without this, two
         ranks could see different files in a folder and decide differently."""
-        value = function(*arguments) if self.is_main else None
-        return self.gather([value])[0]
+        return self._to_all(function(*arguments) if self.is_main else None)
+
+    def _to_all(self, value: Any) -> Any:
+        """The picklable `value` of the main rank, on every rank. A gather of it would need as many
+        times the memory as there are ranks."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
 
     def _from_all(self, value: Any) -> list[Any]:
         """The picklable `value` of each rank, on every rank."""

@@ -37,6 +37,9 @@ from mtsql.run.trackers import tracked_numbers
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
 
+KEPT = ("inputs.json", "gold.json", "checkpoints", "rounds", "probe", "model")
+"""What a run keeps for its resumption. If another run in the same folder was resumed, it would take
+these for its own."""
 COPY_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -228,13 +231,20 @@ def writing(what: Path | str) -> Iterator[None]:
 
 
 def check_free(folder: Path, can_resume: bool = True) -> None:
-    """Create the folder of a new run. ValueError if it already holds a run or cannot be created, or
-    if no model can be written there because its name is not UTF-8."""
+    """Create the folder of a new run. ValueError if it already holds a run, with or without its
+    log, or cannot be created, or if no model can be written there because its name is not UTF-8.
+    """
     if has_half_character(str(folder)):
         raise ValueError(f"run {str(folder)!a}: the name is not UTF-8; is LANG a UTF-8 locale?")
     if (folder / "metrics.jsonl").exists():
         advice = f", or --resume {folder}" if can_resume else " or remove it"
         raise ValueError(f"run {folder} already holds a run: name a new folder with --run{advice}")
+    left = [name for name in KEPT if (folder / name).exists()]
+    if left:
+        raise ValueError(
+            f"run {folder} holds {left[0]} of a run whose metrics.jsonl was deleted: name a new "
+            "folder with --run or remove it"
+        )
     make_folder(folder, "run")
 
 
