@@ -45,8 +45,8 @@ class Config:
     """A published model whose sizes are planned with. null: those in the folder `model.path` or,
     without it, those of the model that the folder's name contains."""
     turns: int = 0
-    """Turns of the training split. 0: those of the recipe's file if it is there, else the
-    paper's."""
+    """Turns of the training file, with those of the held-out databases. 0: those of the recipe's
+    file if it is there, else the paper's."""
     dev_turns: int = 0
     """Turns of the dev split. 0: those of the recipe's file if it is there, else the official
     ones."""
@@ -123,8 +123,8 @@ def memory_lines(
     """A table of parts and phases, with a column for each way."""
     lines = [
         wrapped(
-            f"model: {recipe.model}; {recipe.turns} training and {recipe.dev_turns} dev turns "
-            f"(of {recipe.counted})"
+            f"model: {recipe.model}; {recipe.turns} training, {recipe.held_out} held-out and "
+            f"{recipe.dev_turns} dev turns (of {recipe.counted})"
         ),
         _row("GB on each GPU", [way.name for way, _ in found]),
     ]
