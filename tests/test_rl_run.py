@@ -23,8 +23,8 @@ from mtsql.rl_run import (
     save_selected,
     selecting_split,
 )
-from mtsql.run.config import parse_config
 from mtsql.run.checkpoint import best_checkpoint
+from mtsql.run.config import parse_config
 from mtsql.run.launch import NothingLearned
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
