@@ -2,7 +2,7 @@
 
     mtsql compare runs/eval-warm runs/eval-rl
     mtsql compare runs/eval-warm runs/eval-rl --out runs/compare
-    mtsql compare runs/rl/eval/dev-00000.json runs/rl/eval/dev-00150.json
+    mtsql compare runs/rl/eval/dev-00000.json runs/rl/eval/dev-00040.json
     mtsql compare runs/eval-rl runs/eval-rl --histories gold predicted
 
 A and B are folders of eval.py, or files eval/*.json of a training run. For
