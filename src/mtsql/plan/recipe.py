@@ -133,7 +133,8 @@ def stage_of(file: str) -> Stage:
         found = [stage for stage in stages if Path(file).name.startswith(stage)]
     if len(found) != 1:
         raise ValueError(
-            f"recipe {file}: its keys do not say whether it is for train_sft.py or train_rl.py"
+            f"recipe {file}: its keys and its name do not say whether it is for train_sft.py or "
+            "train_rl.py, which are what mtsql plan reads"
         )
     return found[0]
 
