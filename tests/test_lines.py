@@ -247,7 +247,9 @@ def test_stage_2_goes_on_by_the_recipe_that_begins_with_the_model(monkeypatch):
     assert stage_2(config, ROOT / "configs") == f"{command} --data.hold_out 3.0"
     mine = stage_2(replace(config, run="runs/mine"), ROOT / "configs")
     assert mine.startswith("python train_rl.py --model.path runs/mine/model --data.train data/")
-    assert mine.endswith("  # and a recipe: the defaults are for the embedded model (docs/recipes.md)")
+    assert mine.endswith(
+        "  # and a recipe: the defaults are for the embedded model (docs/recipes.md)"
+    )
 
 
 def test_a_duration_has_no_zeros_in_front(monkeypatch):
