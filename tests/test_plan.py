@@ -11,7 +11,7 @@ from mtsql.__main__ import main
 from mtsql.commands.plan import split_words
 from mtsql.model.policy import ModelConfig, policy_shape
 from mtsql.model.shapes import SHAPES, shape_named
-from mtsql.plan.clock import Clock, Lengths, Shares, gpu_named
+from mtsql.plan.clock import BANDWIDTHS, Clock, Lengths, Shares, gpu_named
 from mtsql.plan.fit import Way, fits, memory_of, peak, proposals
 from mtsql.plan.hours import phases_of
 from mtsql.plan.recipe import read_recipe, stage_of, with_flags
@@ -53,6 +53,13 @@ def planned(capsys, *words):
     except SystemExit as stop:
         error = str(stop.code)
     return capsys.readouterr().out, error
+
+
+def test_the_help_names_every_gpu(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(sorted(BANDWIDTHS)[:-1])} or {max(BANDWIDTHS)}" in out
 
 
 def test_the_4b_recipe_fits_eight_gpus_sharded_and_the_hours_are_shown(capsys):

@@ -38,12 +38,12 @@ class Config:
     gpus: int = 1
     """Number of GPUs, one process each."""
     gpu: str = "H100"
-    """Kind of GPU, for its speed."""
+    """Kind of GPU, for its speed: A100, A100-40GB, B200, H100, H200, L40S or RTX 4090."""
     gpu_memory: float = 80.0
     """Memory of a GPU in GiB."""
     shape: str | None = None
-    """A published model whose sizes are planned with. null: those in the folder `model.path` or,
-    without it, those of the model that the folder's name contains."""
+    """A published model whose sizes are planned with, such as qwen3-4b. null: those in the folder
+    `model.path` or, without it, those of the model that the folder's name contains."""
     turns: int = 0
     """Turns of the training file, with those of the held-out databases. 0: those of the recipe's
     file if it is there, else the paper's."""
