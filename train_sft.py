@@ -29,7 +29,7 @@ from mtsql.files import print_line
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, sample_order
-from mtsql.lines import StepLines, announce, is_finished, listed, same_flags, took
+from mtsql.lines import StepLines, announce, is_finished, listed, stage_2, took
 from mtsql.model.policy import ModelConfig
 from mtsql.model.sizes import BUDGETS, require_room_in_batch
 from mtsql.model_notes import prompt_style
@@ -267,7 +267,7 @@ def last_lines(config: Config) -> str:
         values["rounds"] = f"{config.run}/rounds (pool, coverage and model of each)"
     values["model"] = model
     values["log"] = f"{config.run}/metrics.jsonl"
-    values["next"] = f"python train_rl.py --model.path {model}{same_flags(config)}"
+    values["next"] = stage_2(config, Path(__file__).parent / "configs")
     return listed(values)
 
 

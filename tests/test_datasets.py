@@ -11,6 +11,7 @@ import pytest
 from helpers.databases import make_database, tables_json
 from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split, read_leave_out, toy_files
+from mtsql.sql.dialogues import Corpus, Skip
 from mtsql.workbench import load_corpora
 
 
@@ -53,6 +54,16 @@ def test_a_dialogue_is_left_out_with_its_last_turn(config):
     corpus = load_split(config("train:1:0\tx\ntrain:1:1\ty\n"), "train")
     assert [dialogue.dialogue_id for dialogue in corpus.dialogues] == ["train:0", "train:2"]
     assert describe_skipped(corpus) == "left out 2 turns (1 x, 1 y)"
+
+
+def test_skipped_turns_are_counted_by_reason():
+    reasons = [("no file a", 3, 0), ("no file a", 1, 0), ("no file b", 2, 1), ("x", 2, 2)]
+    skipped = [Skip("t.json", index, reason, num) for reason, num, index in reasons]
+    skipped += [Skip("t.json", 3 + index, f"rare {index}", 1) for index in range(2)]
+    assert describe_skipped(Corpus([], {}, skipped)) == (
+        "skipped 10 unusable turns of 5 dialogues (4 no file a, 2 no file b, 2 x, "
+        "2 for other reasons)"
+    )
 
 
 def test_the_first_rank_prints_what_is_left_out(config, capsys, monkeypatch):

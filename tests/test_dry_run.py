@@ -18,7 +18,7 @@ from helpers.runs import SMALL_RL, SMALL_SFT, finish, metrics, start
 from mtsql.agent.env import EnvConfig, Outcome
 from mtsql.dry.guided import GuidedEnv, gold_replies, is_guided
 from mtsql.dry.report import phases_of
-from mtsql.dry.run import dry_run, leave_out_most, make_folder
+from mtsql.dry.run import check, dry_run, leave_out_most, make_folder
 from mtsql.dry.small import small, value_of, with_values
 from mtsql.dry.stand_in import (
     MARK,
@@ -101,6 +101,19 @@ def test_parameters_are_counted_with_those_of_adapters():
     sides = 2 * (width + heads) + 2 * (width + keys) + 3 * (width + inner)
     assert count_parameters(shape, 4, DEFAULT_TARGETS) == (num_all, 5 * 4 * sides)
     assert small_shape(shape, 300).vocab_size == 300
+
+
+def test_both_stages_are_measured_without_the_held_out_databases(monkeypatch, tmp_path):
+    def load(data, splits, is_training):
+        raise ValueError(f"{splits} {is_training}")
+
+    monkeypatch.setattr("mtsql.dry.run.load_corpora", load)
+    for config, said in (
+        (train_sft.Config(source="self"), "'train', 'dev'.* True"),
+        (train_rl.Config(), "'train', .* True"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check(config, tmp_path)
 
 
 def test_some_episodes_are_guided_to_the_gold_query(tmp_path):

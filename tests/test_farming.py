@@ -1,6 +1,7 @@
 """The farming table: what policies that understand nothing earn with the default reward and with
 the paper's."""
 
+import io
 import json
 import random
 import re
@@ -8,11 +9,20 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from rich.console import Console
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.reply import Answer, Verdict
 from mtsql.audit.config import Config
-from mtsql.audit.farming import MAX_TERM, MAX_TOTAL, Earned, FarmingReport, _broken_rules, farm
+from mtsql.audit.farming import (
+    MAX_TERM,
+    MAX_TOTAL,
+    Earned,
+    FarmingReport,
+    _broken_rules,
+    farm,
+    show_farming,
+)
 from mtsql.audit.policies import POLICIES, Scene
 from mtsql.commands.audit import look
 from mtsql.rl.rewards import RewardConfig, RewardWeights, total_reward
@@ -108,6 +118,16 @@ def test_a_call_of_an_unknown_tool_earns_nothing_even_with_the_papers_reward(pla
 
 def test_a_run_is_repeatable(play):
     assert play() == play.__wrapped__()
+
+
+def test_the_table_is_readable_in_80_columns():
+    terms = [*TERMS, "result_columns", "result_rows", "total"]
+    report = FarmingReport(1, 0, honest=dict.fromkeys(terms, 1.0))
+    report.earned = {name: Earned("blind", dict.fromkeys(terms, 0.25)) for name in POLICIES}
+    file = io.StringIO()
+    show_farming(report, "train", Console(file=file, width=80))
+    printed = file.getvalue()
+    assert printed.count("0.25") == len(terms) * len(POLICIES) and "…" not in printed
 
 
 def test_a_broken_rule_is_named_with_its_policy():

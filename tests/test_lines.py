@@ -9,6 +9,7 @@ import torch
 import train_rl
 import train_sft
 
+from helpers.pages import ROOT
 from mtsql import lines
 from mtsql.learner.packing import Sample
 from mtsql.lines import (
@@ -20,6 +21,7 @@ from mtsql.lines import (
     listed,
     same_flags,
     secs_left,
+    stage_2,
     took,
 )
 from mtsql.model.attention_path import AttentionPath
@@ -28,7 +30,7 @@ from mtsql.model.policy import ModelConfig
 from mtsql.rl.update_metrics import LOSS_STATS
 from mtsql.run import screen
 from mtsql.run.checkpoint import Checkpoint
-from mtsql.run.config import save_config
+from mtsql.run.config import parse_config, save_config
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
 from mtsql.sql.datasets import DataConfig
@@ -232,6 +234,22 @@ def test_a_next_command_uses_the_same_data_and_memory():
     config = train_rl.Config(num_updates=3, data=data, engine=engine)
     flags = same_flags(config, without=("data.train",))
     assert flags == " --data.dev 'my dev.csv' --data.databases dbs --engine.block_size 256"
+
+
+def test_stage_2_goes_on_by_the_recipe_that_begins_with_the_model(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert stage_2(train_sft.Config(), ROOT / "configs") == (
+        "python train_rl.py --model.path runs/sft/model"
+    )
+    words = ["--config", "configs/sft_cosql_qwen3_4b_no_exec.yaml"]
+    config = parse_config(train_sft.Config, [*words, "--data.hold_out", "3"], "")
+    command = "python train_rl.py --config configs/rl_cosql_qwen3_4b_no_exec.yaml"
+    assert stage_2(config, ROOT / "configs") == f"{command} --data.hold_out 3.0"
+    mine = stage_2(replace(config, run="runs/mine"), ROOT / "configs")
+    assert mine.startswith("python train_rl.py --model.path runs/mine/model --data.train data/")
+    assert mine.endswith(
+        "  # and a recipe: the defaults are for the embedded model (docs/recipes.md)"
+    )
 
 
 def test_a_duration_has_no_zeros_in_front(monkeypatch):

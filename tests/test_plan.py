@@ -11,13 +11,20 @@ from mtsql.__main__ import main
 from mtsql.commands.plan import split_words
 from mtsql.model.policy import ModelConfig, policy_shape
 from mtsql.model.shapes import SHAPES, shape_named
-from mtsql.plan.clock import Clock, Lengths, Shares, gpu_named
+from mtsql.plan.clock import BANDWIDTHS, Clock, Lengths, Shares, gpu_named
 from mtsql.plan.fit import Way, fits, memory_of, peak, proposals
+from mtsql.plan.hours import phases_of
 from mtsql.plan.recipe import read_recipe, stage_of, with_flags
 
 RL = str(ROOT / "configs/rl_cosql_qwen3_4b.yaml")
 SFT = str(ROOT / "configs/sft_sparc_qwen3_1.7b.yaml")
 GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory without the models and data that a user of this checkout may have."""
+    monkeypatch.chdir(tmp_path)
 
 
 def clock(**keys):
@@ -46,6 +53,13 @@ def planned(capsys, *words):
     except SystemExit as stop:
         error = str(stop.code)
     return capsys.readouterr().out, error
+
+
+def test_the_help_names_every_gpu(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(sorted(BANDWIDTHS)[:-1])} or {max(BANDWIDTHS)}" in out
 
 
 def test_the_4b_recipe_fits_eight_gpus_sharded_and_the_hours_are_shown(capsys):
@@ -154,6 +168,31 @@ def test_turns_are_counted_in_the_files(tmp_path):
     assert read_recipe(SFT, [*flags, "--data.goals", "false"], None, 0, 0).turns == 3
     assert read_recipe(SFT, flags, None, 50, 0).turns == 50
     assert stage_of(SFT) == "sft" and stage_of(str(ROOT / "configs/rl_no_exec.yaml")) == "rl"
+
+
+def test_held_out_databases_are_no_training_turns_and_are_what_stage_2_evaluates(tmp_path):
+    train, dev = tmp_path / "train.json", tmp_path / "dev.json"
+    names = [f"db{number}" for number in range(10)]
+    train.write_text(json.dumps([{"database_id": name, "interaction": [{}] * 3} for name in names]))
+    dev.write_text(json.dumps([{"database_id": "x", "interaction": [{}] * 7}]))
+    flags = ["--data.train", str(train), "--data.dev", str(dev)]
+    fixed = {"gpu": gpu_named("H100"), "lengths": Lengths(), "shares": Shares()}
+
+    def evaluations(recipe):
+        way = clock(**fixed)
+        return [one.what for one in phases_of(recipe, way, (0.5,)) if one.name == "evaluation"]
+
+    recipe = read_recipe(RL, flags, None, 0, 0)
+    assert (recipe.turns, recipe.held_out, recipe.dev_turns) == (27, 3, 7)
+    assert evaluations(recipe) == ["16 x 3 turns of held_out"]
+    both = read_recipe(RL, [*flags, "--eval_splits", "[held_out, dev]"], None, 0, 0)
+    assert evaluations(both) == ["16 x 10 turns of held_out, dev"]
+    whole = read_recipe(RL, [*flags, "--data.hold_out", "0"], None, 0, 0)
+    assert (whole.turns, whole.held_out) == (30, 0)
+    assert evaluations(whole) == ["16 x 7 turns of dev"]
+    assert evaluations(read_recipe(SFT, flags, None, 0, 0)) == ["3 x 7 turns of dev"]
+    absent = read_recipe(RL, ["--data.train", "data/none/cosql.json"], None, 0, 0)
+    assert (absent.turns, absent.held_out) == (9337 - 467, 467)
 
 
 def test_a_rollout_takes_as_long_as_its_steps():

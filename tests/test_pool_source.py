@@ -84,7 +84,7 @@ def test_ids_of_this_tokenizer_are_taken_as_they_were_sampled(splits, tmp_path):
         assert sample.prompt_ids == expected["prompt_ids"]
         assert (sample.ids, sample.loss_mask) == (expected["ids"], expected["loss_mask"])
     assert (found.num_rendered, found.num_other_prompts, found.num_unknown) == (0, 0, 0)
-    assert found.lines() == ["pool: 2 trajectories, 0 of them rendered"]
+    assert found.lines() == ["pool: 2 trajectories, 0 of them rendered from their messages"]
 
 
 @pytest.mark.parametrize("made_with", [OURS, QWEN])

@@ -1,22 +1,36 @@
 """What a run of train_rl.py keeps of its evaluations, and its last lines."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
+import eval as eval_script
 import pytest
+import train_rl
 
 from helpers.checkpoints import write
 from mtsql import rl_run
+from mtsql.lines import same_flags
 from mtsql.rl.curriculum import Curriculum
-from mtsql.rl_run import Progress, Selection, draw, report, save_selected, selecting_split
+from mtsql.rl_run import (
+    TRAINING_DATA,
+    Progress,
+    Selection,
+    draw,
+    report,
+    save_selected,
+    selecting_split,
+)
 from mtsql.run.checkpoint import best_checkpoint
+from mtsql.run.config import parse_config
 from mtsql.run.launch import NothingLearned
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
 from mtsql.session import Session
 from mtsql.sql.datasets import DataConfig
+from mtsql.sql.held_out import require_whole
 
 LAST = Selection(2, 2, None)
 BEFORE = {"dev_seen": {"ex": 41.3, "em": 81.7}, "dev": {"ex": 31.7, "em": 63.7}}
@@ -71,6 +85,16 @@ def test_the_last_lines_say_what_has_changed_and_where_things_are(session, capsy
     ):
         assert path in " ".join(out.split())
     assert (session.log.folder / "training.png").is_file()
+
+
+def test_eval_takes_the_data_flags_that_the_last_lines_name():
+    data = DataConfig(
+        train="t.json", dev="d.json", databases="db", goals=True, leave_out="l.tsv", hold_out=3
+    )
+    words = shlex.split(same_flags(train_rl.Config(data=data), without=TRAINING_DATA))
+    config = parse_config(eval_script.Config, words, "")
+    require_whole(config.data, "eval.py")
+    assert config.data == DataConfig(dev="d.json", databases="db")
 
 
 def test_a_best_checkpoint_from_before_training_is_called_so(session, capsys):

@@ -12,11 +12,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mtsql.files import printing
+from mtsql.files import print_line, printing
 from mtsql.judge.aggregate import TURNS
 from mtsql.judge.error_classes import ERROR_DEFINITIONS
 from mtsql.judge.hardness import HARDNESS
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, COSTS, STARTS
+from mtsql.run.screen import wrapped
 
 Result = dict[str, Any]
 """One cell of the matrix, as scores.json has it."""
@@ -111,10 +112,10 @@ def print_report(results: Sequence[Result]) -> None:
                 else:
                     table.add_row(*row)
             console.print(table)
-        for title, notes in notes_of(results).items():
-            console.print(f"{title}:", markup=False)
-            for name, text in notes.items():
-                console.print(f"  {name}: {text}", markup=False)
+    for title, notes in notes_of(results).items():
+        print_line(f"{title}:")
+        for name, text in notes.items():
+            print_line(wrapped(f"  {name}: {text}", "    "))
 
 
 def name_of(result: Result) -> str:

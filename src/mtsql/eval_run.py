@@ -33,6 +33,7 @@ from mtsql.rl.votes import vote
 from mtsql.run.config import to_dict
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog
+from mtsql.run.screen import wrapped
 from mtsql.session import flop_meter
 from mtsql.sql.datasets import describe_skipped, load_split
 from mtsql.sql.dialogues import Turn
@@ -257,7 +258,7 @@ def open_matrix(config: EvalConfig, accelerator: Accelerator) -> Matrix:
                 corpora[name] = load_split(one.data, one.split)
                 skipped = describe_skipped(corpora[name])
                 if skipped and ranks.is_main:
-                    print_line(f"{name}: {skipped}")
+                    print_line(wrapped(f"{name}: {skipped}"))
         workbench.corpora = corpora
         for name in sets:
             workbench.require_prompts(name, config.max_prompt_tokens)

@@ -5,12 +5,14 @@ of train_sft.py, warnings, and the last ones.
 import shlex
 import time
 from dataclasses import replace
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from mtsql.choices import parse_size
 from mtsql.files import print_line
 from mtsql.learner.packing import Sample
 from mtsql.model.attention_path import describe_path, main_device, path_for
@@ -25,7 +27,7 @@ from mtsql.run.checkpoint import Checkpoint
 from mtsql.run.config import config_diff, flat, to_dict
 from mtsql.run.implied import old_run
 from mtsql.run.ranks import Ranks
-from mtsql.run.recipes import read_yaml
+from mtsql.run.recipes import flattened, nested, read_recipe, read_yaml
 from mtsql.run.runlog import RunLog
 from mtsql.run.screen import LINE_SECS, Table, duration, percent, rate, short, wrapped
 
@@ -53,6 +55,7 @@ LEGEND = (
 STEP_COLUMNS = {"loss": 6, "lr": 7, "grad": 5, "tokens/s": 8, "left": 5}
 LEFT_WINDOW = 10
 """The newest updates, whose mean duration gives the time left."""
+NEEDS_RECIPE = "and a recipe: the defaults are for the embedded model (docs/recipes.md)"
 NEVER_SHOWN = ("run", "resume", "from_run", "keep")
 """Keys that the first line of a run does not repeat."""
 
@@ -301,6 +304,25 @@ def same_flags(config: Any, without: tuple[str, ...] = ()) -> str:
     changed = config_diff(config, type(config)())
     keys = [key for key in changed if key.startswith(("data.", "engine.")) and key not in without]
     return "".join(f" --{key} {shlex.quote(str(changed[key]))}" for key in keys)
+
+
+def stage_2(config: Any, recipes: Path) -> str:
+    """The command that trains the model of a run of stage 1 further: by the recipe in the folder
+    `recipes` that begins with this model, if there is one, because the defaults of the flags are
+    for the embedded model."""
+    model = f"{config.run}/model"
+    for file in sorted(recipes.glob("rl_*.yaml")):
+        recipe = read_recipe(file)
+        own = flattened(nested(recipe.files[str(file)]))
+        if own.get("model.path") == model:
+            now = flat(to_dict(config))
+            values = {"engine.cache_bytes": 0} | flattened(nested(recipe.values))
+            if isinstance(values["engine.cache_bytes"], str):
+                values["engine.cache_bytes"] = parse_size(values["engine.cache_bytes"])
+            same = tuple(key for key, value in values.items() if now.get(key) == value)
+            return f"python train_rl.py --config {relpath(file)}{same_flags(config, same)}"
+    command = f"python train_rl.py --model.path {model}{same_flags(config)}"
+    return command if config.model.path is None else f"{command}  # {NEEDS_RECIPE}"
 
 
 def listed(values: dict[str, str]) -> str:

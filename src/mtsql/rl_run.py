@@ -32,7 +32,13 @@ LAST_UPDATES = 5
 """Updates whose episodes are counted by their ending in the last lines."""
 PARTS = {"eval": "evaluation", "probe": "probe", "rollout": "rollouts", "learn": "learning"}
 """Timers of metrics.jsonl, and their names in the last lines."""
-TRAINING_DATA = ("data.train", "data.leave_out", "data.hold_out", "data.hold_out_seed")
+TRAINING_DATA = (
+    "data.train",
+    "data.goals",
+    "data.leave_out",
+    "data.hold_out",
+    "data.hold_out_seed",
+)
 """Keys of `data` that have no effect on an evaluation of `dev`."""
 
 

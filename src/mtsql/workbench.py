@@ -45,6 +45,7 @@ from mtsql.model.tokenizer import train_tokenizer
 from mtsql.model_notes import prompt_style
 from mtsql.rl.replay import read_demonstrations
 from mtsql.rl.rollout import Show, show_nothing
+from mtsql.run.screen import wrapped
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.sql.held_out import SPLIT as HELD_OUT
@@ -204,7 +205,7 @@ def load_corpora(
     for name, corpus in corpora.items():
         skipped = describe_skipped(corpus)
         if skipped and is_main:
-            print_line(f"{name}: {skipped}")
+            print_line(wrapped(f"{name}: {skipped}"))
     return corpora
 
 

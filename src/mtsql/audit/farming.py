@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from mtsql.agent.env import SqlEnv
@@ -110,14 +111,16 @@ def _broken_rules(report: FarmingReport, weights: RewardWeights) -> Iterator[str
 def show_farming(report: FarmingReport, title: str, console: Console) -> None:
     """Print the table, and below it each rule that is broken."""
     title = f"{title}: {report.num_turns} turns, {report.num_follow_ups} of them with a history"
-    table = Table(Column("policy", no_wrap=True), *report.honest, "of honest", title=title)
+    table = Table("policy", title=title, box=SIMPLE_HEAD, padding=0)
+    for term in [*report.honest, "of_honest"]:
+        table.add_column(term.replace("_", "\n"), justify="right", no_wrap=True)
     kind = None
     for name, earned in report.earned.items():
         if earned.kind != kind:
             kind = earned.kind
             table.add_section()
             table.add_row(Text(KINDS[kind], style="bold"))
-        values = (f"{mean:.3f}" for mean in earned.means.values())
+        values = (f"{mean:.2f}" for mean in earned.means.values())
         share = _percent(earned.means[TOTAL], report.honest[TOTAL])
         table.add_row(name, *values, share)
     console.print(table)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtsql.audit.rewritings import REWRITINGS
 
@@ -139,16 +140,9 @@ def _attacks_table(report: Report) -> Table:
 
 
 def _rewritings_table(report: Report) -> Table:
-    table = Table(
-        "same meaning",
-        "tried on",
-        "paid in ex",
-        "%",
-        "wrongly unpaid",
-        "paid in em",
-        "set aside",
-        "example",
-    )
+    heads = ("tried\non", "paid\nin ex", "%", "wrongly\nunpaid", "paid\nin em", "set\naside")
+    numbers = [Column(head, justify="right", no_wrap=True) for head in heads]
+    table = Table("same meaning", *numbers, "example", box=SIMPLE_HEAD, padding=0)
     for kind, found in report.rewritings.items():
         table.add_row(
             kind,

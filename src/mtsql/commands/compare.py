@@ -2,24 +2,23 @@
 
     mtsql compare runs/eval-warm runs/eval-rl
     mtsql compare runs/eval-warm runs/eval-rl --out runs/compare
-    mtsql compare runs/rl/eval/dev-00000.json runs/rl/eval/dev-00150.json
+    mtsql compare runs/rl/eval/dev-00000.json runs/rl/eval/dev-00040.json
     mtsql compare runs/eval-rl runs/eval-rl --histories gold predicted
 
 A and B are folders of eval.py, or files eval/*.json of a training run. For
-each data set, split and history that both have, a table shows EX and EM of
-both and the difference with its 95 % interval (bootstrap by dialogue), in all,
-by turn and by hardness. `mended` counts the turns that only B has right in
+each data set, split and history that both have, tables show EX and EM of both
+and the difference with its 95 % interval (bootstrap by dialogue), in all, by
+turn and by hardness. `mended` counts the turns that only B has right in
 execution, `broken` those that only A has; p is McNemar's exact test of the
-two. A second table has abilities and costs. Turns that only one of them has
+two. The last table has abilities and costs. Turns that only one of them has
 are counted and named.
 
-The tables are Markdown. --out FOLDER also writes them to compare.md, all
-figures to compare.json, and the turns that changed, with both answers, to
-changed.tsv.
+--out FOLDER also writes the tables to compare.md as Markdown, all figures to
+compare.json, and the turns that changed, with both answers, to changed.tsv.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from mtsql.judge.comparison import (
     under,
 )
 from mtsql.run.config import parse_config
+from mtsql.run.screen import wrapped
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,16 @@ def main(words: Sequence[str]) -> None:
     pairs, alone = paired(a, b)
     notes += alone
     found = [compare(*pair, config.seed, config.num_resamples) for pair in pairs]
-    text = as_markdown(config.runs, found, notes)
     if out is not None:
         content = {**asdict(config), "notes": notes, "results": [as_data(c) for c in found]}
-        write_text(out / "compare.md", text)
+        text = "\n".join(report(config.runs, found, notes, _markdown_table))
+        write_text(out / "compare.md", f"{text}\n")
         write_text(out / "changed.tsv", "".join(f"{line}\n" for line in changed_lines(found)))
         write_text(out / "compare.json", json.dumps(content, indent=1) + "\n")
-    print_line(text.rstrip())
+    for line in report(config.runs, found, notes, _plain_table):
+        print_line(wrapped(line))
     if out is not None:
-        print_line(f"\nfigures: {out}/compare.json; turns that changed: {out}/changed.tsv")
+        print_line(f"figures: {out}/compare.json; turns that changed: {out}/changed.tsv")
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
@@ -117,45 +118,50 @@ LEGEND = (
 )
 
 
-def as_markdown(
-    runs: Sequence[str], comparisons: Sequence[Comparison], notes: Sequence[str]
-) -> str:
-    """The tables. notes: what is missing in the evaluations as a whole."""
+def report(
+    runs: Sequence[str],
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+    as_lines: Callable[[list[list[str]]], list[str]],
+) -> list[str]:
+    """All tables, as lines. notes: what is missing in the evaluations as a whole. as_lines: writes
+    a table, whose first row is the head."""
     lines = [f"# A: {runs[0]}, B: {runs[1]}", "", LEGEND, ""]
     if notes:
         lines += [f"Note: {'; '.join(notes)}.", ""]
     for one in comparisons:
-        lines += [*_section(one), ""]
-    return "\n".join(lines)
-
-
-def _section(one: Comparison) -> list[str]:
-    lines = [f"## {one.data} ({one.split}), {one.history} history", ""]
-    num_turns = len(one.rows)
-    lines += [f"{num_turns} turns of {one.num_dialogues} dialogues are in both.", ""]
-    for name, turns in (("A", one.only_a), ("B", one.only_b)):
-        if turns:
-            named = ", ".join(turns[:MAX_NAMED]) + (", ..." if len(turns) > MAX_NAMED else "")
-            lines += [f"Only {name} has {len(turns)} turns, which are left out: {named}.", ""]
-    head = ["", "count", "EX A", "EX B", "B - A", "EM A", "EM B", "B - A"]
-    rows = [[*head, "mended", "broken", "p"]]
-    for group in one.groups:
-        cells = [group.name, str(group.count), *_cells(group.ex, 1), *_cells(group.em, 1)]
-        rows.append([*cells, str(group.mended), str(group.broken), _p_text(group.p)])
-    lines += _table(rows)
-    if one.figures:
-        rows = [["", "count", "A", "B", "B - A"]]
-        for figure in one.figures:
-            rows.append([figure.name, str(figure.count), *_cells(figure.value, 2)])
-        lines += ["", *_table(rows)]
+        lines += [f"## {one.data} ({one.split}), {one.history} history", ""]
+        lines += [f"{len(one.rows)} turns of {one.num_dialogues} dialogues are in both.", ""]
+        for name, turns in (("A", one.only_a), ("B", one.only_b)):
+            if turns:
+                named = ", ".join(turns[:MAX_NAMED]) + (", ..." if len(turns) > MAX_NAMED else "")
+                lines += [f"Only {name} has {len(turns)} turns, which are left out: {named}.", ""]
+        for rows in _tables(one):
+            lines += [*as_lines(rows), ""]
     return lines
+
+
+def _tables(one: Comparison) -> list[list[list[str]]]:
+    """The rows of the tables of EX, of EM, and, if the evaluations have them, of other figures."""
+    head = ["count", "A", "B", "B - A"]
+    ex = [["EX", *head, "mended", "broken", "p"]]
+    em = [["EM", *head]]
+    for group in one.groups:
+        cells = [group.name, str(group.count)]
+        changed = [str(group.mended), str(group.broken), _p_text(group.p)]
+        ex.append([*cells, *_cells(group.ex, 1), *changed])
+        em.append([*cells, *_cells(group.em, 1)])
+    if not one.figures:
+        return [ex, em]
+    others = [[figure.name, str(figure.count), *_cells(figure.value, 2)] for figure in one.figures]
+    return [ex, em, [["", *head], *others]]
 
 
 def _cells(found: Difference, digits: int) -> list[str]:
     text = _signed(found.b - found.a, digits)
     if found.interval is not None:
         low, high = found.interval
-        text += f" ({_signed(low, digits)}, {_signed(high, digits)})"
+        text += f" ({low:.{digits}f}, {high:.{digits}f})"
     return [f"{found.a:.{digits}f}", f"{found.b:.{digits}f}", text]
 
 
@@ -167,14 +173,25 @@ def _p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    """A Markdown table whose columns also stand below each other as plain text. The first row is
-    the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def _widths(rows: list[list[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _padded(row: list[str], widths: list[int]) -> list[str]:
+    """The cells in columns of these widths, all but the first one to the right."""
+    rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    return [row[0].ljust(widths[0]), *rest]
+
+
+def _plain_table(rows: list[list[str]]) -> list[str]:
+    """A table for the screen."""
+    widths = _widths(rows)
+    return ["  ".join(_padded(row, widths)) for row in rows]
+
+
+def _markdown_table(rows: list[list[str]]) -> list[str]:
+    """A Markdown table whose columns also stand below each other as plain text."""
+    widths = _widths(rows)
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in [rows[0], rule, *rows[1:]]:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    lines = [rows[0], rule, *rows[1:]]
+    return [f"| {' | '.join(_padded(row, widths))} |" for row in lines]

@@ -25,7 +25,7 @@ from mtsql.demos.gold import demonstrations
 from mtsql.files import print_line, write_text
 from mtsql.run.config import parse_config
 from mtsql.run.locks import RunLock
-from mtsql.run.screen import activity
+from mtsql.run.screen import activity, wrapped
 from mtsql.run.seeds import require_seed
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split
 from mtsql.sql.held_out import hold_out
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> None:
         set_num_workers(config.env.num_sql_workers)
         corpus, _ = hold_out(load_split(config.data, "train"), config.data)
         if skipped := describe_skipped(corpus):
-            print_line(f"train: {skipped}")
+            print_line(wrapped(f"train: {skipped}"))
         with activity("demonstrations from gold SQL", unit="turns") as show:
             made = demonstrations(corpus, config.gold, config.env, config.seed, show)
         write_text(file, made.text())

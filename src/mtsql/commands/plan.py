@@ -38,15 +38,15 @@ class Config:
     gpus: int = 1
     """Number of GPUs, one process each."""
     gpu: str = "H100"
-    """Kind of GPU, for its speed."""
+    """Kind of GPU, for its speed: A100, A100-40GB, B200, H100, H200, L40S or RTX 4090."""
     gpu_memory: float = 80.0
     """Memory of a GPU in GiB."""
     shape: str | None = None
-    """A published model whose sizes are planned with. null: those in the folder `model.path` or,
-    without it, those of the model that the folder's name contains."""
+    """A published model whose sizes are planned with, such as qwen3-4b. null: those in the folder
+    `model.path` or, without it, those of the model that the folder's name contains."""
     turns: int = 0
-    """Turns of the training split. 0: those of the recipe's file if it is there, else the
-    paper's."""
+    """Turns of the training file, with those of the held-out databases. 0: those of the recipe's
+    file if it is there, else the paper's."""
     dev_turns: int = 0
     """Turns of the dev split. 0: those of the recipe's file if it is there, else the official
     ones."""
@@ -125,8 +125,8 @@ def memory_lines(
     """A table of parts and phases, with a column for each way."""
     lines = [
         wrapped(
-            f"model: {recipe.model}; {recipe.turns} training and {recipe.dev_turns} dev turns "
-            f"(of {recipe.counted})"
+            f"model: {recipe.model}; {recipe.turns} training, {recipe.held_out} held-out and "
+            f"{recipe.dev_turns} dev turns (of {recipe.counted})"
         ),
         _row("GB on each GPU", [way.name for way, _ in found]),
     ]

@@ -111,7 +111,7 @@ def check(config: Any, folder: Path) -> Checked:
             print_line(f"dry run: {config.model.path} is not there yet: the shape is of {source}")
         real = replace(real, model=replace(config.model, path=source))
     real = real.completed()
-    corpora = load_corpora(config.data, splits_of(real))
+    corpora = load_corpora(config.data, splits_of(real), hasattr(real, "checkpoint"))
     if source is None:
         tokenizer = embedded_tokenizer(
             corpora, config.data, real.env, real.style, config.model.embedded.vocab_size

@@ -55,7 +55,22 @@ def _sft(recipe: Recipe, clock: Clock, solved: tuple[float, ...]) -> list[Phase]
         pool = round(turns * share * KEPT_PER_TURN)
         phases.append(_trained(f"round {number}: SFT", pool, recipe, clock))
         left = turns - round(turns * share)
+    split = config.selftaught.eval_split
+    if split is not None:
+        limit = config.selftaught.eval_turns
+        phases.append(_evaluated(recipe, clock, config.selftaught.rounds, (split,), limit))
     return phases
+
+
+def _evaluated(
+    recipe: Recipe, clock: Clock, times: int, splits: tuple[str, ...], limit: int
+) -> Phase:
+    """Evaluations of at most `limit` turns of each split (0: all). How large `dev_seen` is, is not
+    known."""
+    known = {"held_out": recipe.held_out, "dev": recipe.dev_turns}
+    turns = sum(min(known.get(split, 0), limit or known.get(split, 0)) for split in splits)
+    secs = times * clock.rollout_secs(turns, 1) if turns else 0.0
+    return Phase("evaluation", f"{times} x {turns} turns of {', '.join(splits)}", secs)
 
 
 def _trained(name: str, num_samples: int, recipe: Recipe, clock: Clock) -> Phase:
@@ -91,7 +106,6 @@ def _rl(recipe: Recipe, clock: Clock) -> list[Phase]:
     evaluations = 2
     if config.eval_every:
         evaluations = 1 + math.ceil(updates / config.eval_every)
-    evaluated = min(recipe.dev_turns, config.eval_turns or recipe.dev_turns)
-    secs = evaluations * clock.rollout_secs(evaluated, 1)
-    phases.append(Phase("evaluation", f"{evaluations} x {evaluated} turns", secs))
+    splits = config.eval_splits or (("held_out",) if recipe.held_out else ("dev",))
+    phases.append(_evaluated(recipe, clock, evaluations, splits, config.eval_turns))
     return phases

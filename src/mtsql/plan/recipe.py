@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,15 @@ from mtsql.model.shapes import SHAPES, shape_named
 from mtsql.run.config import parse_config
 from mtsql.run.recipes import nested
 from mtsql.run.recipes import read_recipe as read_file
+from mtsql.sql.held_out import SHARE, held_out_databases
 
 ROOT = Path(__file__).parents[3]
 """The repository, where the scripts are."""
 Stage = Literal["sft", "rl"]
 TURNS = {"cosql": (9337, 1007), "sparc": (11_905, 1203)}
 """Training and dev turns of the official data sets (training: as the paper counts)."""
+NUM_DATABASES = 140
+"""Training databases of both."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,12 @@ class Recipe:
     """What the sizes are those of."""
     shape: PreTrainedConfig
     turns: int
+    """Turns of the training databases that are not held out."""
+    held_out: int
+    """Turns of those that are."""
     dev_turns: int
     counted: str
-    """Where these two numbers come from."""
+    """Where these numbers come from."""
 
     @property
     def engine(self) -> EngineConfig | None:
@@ -96,14 +103,17 @@ def read_recipe(
             f"recipe {file}: its data.train is not there, and its name is not that of SParC or "
             "CoSQL: give --turns and --dev_turns"
         )
-    found_train, found_dev, where = counted or (0, 0, "")
+    found_train, share, found_dev, where = counted or (0, _share(config.data), 0, "")
+    num_train = turns or found_train
+    held_out = round(share * num_train)
     of_flags = "--turns" if turns else "--dev_turns" if dev_turns else ""
     return Recipe(
         stage,
         config,
         model,
         sizes,
-        turns or found_train,
+        num_train - held_out,
+        held_out,
         dev_turns or found_dev,
         of_flags or where,
     )
@@ -123,7 +133,8 @@ def stage_of(file: str) -> Stage:
         found = [stage for stage in stages if Path(file).name.startswith(stage)]
     if len(found) != 1:
         raise ValueError(
-            f"recipe {file}: its keys do not say whether it is for train_sft.py or train_rl.py"
+            f"recipe {file}: its keys and its name do not say whether it is for train_sft.py or "
+            "train_rl.py, which are what mtsql plan reads"
         )
     return found[0]
 
@@ -164,26 +175,45 @@ def _shape(model: ModelConfig, recipe: Path, name: str | None) -> tuple[str, Pre
     return f"{known} (published sizes)", SHAPES[known]
 
 
-def _counts(config: Any) -> tuple[int, int, str] | None:
-    """Turns of training and dev: those in the files, else the official ones. None if neither is
-    known."""
+def _counts(config: Any) -> tuple[int, float, int, str] | None:
+    """Turns of training, the share of them that is held out, and turns of dev: those in the files,
+    else the official ones. None if neither is known."""
     train, dev = config.data.train, config.data.dev
     if train and dev and Path(train).is_file() and Path(dev).is_file():
-        return _count(Path(train), config.data.goals), _count(Path(dev)), "the files"
+        turns_of = _count(Path(train), config.data.goals)
+        names = held_out_databases(sorted(turns_of), config.data)
+        num_turns = turns_of.total()
+        share = sum(turns_of[name] for name in names) / max(num_turns, 1)
+        return num_turns, share, _count(Path(dev)).total(), "the files"
     for name, (num_train, num_dev) in TURNS.items():
         if train and name in train.lower():
-            return num_train, num_dev, f"the official {name.upper()}, since {train} is not there"
+            where = f"the official {name.upper()}, since {train} is not there"
+            return num_train, _share(config.data), num_dev, where
     return None
 
 
-def _count(file: Path, has_goals: bool = False) -> int:
-    """Turns in a JSON file of dialogues or questions, with the dialogues' goals if they count."""
+def _share(data: Any) -> float:
+    """About which share of the turns `data.hold_out` holds out of a data set whose databases are
+    not known."""
+    if data.hold_out is None:
+        return 0.0 if data.is_toy else SHARE
+    share: float = data.hold_out
+    return share if share < 1 else min(share / NUM_DATABASES, 1.0)
+
+
+def _count(file: Path, has_goals: bool = False) -> Counter[str]:
+    """Turns of each database in a JSON file of dialogues or questions, with the dialogues' goals if
+    they count."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not a JSON file: give --turns and --dev_turns") from error
-    num_goals = sum("query" in entry.get("final", {}) for entry in entries) if has_goals else 0
-    return num_goals + sum(len(entry.get("interaction", [entry])) for entry in entries)
+    turns_of: Counter[str] = Counter()
+    for entry in entries:
+        name = entry.get("database_id") or entry.get("db_id") or ""
+        num_goals = int(has_goals and "query" in entry.get("final", {}))
+        turns_of[name] += num_goals + len(entry.get("interaction", [entry]))
+    return turns_of
 
 
 def with_flags(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -71,7 +71,8 @@ class PoolSamples:
 
     def lines(self) -> list[str]:
         """What the user should know, a sentence a line."""
-        found = [f"pool: {self.num_read} trajectories, {self.num_rendered} of them rendered"]
+        made = f"{self.num_rendered} of them rendered from their messages"
+        found = [f"pool: {self.num_read} trajectories, {made}"]
         if len(self.samples) < self.num_read:
             found.append(f"pool: {len(self.samples)} of them are used (sft.max_samples)")
         found += [

@@ -13,6 +13,9 @@ from mtsql.files import read_lines
 from mtsql.sql.dialogues import Corpus, load_corpus
 from mtsql.toyworld.world import WorldConfig, write_toy_world
 
+MOST_REASONS = 3
+"""Reasons for skipped turns that a line names; the turns with others are counted."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -185,11 +188,16 @@ def describe_skipped(corpus: Corpus) -> str:
     than the official one. Empty if there is neither."""
     parts = []
     if corpus.skipped:
-        num_turns = sum(skip.num_turns for skip in corpus.skipped)
-        counts = Counter(skip.reason for skip in corpus.skipped).most_common(3)
-        most = ", ".join(f"{count} {reason}" for reason, count in counts)
+        turns_of: Counter[str] = Counter()
+        for skip in corpus.skipped:
+            turns_of[skip.reason] += skip.num_turns
+        num_dialogues = len({(skip.file, skip.index) for skip in corpus.skipped})
+        most = [f"{count} {reason}" for reason, count in turns_of.most_common(MOST_REASONS)]
+        rest = turns_of.total() - sum(count for _, count in turns_of.most_common(MOST_REASONS))
+        most += [f"{rest} for other reasons"] if rest else []
         parts.append(
-            f"skipped {num_turns} unusable turns of {len(corpus.skipped)} dialogues ({most})"
+            f"skipped {turns_of.total()} unusable turns of {num_dialogues} dialogues "
+            f"({', '.join(most)})"
         )
     if corpus.left_out:
         counts = Counter(reason.split(":")[0] for reason in corpus.left_out.values()).most_common()
