@@ -8,15 +8,18 @@ import pytest
 import torch
 import train_rl
 import train_sft
+from transformers import LlamaConfig
 
 from helpers.pages import ROOT
 from mtsql import lines
+from mtsql.learner.optimizer import OptimConfig
 from mtsql.learner.packing import Sample
 from mtsql.lines import (
     StepLines,
     UpdateLines,
     announce,
     change,
+    embedded_rate,
     held_out_ex,
     listed,
     same_flags,
@@ -26,7 +29,7 @@ from mtsql.lines import (
 )
 from mtsql.model.attention_path import AttentionPath
 from mtsql.model.flops import FlopMeter, ModelFlops
-from mtsql.model.policy import ModelConfig
+from mtsql.model.policy import AdapterConfig, ModelConfig
 from mtsql.rl.update_metrics import LOSS_STATS
 from mtsql.run import screen
 from mtsql.run.checkpoint import Checkpoint
@@ -261,3 +264,20 @@ def test_a_duration_has_no_zeros_in_front(monkeypatch):
     for now[0] in (1020.0, 1090.0, 4660.0):
         texts.append(took(Config()))
     assert texts == ["20 s", "1 min 30 s", "1 h 1 min"]
+
+
+def test_a_larger_model_with_the_embedded_models_rate_is_warned_of(tmp_path):
+    for width in (192, 2048):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        LlamaConfig(hidden_size=width, num_attention_heads=8).save_pretrained(folder)
+    models = {width: ModelConfig(path=str(tmp_path / str(width))) for width in (192, 2048)}
+    for usual, key in ((train_rl.Config(), "optim.lr"), (train_sft.Config(), "sft.optim.lr")):
+        assert embedded_rate(usual) is None
+        assert embedded_rate(replace(usual, model=models[192])) is None
+        warned = embedded_rate(replace(usual, model=models[2048]))
+        assert warned is not None and warned.startswith(f"warning: {key} is 0.00")
+        adapted = replace(models[2048], lora=AdapterConfig(rank=8))
+        assert embedded_rate(replace(usual, model=adapted)) is None
+    slower = replace(train_rl.Config(), model=models[2048], optim=OptimConfig(lr=1e-6))
+    assert embedded_rate(slower) is None

@@ -17,7 +17,7 @@ from mtsql.files import print_line
 from mtsql.learner.packing import Sample
 from mtsql.model.attention_path import describe_path, main_device, path_for
 from mtsql.model.flops import FlopMeter
-from mtsql.model.policy import resolved
+from mtsql.model.policy import policy_shape, resolved
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
 from mtsql.rl.checks import with_evaluation
 from mtsql.rl.rollout_metrics import rollout_rates
@@ -224,6 +224,9 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
     print_line(wrapped(_first_line(config, begun)))
     if config.model.compute_dtype == torch.bfloat16 and not torch.cuda.is_available():
         print_line("model.dtype is bfloat16: this run computes in it on the CPU")
+    rate = embedded_rate(config)
+    if rate:
+        print_line(wrapped(rate))
     changed = None if getattr(config, "resume", None) else differences(config)
     if changed:
         print_line(wrapped(changed))
@@ -232,6 +235,27 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
         dtype = config.model.compute_dtype
         path = path_for(device, dtype)
         print_line(wrapped(describe_path(path, dtype, config.engine.block_size)))
+
+
+def embedded_rate(config: Any) -> str | None:
+    """A warning if all weights of a larger model would be trained with the default rate, which is
+    that of the embedded model; else None."""
+    usual = type(config)()
+    if hasattr(config, "sft"):
+        key, rate, default = "sft.optim.lr", config.sft.optim.lr, usual.sft.optim.lr
+    elif hasattr(config, "optim"):
+        key, rate, default = "optim.lr", config.optim.lr, usual.optim.lr
+    else:
+        return None
+    if config.model.path is None or config.model.lora.rank or rate != default:
+        return None
+    width = policy_shape(config.model).hidden_size
+    if width <= 2 * config.model.embedded.hidden_size:
+        return None
+    return (
+        f"warning: {key} is {rate:g}, the default for the embedded model. A model of width {width} "
+        "needs a much lower one: the recipes in configs/ have it"
+    )
 
 
 def _first_line(config: Any, begun: Checkpoint | None) -> str:
