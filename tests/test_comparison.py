@@ -144,6 +144,16 @@ def test_files_of_a_training_run_and_old_ones_name_no_data_set(tmp_path: Path) -
         read_evaluation(tmp_path / "run")
 
 
+def test_a_file_of_a_training_run_fits_an_evaluation(tmp_path: Path) -> None:
+    """Both hash the gold query, and only eval.py writes the query itself."""
+    hashed = [{**one, "gold_hash": "c3"} for one in A]
+    (tmp_path / "dev-00040.json").write_text(json.dumps({"all": {}, "turns": hashed}))
+    full = [{**one, "gold": "SELECT 1", "gold_hash": "c3"} for one in B]
+    own = read_evaluation(write(tmp_path, "own", result(*full)))
+    [pair], _ = paired(read_evaluation(tmp_path / "dev-00040.json"), own)
+    assert compare(*pair).groups[0].ex.b == 75
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
