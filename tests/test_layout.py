@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
-    "plan": {"engine", "learner", "model", "run"},
+    "plan": {"engine", "learner", "model", "rl.checks", "run", "sql.held_out"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "branch": {"run", "rl", "learner", "session"},
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},

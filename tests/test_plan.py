@@ -17,6 +17,7 @@ from mtsql.plan.recipe import read_recipe, stage_of, with_flags
 
 RL = str(ROOT / "configs/rl_cosql_qwen3_4b.yaml")
 SFT = str(ROOT / "configs/sft_sparc_qwen3_1.7b.yaml")
+EVAL = str(ROOT / "configs/eval_cosql_qwen3_4b_budget_2000.yaml")
 GIB = 1 << 30
 
 
@@ -102,6 +103,7 @@ def test_a_reference_in_host_memory_is_on_the_gpu_only_while_it_scores():
         ([], "mtsql plan takes one recipe"),
         ([SFT, RL], "mtsql plan takes one recipe"),
         (["nowhere.yaml"], "recipe nowhere.yaml: no such file"),
+        ([EVAL], "it is for neither train_sft.py nor train_rl.py"),
         ([SFT, "--gpu", "T4"], "gpu is T4: expected one of A100"),
         ([SFT, "--gpus", "0"], "gpus is 0: it must be at least 1"),
         ([SFT, "--gpu_memory", "0"], "gpu_memory is 0.0: it must be above 0"),
@@ -151,6 +153,13 @@ def test_turns_are_counted_in_the_files(tmp_path):
     flags = ["--data.train", str(train), "--data.dev", str(dev)]
     recipe = read_recipe(SFT, flags, None, 0, 0)
     assert (recipe.turns, recipe.dev_turns, recipe.counted) == (4, 1, "the files")
+    assert recipe.held_out_turns == 0 and recipe.evaluated == 1  # one database, which is trained on
+    for place, dialogue in enumerate(dialogues):
+        dialogue["database_id"] = f"db{place}"
+    train.write_text(json.dumps(dialogues))
+    halved = read_recipe(RL, [*flags, "--data.hold_out", "1"], None, 0, 0)
+    assert {halved.turns, halved.held_out_turns} == {1, 3}
+    assert halved.evaluated == halved.held_out_turns
     assert read_recipe(SFT, [*flags, "--data.goals", "false"], None, 0, 0).turns == 3
     assert read_recipe(SFT, flags, None, 50, 0).turns == 50
     assert stage_of(SFT) == "sft" and stage_of(str(ROOT / "configs/rl_no_exec.yaml")) == "rl"
@@ -175,6 +184,21 @@ def test_rows_that_decode_together_are_bounded_by_the_cache():
     small = clock(cache_bytes=2 * GIB)
     assert 1 <= small.num_rows(5) <= 17
     assert small.rollout_secs(64, 5) > clock().rollout_secs(64, 5)
+
+
+def test_a_short_episode_has_one_reply_and_a_budget_cuts_trajectories():
+    short = Lengths().of_episodes(1, False)
+    assert (short.sampled_tokens, short.observation_tokens, short.replies) == (600, 0, 1)
+    assert Lengths().of_episodes(6, False) == Lengths()
+    assert Lengths().of_episodes(4, True).sampled_tokens == Lengths().demonstration_tokens
+    assert clock().sampled == pytest.approx(1800, rel=0.03)
+    assert clock(max_tokens=1400).sampled < 1000
+    assert clock(max_tokens=1400).learn_secs(8, 5) < 0.75 * clock().learn_secs(8, 5)
+
+
+def test_no_hours_are_given_for_float32(capsys):
+    out, error = planned(capsys, RL, "--gpus", "8", "--model.dtype", "float32")
+    assert error is None and "known for bfloat16 only" in out and "TFLOP" not in out
 
 
 def test_learning_takes_its_operations():

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from mtsql.commands.arguments import spelled_out
 from mtsql.files import print_line
 from mtsql.model.shapes import SHAPES
-from mtsql.plan.clock import Clock, Lengths, Shares, gpu_named
+from mtsql.plan.clock import BYTES, Clock, Lengths, Shares, gpu_named
 from mtsql.plan.fit import Way, fits, memory_of, peak, proposals, ways
 from mtsql.plan.hours import phases_of
 from mtsql.plan.memory import MARGIN, PHASES, peak_bytes
@@ -45,8 +45,8 @@ class Config:
     """A published model whose sizes are planned with. null: those in the folder `model.path` or,
     without it, those of the model that the folder's name contains."""
     turns: int = 0
-    """Turns of the training split. 0: those of the recipe's file if it is there, else the
-    paper's."""
+    """Training turns, without the held-out ones. 0: those of the recipe's file if it is there, else
+    the paper's."""
     dev_turns: int = 0
     """Turns of the dev split. 0: those of the recipe's file if it is there, else the official
     ones."""
@@ -87,9 +87,13 @@ def main(words: Sequence[str]) -> None:
         fixes = "; or ".join(tried) or "a larger GPU or a smaller model"
         raise ValueError(f"{recipes[0]} does not fit on {_gpus(config)}: try {fixes}")
     for way in fitting:
-        for line in hour_lines(recipe, way, config):
-            print_line(line)
-    print_line(assumptions(recipe, config))
+        if recipe.dtype.itemsize == BYTES:
+            for line in hour_lines(recipe, way, config):
+                print_line(line)
+    if recipe.dtype.itemsize == BYTES:
+        print_line(assumptions(recipe, config))
+    else:
+        print_line("\nhours: known for bfloat16 only; float32 takes several times as long")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -123,8 +127,8 @@ def memory_lines(
     """A table of parts and phases, with a column for each way."""
     lines = [
         wrapped(
-            f"model: {recipe.model}; {recipe.turns} training and {recipe.dev_turns} dev turns "
-            f"(of {recipe.counted})"
+            f"model: {recipe.model}; {recipe.turns} training, {recipe.held_out_turns} held-out and "
+            f"{recipe.dev_turns} dev turns (of {recipe.counted})"
         ),
         _row("GB on each GPU", [way.name for way, _ in found]),
     ]
@@ -171,7 +175,7 @@ def make_clock(recipe: Recipe, way: Way, config: Config) -> Clock:
     return Clock(
         shape=recipe.shape,
         gpu=gpu_named(config.gpu),
-        lengths=config.lengths,
+        lengths=lengths_of(recipe, config),
         shares=config.shares,
         num_ranks=way.num_ranks,
         is_sharded=way.is_sharded,
@@ -183,12 +187,19 @@ def make_clock(recipe: Recipe, way: Way, config: Config) -> Clock:
     )
 
 
+def lengths_of(recipe: Recipe, config: Config) -> Lengths:
+    """What is assumed of the trajectories of this recipe."""
+    return config.lengths.of_episodes(recipe.config.env.max_replies, recipe.engine is None)
+
+
 def assumptions(recipe: Recipe, config: Config) -> str:
     """What the hours assume, as flags."""
     values = {
-        **flat(to_dict(config.lengths), "lengths."),
+        **flat(to_dict(lengths_of(recipe, config)), "lengths."),
         **flat(to_dict(config.shares), "shares."),
     }
+    if recipe.engine is not None:
+        del values["lengths.demonstration_tokens"]
     if recipe.stage == "sft" and recipe.engine is not None:
         values["solved"] = list(config.solved)
     gpu = gpu_named(config.gpu)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from mtsql.learner.optimizer import OptimConfig
 from mtsql.model.policy import EmbeddedConfig, ModelConfig, policy_shape
 from mtsql.model.processor import DTYPES
 from mtsql.model.shapes import SHAPES, shape_named
+from mtsql.rl.checks import with_evaluation
 from mtsql.run.config import parse_config
 from mtsql.run.recipes import nested
 from mtsql.run.recipes import read_recipe as read_file
+from mtsql.sql.held_out import SHARE, held_out_databases
 
 ROOT = Path(__file__).parents[3]
 """The repository, where the scripts are."""
@@ -40,9 +43,12 @@ class Recipe:
     """What the sizes are those of."""
     shape: PreTrainedConfig
     turns: int
+    """Training turns, without the held-out ones."""
     dev_turns: int
+    held_out_turns: int
+    """Turns of the training databases that are held out."""
     counted: str
-    """Where these two numbers come from."""
+    """Where these numbers come from."""
 
     @property
     def engine(self) -> EngineConfig | None:
@@ -76,6 +82,15 @@ class Recipe:
         return self.config.reference if has_reference else None
 
     @property
+    def evaluated(self) -> int:
+        """The turns of an evaluation during the run."""
+        section = self.config if self.stage == "rl" else self.config.selftaught
+        splits = section.eval_splits if self.stage == "rl" else (section.eval_split,)
+        num_turns = {"held_out": self.held_out_turns, "dev": self.dev_turns}
+        found = [num_turns.get(split, 0) for split in splits]
+        return sum(min(num, section.eval_turns or num) for num in found)
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of the longest sample."""
         total: int = self.config.max_prompt_tokens + self.config.sampling.max_trajectory_tokens
@@ -89,6 +104,8 @@ def read_recipe(
     are 0 or None where the recipe decides. ValueError that names what is missing."""
     stage = stage_of(file)
     config = parse_config(_script(stage).Config, ["--config", file, *flags], "")
+    if stage == "rl":
+        config = with_evaluation(config)
     model, sizes = _shape(config.model, Path(file), shape)
     counted = _counts(config)
     if counted is None and not (turns and dev_turns):
@@ -96,7 +113,7 @@ def read_recipe(
             f"recipe {file}: its data.train is not there, and its name is not that of SParC or "
             "CoSQL: give --turns and --dev_turns"
         )
-    found_train, found_dev, where = counted or (0, 0, "")
+    found_train, found_dev, held_out, where = counted or (0, 0, round(turns * SHARE), "")
     of_flags = "--turns" if turns else "--dev_turns" if dev_turns else ""
     return Recipe(
         stage,
@@ -105,6 +122,7 @@ def read_recipe(
         sizes,
         turns or found_train,
         dev_turns or found_dev,
+        held_out if config.data.hold_out != 0 else 0,
         of_flags or where,
     )
 
@@ -123,7 +141,8 @@ def stage_of(file: str) -> Stage:
         found = [stage for stage in stages if Path(file).name.startswith(stage)]
     if len(found) != 1:
         raise ValueError(
-            f"recipe {file}: its keys do not say whether it is for train_sft.py or train_rl.py"
+            f"recipe {file}: it is for neither train_sft.py nor train_rl.py, or could be for both: "
+            "name its file sft_... or rl_..."
         )
     return found[0]
 
@@ -164,26 +183,38 @@ def _shape(model: ModelConfig, recipe: Path, name: str | None) -> tuple[str, Pre
     return f"{known} (published sizes)", SHAPES[known]
 
 
-def _counts(config: Any) -> tuple[int, int, str] | None:
-    """Turns of training and dev: those in the files, else the official ones. None if neither is
-    known."""
-    train, dev = config.data.train, config.data.dev
-    if train and dev and Path(train).is_file() and Path(dev).is_file():
-        return _count(Path(train), config.data.goals), _count(Path(dev)), "the files"
+def _counts(config: Any) -> tuple[int, int, int, str] | None:
+    """Turns of training, of dev and of the held-out databases: those in the files, else the
+    official ones. None if neither is known."""
+    data = config.data
+    if data.train and data.dev and Path(data.train).is_file() and Path(data.dev).is_file():
+        train = _count(Path(data.train), data.goals)
+        names = held_out_databases(sorted(train), data)
+        held_out = sum(train[name] for name in names)
+        num_dev = _count(Path(data.dev)).total()
+        return train.total() - held_out, num_dev, held_out, "the files"
     for name, (num_train, num_dev) in TURNS.items():
-        if train and name in train.lower():
-            return num_train, num_dev, f"the official {name.upper()}, since {train} is not there"
+        if data.train and name in data.train.lower():
+            held_out = round(SHARE * num_train) if data.hold_out != 0 else 0
+            where = f"the official {name.upper()}, since {data.train} is not there"
+            return num_train - held_out, num_dev, held_out, where
     return None
 
 
-def _count(file: Path, has_goals: bool = False) -> int:
-    """Turns in a JSON file of dialogues or questions, with the dialogues' goals if they count."""
+def _count(file: Path, has_goals: bool = False) -> Counter[str]:
+    """The turns in a JSON file of dialogues or questions, by database, with the dialogues' goals if
+    they count."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not a JSON file: give --turns and --dev_turns") from error
-    num_goals = sum("query" in entry.get("final", {}) for entry in entries) if has_goals else 0
-    return num_goals + sum(len(entry.get("interaction", [entry])) for entry in entries)
+    found: Counter[str] = Counter()
+    for entry in entries:
+        name = entry.get("database_id") or entry.get("db_id") or ""
+        found[name] += len(entry.get("interaction", [entry]))
+        if has_goals and "query" in entry.get("final", {}):
+            found[name] += 1
+    return found
 
 
 def with_flags(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
