@@ -82,7 +82,7 @@ def test_other_figures_are_compared_where_both_have_them(tmp_path: Path) -> None
     figures = {f.name: (f.count, f.value.a, f.value.b) for f in found.figures}
     assert figures == {
         "propose": (1, 0.5, 1),
-        "aha %": (1, 100, 0),
+        "aha of all %": (1, 100, 0),
         "EX of the vote %": (1, 100, 0),
         "num_replies": (1, 3, 3),
     }

@@ -328,7 +328,7 @@ def _figures(pairs: Pairs) -> dict[str, Callable[[Row], float | None]]:
     names = list(abilities) if isinstance(abilities, dict) else []
     found: dict[str, Callable[[Row], float | None]] = {}
     found |= {name: partial(_ability, name) for name in names}
-    found |= {"aha %": _aha, "EX of the vote %": _voted_ex}
+    found |= {"aha of all %": _aha, "EX of the vote %": _voted_ex}
     found |= {name: partial(_number, name) for name in _NUMBERS}
     return found
 
