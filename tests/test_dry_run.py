@@ -153,6 +153,9 @@ def test_the_configuration_is_made_small(tmp_path):
         0.4,
         0.2,
     )
+    branch = with_values(real, {"from_run": "runs/old", "keep": ("curriculum",)})
+    tried = small(branch, tmp_path, tmp_path)
+    assert tried.from_run is None and tried.keep == train_rl.Config.keep
     off = with_values(real, {"eval_every": 0, "curriculum.probe_samples": 0, "nothing.here": 3})
     tried = small(off, tmp_path, tmp_path)
     assert tried.eval_every == 0 and tried.curriculum.probe_samples == 0
