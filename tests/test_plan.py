@@ -120,6 +120,13 @@ def test_mistakes_end_in_one_line(words, complaint, capsys):
     assert error is not None and complaint in error and "\n" not in error
 
 
+def test_what_offloading_costs_is_said_to_be_missing(capsys):
+    flags = ["--gpus", "2", "--optim.offload", "true", "--reference", "host"]
+    out, error = planned(capsys, RL, *flags)
+    text = " ".join(out.split())
+    assert error is None and "Adam's steps on the host" in text and "moving the reference" in text
+
+
 def test_flags_of_the_script_win_over_the_recipe(capsys):
     words = [SFT, "--gpus", "2", "--sft.epochs", "1", "--model.lora.rank=8", "--lengths.spread=0.1"]
     recipes, own, others = split_words(words)

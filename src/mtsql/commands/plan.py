@@ -204,10 +204,15 @@ def assumptions(recipe: Recipe, config: Config) -> str:
         values["solved"] = list(config.solved)
     gpu = gpu_named(config.gpu)
     texts = [f"{key} {value}" for key, value in values.items()]
+    uncounted = ["drafts", "schemas that prompts share in the cache", "loading", "saving"]
+    if recipe.optim.offload:
+        uncounted.append("Adam's steps on the host, which are slow (optim.offload)")
+    if recipe.reference == "host":
+        uncounted.append("moving the reference to the GPU (reference)")
     return "\n" + wrapped(
         f"assumed: {gpu.name} with {gpu.peak / 1e12:g} TFLOP/s in bfloat16 and "
-        f"{gpu.bandwidth / 1e12:g} TB/s (data sheet); {', '.join(texts)}. Not counted: drafts, "
-        "schemas that prompts share in the cache, loading, saving"
+        f"{gpu.bandwidth / 1e12:g} TB/s (data sheet); {', '.join(texts)}. Not counted: "
+        f"{', '.join(uncounted)}"
     )
 
 
