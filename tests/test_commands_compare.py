@@ -79,6 +79,8 @@ def test_two_histories_of_an_evaluation(folder: Path, capsys: pytest.CaptureFixt
         ("a b --out a/scores.json", "a/scores.json"),
         ("a b --out done", "--out done: it holds a comparison"),
         ("a b --num_resamples 10", "num_resamples must be at least 100, not 10"),
+        ("a ./a", "A and B are the same evaluation: name two of them"),
+        ("a a --histories gold gold", "A and B are the same evaluation"),
         ("a b --seed -1", "seed must not be negative, found -1"),
         ("a b --histories gold", "histories: expected two, found 1"),
         ("a b --histories gold predicted", "b/scores.json: results[0]: no part has predicted"),

@@ -82,7 +82,7 @@ def test_other_figures_are_compared_where_both_have_them(tmp_path: Path) -> None
     figures = {f.name: (f.count, f.value.a, f.value.b) for f in found.figures}
     assert figures == {
         "propose": (1, 0.5, 1),
-        "aha %": (1, 100, 0),
+        "aha of all %": (1, 100, 0),
         "EX of the vote %": (1, 100, 0),
         "num_replies": (1, 3, 3),
     }
@@ -142,6 +142,16 @@ def test_files_of_a_training_run_and_old_ones_name_no_data_set(tmp_path: Path) -
         paired([training], twice)
     with pytest.raises(ValueError, match="it is a training run: name a file such as .*00020.json"):
         read_evaluation(tmp_path / "run")
+
+
+def test_a_file_of_a_training_run_fits_an_evaluation(tmp_path: Path) -> None:
+    """Both hash the gold query, and only eval.py writes the query itself."""
+    hashed = [{**one, "gold_hash": "c3"} for one in A]
+    (tmp_path / "dev-00040.json").write_text(json.dumps({"all": {}, "turns": hashed}))
+    full = [{**one, "gold": "SELECT 1", "gold_hash": "c3"} for one in B]
+    own = read_evaluation(write(tmp_path, "own", result(*full)))
+    [pair], _ = paired(read_evaluation(tmp_path / "dev-00040.json"), own)
+    assert compare(*pair).groups[0].ex.b == 75
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,9 @@ def test_the_configuration_is_made_small(tmp_path):
         0.4,
         0.2,
     )
+    branch = with_values(real, {"from_run": "runs/old", "keep": ("curriculum",)})
+    tried = small(branch, tmp_path, tmp_path)
+    assert tried.from_run is None and tried.keep == train_rl.Config.keep
     off = with_values(real, {"eval_every": 0, "curriculum.probe_samples": 0, "nothing.here": 3})
     tried = small(off, tmp_path, tmp_path)
     assert tried.eval_every == 0 and tried.curriculum.probe_samples == 0
@@ -258,7 +261,11 @@ def test_both_stages_and_eval_run_dry_on_the_small_world(tmp_path):
     names = ("train", "dev")
     data = [f"--data.{name}=data/toyworld/{name}.json" for name in names]
     data += ["--data.tables=data/toyworld/tables.json", "--data.databases=data/toyworld/database"]
-    said = said_by(ROOT / "eval.py", "--model.path=shape", *data, "--dry_run", cwd=tmp_path)
+    data += ["--max_dialogues=2", "--out_of_domain=[data/toyworld/dev_seen.json]", "--dry_run"]
+    said = said_by(ROOT / "eval.py", "--model.path=shape", *data, cwd=tmp_path)
     assert (
         "what runs/eval will do" in said and (tmp_path / "runs/eval-dry/run/scores.json").is_file()
     )
+    for name in ("dev", "dev_seen"):
+        turns = int(said.split(f"prompts of toyworld {name} ")[1].split()[0])
+        assert 2 <= turns <= 14  # of two dialogues

@@ -1,5 +1,7 @@
 """Scores of played episodes and their summaries: the official tables, abilities and outcomes."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.episodes import GOLD, HISTORY, answer, call, make_env, play, singers
@@ -70,6 +72,20 @@ def test_a_wrong_answer_has_a_class_and_a_start(reply, error, start, tmp_path):
     score = score_turn(play(env, [reply]))
     assert not score.ex and (score.error, score.first_execution) == (error, start)
     assert (score.result is not None) == (error == "constraint")
+
+
+@pytest.mark.parametrize("rule", ["official", "set"])
+def test_the_result_of_an_answer_is_hashed_by_the_rule_of_its_data_set(rule, tmp_path):
+    database = singers(tmp_path / "shows.sqlite")
+
+    def result_of(sql):
+        env = make_env(database)
+        env.turn = replace(env.turn, ex=rule)
+        return score_turn(play(env, [answer(sql)])).result
+
+    once = result_of("SELECT name FROM singer")
+    twice = result_of("SELECT name FROM singer UNION ALL SELECT name FROM singer")
+    assert (once == twice) is (rule == "set")
 
 
 def test_an_ability_without_an_occasion_is_none(tmp_path):

@@ -69,6 +69,7 @@ def test_print_config_shows_what_is_inherited(write, capsys):
         ("base: c.yaml", "", "its bases form a circle: c.yaml -> c.yaml"),
         ("base: no.yaml", "", "recipe c.yaml: its base no.yaml is not there: no file no.yaml"),
         ("base: a.yaml", "base: x/y.yaml", "recipe a.yaml: its base x/y.yaml is not there"),
+        ("base: null\nseed: 1", "", "recipe c.yaml: base is None: expected the path of a recipe"),
         ("base: 3", "", "recipe c.yaml: base is 3: expected the path of a recipe"),
         ("base: [a.yaml]", "", "recipe c.yaml: base is ['a.yaml']: expected the path"),
         (

@@ -13,11 +13,11 @@ from mtsql.model.policy import ModelConfig, policy_shape
 from mtsql.model.shapes import SHAPES, shape_named
 from mtsql.plan.clock import BANDWIDTHS, Clock, Lengths, Shares, gpu_named
 from mtsql.plan.fit import Way, fits, memory_of, peak, proposals
-from mtsql.plan.hours import phases_of
 from mtsql.plan.recipe import read_recipe, stage_of, with_flags
 
 RL = str(ROOT / "configs/rl_cosql_qwen3_4b.yaml")
 SFT = str(ROOT / "configs/sft_sparc_qwen3_1.7b.yaml")
+EVAL = str(ROOT / "configs/eval_cosql_qwen3_4b_budget_2000.yaml")
 GIB = 1 << 30
 
 
@@ -116,6 +116,7 @@ def test_a_reference_in_host_memory_is_on_the_gpu_only_while_it_scores():
         ([], "mtsql plan takes one recipe"),
         ([SFT, RL], "mtsql plan takes one recipe"),
         (["nowhere.yaml"], "recipe nowhere.yaml: no such file"),
+        ([EVAL], "it is for neither train_sft.py nor train_rl.py"),
         ([SFT, "--gpu", "T4"], "gpu is T4: expected one of A100"),
         ([SFT, "--gpus", "0"], "gpus is 0: it must be at least 1"),
         ([SFT, "--gpu_memory", "0"], "gpu_memory is 0.0: it must be above 0"),
@@ -130,6 +131,13 @@ def test_a_reference_in_host_memory_is_on_the_gpu_only_while_it_scores():
 def test_mistakes_end_in_one_line(words, complaint, capsys):
     _, error = planned(capsys, *words)
     assert error is not None and complaint in error and "\n" not in error
+
+
+def test_what_offloading_costs_is_said_to_be_missing(capsys):
+    flags = ["--gpus", "2", "--optim.offload", "true", "--reference", "host"]
+    out, error = planned(capsys, RL, *flags)
+    text = " ".join(out.split())
+    assert error is None and "Adam's steps on the host" in text and "moving the reference" in text
 
 
 def test_flags_of_the_script_win_over_the_recipe(capsys):
@@ -165,34 +173,16 @@ def test_turns_are_counted_in_the_files(tmp_path):
     flags = ["--data.train", str(train), "--data.dev", str(dev)]
     recipe = read_recipe(SFT, flags, None, 0, 0)
     assert (recipe.turns, recipe.dev_turns, recipe.counted) == (4, 1, "the files")
+    assert recipe.held_out_turns == 0 and recipe.evaluated == 1  # one database, which is trained on
+    for place, dialogue in enumerate(dialogues):
+        dialogue["database_id"] = f"db{place}"
+    train.write_text(json.dumps(dialogues))
+    halved = read_recipe(RL, [*flags, "--data.hold_out", "1"], None, 0, 0)
+    assert {halved.turns, halved.held_out_turns} == {1, 3}
+    assert halved.evaluated == halved.held_out_turns
     assert read_recipe(SFT, [*flags, "--data.goals", "false"], None, 0, 0).turns == 3
     assert read_recipe(SFT, flags, None, 50, 0).turns == 50
     assert stage_of(SFT) == "sft" and stage_of(str(ROOT / "configs/rl_no_exec.yaml")) == "rl"
-
-
-def test_held_out_databases_are_no_training_turns_and_are_what_stage_2_evaluates(tmp_path):
-    train, dev = tmp_path / "train.json", tmp_path / "dev.json"
-    names = [f"db{number}" for number in range(10)]
-    train.write_text(json.dumps([{"database_id": name, "interaction": [{}] * 3} for name in names]))
-    dev.write_text(json.dumps([{"database_id": "x", "interaction": [{}] * 7}]))
-    flags = ["--data.train", str(train), "--data.dev", str(dev)]
-    fixed = {"gpu": gpu_named("H100"), "lengths": Lengths(), "shares": Shares()}
-
-    def evaluations(recipe):
-        way = clock(**fixed)
-        return [one.what for one in phases_of(recipe, way, (0.5,)) if one.name == "evaluation"]
-
-    recipe = read_recipe(RL, flags, None, 0, 0)
-    assert (recipe.turns, recipe.held_out, recipe.dev_turns) == (27, 3, 7)
-    assert evaluations(recipe) == ["16 x 3 turns of held_out"]
-    both = read_recipe(RL, [*flags, "--eval_splits", "[held_out, dev]"], None, 0, 0)
-    assert evaluations(both) == ["16 x 10 turns of held_out, dev"]
-    whole = read_recipe(RL, [*flags, "--data.hold_out", "0"], None, 0, 0)
-    assert (whole.turns, whole.held_out) == (30, 0)
-    assert evaluations(whole) == ["16 x 7 turns of dev"]
-    assert evaluations(read_recipe(SFT, flags, None, 0, 0)) == ["3 x 7 turns of dev"]
-    absent = read_recipe(RL, ["--data.train", "data/none/cosql.json"], None, 0, 0)
-    assert (absent.turns, absent.held_out) == (9337 - 467, 467)
 
 
 def test_a_rollout_takes_as_long_as_its_steps():
@@ -214,6 +204,21 @@ def test_rows_that_decode_together_are_bounded_by_the_cache():
     small = clock(cache_bytes=2 * GIB)
     assert 1 <= small.num_rows(5) <= 17
     assert small.rollout_secs(64, 5) > clock().rollout_secs(64, 5)
+
+
+def test_a_short_episode_has_one_reply_and_a_budget_cuts_trajectories():
+    short = Lengths().of_episodes(1, False)
+    assert (short.sampled_tokens, short.observation_tokens, short.replies) == (600, 0, 1)
+    assert Lengths().of_episodes(6, False) == Lengths()
+    assert Lengths().of_episodes(4, True).sampled_tokens == Lengths().demonstration_tokens
+    assert clock().sampled == pytest.approx(1800, rel=0.03)
+    assert clock(max_tokens=1400).sampled < 1000
+    assert clock(max_tokens=1400).learn_secs(8, 5) < 0.75 * clock().learn_secs(8, 5)
+
+
+def test_no_hours_are_given_for_float32(capsys):
+    out, error = planned(capsys, RL, "--gpus", "8", "--model.dtype", "float32")
+    assert error is None and "known for bfloat16 only" in out and "TFLOP" not in out
 
 
 def test_learning_takes_its_operations():

@@ -79,6 +79,12 @@ def test_the_order_of_rows_counts_only_where_it_was_asked_for():
     assert result_key(rows((1,)), is_ordered=True) == result_key(rows((1,)), is_ordered=False)
 
 
+def test_columns_with_the_same_values_may_change_places_in_an_ordered_result():
+    key = result_key(rows((1, 2), (2, 1), (3, 3)), is_ordered=True)
+    assert key == result_key(rows((2, 1), (1, 2), (3, 3)), is_ordered=True)
+    assert key != result_key(rows((1, 1), (2, 2), (3, 3)), is_ordered=True)
+
+
 def test_birds_rule_ignores_repeated_rows_and_heeds_the_order_of_columns():
     key = result_key(rows((1, "a"), (2, "b")), is_ordered=True, is_set=True)
     again = rows((2, "b"), (1.0, "a"), (2, "b"))

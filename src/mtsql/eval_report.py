@@ -105,13 +105,15 @@ def print_report(results: Sequence[Result]) -> None:
     console = Console(highlight=False)
     with printing():
         for sheet in sheets(results, digits=0):
-            table = Table(*sheet.header, title=sheet.title, title_justify="left", box=SIMPLE)
+            table = Table(*sheet.header, box=SIMPLE, pad_edge=False, show_edge=False)
             for row in sheet.rows:
                 if row is None:
                     table.add_section()
                 else:
                     table.add_row(*row)
+            console.print(sheet.title, markup=False)
             console.print(table)
+            console.print()
     for title, notes in notes_of(results).items():
         print_line(f"{title}:")
         for name, text in notes.items():

@@ -69,6 +69,12 @@ def main(words: Sequence[str]) -> None:
     config = parse_config(Config, spelled_out(words, Config), __doc__)
     if len(config.runs) != 2:
         raise ValueError(f"compare needs two evaluations, A and B; found {len(config.runs)}")
+    is_same = len({Path(run).resolve() for run in config.runs}) == 1
+    if is_same and len(set(config.histories)) < 2:
+        raise ValueError(
+            "A and B are the same evaluation: name two of them, or two histories of it with "
+            "--histories gold predicted"
+        )
     out = Path(config.out) if config.out else None
     if out is not None and (out / "compare.json").exists():
         raise ValueError(f"--out {out}: it holds a comparison: name another folder or remove it")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from mtsql.commands.arguments import spelled_out
 from mtsql.files import print_line
 from mtsql.model.shapes import SHAPES
-from mtsql.plan.clock import Clock, Lengths, Shares, gpu_named
+from mtsql.plan.clock import BYTES, Clock, Lengths, Shares, gpu_named
 from mtsql.plan.fit import Way, fits, memory_of, peak, proposals, ways
 from mtsql.plan.hours import phases_of
 from mtsql.plan.memory import MARGIN, PHASES, peak_bytes
@@ -45,8 +45,8 @@ class Config:
     """A published model whose sizes are planned with, such as qwen3-4b. null: those in the folder
     `model.path` or, without it, those of the model that the folder's name contains."""
     turns: int = 0
-    """Turns of the training file, with those of the held-out databases. 0: those of the recipe's
-    file if it is there, else the paper's."""
+    """Training turns, without the held-out ones. 0: those of the recipe's file if it is there, else
+    the paper's."""
     dev_turns: int = 0
     """Turns of the dev split. 0: those of the recipe's file if it is there, else the official
     ones."""
@@ -74,8 +74,6 @@ def main(words: Sequence[str]) -> None:
     """Plan and print. ValueError if the run fits in no way, which says what would make it fit."""
     recipes, own, others = split_words(words)
     config = parse_config(Config, spelled_out(own, Config), __doc__)
-    if others and not recipes:
-        raise ValueError(f"unknown flag {others[0]}; --help lists all")
     if len(recipes) != 1:
         raise ValueError("mtsql plan takes one recipe: mtsql plan RECIPE --gpus 8")
     recipe = read_recipe(recipes[0], others, config.shape, config.turns, config.dev_turns)
@@ -89,9 +87,13 @@ def main(words: Sequence[str]) -> None:
         fixes = "; or ".join(tried) or "a larger GPU or a smaller model"
         raise ValueError(f"{recipes[0]} does not fit on {_gpus(config)}: try {fixes}")
     for way in fitting:
-        for line in hour_lines(recipe, way, config):
-            print_line(line)
-    print_line(assumptions(recipe, config))
+        if recipe.dtype.itemsize == BYTES:
+            for line in hour_lines(recipe, way, config):
+                print_line(line)
+    if recipe.dtype.itemsize == BYTES:
+        print_line(assumptions(recipe, config))
+    else:
+        print_line("\nhours: known for bfloat16 only; float32 takes several times as long")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -125,7 +127,7 @@ def memory_lines(
     """A table of parts and phases, with a column for each way."""
     lines = [
         wrapped(
-            f"model: {recipe.model}; {recipe.turns} training, {recipe.held_out} held-out and "
+            f"model: {recipe.model}; {recipe.turns} training, {recipe.held_out_turns} held-out and "
             f"{recipe.dev_turns} dev turns (of {recipe.counted})"
         ),
         _row("GB on each GPU", [way.name for way, _ in found]),
@@ -173,7 +175,7 @@ def make_clock(recipe: Recipe, way: Way, config: Config) -> Clock:
     return Clock(
         shape=recipe.shape,
         gpu=gpu_named(config.gpu),
-        lengths=config.lengths,
+        lengths=lengths_of(recipe, config),
         shares=config.shares,
         num_ranks=way.num_ranks,
         is_sharded=way.is_sharded,
@@ -185,20 +187,32 @@ def make_clock(recipe: Recipe, way: Way, config: Config) -> Clock:
     )
 
 
+def lengths_of(recipe: Recipe, config: Config) -> Lengths:
+    """What is assumed of the trajectories of this recipe."""
+    return config.lengths.of_episodes(recipe.config.env.max_replies, recipe.engine is None)
+
+
 def assumptions(recipe: Recipe, config: Config) -> str:
     """What the hours assume, as flags."""
     values = {
-        **flat(to_dict(config.lengths), "lengths."),
+        **flat(to_dict(lengths_of(recipe, config)), "lengths."),
         **flat(to_dict(config.shares), "shares."),
     }
+    if recipe.engine is not None:
+        del values["lengths.demonstration_tokens"]
     if recipe.stage == "sft" and recipe.engine is not None:
         values["solved"] = list(config.solved)
     gpu = gpu_named(config.gpu)
     texts = [f"{key} {value}" for key, value in values.items()]
+    uncounted = ["drafts", "schemas that prompts share in the cache", "loading", "saving"]
+    if recipe.optim.offload:
+        uncounted.append("Adam's steps on the host, which are slow (optim.offload)")
+    if recipe.reference == "host":
+        uncounted.append("moving the reference to the GPU (reference)")
     return "\n" + wrapped(
         f"assumed: {gpu.name} with {gpu.peak / 1e12:g} TFLOP/s in bfloat16 and "
-        f"{gpu.bandwidth / 1e12:g} TB/s (data sheet); {', '.join(texts)}. Not counted: drafts, "
-        "schemas that prompts share in the cache, loading, saving"
+        f"{gpu.bandwidth / 1e12:g} TB/s (data sheet); {', '.join(texts)}. Not counted: "
+        f"{', '.join(uncounted)}"
     )
 
 

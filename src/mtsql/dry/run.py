@@ -32,14 +32,15 @@ from mtsql.dry.stand_in import (
     write_mark,
     write_stand_in,
 )
+from mtsql.eval_cells import data_sets
 from mtsql.files import print_line
 from mtsql.model.decoder import CausalLM
 from mtsql.model.rendering import Renderer
 from mtsql.run.checkpoint import newest_checkpoint
 from mtsql.run.launch import NothingLearned
 from mtsql.run.screen import duration, wrapped
-from mtsql.sql.datasets import read_leave_out
-from mtsql.sql.dialogues import Turn
+from mtsql.sql.datasets import load_split, read_leave_out
+from mtsql.sql.dialogues import Corpus, Turn
 from mtsql.workbench import Workbench, embedded_tokenizer, load_corpora, playing_in
 
 LEAVE_OUT = "leave_out.tsv"
@@ -111,7 +112,7 @@ def check(config: Any, folder: Path) -> Checked:
             print_line(f"dry run: {config.model.path} is not there yet: the shape is of {source}")
         real = replace(real, model=replace(config.model, path=source))
     real = real.completed()
-    corpora = load_corpora(config.data, splits_of(real), hasattr(real, "checkpoint"))
+    corpora = corpora_of(real)
     if source is None:
         tokenizer = embedded_tokenizer(
             corpora, config.data, real.env, real.style, config.model.embedded.vocab_size
@@ -159,14 +160,18 @@ def leave_out_most(turns: Sequence[Turn], earlier: str | None, file: Path) -> No
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def splits_of(config: Any) -> tuple[str, ...]:
-    """The splits that a completed configuration reads."""
+def corpora_of(config: Any) -> dict[str, Corpus]:
+    """What a completed configuration reads, by split; for eval.py by data set, and without the
+    dialogues that it leaves out."""
     if hasattr(config, "num_updates"):
-        return ("train", *(getattr(config, "eval_splits", None) or ("dev_seen", "dev")))
+        return load_corpora(config.data, ("train", *config.eval_splits), is_training=True)
     if hasattr(config, "selftaught"):
-        held_out = getattr(config.selftaught, "eval_split", None)
-        return ("train", held_out) if held_out and config.source == "self" else ("train",)
-    return (config.split,) if config.split else ("dev", "dev_seen")
+        held_out = config.selftaught.eval_split if config.source == "self" else None
+        splits = ("train", held_out) if held_out else ("train",)
+        return load_corpora(config.data, splits, is_training=True)
+    found = {one.name: load_split(one.data, one.split) for one in data_sets(config)}
+    most = config.max_dialogues or None
+    return {name: replace(one, dialogues=one.dialogues[:most]) for name, one in found.items()}
 
 
 def make_folder(folder: Path) -> None:

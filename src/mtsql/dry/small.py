@@ -51,6 +51,8 @@ def small(config: Any, run: Path, model: Path) -> Any:
         "model.path": str(model),
         "model.shape_from": None,
     }
+    if hasattr(config, "keep"):
+        values["keep"] = type(config).keep  # without from_run it has no effect
     for key, most in AT_MOST.items():
         now = value_of(config, key)
         if now is not None:

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 """One turn's scores, as eval.py writes them."""
 _TEXTS = ("turn_id", "dialogue_id", "turn", "hardness")
 _VERDICTS = ("ex", "em")
-_SAME_GOLD = ("turn", "hardness", "gold")
+_SAME_GOLD = ("turn", "hardness", "gold", "gold_hash")
 """Keys of a row that depend on the question and its gold query only."""
 _NUMBERS = ("num_replies", "num_calls", "prompt_tokens", "num_sampled", "num_observed")
 MAX_NAMED = 3
@@ -328,7 +328,7 @@ def _figures(pairs: Pairs) -> dict[str, Callable[[Row], float | None]]:
     names = list(abilities) if isinstance(abilities, dict) else []
     found: dict[str, Callable[[Row], float | None]] = {}
     found |= {name: partial(_ability, name) for name in names}
-    found |= {"aha %": _aha, "EX of the vote %": _voted_ex}
+    found |= {"aha of all %": _aha, "EX of the vote %": _voted_ex}
     found |= {name: partial(_number, name) for name in _NUMBERS}
     return found
 

@@ -12,7 +12,8 @@ was measured on a GPU: replace the shares by what benchmarks/gpu.py finds.
 import heapq
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 from transformers import PreTrainedConfig
@@ -30,6 +31,8 @@ BANDWIDTHS = {
     "RTX 4090": 1.008e12,
 }
 """Bytes per second of a GPU's memory, by data sheet (A100 and H100: SXM, 80 GB)."""
+NUM_DRAWN = 2000
+"""Trajectories that are drawn for the mean."""
 BYTES = 2
 """Of a number in bfloat16."""
 
@@ -69,10 +72,23 @@ class Lengths:
     replies: float = 3.0
     """Mean replies of a trajectory."""
 
-    @property
-    def trajectory(self) -> int:
-        """Mean tokens after the prompt."""
-        return self.sampled_tokens + self.observation_tokens
+    demonstration_tokens: int = 150
+    """Mean tokens of the replies of a demonstration (`source: gold`), in place of
+    `sampled_tokens`."""
+
+    def of_episodes(self, max_replies: int, is_demonstrated: bool) -> "Lengths":
+        """The lengths of episodes with at most so many replies. Replies and observations stay as
+        long as they are, and there are fewer of them."""
+        replies = min(self.replies, max_replies)
+        sampled = self.demonstration_tokens if is_demonstrated else self.sampled_tokens
+        between = self.replies - 1
+        observed = self.observation_tokens * (replies - 1) / between if between else 0
+        return replace(
+            self,
+            sampled_tokens=round(sampled * replies / self.replies),
+            observation_tokens=round(observed),
+            replies=replies,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,11 +150,21 @@ class Clock:
         num_layers, num_heads, head = cache_shape(self.shape)
         return 2 * num_layers * num_heads * head * BYTES
 
+    @cached_property
+    def sampled(self) -> int:
+        """Mean sampled tokens of a trajectory that ends at the budget."""
+        lengths = self._draw_lengths(NUM_DRAWN)
+        return round(sum(lengths) / NUM_DRAWN)
+
+    @property
+    def trajectory(self) -> int:
+        """Mean tokens after the prompt."""
+        return self.sampled + self.lengths.observation_tokens
+
     def num_rows(self, group_size: int) -> int:
         """Trajectories of mean length that decode together: `max_rows`, or what fits in the cache.
         A group stores its prompt once. A row is on average half as long as it becomes."""
-        lengths = self.lengths
-        row = lengths.prompt_tokens / group_size + lengths.trajectory / 2
+        row = self.lengths.prompt_tokens / group_size + self.trajectory / 2
         return max(1, min(self.max_rows, int(self.cache_bytes / (row * self.token_bytes))))
 
     def rollout_secs(self, num_groups: int, group_size: int) -> float:
@@ -152,7 +178,7 @@ class Clock:
         todo = iter(self._draw_lengths(num_mine * group_size))
         ends = list(islice(todo, num_rows))  # the step at which each decoding row ends
         heapq.heapify(ends)
-        context = lengths.prompt_tokens + lengths.trajectory / 2
+        context = lengths.prompt_tokens + self.trajectory / 2
         now = 0
         secs = 0.0
         while ends:
@@ -215,15 +241,15 @@ class Clock:
         on one prompt. `num_forward` further passes score the samples first."""
         lengths = self.lengths
         num_mine = -(-num_groups // self.num_ranks)
-        own = group_size * lengths.trajectory
+        own = group_size * self.trajectory
         work = Work(
             num_mine * (lengths.prompt_tokens + own),
             num_mine
             * (
                 pairs(0, lengths.prompt_tokens)
-                + group_size * pairs(lengths.prompt_tokens, lengths.trajectory)
+                + group_size * pairs(lengths.prompt_tokens, self.trajectory)
             ),
-            num_mine * group_size * lengths.sampled_tokens,
+            num_mine * group_size * self.sampled,
         )
         flops = self.flops.training(work)
         flops += (num_forward + self.checkpointing) * self.flops.forward(work)

@@ -10,6 +10,8 @@ KEPT_PER_TURN = 2.7
 """Trajectories that stage 1 keeps of a solved turn (paper: 2.57 for CoSQL, 2.89 for SParC)."""
 LAST_SOLVED = 0.81
 """Share of the turns that is solved in the end if a recipe has more rounds than are assumed."""
+EVALUATIONS = 2
+"""Evaluations of stage 2 if none is between the first update and the last."""
 TURNS_AT_ONCE = 64
 """Turns that a rank samples in a chunk."""
 
@@ -52,25 +54,20 @@ def _sft(recipe: Recipe, clock: Clock, solved: tuple[float, ...]) -> list[Phase]
         secs = _sampled(clock, left, samples)
         phases.append(Phase(f"round {number}: rollouts", f"{left} turns x {samples}", secs))
         share = solved[number] if number < len(solved) else LAST_SOLVED
-        pool = round(turns * share * KEPT_PER_TURN)
+        kept = min(KEPT_PER_TURN, max(config.selftaught.max_easy, config.selftaught.max_hard))
+        pool = round(turns * share * kept)
         phases.append(_trained(f"round {number}: SFT", pool, recipe, clock))
         left = turns - round(turns * share)
-    split = config.selftaught.eval_split
-    if split is not None:
-        limit = config.selftaught.eval_turns
-        phases.append(_evaluated(recipe, clock, config.selftaught.rounds, (split,), limit))
-    return phases
+    return [*phases, *_evaluations(config.selftaught.rounds, recipe, clock)]
 
 
-def _evaluated(
-    recipe: Recipe, clock: Clock, times: int, splits: tuple[str, ...], limit: int
-) -> Phase:
-    """Evaluations of at most `limit` turns of each split (0: all). How large `dev_seen` is, is not
-    known."""
-    known = {"held_out": recipe.held_out, "dev": recipe.dev_turns}
-    turns = sum(min(known.get(split, 0), limit or known.get(split, 0)) for split in splits)
-    secs = times * clock.rollout_secs(turns, 1) if turns else 0.0
-    return Phase("evaluation", f"{times} x {turns} turns of {', '.join(splits)}", secs)
+def _evaluations(count: int, recipe: Recipe, clock: Clock) -> list[Phase]:
+    """All evaluations during the run; none if no turn is evaluated."""
+    num = recipe.evaluated
+    if not num:
+        return []
+    secs = count * clock.rollout_secs(num, 1)
+    return [Phase("evaluation", f"{count} x {num} turns", secs)]
 
 
 def _trained(name: str, num_samples: int, recipe: Recipe, clock: Clock) -> Phase:
@@ -103,9 +100,7 @@ def _rl(recipe: Recipe, clock: Clock) -> list[Phase]:
     phases.append(
         Phase("learning", f"{updates} updates, {learning:.0f} s each", updates * learning)
     )
-    evaluations = 2
+    count = EVALUATIONS
     if config.eval_every:
-        evaluations = 1 + math.ceil(updates / config.eval_every)
-    splits = config.eval_splits or (("held_out",) if recipe.held_out else ("dev",))
-    phases.append(_evaluated(recipe, clock, evaluations, splits, config.eval_turns))
-    return phases
+        count = 1 + math.ceil(updates / config.eval_every)
+    return [*phases, *_evaluations(count, recipe, clock)]

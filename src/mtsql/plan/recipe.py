@@ -19,6 +19,7 @@ from mtsql.learner.optimizer import OptimConfig
 from mtsql.model.policy import EmbeddedConfig, ModelConfig, policy_shape
 from mtsql.model.processor import DTYPES
 from mtsql.model.shapes import SHAPES, shape_named
+from mtsql.rl.checks import with_evaluation
 from mtsql.run.config import parse_config
 from mtsql.run.recipes import nested
 from mtsql.run.recipes import read_recipe as read_file
@@ -29,8 +30,6 @@ ROOT = Path(__file__).parents[3]
 Stage = Literal["sft", "rl"]
 TURNS = {"cosql": (9337, 1007), "sparc": (11_905, 1203)}
 """Training and dev turns of the official data sets (training: as the paper counts)."""
-NUM_DATABASES = 140
-"""Training databases of both."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ class Recipe:
     """What the sizes are those of."""
     shape: PreTrainedConfig
     turns: int
-    """Turns of the training databases that are not held out."""
-    held_out: int
-    """Turns of those that are."""
+    """Training turns, without the held-out ones."""
     dev_turns: int
+    held_out_turns: int
+    """Turns of the training databases that are held out."""
     counted: str
     """Where these numbers come from."""
 
@@ -83,6 +82,15 @@ class Recipe:
         return self.config.reference if has_reference else None
 
     @property
+    def evaluated(self) -> int:
+        """The turns of an evaluation during the run."""
+        section = self.config if self.stage == "rl" else self.config.selftaught
+        splits = section.eval_splits if self.stage == "rl" else (section.eval_split,)
+        num_turns = {"held_out": self.held_out_turns, "dev": self.dev_turns}
+        found = [num_turns.get(split, 0) for split in splits]
+        return sum(min(num, section.eval_turns or num) for num in found)
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of the longest sample."""
         total: int = self.config.max_prompt_tokens + self.config.sampling.max_trajectory_tokens
@@ -96,6 +104,8 @@ def read_recipe(
     are 0 or None where the recipe decides. ValueError that names what is missing."""
     stage = stage_of(file)
     config = parse_config(_script(stage).Config, ["--config", file, *flags], "")
+    if stage == "rl":
+        config = with_evaluation(config)
     model, sizes = _shape(config.model, Path(file), shape)
     counted = _counts(config)
     if counted is None and not (turns and dev_turns):
@@ -103,18 +113,16 @@ def read_recipe(
             f"recipe {file}: its data.train is not there, and its name is not that of SParC or "
             "CoSQL: give --turns and --dev_turns"
         )
-    found_train, share, found_dev, where = counted or (0, _share(config.data), 0, "")
-    num_train = turns or found_train
-    held_out = round(share * num_train)
+    found_train, found_dev, held_out, where = counted or (0, 0, round(turns * SHARE), "")
     of_flags = "--turns" if turns else "--dev_turns" if dev_turns else ""
     return Recipe(
         stage,
         config,
         model,
         sizes,
-        num_train - held_out,
-        held_out,
+        turns or found_train,
         dev_turns or found_dev,
+        held_out if config.data.hold_out != 0 else 0,
         of_flags or where,
     )
 
@@ -133,8 +141,8 @@ def stage_of(file: str) -> Stage:
         found = [stage for stage in stages if Path(file).name.startswith(stage)]
     if len(found) != 1:
         raise ValueError(
-            f"recipe {file}: its keys and its name do not say whether it is for train_sft.py or "
-            "train_rl.py, which are what mtsql plan reads"
+            f"recipe {file}: it is for neither train_sft.py nor train_rl.py, or could be for both: "
+            "name its file sft_... or rl_..."
         )
     return found[0]
 
@@ -175,45 +183,38 @@ def _shape(model: ModelConfig, recipe: Path, name: str | None) -> tuple[str, Pre
     return f"{known} (published sizes)", SHAPES[known]
 
 
-def _counts(config: Any) -> tuple[int, float, int, str] | None:
-    """Turns of training, the share of them that is held out, and turns of dev: those in the files,
-    else the official ones. None if neither is known."""
-    train, dev = config.data.train, config.data.dev
-    if train and dev and Path(train).is_file() and Path(dev).is_file():
-        turns_of = _count(Path(train), config.data.goals)
-        names = held_out_databases(sorted(turns_of), config.data)
-        num_turns = turns_of.total()
-        share = sum(turns_of[name] for name in names) / max(num_turns, 1)
-        return num_turns, share, _count(Path(dev)).total(), "the files"
+def _counts(config: Any) -> tuple[int, int, int, str] | None:
+    """Turns of training, of dev and of the held-out databases: those in the files, else the
+    official ones. None if neither is known."""
+    data = config.data
+    if data.train and data.dev and Path(data.train).is_file() and Path(data.dev).is_file():
+        train = _count(Path(data.train), data.goals)
+        names = held_out_databases(sorted(train), data)
+        held_out = sum(train[name] for name in names)
+        num_dev = _count(Path(data.dev)).total()
+        return train.total() - held_out, num_dev, held_out, "the files"
     for name, (num_train, num_dev) in TURNS.items():
-        if train and name in train.lower():
-            where = f"the official {name.upper()}, since {train} is not there"
-            return num_train, _share(config.data), num_dev, where
+        if data.train and name in data.train.lower():
+            held_out = round(SHARE * num_train) if data.hold_out != 0 else 0
+            where = f"the official {name.upper()}, since {data.train} is not there"
+            return num_train - held_out, num_dev, held_out, where
     return None
 
 
-def _share(data: Any) -> float:
-    """About which share of the turns `data.hold_out` holds out of a data set whose databases are
-    not known."""
-    if data.hold_out is None:
-        return 0.0 if data.is_toy else SHARE
-    share: float = data.hold_out
-    return share if share < 1 else min(share / NUM_DATABASES, 1.0)
-
-
 def _count(file: Path, has_goals: bool = False) -> Counter[str]:
-    """Turns of each database in a JSON file of dialogues or questions, with the dialogues' goals if
+    """The turns in a JSON file of dialogues or questions, by database, with the dialogues' goals if
     they count."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not a JSON file: give --turns and --dev_turns") from error
-    turns_of: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     for entry in entries:
         name = entry.get("database_id") or entry.get("db_id") or ""
-        num_goals = int(has_goals and "query" in entry.get("final", {}))
-        turns_of[name] += num_goals + len(entry.get("interaction", [entry]))
-    return turns_of
+        found[name] += len(entry.get("interaction", [entry]))
+        if has_goals and "query" in entry.get("final", {}):
+            found[name] += 1
+    return found
 
 
 def with_flags(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

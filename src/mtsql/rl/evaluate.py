@@ -79,7 +79,7 @@ class TurnScore:
     """Mean log-prob of a sampled token; None if there is none."""
     difficulty: str = ""
     """BIRD's own level of the question; empty elsewhere."""
-    gold: str = ""
+    gold_hash: str = ""
     """A hash of the question and its gold query, by which `mtsql compare` knows it again."""
     result: str | None = None
     """A hash of what the answer returns (`votes.result_key`); None if it does not run."""
@@ -230,7 +230,7 @@ def score_turn(trajectory: Trajectory) -> TurnScore:
         num_observed=len(trajectory.ids) - num_sampled,
         mean_logprob=round(sum(trajectory.logprobs) / num_sampled, 4) if num_sampled else None,
         difficulty=turn.difficulty,
-        gold=blake2b(json.dumps([turn.question, turn.sql]).encode(), digest_size=6).hexdigest(),
+        gold_hash=_hash_of([turn.question, turn.sql]),
         result=result,
     )
 
@@ -240,7 +240,11 @@ def _result(line: str, env: SqlEnv) -> str | None:
     is_set = env.turn.ex == "set"
     text = line if is_set else executed_text(official_prediction(line))
     result = run_query(env.database.path, text, env.config.query)
-    return result_key(result, not is_set and "order by" in text.lower())
+    return result_key(result, "order by" in text.lower(), is_set)
+
+
+def _hash_of(texts: list[str]) -> str:
+    return blake2b(json.dumps(texts).encode(), digest_size=6).hexdigest()
 
 
 def _first_execution(records: list[ReplyRecord]) -> ReplyRecord | None:

@@ -80,7 +80,8 @@ def result_key(result: QueryResult, is_ordered: bool, is_set: bool = False) -> s
     if is_set:
         rows = list(set(rows))
     else:
-        columns = sorted(zip(*rows, strict=True), key=sorted)
+        # Columns with the same values differ in the order of their rows only, if that counts.
+        columns = sorted(zip(*rows, strict=True), key=lambda one: (sorted(one), has_order and one))
         rows = list(zip(*columns, strict=True))
     if not has_order:
         rows.sort()

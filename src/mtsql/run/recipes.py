@@ -99,12 +99,12 @@ def read_recipe(path: Path | str, implied: Implied | None = None) -> Recipe:
             raise ValueError(f"recipe {path}: its bases form a circle: {circle}")
         chain.append(file.resolve())
         values = read_yaml(name)
-        base = values.pop(BASE, None)
-        if not values and base is None:
+        if not values:
             raise ValueError(f"recipe {name}: it has no keys")
-        files[name] = values
-        if base is None:
+        files[name] = {key: value for key, value in values.items() if key != BASE}
+        if BASE not in values:
             break
+        base = values[BASE]
         if not isinstance(base, str) or not base:
             raise ValueError(f"recipe {name}: base is {base!r}: expected the path of a recipe")
         file = Path(os.path.normpath(file.parent / base))
