@@ -49,7 +49,7 @@ class Returns:
     """The whole reward, after the KL penalty."""
     num_replies: int
     so_far: tuple[float, ...] = ()
-    """The weighted process reward after each reply. A truncated reply has no entry."""
+    """The weighted process reward after each reply. Empty if no component of it has a weight."""
     is_paid: bool | None = None
     """Whether the process reward is part of `reward`. None: it is, however the episode ends."""
 
