@@ -190,9 +190,11 @@ def main(config: Config) -> None:
 
 def run(config: Config, accelerator: Accelerator) -> None:
     """Load, evaluate, probe, train, evaluate and save."""
+    ranks = Ranks.of(accelerator)
+    # The run that this one starts from may go on, and each rank has looked for its checkpoints.
+    config = replace(config, from_run=ranks.from_main(lambda: config.from_run))
     config, begun = resumed(config)
     origin = read_origin(config, begun)
-    ranks = Ranks.of(accelerator)
     check_folder(config, begun, accelerator)  # before the warm start, which takes minutes
     announce(config, ranks, begun)
     config = warm_started(config, accelerator)

@@ -10,6 +10,7 @@ from train_rl import Config
 
 from helpers.checkpoints import write
 from mtsql.branch import checkpoint_of, keep_past_stages, kept_curriculum, read_origin
+from mtsql.dry.small import small
 from mtsql.learner.optimizer import OptimConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.run.config import parse_config, save_config
@@ -73,6 +74,22 @@ def test_another_curriculum_is_built_only_without_the_old_one(old):
     assert checkpoint_of(branch(curriculum=other, keep=("optimizer",)))
     resampling = replace(OLD.curriculum, resample_rounds=2)
     assert checkpoint_of(branch(curriculum=resampling))  # it has an effect on each update
+
+
+def test_what_the_old_run_kept_and_its_schedules_are_no_choice_of_the_new_one(old):
+    saved = replace(OLD, schedule_updates=30, keep=(), from_run="older")
+    save_config(saved, Path("old/config.yaml"))
+
+    def parsed(*flags):
+        return parse_config(Config, ["--from", "old", "--run", "new", *flags], "")
+
+    config = parsed()
+    assert config.keep == ("curriculum", "optimizer") and config.schedule_updates == 30
+    afresh = ["--keep", "[optimizer]"]
+    config = parsed(*afresh)
+    assert config.keep == ("optimizer",) and config.num_scheduled == 40
+    assert parsed(*afresh, "--schedule_updates", "30").num_scheduled == 30
+    assert checkpoint_of(small(parsed(*afresh), Path("dry"), Path("model"))) is None
 
 
 def test_a_run_of_stage_one_is_no_origin(old):

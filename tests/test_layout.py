@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "sources": {"run", "rl", "learner.packing", "model.sizes", "session"},
     "warm_start": {"run", "rl", "workbench"},
-    "dry": {"run", "rl", "agent", "model", "sql", "lines", "workbench"},
+    "dry": {"run", "rl", "agent", "model", "sql", "branch", "lines", "workbench"},
     "commands": {
         "agent",
         "audit",

@@ -127,6 +127,7 @@ def test_the_process_reward_counts_from_an_update_on():
     check_config(train_rl.Config(num_updates=4, reward=config))
     with pytest.raises(ValueError, match="process_from is 3, but the run has num_updates=3"):
         check_config(train_rl.Config(num_updates=3, reward=config))
+    check_config(train_rl.Config(num_updates=3, reward=config, resume="it is shortened"))
 
 
 def test_a_rollout_is_scored_with_the_weights_of_its_update(play, monkeypatch):

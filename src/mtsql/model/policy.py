@@ -216,6 +216,14 @@ def _auto_dtype(config: ModelConfig) -> Dtype:
     return pick_dtype(gpu_capability(), this_processor(), policy_shape(config).hidden_size)
 
 
+def trains_new_adapters(config: ModelConfig) -> bool:
+    """Whether the policy gets new adapters, which add nothing yet. ValueError as in
+    `read_adapter`."""
+    if not config.lora.rank or config.path is None:
+        return False
+    return read_adapter(Path(config.path)) is None
+
+
 def load_policy(config: ModelConfig) -> "CausalLM | PeftModel":
     """The policy, its trained weights in float32; under LoRA peft's wrapper of the model.
     ValueError that names the folder or the file for a model that is missing, damaged or not

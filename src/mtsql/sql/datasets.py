@@ -68,6 +68,8 @@ class DataConfig:
             raise ValueError(
                 f"data.hold_out is {share}: it must be 0, a fraction below 1, or a whole number"
             )
+        if self.hold_out_seed and (share == 0 or (share is None and self.is_toy)):
+            raise ValueError("data.hold_out_seed has no effect: data.hold_out holds no database out")
         if self.leave_out and named and not self.train:
             raise ValueError(
                 "data.leave_out is set, but data.train is not: leave_out only has an effect on the "
