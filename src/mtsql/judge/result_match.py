@@ -66,9 +66,7 @@ def _pairs(pred: list[tuple], gold: list[tuple]) -> list[tuple[int, int]]:
     for place, column in enumerate(gold):
         values = Counter(column)
         for other, count in enumerate(counts):
-            same = count.keys() & values.keys()  # faster than a Counter where few values are shared
-            num_same = sum(min(count[value], values[value]) for value in same)
-            ranked.append((-num_same, place != other, place, other))
+            ranked.append((-(count & values).total(), place != other, place, other))
     pairs: list[tuple[int, int]] = []
     for _, _, place, other in sorted(ranked):
         if all(other != p and place != g for p, g in pairs):
