@@ -219,12 +219,12 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
     if not ranks.is_main:
         return
     print_line(wrapped(_first_line(config, begun)))
-    if hasattr(config, "num_scheduled") and config.num_scheduled < config.num_updates:
-        if config.optim.schedule != "constant":
-            print_line(
-                f"optim.schedule: after {config.num_scheduled} updates the rate stays what it "
-                "ends at"
-            )
+    end = getattr(config, "num_scheduled", None)
+    if end is not None and end < config.num_updates and config.optim.schedule != "constant":
+        print_line(
+            f"optim.schedule={config.optim.schedule} ends after {end} updates: then the rate "
+            "stays what it ends at"
+        )
     if config.model.compute_dtype == torch.bfloat16 and not torch.cuda.is_available():
         print_line("model.dtype is bfloat16: this run computes in it on the CPU")
     changed = None if getattr(config, "resume", None) else differences(config)

@@ -219,6 +219,12 @@ def save_selected(session: Session, num_updates: int, select_by: str | None) -> 
         }
     }
     if best:
+        better = [u for u, row in evaluated.items() if row[f"{select_by}_ex"] > best[1]]
+        if better:
+            session.log.print(
+                f"warning: selection: update {better[0]} had a higher EX on {select_by} than "
+                f"update {update}, which is selected, but its checkpoint is not there any more"
+            )
         session.copy_model(best[0] / "model", notes)
     else:
         session.save_model(notes)
@@ -281,8 +287,9 @@ def _models(log: RunLog, selection: Selection) -> dict[str, str]:
             values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f}{when})"
         return values
     place = f"update {selection.update} of {selection.num_updates}"
-    if not selection.update:
-        place = "before training, update 0"
+    first = next(row["update"] for row in log.rows if row["stage"] == "eval")
+    if selection.update == first:
+        place = f"before training, update {first}"
     texts = []
     for update in (selection.update, selection.num_updates):
         rows = [row for row in log.rows if row["stage"] == "eval" and row["update"] == update]
