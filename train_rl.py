@@ -24,6 +24,7 @@ of 1.8 million parameters that is trained from scratch. An episode has at most s
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.branch import KEPT, Kept, checkpoint_of, load_origin, read_origin
+from mtsql.branch import KEPT, Kept, check_origin, checkpoint_of, load_origin, read_origin
 from mtsql.choices import ReferencePlace
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
@@ -191,7 +192,7 @@ def main(config: Config) -> None:
 def run(config: Config, accelerator: Accelerator) -> None:
     """Load, evaluate, probe, train, evaluate and save."""
     ranks = Ranks.of(accelerator)
-    # The run that this one starts from may go on, and each rank has looked for its checkpoints.
+    # The run to start from may go on, and each rank has looked for its checkpoints.
     config = replace(config, from_run=ranks.from_main(lambda: config.from_run))
     config, begun = resumed(config)
     origin = read_origin(config, begun)
@@ -202,7 +203,9 @@ def run(config: Config, accelerator: Accelerator) -> None:
     reference = config.reference if has_reference else None
     require_memory(config.model, config, accelerator, config.engine, reference)
     splits = ("train", *(config.eval_splits or ()))
-    session = open_session(config, begun, accelerator, splits=splits, max_tokens=max_tokens(config))
+    check = partial(check_origin, origin=origin, keep=config.keep) if origin else None
+    size = max_tokens(config)
+    session = open_session(config, begun, accelerator, splits=splits, max_tokens=size, check=check)
     learner = Learner(
         session.workbench.policy,
         accelerator,

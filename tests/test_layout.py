@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
     "plan": {"engine", "learner", "model", "run"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
-    "branch": {"run", "rl", "learner", "session"},
+    "branch": {"run", "rl", "learner", "model", "session", "workbench"},
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "sources": {"run", "rl", "learner.packing", "model.sizes", "session"},

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mtsql.branch import keep_past_stages, kept_curriculum
+from mtsql.branch import keep_past_stages
 from mtsql.files import print_line
 from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
@@ -94,7 +94,7 @@ def first_progress(
         keep_past_stages(progress.curriculum, session.state, config.num_scheduled)
         return progress
     if origin is not None and "curriculum" in config.keep:
-        curriculum = kept_curriculum(session, origin.state)
+        curriculum = Curriculum.from_state(origin.state["curriculum"])
         keep_past_stages(curriculum, origin.state, config.num_scheduled)
         num_done = origin.state["update"]
         before = evaluate_held_out(session, collector, num_done, config.eval_turns)
