@@ -100,7 +100,7 @@ class Config:
     schedule_updates: int | None = None
     """Updates over which the learning rate and the curriculum's stages are laid out. Further
     updates keep the last stage, and the rate that `optim.schedule` ends at. null: num_updates; a
-    run that --resume or --from prolongs or shortens keeps what it had."""
+    run that --resume prolongs or shortens, or --from with its curriculum, keeps what it had."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256). A curriculum stage with fewer turns
     gives all of them."""
