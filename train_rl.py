@@ -24,6 +24,7 @@ of 1.8 million parameters that is trained from scratch. An episode has at most s
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
-from mtsql.branch import KEPT, Kept, checkpoint_of, load_origin, read_origin
+from mtsql.branch import KEPT, Kept, check_origin, checkpoint_of, load_origin, read_origin
 from mtsql.choices import ReferencePlace
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
@@ -99,7 +100,7 @@ class Config:
     schedule_updates: int | None = None
     """Updates over which the learning rate and the curriculum's stages are laid out. Further
     updates keep the last stage, and the rate that `optim.schedule` ends at. null: num_updates; a
-    run that --resume or --from prolongs or shortens keeps what it had."""
+    run that --resume prolongs or shortens, or --from with its curriculum, keeps what it had."""
     turns_per_update: int = 16
     """Turns (groups) per update, over all ranks (paper: 256). A curriculum stage with fewer turns
     gives all of them."""
@@ -190,9 +191,11 @@ def main(config: Config) -> None:
 
 def run(config: Config, accelerator: Accelerator) -> None:
     """Load, evaluate, probe, train, evaluate and save."""
+    ranks = Ranks.of(accelerator)
+    # The run to start from may go on, and each rank has looked for its checkpoints.
+    config = replace(config, from_run=ranks.from_main(lambda: config.from_run))
     config, begun = resumed(config)
     origin = read_origin(config, begun)
-    ranks = Ranks.of(accelerator)
     check_folder(config, begun, accelerator)  # before the warm start, which takes minutes
     announce(config, ranks, begun)
     config = warm_started(config, accelerator)
@@ -200,7 +203,9 @@ def run(config: Config, accelerator: Accelerator) -> None:
     reference = config.reference if has_reference else None
     require_memory(config.model, config, accelerator, config.engine, reference)
     splits = ("train", *(config.eval_splits or ()))
-    session = open_session(config, begun, accelerator, splits=splits, max_tokens=max_tokens(config))
+    check = partial(check_origin, origin=origin, keep=config.keep) if origin else None
+    size = max_tokens(config)
+    session = open_session(config, begun, accelerator, splits=splits, max_tokens=size, check=check)
     learner = Learner(
         session.workbench.policy,
         accelerator,

@@ -5,11 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import train_rl
+from safetensors.torch import save_file
 from train_rl import Config
 
 from helpers.checkpoints import write
-from mtsql.branch import checkpoint_of, keep_past_stages, kept_curriculum, read_origin
+from mtsql.branch import KEPT, check_origin, checkpoint_of, keep_past_stages, read_origin
+from mtsql.dry.small import small
 from mtsql.learner.optimizer import OptimConfig
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
 from mtsql.run.config import parse_config, save_config
@@ -75,6 +78,22 @@ def test_another_curriculum_is_built_only_without_the_old_one(old):
     assert checkpoint_of(branch(curriculum=resampling))  # it has an effect on each update
 
 
+def test_what_the_old_run_kept_and_its_schedules_are_no_choice_of_the_new_one(old):
+    saved = replace(OLD, schedule_updates=30, keep=(), from_run="older")
+    save_config(saved, Path("old/config.yaml"))
+
+    def parsed(*flags):
+        return parse_config(Config, ["--from", "old", "--run", "new", *flags], "")
+
+    config = parsed()
+    assert config.keep == ("curriculum", "optimizer") and config.schedule_updates == 30
+    afresh = ["--keep", "[optimizer]"]
+    config = parsed(*afresh)
+    assert config.keep == ("optimizer",) and config.num_scheduled == 40
+    assert parsed(*afresh, "--schedule_updates", "30").num_scheduled == 30
+    assert checkpoint_of(small(parsed(*afresh), Path("dry"), Path("model"))) is None
+
+
 def test_a_run_of_stage_one_is_no_origin(old):
     (old / "config.yaml").write_text("source: self\n")
     with pytest.raises(ValueError, match="not a run of train_rl.py; .* --model.path old/model"):
@@ -104,18 +123,23 @@ def test_a_kept_place_needs_updates_to_come_and_keeps_the_schedule(old, monkeypa
     assert with_kept_schedule(branch(num_updates=60, keep=())).schedule_updates is None
 
 
-def test_a_kept_curriculum_needs_its_turns():
+def test_weights_and_turns_must_fit_before_anything_is_written(tmp_path):
     curriculum = Curriculum([["a", "b"], ["c"]], (0.5, 0.5), seed=1)
-    session = SimpleNamespace(
-        workbench=SimpleNamespace(
-            corpora={"train": SimpleNamespace(turns=[SimpleNamespace(turn_id=t) for t in "abc"])}
-        )
+    save_file({"weight": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
+    turns = [SimpleNamespace(turn_id=turn_id) for turn_id in "abc"]
+    workbench = SimpleNamespace(
+        policy=torch.nn.Linear(3, 2, bias=False), corpora={"train": SimpleNamespace(turns=turns)}
     )
-    state = {"curriculum": curriculum.state()}
-    assert kept_curriculum(session, state) == curriculum
-    session.workbench.corpora["train"].turns.pop()
+    origin = SimpleNamespace(model=tmp_path, state={"curriculum": curriculum.state()})
+    check_origin(workbench, origin, KEPT)
+    turns.pop()
     with pytest.raises(ValueError, match="1 of its turns are not in the training data, such as c"):
-        kept_curriculum(session, state)
+        check_origin(workbench, origin, KEPT)
+    check_origin(workbench, origin, ("optimizer",))
+    workbench.policy = torch.nn.Linear(4, 2)
+    words = r"weight is of shape \(2, 3\), the model has it as \(2, 4\)"
+    with pytest.raises(ValueError, match=words):
+        check_origin(workbench, origin, ())
 
 
 def test_past_stages_are_kept_only_for_another_schedule():

@@ -234,6 +234,12 @@ def test_a_changed_key_is_named_when_a_run_is_resumed(tmp_path):
     check_unchanged(started, tmp_path)
     check_unchanged(replace(started, checkpoint=CheckpointConfig(every=7)), tmp_path)
     check_unchanged(replace(started, num_updates=9, schedule_updates=40), tmp_path)
+    check_unchanged(replace(started, eval_turns=9), tmp_path)
+    selecting = replace(started, eval_splits=("dev",), select_by="dev")
+    (tmp_path / "config.yaml").write_text(as_yaml(selecting))
+    with pytest.raises(ValueError, match="eval_turns is 9, but .* was started with 300: leave it"):
+        check_unchanged(replace(selecting, eval_turns=9), tmp_path)
+    (tmp_path / "config.yaml").write_text(as_yaml(started))
     changed = replace(started, group_size=9)
     words = f"group_size is 9, but {tmp_path} was started with {started.group_size}: leave it, or"
     with pytest.raises(ValueError, match=re.escape(f"{words} start a new run: --from {tmp_path}")):

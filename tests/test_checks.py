@@ -1,11 +1,16 @@
-"""The splits that a run is evaluated on, and the one that selects its model."""
+"""The splits that a run is evaluated on, the one that selects its model, and further flags that do
+not go together."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from train_rl import Config
 
-from mtsql.rl.checks import with_evaluation
+from mtsql.learner.losses import LossConfig
+from mtsql.model.adapters import AdapterConfig
+from mtsql.model.policy import ModelConfig
+from mtsql.rl.checks import check_config, with_evaluation
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.sql.datasets import DataConfig
 
@@ -57,3 +62,22 @@ def test_the_test_data_are_used_only_if_asked():
 def test_what_contradicts_itself_is_named(keys, words):
     with pytest.raises(ValueError, match=words):
         with_evaluation(Config(**keys))
+
+
+def test_new_adapters_need_no_copy_of_the_reference(tmp_path):
+    lora = ModelConfig(path=str(tmp_path), lora=AdapterConfig(rank=4))
+    config = Config(reference="host", loss=LossConfig(), model=lora)
+    with pytest.raises(ValueError, match="reference is host, but new adapters need no copy"):
+        check_config(config)
+    base = tmp_path / "base"
+    base.mkdir()
+    saved = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": str(base)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    check_config(config)  # they are trained further: the reference is a copy
+
+
+def test_a_seed_that_draws_nothing_is_refused():
+    for data in (SEEN, DataConfig()):
+        with pytest.raises(ValueError, match="data.hold_out_seed has no effect"):
+            replace(data, hold_out_seed=1)
+    replace(REAL, hold_out_seed=1)

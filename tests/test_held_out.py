@@ -1,6 +1,7 @@
 """Databases that are held out of the training: which ones, and that no training sees them."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -44,6 +45,28 @@ def test_by_default_few_databases_and_the_toy_world_are_all_trained_on():
     assert len(held_out_databases(NAMES[:10], DataConfig(**REAL))) == 1
     assert held_out_databases(NAMES, DataConfig()) == set()
     assert len(held_out_databases(NAMES, DataConfig(hold_out=0.1))) == 14
+
+
+def test_goals_are_scored_only_if_asked():
+    data = corpus()
+    goals = [
+        replace(dialogue, dialogue_id=f"{dialogue.dialogue_id}:goal") for dialogue in data.dialogues
+    ]
+    data.dialogues.extend(goals)
+    for held_out_goals in (False, True):
+        config = DataConfig(**REAL, goals=True, hold_out=1, held_out_goals=held_out_goals)
+        train, held_out = hold_out(data, config)
+        assert len(train.dialogues) == 6 and len(held_out.dialogues) == 1 + held_out_goals
+        assert len(train.left_out) == 2  # the turn that was left out before, and a held-out one
+
+
+def test_left_out_turns_may_leave_nothing():
+    names = held_out_databases(NAMES[:4], DataConfig(**REAL, hold_out=1))
+    for words, is_kept in (("on the held-out databases", False), ("to train on", True)):
+        data = corpus()
+        data.dialogues[:] = [one for one in data.dialogues if (one.db_id in names) is is_kept]
+        with pytest.raises(ValueError, match=f"leave no turn {words}"):
+            hold_out(data, DataConfig(**REAL, hold_out=1))
 
 
 def test_other_databases_in_the_data_hardly_change_which_are_held_out():

@@ -185,10 +185,14 @@ def test_the_first_line_has_what_the_user_changed(capsys):
     announce(train_rl.Config().completed(), Ranks())
     announce(train_sft.Config(run="there").completed(), Ranks())
     announce(config, Ranks(1, 2))
+    longer = train_rl.Config(num_updates=9, schedule_updates=7)
+    announce(longer.completed(), Ranks())
     assert capsys.readouterr().out.splitlines() == [
         "run runs/rl; you changed: num_updates=3, optim.lr=0.0001",
         "run runs/rl with default settings",
         "run there with default settings",
+        "run runs/rl; you changed: num_updates=9, schedule_updates=7",
+        "optim.schedule=cosine ends after 7 updates: then the rate stays what it ends at",
     ]
 
 

@@ -93,6 +93,10 @@ def test_a_value_depends_on_no_later_reply(play, replies, config):
             for others in ([answer(LOOK, ran=NO_PASS, fits=NO_PASS)], [*WRONG[:-1], *SILENT[-2:]]):
                 other = after_each(name, play([*replies[:kept], *others]), config)
                 assert other[:kept] == whole[:kept], (name, kept)
+            cut = play(replies[:kept])
+            cut.env.end(Outcome.REPLY_TOKENS)  # the next reply was cut off
+            values = after_each(name, cut, config)
+            assert values[:kept] == whole[:kept] and len(values) == kept + 1, (name, kept)
 
 
 @pytest.mark.parametrize("config", [DEFAULT, PAPER], ids=["default", "paper"])
@@ -123,6 +127,7 @@ def test_the_process_reward_counts_from_an_update_on():
     check_config(train_rl.Config(num_updates=4, reward=config))
     with pytest.raises(ValueError, match="process_from is 3, but the run has num_updates=3"):
         check_config(train_rl.Config(num_updates=3, reward=config))
+    check_config(train_rl.Config(num_updates=3, reward=config, resume="it is shortened"))
 
 
 def test_a_rollout_is_scored_with_the_weights_of_its_update(play, monkeypatch):
@@ -147,7 +152,7 @@ def test_a_rollout_is_scored_with_the_weights_of_its_update(play, monkeypatch):
     assert [one.components for one in before] == [one.components for one in after]
     assert after[0].reward == pytest.approx(3.0) and after[0].so_far == ()
     before, after = played(2, by_reply), played(3, by_reply)
-    assert [one.so_far for one in before] == [(0.0,) * 5, (0.0,) * 3]
+    assert [one.so_far for one in before] == [(), ()]  # no component has a weight yet
     assert after[0].so_far[-1] == pytest.approx(1.0) and after[0].is_paid is None
 
     assert has_signal(after, by_reply)
@@ -166,15 +171,19 @@ def test_a_rollout_is_scored_with_the_weights_of_its_update(play, monkeypatch):
 
 
 def test_a_truncated_reply_earns_nothing(play):
-    """Its text never reaches the environment, so it has tokens but no value."""
+    """Its text never reaches the environment. That it gives no verdict is known when it ends."""
     by_reply = AdvantageConfig(credit="reply", baseline="leave_one_out", scale="none")
-    cut = play(HONEST[:2])
+    cut = play([call(LOOK)])
     cut.add_sampled([7], [-1.0])
     cut.env.end(Outcome.REPLY_TOKENS)
-    group = [Scored(one, {}, 1.0, so_far=(0.5, 1.0)) for one in (cut, play(HONEST))]
+    assert after_each("exec_verify", cut, DEFAULT) == [0, 1]  # no verdict counts as pass
+    strict = replace(PAPER, weights=RewardWeights(), missing_verdict_passes=False)
+    so_far, _ = process_so_far(cut, strict, strict.weights)
+    assert so_far[0] == so_far[1] > 0
+    group = [Scored(one, {}, 1.0, so_far=so_far) for one in (cut, play(HONEST))]
     [first, _] = compute_advantages([group], Ranks(), by_reply)
-    assert len(group[0].advantages) == 3 and len(first.advantages) == 5
-    assert first.advantages[4] == group[0].advantages[2] == 0.0
+    assert len(group[0].advantages) == 2 and len(first.advantages) == 3
+    assert first.advantages[2] == group[0].advantages[1] == 0.0
 
 
 def test_dense_rewards_are_computed_only_if_they_have_a_weight(play):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -202,6 +203,18 @@ def test_a_model_that_training_did_not_improve_is_said_to_be_the_first(selecting
     report(selecting, 2, BEFORE, AFTER, save_selected(selecting, 2, "held_out"))
     out = " ".join(capsys.readouterr().out.split())
     assert "model (before training, update 0, selected by held_out: held_out EX 30.0" in out
+
+
+def test_a_checkpoint_that_would_be_selected_but_was_deleted_is_named(selecting, capsys):
+    shutil.rmtree(selecting.folder / "checkpoints/update-00001")
+    assert save_selected(selecting, 2, "held_out").update == 2
+    assert "warning" not in capsys.readouterr().out  # the next one is as good
+    shutil.rmtree(selecting.folder / "checkpoints/update-00002")
+    save = partial(save_text, text="0")
+    write(selecting.folder, 0, {"held_out": 30.0}, save_model=save)
+    assert save_selected(selecting, 2, "held_out").update == 0
+    words = "update 1 had a higher EX on held_out than update 0, which is selected, but its"
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_a_selection_the_model_has_the_last_weights(selecting):

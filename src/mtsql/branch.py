@@ -10,10 +10,12 @@ old one by what the user has changed and by nothing else. Without it, the weight
 the updates are counted from 0. The old run is only read.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mtsql.learner.step import Learner
+from mtsql.model.policy import require_trained
 from mtsql.rl.curriculum import Curriculum
 from mtsql.run.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from mtsql.run.config import flat, to_dict
@@ -22,6 +24,7 @@ from mtsql.run.inputs import changed_inputs
 from mtsql.run.length import scheduled_updates
 from mtsql.run.recipes import read_yaml
 from mtsql.session import Session
+from mtsql.workbench import Workbench
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round
     from train_rl import Config
@@ -84,7 +87,25 @@ def read_origin(config: "Config", begun: Checkpoint | None) -> Checkpoint | None
     return origin
 
 
-def load_origin(session: Session, learner: Learner, origin: Checkpoint, keep: Any) -> None:
+def check_origin(workbench: Workbench, origin: Checkpoint, keep: Collection[Kept]) -> None:
+    """ValueError, before anything is written, if the model has other weights than the checkpoint,
+    or if the kept curriculum has turns that the training data lacks."""
+    require_trained(workbench.policy, origin.model)
+    if "curriculum" not in keep:
+        return
+    curriculum = Curriculum.from_state(origin.state["curriculum"])
+    known = {turn.turn_id for turn in workbench.corpora["train"].turns}
+    unknown = sorted({turn_id for stage in curriculum.stages for turn_id in stage} - known)
+    if unknown:
+        raise ValueError(
+            f"keep has curriculum, but {len(unknown)} of its turns are not in the training data, "
+            f"such as {unknown[0]}: use the old run's data, or leave curriculum out of keep"
+        )
+
+
+def load_origin(
+    session: Session, learner: Learner, origin: Checkpoint, keep: Collection[Kept]
+) -> None:
     """Give the learner the weights of the old run's checkpoint, and its optimizer if it is kept.
     The reference policy stays what it is. Prints in which inputs the runs differ."""
     learner.load_state(origin.model, origin.optimizer if "optimizer" in keep else {})
@@ -93,19 +114,6 @@ def load_origin(session: Session, learner: Learner, origin: Checkpoint, keep: An
         changed = changed_inputs(session.folder, run)
         if changed:
             session.log.print(f"other inputs than in {run}: {', '.join(changed)}")
-
-
-def kept_curriculum(session: Session, state: dict[str, Any]) -> Curriculum:
-    """The curriculum of a checkpoint. ValueError if it has turns that the training data lacks."""
-    curriculum = Curriculum.from_state(state["curriculum"])
-    known = {turn.turn_id for turn in session.workbench.corpora["train"].turns}
-    unknown = sorted({turn_id for stage in curriculum.stages for turn_id in stage} - known)
-    if unknown:
-        raise ValueError(
-            f"keep has curriculum, but {len(unknown)} of its turns are not in the training data, "
-            f"such as {unknown[0]}: use the old run's data, or leave curriculum out of keep"
-        )
-    return curriculum
 
 
 def keep_past_stages(curriculum: Curriculum, state: dict[str, Any], num_scheduled: int) -> None:

@@ -222,6 +222,12 @@ def announce(config: Any, ranks: Ranks, begun: Checkpoint | None = None) -> None
     if not ranks.is_main:
         return
     print_line(wrapped(_first_line(config, begun)))
+    end = getattr(config, "num_scheduled", None)
+    if end is not None and end < config.num_updates and config.optim.schedule != "constant":
+        print_line(
+            f"optim.schedule={config.optim.schedule} ends after {end} updates: then the rate "
+            "stays what it ends at"
+        )
     if config.model.compute_dtype == torch.bfloat16 and not torch.cuda.is_available():
         print_line("model.dtype is bfloat16: this run computes in it on the CPU")
     rate = embedded_rate(config)

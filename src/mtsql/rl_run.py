@@ -5,7 +5,7 @@ probe, the evaluations in between, and the last lines.
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mtsql.branch import keep_past_stages, kept_curriculum
+from mtsql.branch import keep_past_stages
 from mtsql.files import print_line
 from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
@@ -99,7 +99,7 @@ def first_progress(
         keep_past_stages(progress.curriculum, session.state, config.num_scheduled)
         return progress
     if origin is not None and "curriculum" in config.keep:
-        curriculum = kept_curriculum(session, origin.state)
+        curriculum = Curriculum.from_state(origin.state["curriculum"])
         keep_past_stages(curriculum, origin.state, config.num_scheduled)
         num_done = origin.state["update"]
         before = evaluate_held_out(session, collector, num_done, config.eval_turns)
@@ -222,6 +222,12 @@ def save_selected(session: Session, num_updates: int, select_by: str | None) -> 
         }
     }
     if best:
+        better = [u for u, row in evaluated.items() if row[f"{select_by}_ex"] > best[1]]
+        if better:
+            session.log.print(
+                f"warning: selection: update {better[0]} had a higher EX on {select_by} than "
+                f"update {update}, which is selected, but its checkpoint is not there any more"
+            )
         session.copy_model(best[0] / "model", notes)
     else:
         session.save_model(notes)
@@ -284,8 +290,9 @@ def _models(log: RunLog, selection: Selection) -> dict[str, str]:
             values["best checkpoint"] = f"{best[0]} (held-out EX {best[1]:.1f}{when})"
         return values
     place = f"update {selection.update} of {selection.num_updates}"
-    if not selection.update:
-        place = "before training, update 0"
+    first = next(row["update"] for row in log.rows if row["stage"] == "eval")
+    if selection.update == first:
+        place = f"before training, update {first}"
     texts = []
     for update in (selection.update, selection.num_updates):
         rows = [row for row in log.rows if row["stage"] == "eval" and row["update"] == update]

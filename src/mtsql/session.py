@@ -11,7 +11,7 @@ The order of a run:
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -176,13 +176,14 @@ def open_session(
     max_tokens: int,
     demonstrations: Path | None = None,
     pool: Sequence[Path] = (),
+    check: Callable[[Workbench], None] | None = None,
 ) -> Session:
     """Load data and model, check that a resumed run has the inputs that it was started with, and
     open the log. `train` is the training data without the databases that `data.hold_out` names,
     which are the split `held_out`.
 
-    `demonstrations` and `pool` are files that the run learns from. ValueError that says what does
-    not fit.
+    `demonstrations` and `pool` are files that the run learns from. `check` is called with what was
+    loaded, before anything is written. ValueError that says what does not fit.
     """
     ranks = Ranks.of(accelerator)
     run = Path(config.run)
@@ -199,6 +200,8 @@ def open_session(
             is_training=True,
         )
         workbench.require_prompts("train", config.max_prompt_tokens)
+    if check is not None:
+        check(workbench)
     inputs = {}
     if ranks.is_main:
         if demonstrations is not None:

@@ -4,6 +4,8 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mtsql.branch import KEPT
+
 AT_MOST: dict[str, int | float] = {
     "num_updates": 3,
     "schedule_updates": 3,
@@ -47,6 +49,7 @@ def small(config: Any, run: Path, model: Path) -> Any:
         "dry_run": False,
         "preset": None,
         "from_run": None,  # its weights do not fit the stand-in
+        "keep": KEPT,
         "trackers": (),
         "model.path": str(model),
         "model.shape_from": None,

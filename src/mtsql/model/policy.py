@@ -216,6 +216,14 @@ def _auto_dtype(config: ModelConfig) -> Dtype:
     return pick_dtype(gpu_capability(), this_processor(), policy_shape(config).hidden_size)
 
 
+def trains_new_adapters(config: ModelConfig) -> bool:
+    """Whether the policy gets new adapters, which add nothing yet. ValueError as in
+    `read_adapter`."""
+    if not config.lora.rank or config.path is None:
+        return False
+    return read_adapter(Path(config.path)) is None
+
+
 def load_policy(config: ModelConfig) -> "CausalLM | PeftModel":
     """The policy, its trained weights in float32; under LoRA peft's wrapper of the model.
     ValueError that names the folder or the file for a model that is missing, damaged or not
@@ -364,18 +372,23 @@ def _write_model(model: CausalLM, state: dict[str, torch.Tensor], folder: Path) 
 
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
     """Set the trainable weights from a folder that `save_policy` wrote for this very model.
-    ValueError that names a weight that is missing or has another shape."""
+    ValueError as in `require_trained`."""
+    require_trained(model, folder)
     tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")):
         tensors |= folders.read_tensors(file)
     with torch.no_grad():
         for name, weight in unwrap(model).named_parameters():
-            if not weight.requires_grad:
-                continue
-            value = tensors.get(saved_name(name))
-            if value is None or value.shape != weight.shape:
-                found = "missing" if value is None else f"of shape {tuple(value.shape)}"
-                raise ValueError(
-                    f"{folder}: {name} is {found}, the model has it as {tuple(weight.shape)}"
-                )
-            weight.copy_(shard_like(value, weight))
+            if weight.requires_grad:
+                weight.copy_(shard_like(tensors[saved_name(name)], weight))
+
+
+def require_trained(model: torch.nn.Module, folder: Path) -> None:
+    """ValueError that names a trainable weight of the model that a folder lacks or has in another
+    shape. Only the headers of its files are read."""
+    stored = folders.stored_shapes(sorted(folder.glob("*.safetensors")))
+    for name, weight in unwrap(model).named_parameters():
+        found, shape = stored.get(saved_name(name)), tuple(weight.shape)
+        if weight.requires_grad and found != shape:
+            what = "missing" if found is None else f"of shape {found}"
+            raise ValueError(f"{folder}: {name} is {what}, the model has it as {shape}")

@@ -48,7 +48,8 @@ class AdvantageConfig:
     (DAPO's dynamic sampling)."""
     kl_coef: float = 0.0
     """Weight of the KL penalty in the reward: the KL to the reference policy, summed over a
-    trajectory's sampled tokens. 0: off. Not together with loss.kl_coef."""
+    trajectory's sampled tokens. 0: off. Not together with loss.kl_coef. With scale=group, a group
+    of equal rewards is scaled by the spread of its KL alone, however small that is."""
     kl_estimator: KlEstimator = "k1"
     """Estimator of that KL, as in the loss. k1 and k3 are unbiased; k3 varies less and is never
     negative."""

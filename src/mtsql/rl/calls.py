@@ -20,10 +20,10 @@ class ScoredCall:
     memory_verdict: Verdict | None = None
     place: int = field(default=0, compare=False)
     """The index of the reply that holds the call."""
-    exec_place: int = field(default=0, compare=False)
+    exec_place: int | None = field(default=None, compare=False)
     """The index of the reply with which the execution verdict is settled: the one that holds it, or
-    without one the last in which it was looked for."""
-    memory_place: int = field(default=0, compare=False)
+    without one that of the next call that counts. None: it is settled when the episode ends."""
+    memory_place: int | None = field(default=None, compare=False)
     """The same for the memory verdict."""
 
     @property
@@ -45,11 +45,11 @@ def calls_of(records: list[ReplyRecord], tools: tuple[str, ...]) -> list[ScoredC
         action = records[place].reply.action
         if not isinstance(action, ToolCall):
             continue
-        is_last = number + 1 == len(places)
-        end = len(records) if is_last else places[number + 1] + 1
-        judging = [record.reply for record in records[place + 1 : end]]
-        exec_verdict, exec_at = _first(reply.exec_verdict for reply in judging)
-        memory_verdict, memory_at = _first(reply.memory_verdict for reply in judging)
+        following = places[number + 1] if number + 1 < len(places) else None
+        end = len(records) if following is None else following + 1
+        judging = [(at, records[at].reply) for at in range(place + 1, end)]
+        exec_verdict, exec_place = _first([(at, reply.exec_verdict) for at, reply in judging])
+        memory_verdict, memory_place = _first([(at, reply.memory_verdict) for at, reply in judging])
         calls.append(
             ScoredCall(
                 action.name,
@@ -57,8 +57,8 @@ def calls_of(records: list[ReplyRecord], tools: tuple[str, ...]) -> list[ScoredC
                 exec_verdict,
                 memory_verdict,
                 place,
-                place + exec_at,
-                place + memory_at,
+                following if exec_place is None else exec_place,
+                following if memory_place is None else memory_place,
             )
         )
     return calls
@@ -82,11 +82,7 @@ def _places_that_count(records: list[ReplyRecord], tools: tuple[str, ...]) -> li
     return places
 
 
-def _first(verdicts: Iterable[Verdict | None]) -> tuple[Verdict | None, int]:
-    """The first verdict that is not None, and its number, counted from 1. Without one, the number
-    of all."""
-    number = 0
-    for number, verdict in enumerate(verdicts, 1):
-        if verdict is not None:
-            return verdict, number
-    return None, number
+def _first(verdicts: Iterable[tuple[int, Verdict | None]]) -> tuple[Verdict | None, int | None]:
+    """The first verdict that is not None, with the index of its reply."""
+    found = ((verdict, at) for at, verdict in verdicts if verdict is not None)
+    return next(found, (None, None))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from mtsql.agent.horizon import require_horizon
+from mtsql.model.policy import trains_new_adapters
 from mtsql.model.sizes import require_room_in_batch
 
 if TYPE_CHECKING:  # the scripts import the package, not the other way round
@@ -101,6 +102,11 @@ def check_config(config: "Config") -> None:
             "reference is host, but there is no reference policy: loss.kl_coef and "
             "advantage.kl_coef are 0"
         )
+    if config.reference == "host" and trains_new_adapters(config.model):
+        raise ValueError(
+            "reference is host, but new adapters need no copy of the policy: the reference is the "
+            "policy without them; leave it out"
+        )
     if config.loss.tis_cap is not None and config.old_logprobs == "sampled":
         raise ValueError(
             "loss.tis_cap has no effect with old_logprobs=sampled, whose ratio corrects for the "
@@ -108,7 +114,8 @@ def check_config(config: "Config") -> None:
         )
     if config.advantage.credit == "reply" and config.env.max_replies == 1:
         raise ValueError("advantage.credit=reply has no effect with env.max_replies=1")
-    if config.reward.process_from >= config.num_updates:
+    # A run that is resumed may be shortened.
+    if config.reward.process_from >= config.num_updates and not config.resume:
         raise ValueError(
             f"reward.process_from is {config.reward.process_from}, but the run has num_updates="
             f"{config.num_updates}: set the weights of the process reward to 0 instead"

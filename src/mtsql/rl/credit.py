@@ -16,13 +16,17 @@ So a reply is not paid for what earlier replies have earned, and each term acts 
 earned it and on those before it. What only the end decides acts on all replies: the outcome, the
 penalties, the components of the group and the KL penalty.
 
-With `scale=none` the estimate of the gradient is unbiased. R minus the advantage of reply k does
-not depend on what reply k says: c(k) is known before it, and the rest comes from other
-trajectories. Such a number adds nothing on average (Williams 1992), so the expected gradient is
-that of R, and a trajectory gains nothing by being longer. (Components of the group make the rewards
-of its trajectories depend on each other. With them this holds only approximately.) In particular, a
+R minus the advantage of reply k does not depend on what reply k says: c(k) is known before it, and
+the rest comes from other trajectories. Such a number adds nothing on average (Williams 1992), so
+the expected gradient is that of R, and a trajectory gains nothing by being longer. In particular, a
 trajectory that is longer than all others is compared with what the others had at their ends.
 tests/test_credit.py compares the expectation with the exact gradient of a small decision process.
+
+This is exact for the advantages that are returned with `scale=none` if every trajectory is trained
+on. A divisor that depends on the samples makes it an approximation (a standard deviation, the
+denominator of the loss), and so does what chooses among the samples by what they say (`mask`,
+`drop`, resampling). Components of the group make the rewards of its trajectories depend on each
+other; with them it is an approximation, too.
 """
 
 from collections.abc import Iterable
@@ -49,7 +53,7 @@ class Returns:
     """The whole reward, after the KL penalty."""
     num_replies: int
     so_far: tuple[float, ...] = ()
-    """The weighted process reward after each reply. A truncated reply has no entry."""
+    """The weighted process reward after each reply. Empty if no component of it has a weight."""
     is_paid: bool | None = None
     """Whether the process reward is part of `reward`. None: it is, however the episode ends."""
 

@@ -1,10 +1,11 @@
 """The process reward: what the tool calls and the verdicts of an episode earn.
 
-Each function returns the value of a component after each reply, if the episode had ended there. The
+Each function returns the value of a component after each reply, from what is settled by then. The
 last value is the component of the episode, and the differences between neighbours say which reply
 has earned it: the one with the call earns what its query is worth, the one with the verdict what
-the verdict is worth. A value depends on no later reply, so a reply that adds a poor call to a mean
-pays for it itself.
+the verdict is worth. A value that a further reply follows does not depend on that reply or on later
+ones, so a reply that adds a poor call to a mean pays for it itself. A call that waits for its
+verdict is therefore no part of it: only the next call or the end settles that there is none.
 
 rewards.py names these functions and decides whether the process reward counts.
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mtsql.agent.env import SqlEnv
+from mtsql.agent.env import Outcome, SqlEnv
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Verdict
 from mtsql.judge.clause_f1 import clause_f1
@@ -28,8 +29,11 @@ from mtsql.sql.sandbox import run_query
 if TYPE_CHECKING:  # rewards.py imports this module
     from mtsql.rl.rewards import RewardConfig
 
-Score = tuple[int, float]
-"""The index of the reply with which a score is settled, and the score."""
+Score = tuple[int | None, float]
+"""The index of the reply with which a score is settled, None for the end of the episode, and the
+score."""
+CUT = (Outcome.REPLY_TOKENS, Outcome.TRAJECTORY_TOKENS)
+"""Outcomes of episodes whose last reply is cut off, so that it has no record."""
 
 
 def propose_so_far(trajectory: Trajectory, config: "RewardConfig") -> list[float]:
@@ -101,10 +105,11 @@ def _after_each_reply(
 ) -> list[float]:
     """After each reply, the mean of the scores that are settled by then, or with `is_last` the last
     of them; 0 before there is one. `scores` are in the order of their replies."""
-    waiting = list(scores)
+    num_replies = len(env.records) + (env.outcome in CUT)
+    waiting = [(num_replies - 1 if place is None else place, score) for place, score in scores]
     settled: list[float] = []
     values = []
-    for place in range(len(env.records)):
+    for place in range(num_replies):
         while waiting and waiting[0][0] <= place:
             settled.append(waiting.pop(0)[1])
         counted = settled[-1:] if is_last else settled

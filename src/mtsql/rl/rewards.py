@@ -200,9 +200,9 @@ PROCESS: dict[str, Callable[[Trajectory, RewardConfig], list[float]]] = {
     "result_rows": result_rows_so_far,
 }
 """The components of the process reward, which `process_from` and `process_after` switch, by name.
-The function returns the value after each reply, if the episode had ended there; the last one is
-that of the episode. `advantage.credit=reply` needs these values, and the value after a reply must
-not depend on later replies."""
+The function returns the value after each reply, a last one that is cut off included; the last value
+is that of the episode. `advantage.credit=reply` needs these values, and a value that a further
+reply follows must not depend on that reply, nor on whether it is cut off."""
 
 
 def extra_replies(group: list[Trajectory], config: RewardConfig) -> list[float]:
@@ -255,12 +255,13 @@ def process_so_far(
 ) -> tuple[tuple[float, ...], bool | None]:
     """The weighted sum of the process components after each reply, and whether the end of the
     episode lets it count. None if it counts after any end (`config.process_after`)."""
-    totals = [0.0] * len(trajectory.env.records)
+    totals: list[float] = []
     for name, so_far in PROCESS.items():
         weight = getattr(weights, name)
         if weight:
             with bugs_of(f"the reward {name}"):
                 values = so_far(trajectory, config)
+                totals = totals or [0.0] * len(values)
                 totals = [a + weight * _number(b) for a, b in zip(totals, values, strict=True)]
     is_paid = None if config.process_after == "any" else _ends_well(trajectory.env, config)
     return tuple(totals), is_paid

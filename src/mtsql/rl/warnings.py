@@ -124,7 +124,7 @@ def _engine_gap(rows: list[Row]) -> str | None:
         return None
     return (
         f"the log-probs of engine and learner differ by {gap:.2g} a token before the first step; "
-        "set old_logprobs to recomputed, or model.dtype to float32"
+        "set old_logprobs to recomputed and loss.tis_cap to 2, or model.dtype to float32"
     )
 
 

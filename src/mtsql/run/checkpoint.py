@@ -42,7 +42,6 @@ MAY_CHANGE = (
     "num_updates",
     "schedule_updates",
     "eval_every",
-    "eval_turns",
     "max_batch_tokens",
     "sft.max_batch_tokens",
     "engine.",
@@ -54,7 +53,7 @@ MAY_CHANGE = (
     "trackers",
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
-numbers, and `schedule_updates` those of updates to come."""
+numbers, and `schedule_updates` those of updates to come. `check_unchanged` adds `eval_turns`."""
 NEW_RUN = "--model.path CHECKPOINT/model"
 OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
@@ -312,11 +311,13 @@ def check_unchanged(config: Any, run: Path) -> None:
     the content of files that have another path now."""
     saved = flat(read_yaml(run / "config.yaml"))
     now = flat(to_dict(config))
-    moved = moved_keys(run)
+    free = moved_keys(run)
+    if getattr(config, "select_by", None) in (None, "none"):
+        free.add("eval_turns")  # otherwise EX on different turns would select the model
     new_run = f"--from {run} --run NEW" if hasattr(config, "from_run") else NEW_RUN
     # Keys that the run does not have come first: with one, no flag makes it the same run.
     for key in sorted(saved.keys() | now.keys(), key=lambda key: (key in saved, key)):
-        is_free = key.startswith(MAY_CHANGE) or key in moved
+        is_free = key.startswith(MAY_CHANGE) or key in free
         if saved.get(key) != now.get(key) and not is_free:
             before = f"with {saved[key]!r}: leave it, or " if key in saved else OLDER_SOURCE
             raise ValueError(

@@ -18,7 +18,13 @@ from mtsql.choices import Size, parse_size
 from mtsql.files import print_page, write_text
 from mtsql.run.config_errors import explained, keys_of, make_parser, suggestion
 from mtsql.run.help import asked_topic, help_text, section_type
-from mtsql.run.implied import implied_recipe, old_run, preset_names
+from mtsql.run.implied import (
+    COUNTED_FROM_ZERO,
+    implied_recipe,
+    keep_as_new,
+    old_run,
+    preset_names,
+)
 from mtsql.run.recipes import Implied, Recipe, in_a_line, read_recipe
 
 register_type(Size, int, parse_size, type_check=lambda value, _: isinstance(value, int))
@@ -78,9 +84,13 @@ def parse_config(
         implied = []
         origin = parsed.get("from_run") if resume is None else None
         if origin is not None:
-            argv = ["--config", str(old_run(origin).recipe), *argv]
-            parsed = _parsed(parser, kind, argv)
-            place = 2
+            own = ["--config", str(old_run(origin).recipe), keep_as_new(kind)]
+            parsed = _parsed(parser, kind, [*own, *argv])
+            if "curriculum" not in parsed["keep"]:
+                own.append(COUNTED_FROM_ZERO)
+                parsed = _parsed(parser, kind, [*own, *argv])
+            place = len(own)
+            argv = [*own, *argv]
         by_flag = _words(argv, "--preset")
         if by_flag and resume is None:
             place = max((end for _, end in _words(argv, "--config")), default=0)

@@ -1,12 +1,15 @@
 """The recipes that the flags `--resume`, `--from` and `--preset` stand for.
 
 --resume runs/rl                               runs/rl/config.yaml
---from runs/rl                                 the same file; starts from the newest checkpoint
+--from runs/rl                                 the same file, but its `keep` (and, if its curriculum
+                                               is not kept, its `schedule_updates`) has the default;
+                                               starts from the newest checkpoint
 --from runs/rl/checkpoints/update-00100        the same file; starts from this checkpoint
 --preset dapo                                  configs/presets/dapo.yaml
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mtsql.run.recipes import read_yaml
@@ -43,6 +46,18 @@ def old_run(name: str) -> OldRun:
             f"new one with --model.path {run.folder}/model"
         )
     return run
+
+
+COUNTED_FROM_ZERO = "--schedule_updates=null"
+"""The flag of a run that starts from another one without its curriculum. The length of the old
+run's schedules, which --resume may have set, has no meaning for it."""
+
+
+def keep_as_new(kind: type) -> str:
+    """The flag `--keep` with its default. What the old run has kept of an older one is no choice
+    for the new run."""
+    [keep] = [field.default for field in fields(kind) if field.name == "keep"]
+    return f"--keep={json.dumps(keep)}"
 
 
 def preset_names(folder: Path | None) -> list[str]:

@@ -39,8 +39,8 @@ class DataConfig:
     history. The paper's 9,337 and 11,905 training items are as many as the turns and goals without
     those on the database baseball_1."""
     held_out_goals: bool = False
-    """Add the goals to the held-out splits, too. The scores are then not those of the official
-    dev sets."""
+    """Add the goals to the held-out splits, too (to those of training databases only together with
+    `goals`). The scores are then not those of the official dev sets."""
     ex: Literal["auto", "official", "set"] = "auto"
     """How EX compares two results. official: as the evaluator of Spider, SParC and CoSQL. set: as
     that of BIRD, in which repeated rows and the order of rows do not count, and the order of
@@ -70,6 +70,10 @@ class DataConfig:
         if share is not None and (share < 0 or (share > 1 and share != int(share))):
             raise ValueError(
                 f"data.hold_out is {share}: it must be 0, a fraction below 1, or a whole number"
+            )
+        if self.hold_out_seed and (share == 0 or (share is None and self.is_toy)):
+            raise ValueError(
+                "data.hold_out_seed has no effect: data.hold_out holds no database out"
             )
         if self.leave_out and named and not self.train:
             raise ValueError(

@@ -43,6 +43,11 @@ class Dialogue:
     db_id: str
     turns: tuple[Turn, ...]
 
+    @property
+    def is_goal(self) -> bool:
+        """Whether it is the goal of another one."""
+        return self.dialogue_id.endswith(":goal")
+
 
 @dataclass(frozen=True)
 class Skip:

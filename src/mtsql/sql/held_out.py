@@ -28,15 +28,22 @@ REASON = "held out"
 
 def hold_out(corpus: Corpus, config: DataConfig) -> tuple[Corpus, Corpus | None]:
     """The training corpus without its held-out databases, and the corpus of these; None if none
-    is held out. The first one names the held-out turns in `left_out`.
+    is held out. The first one names the held-out turns in `left_out`. Goals are in the second one
+    only with `data.held_out_goals`.
 
-    ValueError if no database would be left to train on.
+    ValueError if no database or, because of `data.leave_out`, no turn would be left on either side.
     """
     names = held_out_databases(sorted(corpus.databases), config)
     if not names:
         return corpus, None
     ours = [dialogue for dialogue in corpus.dialogues if dialogue.db_id in names]
     rest = [dialogue for dialogue in corpus.dialogues if dialogue.db_id not in names]
+    if not ours or not rest:
+        where = "to train on" if ours else f"on the held-out databases ({', '.join(sorted(names))})"
+        raise ValueError(
+            f"data.hold_out and data.leave_out together leave no turn {where}: hold out others "
+            "(data.hold_out_seed) or more, or none (0)"
+        )
     reasons = {
         turn.turn_id: f"{REASON}: database {turn.db_id}"
         for dialogue in ours
@@ -48,6 +55,8 @@ def hold_out(corpus: Corpus, config: DataConfig) -> tuple[Corpus, Corpus | None]
         databases={name: db for name, db in corpus.databases.items() if name not in names},
         left_out=corpus.left_out | reasons,
     )
+    if not config.held_out_goals:
+        ours = [dialogue for dialogue in ours if not dialogue.is_goal]
     return train, Corpus(ours, {name: corpus.databases[name] for name in sorted(names)})
 
 
