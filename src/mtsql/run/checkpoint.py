@@ -58,8 +58,8 @@ NEW_RUN = "--model.path CHECKPOINT/model"
 OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
-    ".": r"\.(model|training\.png|predictions\.sql|leave_out\.tsv|report\.md|"
-    r"demonstrations\.jsonl|config(-[0-9]+)?\.yaml|"
+    ".": r"\.(model|training\.png|leave_out\.tsv|report\.md|demonstrations\.jsonl|"
+    r"config(-[0-9]+)?\.yaml|"
     r"(inputs|scores|audit|farming|gold|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|held_out|dev|dev_seen)-[0-9]+\.json\.partial",
@@ -69,8 +69,7 @@ LEFTOVERS = {
     r"(coverage|held_out|dev|dev_seen)\.json)\.(partial|old)",
     "trajectories": r"\.update-[0-9]+\.txt\.partial",
 }
-"""Folder inside a run -> pattern of the files in it that a killed process leaves half written or
-half deleted."""
+"""Folder inside a run -> pattern of what a killed process leaves half written or half deleted."""
 REPLACED = re.compile(r"\.(update-[0-9]+)\.replaced")
 """The name of a checkpoint while another one of the same update takes its place."""
 
