@@ -74,6 +74,8 @@ def main(words: Sequence[str]) -> None:
     """Plan and print. ValueError if the run fits in no way, which says what would make it fit."""
     recipes, own, others = split_words(words)
     config = parse_config(Config, spelled_out(own, Config), __doc__)
+    if others and not recipes:
+        raise ValueError(f"unknown flag {others[0]}; --help lists all")
     if len(recipes) != 1:
         raise ValueError("mtsql plan takes one recipe: mtsql plan RECIPE --gpus 8")
     recipe = read_recipe(recipes[0], others, config.shape, config.turns, config.dev_turns)
