@@ -1,6 +1,7 @@
 """Fixtures that every test file may use. No network, no GPU."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the official data folder ../shared is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """A run that is stopped in the process of the tests ignores signals from then on, which is for
+    the end of a process. Here the next test has the handlers of before."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture
