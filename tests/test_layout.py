@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "model_notes": {"run", "agent", "engine", "model"},
     "workbench": {"rl", "run.screen", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
-    "plan": {"engine", "learner", "model", "rl.checks", "run", "sql.held_out"},
+    "plan": {"engine", "learner", "model", "rl.checks", "rl.sweep", "run", "sql"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "branch": {"run", "rl", "learner", "model", "session", "workbench"},
     "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},

@@ -230,3 +230,10 @@ def test_learning_takes_its_operations():
     assert one.sync_secs() == 0 and clock(num_ranks=8).sync_secs() > 0
     assert clock(num_ranks=8, is_adapted=True).sync_secs() == 0
     assert not math.isclose(clock(is_adapted=True).learn_secs(8, 5), clock().learn_secs(8, 5))
+
+
+@pytest.mark.parametrize(("hold_out", "count"), [(None, 467), ("0", 0), ("0.1", 934), ("14", 934)])
+def test_held_out_turns_are_estimated_where_the_data_are_not_there(hold_out, count):
+    flags = ["--data.hold_out", hold_out] if hold_out else []
+    recipe = read_recipe(RL, flags, None, 0, 0)
+    assert (recipe.turns, recipe.held_out_turns) == (9337 - count, count)

@@ -95,7 +95,7 @@ def main(words: Sequence[str]) -> None:
     if recipe.dtype.itemsize == BYTES:
         print_line(assumptions(recipe, config))
     else:
-        print_line("\nhours: known for bfloat16 only; float32 takes several times as long")
+        print_line("\nhours: known for bfloat16 only")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

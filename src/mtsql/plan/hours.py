@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mtsql.plan.clock import Clock
 from mtsql.plan.recipe import Recipe
+from mtsql.rl.sweep import TURNS_PER_CHUNK
 
 KEPT_PER_TURN = 2.7
 """Trajectories that stage 1 keeps of a solved turn (paper: 2.57 for CoSQL, 2.89 for SParC)."""
@@ -12,8 +13,6 @@ LAST_SOLVED = 0.81
 """Share of the turns that is solved in the end if a recipe has more rounds than are assumed."""
 EVALUATIONS = 2
 """Evaluations of stage 2 if none is between the first update and the last."""
-TURNS_AT_ONCE = 64
-"""Turns that a rank samples in a chunk."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def phases_of(recipe: Recipe, clock: Clock, solved: tuple[float, ...]) -> list[P
 
 def _sampled(clock: Clock, turns: int, samples: int) -> float:
     """Seconds to sample every turn so many times, in chunks that end together."""
-    size = TURNS_AT_ONCE * clock.num_ranks
+    size = TURNS_PER_CHUNK * clock.num_ranks
     whole, rest = divmod(turns, size)
     secs = whole * clock.rollout_secs(size, samples) if whole else 0.0
     return secs + (clock.rollout_secs(rest, samples) if rest else 0.0)

@@ -23,6 +23,7 @@ from mtsql.rl.checks import with_evaluation
 from mtsql.run.config import parse_config
 from mtsql.run.recipes import nested
 from mtsql.run.recipes import read_recipe as read_file
+from mtsql.sql.datasets import DataConfig
 from mtsql.sql.held_out import SHARE, held_out_databases
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parents[3]
 Stage = Literal["sft", "rl"]
 TURNS = {"cosql": (9337, 1007), "sparc": (11_905, 1203)}
 """Training and dev turns of the official data sets (training: as the paper counts)."""
+NUM_DATABASES = 140
+"""Databases of their training splits."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Recipe:
 
     @property
     def learning(self) -> Any:
-        """The section that says how is learned."""
+        """The section with the settings of learning."""
         return self.config if self.stage == "rl" else self.config.sft
 
     @property
@@ -113,7 +116,12 @@ def read_recipe(
             f"recipe {file}: its data.train is not there, and its name is not that of SParC or "
             "CoSQL: give --turns and --dev_turns"
         )
-    found_train, found_dev, held_out, where = counted or (0, 0, round(turns * SHARE), "")
+    found_train, found_dev, held_out, where = counted or (
+        0,
+        0,
+        round(_share(config.data) * turns),
+        "",
+    )
     of_flags = "--turns" if turns else "--dev_turns" if dev_turns else ""
     return Recipe(
         stage,
@@ -122,7 +130,7 @@ def read_recipe(
         sizes,
         turns or found_train,
         dev_turns or found_dev,
-        held_out if config.data.hold_out != 0 else 0,
+        held_out,
         of_flags or where,
     )
 
@@ -195,10 +203,17 @@ def _counts(config: Any) -> tuple[int, int, int, str] | None:
         return train.total() - held_out, num_dev, held_out, "the files"
     for name, (num_train, num_dev) in TURNS.items():
         if data.train and name in data.train.lower():
-            held_out = round(SHARE * num_train) if data.hold_out != 0 else 0
+            held_out = round(_share(data) * num_train)
             where = f"the official {name.upper()}, since {data.train} is not there"
             return num_train - held_out, num_dev, held_out, where
     return None
+
+
+def _share(data: DataConfig) -> float:
+    """About which share of the turns is held out of a data set whose databases are not known."""
+    if data.hold_out is None:
+        return SHARE
+    return data.hold_out if data.hold_out < 1 else min(1.0, data.hold_out / NUM_DATABASES)
 
 
 def _count(file: Path, has_goals: bool = False) -> Counter[str]:
