@@ -1,0 +1,193 @@
+"""The verdicts and figures that the report of benchmarks/findings.py is made from.
+
+    verdicts.jsonl.gz     a line for each turn, model and seed: `Verdict`, without what is null
+    runs.json             what was run, how long it took, on what
+
+`gather` reads them from the run folders, `read_verdicts` and `read_runs` from these files.
+"""
+
+import gzip
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from findings_run import Steps
+from findings_steps import Step, flops_of
+
+from mtsql.files import parse_json, read_json, write_text
+from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, BAD_STARTS
+from mtsql.rl.evaluate import dialogue_of
+from mtsql.run.runlog import read_rows
+from mtsql.sql.runnable import folded
+
+VERDICTS, RUNS = "verdicts.jsonl.gz", "runs.json"
+ABILITIES = tuple(ABILITY_DEFINITIONS)
+ALONG = "process"
+"""The training that is evaluated along its run."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one turn went.
+
+    model: the name of a step or of a round. at: the finished updates of the training `ALONG`, for
+    an evaluation along its run; else None. abilities: those of `ABILITIES`, None where the episode
+    gave no occasion. is_aha: it ends right with another query than the first one, which failed or
+    returned nothing. replies: number of replies.
+    """
+
+    seed: int
+    model: str
+    split: str
+    history: str
+    turn_id: str
+    turn: str
+    hardness: str
+    ex: int
+    em: int
+    replies: int
+    abilities: list[float | None]
+    is_aha: int = 0
+    at: int | None = None
+
+    @property
+    def dialogue(self) -> str:
+        """The id of its dialogue, which the models of all seeds share."""
+        return dialogue_of(self.turn_id)
+
+
+def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
+    """The verdicts of all finished evaluations, and what `runs.json` holds."""
+    verdicts: list[Verdict] = []
+    for step in steps.steps:
+        if not steps.states[step.key].is_done:
+            continue
+        run = steps.folder / step.key
+        if step.script == "eval.py":
+            verdicts += _of_evaluation(step, read_json(run / "scores.json"))
+        elif step.name == ALONG:
+            verdicts += _along(step, run)
+    return verdicts, {
+        "machine": _machine(),
+        "versions": _versions(steps),
+        "steps": [_facts(steps, step) for step in steps.steps],
+    }
+
+
+def write(verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path) -> None:
+    """Write both files. The same verdicts give the same bytes."""
+    lines = []
+    for verdict in verdicts:
+        known = {key: value for key, value in asdict(verdict).items() if value is not None}
+        lines.append(json.dumps(known, separators=(",", ":")) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{VERDICTS}.partial"
+    partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    os.replace(partial, folder / VERDICTS)
+    write_text(folder / RUNS, json.dumps(runs, indent=1) + "\n")
+
+
+def read_verdicts(folder: Path) -> list[Verdict]:
+    """The verdicts of a folder. ValueError that names file and line if one cannot be read."""
+    file = folder / VERDICTS
+    try:
+        text = gzip.decompress(file.read_bytes()).decode()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{file}, line {number}"
+        values = parse_json(line, where)
+        try:
+            found.append(Verdict(**values))
+        except TypeError as error:
+            raise ValueError(f"{where}: no verdict: {error}") from error
+    return found
+
+
+def read_runs(folder: Path) -> dict[str, Any]:
+    """What `runs.json` holds."""
+    runs: dict[str, Any] = read_json(folder / RUNS)
+    return runs
+
+
+def _of_evaluation(step: Step, scores: dict[str, Any]) -> Iterator[Verdict]:
+    model = step.name.removeprefix("eval-")
+    for cell in scores["results"]:
+        for row in cell["turns"]:
+            yield _verdict(step.seed, model, cell["split"], cell["history"], row)
+
+
+def _along(step: Step, run: Path) -> Iterator[Verdict]:
+    """The evaluations along a training, from its first to its last update."""
+    for file in sorted((run / "eval").glob("*.json")):
+        split, _, update = file.stem.rpartition("-")
+        for row in read_json(file)["turns"]:
+            yield _verdict(step.seed, step.name, split, "gold", row, int(update))
+
+
+def _verdict(
+    seed: int, model: str, split: str, history: str, row: dict[str, Any], at: int | None = None
+) -> Verdict:
+    has_bad_start = row["first_execution"] in BAD_STARTS
+    is_mended = folded(row["first_sql"] or "") != folded(row["prediction"])
+    values = [row["abilities"][name] for name in ABILITIES]
+    return Verdict(
+        seed=seed,
+        model=model,
+        split=split,
+        history=history,
+        turn_id=row["turn_id"],
+        turn=row["turn"],
+        hardness=row["hardness"],
+        ex=int(row["ex"]),
+        em=int(row["em"]),
+        replies=row["num_replies"],
+        abilities=[None if value is None else round(value, 4) for value in values],
+        is_aha=int(row["ex"] and has_bad_start and is_mended),
+        at=at,
+    )
+
+
+def _facts(steps: Steps, step: Step) -> dict[str, Any]:
+    """What is kept of a step: command, seconds, and for a training its operations and tokens."""
+    state = steps.states[step.key]
+    facts: dict[str, Any] = {
+        "seed": step.seed,
+        "name": step.name,
+        "command": steps.command(step),
+        "is_done": state.is_done,
+        "secs": state.secs,
+        "num_starts": state.num_starts,
+    }
+    run = steps.folder / step.key
+    if state.is_done and step.script != "eval.py":
+        rows = read_rows(run / "metrics.jsonl")
+        facts["flops"] = flops_of(run)
+        facts["optimizer_steps"] = sum(
+            row.get("num_steps", 1) for row in rows if "loss" in row and row["stage"] != "eval"
+        )
+        facts["updates"] = sum(row["stage"] == "rl" for row in rows)
+        facts["episodes"] = sum(row.get("num_trajectories", 0) for row in rows)
+        solved = [row["num_solved"] for row in rows if row["stage"] == "collect"]
+        if solved:
+            facts["solved"] = solved
+    return facts
+
+
+def _machine() -> dict[str, Any]:
+    return {"processor": platform.machine(), "cpus": os.cpu_count()}
+
+
+def _versions(steps: Steps) -> dict[str, Any]:
+    """The versions and the commit with which the first step has run."""
+    for step in steps.steps:
+        file = steps.folder / step.key / "versions.json"
+        if file.is_file():
+            versions: dict[str, Any] = read_json(file)
+            return {key: value for key, value in versions.items() if key != "command"}
+    return {}

@@ -1,0 +1,330 @@
+"""The steps of benchmarks/findings.py: which model is trained from which, and which is evaluated.
+
+One seed, with the names of its steps:
+
+    base                         a short SFT of the random embedded model on demonstrations
+    +- rounds                    three rounds of self-taught SFT: round1, round2, round3
+    |  +- outcome                RL from round3, reward EX + EM
+    |  +- process                the same with the process reward; evaluated along the run
+    |  +- process-hard           the process reward counts from the hard stage on
+    |  +- reply                  as process, with credit by reply
+    |  +- no-exec, no-memory     as process, without one of the tools
+    +- short-sft                 short horizon: the gold SQL of the same turns
+    |  +- short-rl               and RL with the outcome reward on as many turns
+    +- short-sft-compute         short horizon, with the operations that the rounds have taken
+       +- short-rl-compute       and RL with those of process
+
+Each model is evaluated by a step of its own, eval-NAME.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtsql.files import read_json, read_lines, write_text
+from mtsql.rl.curriculum import CurriculumConfig
+from mtsql.run.runlog import read_rows
+
+if TYPE_CHECKING:
+    import train_rl
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_ROUNDS = 3
+HARD_SHARE = 0.15
+"""The hard stage is the last one with at least this share of the updates."""
+NO_PROCESS = tuple(
+    f"--reward.weights.{name}=0" for name in ("propose", "exec_verify", "memory_verify")
+)
+ONLY_EXEC, ONLY_MEMORY = '--env.tools=["exec_sql"]', '--env.tools=["memory_retrieve"]'
+DEMONSTRATIONS = "demonstrations.jsonl"
+LEARNING_STAGES = ("sft", "round", "collect", "probe", "rl")
+"""How the stages of metrics.jsonl begin whose operations a training consists of."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each step does. The defaults take an hour or more for a seed on one core."""
+
+    base_epochs: float = 0.4
+    """Passes over the world's demonstrations of the base model."""
+    round_turns: int = 1500
+    """Training turns that the rounds roll out, and whose gold SQL the short horizon learns."""
+    round_samples: int = 6
+    """Rollouts of each turn in a round."""
+    round_epochs: float = 1.2
+    """Passes of a round over the trajectories of all rounds so far."""
+    round_lr: float = 1e-3
+    """Highest learning rate of a round and of the short SFT, which start from a trained model."""
+    updates: int = 40
+    """Updates of RL."""
+    turns_per_update: int = 16
+    """Groups of an update."""
+    probe_turns: int = 512
+    """Training turns that are probed for the curriculum."""
+    along_every: int = 8
+    """Updates between two evaluations along the run of the process reward."""
+    dialogues: int = 0
+    """Dialogues of each split in an evaluation. 0: all. A number only serves to try the program."""
+
+    def __post_init__(self) -> None:
+        if min(self.base_epochs, self.round_epochs, self.round_lr) <= 0:
+            raise ValueError("sizes.base_epochs, round_epochs and round_lr must be above 0")
+        names = ("round_turns", "round_samples", "updates", "turns_per_update", "along_every")
+        for name in (*names, "probe_turns"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sizes.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.dialogues < 0:
+            raise ValueError("sizes.dialogues must not be negative (0 = all)")
+
+    def scaled(self, scale: float) -> "Sizes":
+        """A fraction of everything, to try the program, but at least half of the base model's
+        training: one that solves nothing cannot teach itself. ValueError if it is not in (0, 1]."""
+        if not 0 < scale <= 1:
+            raise ValueError(f"scale is {scale}: it must be above 0 and at most 1")
+        if scale == 1:
+            return self
+
+        def part(number: int, least: int) -> int:
+            return min(number, max(least, round(scale * number)))
+
+        return Sizes(
+            base_epochs=max(scale, 0.5) * self.base_epochs,
+            round_turns=part(self.round_turns, 8),
+            round_samples=self.round_samples,
+            round_epochs=self.round_epochs,
+            round_lr=self.round_lr,
+            updates=part(self.updates, 2),
+            turns_per_update=part(self.turns_per_update, 4),
+            probe_turns=part(self.probe_turns, 16),
+            along_every=part(self.along_every, 1),
+            dialogues=self.dialogues or max(2, round(300 * scale)),
+        )
+
+
+@dataclass(frozen=True)
+class Equal:
+    """A flag whose value makes a step take as many operations as other steps have taken:
+    `value` times the operations of `target`, divided by those of the step `unit`, which has the
+    flag at `value`."""
+
+    flag: str
+    value: float
+    unit: str
+    target: str
+    is_whole: bool = False
+
+    def describe(self) -> str:
+        """The flag before its value is known."""
+        return f"{self.flag}={self.value:g}*FLOPs({self.target})/FLOPs({self.unit})"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    name: unique in a seed. flags: without --run. needs: names of steps of the same seed that come
+    before. turns_of: the step whose turns the demonstrations of this one are cut down to.
+    """
+
+    seed: int
+    name: str
+    script: str
+    flags: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    equal: Equal | None = None
+    turns_of: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among those of all seeds."""
+        return f"seed{self.seed}/{self.name}"
+
+
+def plan(
+    folder: str, seeds: Sequence[int], sizes: Sizes, toy_folder: str = "data/toyworld"
+) -> list[Step]:
+    """All steps in an order in which they can run: those of a seed together. ValueError for a seed
+    that is named twice."""
+    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds is {list(seeds)}: different numbers from 0 on, at least one")
+    return [step for seed in seeds for step in _of_seed(folder, seed, sizes, toy_folder)]
+
+
+def quick_start() -> "train_rl.Config":
+    """The defaults of train_rl.py: its budgets and its curriculum."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    import train_rl
+
+    return train_rl.Config()
+
+
+def _of_seed(folder: str, seed: int, sizes: Sizes, toy_folder: str) -> list[Step]:
+    place = f"{folder}/seed{seed}"
+    defaults = quick_start()
+    data = f"--data.toy_folder={toy_folder}"
+    budgets = (
+        f"--sampling.max_reply_tokens={defaults.sampling.max_reply_tokens}",
+        f"--sampling.max_trajectory_tokens={defaults.sampling.max_trajectory_tokens}",
+    )
+    long = (data, f"--seed={seed}", *budgets)
+    short = (data, f"--seed={seed}", "--env.horizon=short", *_short_budgets(defaults))
+    base = model_of(place, "base")
+    last = model_of(place, f"round{NUM_ROUNDS}")
+    steps: list[Step] = []
+
+    def add(name: str, script: str, flags: Sequence[str], *needs: str, **more: Any) -> None:
+        steps.append(Step(seed, name, script, tuple(flags), needs, **more))
+
+    def score(name: str, trained_by: str, *flags: str, of: str = "", history: str = "gold") -> None:
+        given = (f"--model.path={model_of(place, of or name)}", data, f"--history={history}")
+        limit = (f"--max_dialogues={sizes.dialogues}", "--timed_turns=0")
+        add(f"eval-{name}", "eval.py", (*given, *limit, *flags), trained_by)
+
+    def rl(name: str, start: str, needs: str, *flags: str, **more: Any) -> None:
+        given = (
+            f"--model.path={start}",
+            f"--turns_per_update={sizes.turns_per_update}",
+            f"--curriculum.max_probe_turns={sizes.probe_turns}",
+        )
+        if not any(flag.startswith("--eval_turns") for flag in flags):
+            flags = (*flags, "--eval_every=0", "--eval_turns=16")
+        if "equal" not in more:
+            flags = (*flags, f"--num_updates={sizes.updates}")
+        add(name, "train_rl.py", (*given, *flags), needs, **more)
+
+    rates = (f"--sft.epochs={sizes.round_epochs:g}", f"--sft.optim.lr={sizes.round_lr:g}")
+    rounds = (
+        "--source=self",
+        f"--model.path={base}",
+        f"--selftaught.rounds={NUM_ROUNDS}",
+        f"--selftaught.samples_per_turn={sizes.round_samples}",
+        "--selftaught.eval_split=null",
+        f"--max_turns={sizes.round_turns}",
+    )
+    along = (f"--eval_every={sizes.along_every}", f"--eval_turns={3 * sizes.dialogues}")
+    add("base", "train_sft.py", (*long, f"--sft.epochs={sizes.base_epochs:g}"))
+    score("base", "base")
+    add("rounds", "train_sft.py", (*long, *rounds, *rates), "base")
+    for number in range(1, NUM_ROUNDS + 1):
+        history = "both" if number == NUM_ROUNDS else "gold"
+        score(f"round{number}", "rounds", history=history)
+    rl("outcome", last, "rounds", *long, *NO_PROCESS)
+    score("outcome", "outcome", history="both")
+    rl("process", last, "rounds", *long, *along)
+    score("process", "process", history="both")
+    score("process-without-exec", "process", ONLY_MEMORY, of="process")
+    score("process-without-memory", "process", ONLY_EXEC, of="process")
+
+    passes = NUM_ROUNDS * sizes.round_epochs
+    to_short = (f"--model.path={base}", f"--demonstrations={place}/{DEMONSTRATIONS}", rates[1])
+    equal = Equal("--sft.epochs", passes, "short-sft", "rounds")
+    add(
+        "short-sft",
+        "train_sft.py",
+        (*short, *to_short, f"--sft.epochs={passes:g}"),
+        "base",
+        "rounds",
+        turns_of="rounds",
+    )
+    score("short-sft", "short-sft")
+    rl("short-rl", model_of(place, "short-sft"), "short-sft", *short)
+    score("short-rl", "short-rl", history="both")
+    add(
+        "short-sft-compute",
+        "train_sft.py",
+        (*short, *to_short),
+        "rounds",
+        "short-sft",
+        equal=equal,
+        turns_of="rounds",
+    )
+    score("short-sft-compute", "short-sft-compute")
+    equal = Equal("--num_updates", sizes.updates, "short-rl", "process", is_whole=True)
+    start = model_of(place, "short-sft-compute")
+    rl("short-rl-compute", start, "short-sft-compute", *short, equal=equal)
+    steps[-1] = replace(steps[-1], needs=("short-sft-compute", "process", "short-rl"))
+    score("short-rl-compute", "short-rl-compute", history="both")
+
+    hard = f"--reward.process_from={hard_stage_start(defaults.curriculum, sizes.updates)}"
+    by_reply = ("--advantage.credit=reply", "--advantage.baseline=leave_one_out")
+    rl("process-hard", last, "rounds", *long, hard)
+    score("process-hard", "process-hard")
+    rl("reply", last, "rounds", *long, *by_reply)
+    score("reply", "reply")
+    rl("no-exec", last, "rounds", *long, ONLY_MEMORY)
+    score("no-exec", "no-exec")
+    rl("no-memory", last, "rounds", *long, ONLY_EXEC)
+    score("no-memory", "no-memory")
+    return steps
+
+
+def _short_budgets(defaults: "train_rl.Config") -> tuple[str, ...]:
+    """A short answer may be twice as long as a reply of a long episode."""
+    most = 2 * defaults.sampling.max_reply_tokens
+    return (f"--sampling.max_reply_tokens={most}", f"--sampling.max_trajectory_tokens={most}")
+
+
+def model_of(place: str, name: str) -> str:
+    """The folder of a model in the folder of its seed. round1 to round3 lie in that of the
+    rounds."""
+    if name.startswith("round") and name != "rounds":
+        return f"{place}/rounds/rounds/round{int(name.removeprefix('round')) - 1}/model"
+    return f"{place}/{name}/model"
+
+
+def hard_stage_start(curriculum: CurriculumConfig, num_updates: int) -> int:
+    """The number of updates before the hard stage: the last one with at least `HARD_SHARE` of the
+    updates. At least 1, so that the two rewards differ."""
+    total = sum(curriculum.shares)
+    shares = [share / total for share in curriculum.shares]
+    hard = max(place for place, share in enumerate(shares) if share >= HARD_SHARE)
+    return max(1, round(num_updates * sum(shares[:hard])))
+
+
+def flops_of(run: Path) -> float:
+    """Floating-point operations of a training, from its metrics.jsonl: those of rollouts and of
+    learning, without evaluations."""
+    total = 0.0
+    for row in read_rows(run / "metrics.jsonl"):
+        if not row["stage"].startswith(LEARNING_STAGES):
+            continue
+        total += row.get("rollout_flops", 0.0) + row.get("learn_flops", 0.0)
+        if "step_secs" in row and row.get("learn_mfu"):  # a step of SFT
+            total += row["learn_mfu"] * row["peak_flops"] * row["step_secs"]
+    return total
+
+
+def flags_of(step: Step, folder: Path) -> list[str]:
+    """The flags of a step whose `needs` are finished, without --run."""
+    flags = list(step.flags)
+    if step.equal is not None:
+        place = folder / f"seed{step.seed}"
+        equal = step.equal
+        unit = flops_of(place / equal.unit)
+        if not unit:
+            raise ValueError(f"{place / equal.unit}: metrics.jsonl counts no operation")
+        value = equal.value * flops_of(place / equal.target) / unit
+        text = str(max(1, round(value))) if equal.is_whole else f"{value:.4g}"
+        flags.append(f"{equal.flag}={text}")
+    return flags
+
+
+def write_turns(step: Step, folder: Path, toy_folder: Path) -> None:
+    """Write the demonstrations of the turns that the rounds rolled out. Their last step is the
+    answer, which is what a short-horizon model learns of them."""
+    place = folder / f"seed{step.seed}"
+    file = place / DEMONSTRATIONS
+    if step.turns_of is None or file.is_file():
+        return
+    coverage = read_json(place / step.turns_of / "rounds" / "round0" / "coverage.json")
+    turns = set(coverage["rollouts"]["successes"])
+    lines = [
+        line
+        for line in read_lines(toy_folder / DEMONSTRATIONS)
+        if json.loads(line)["turn_id"] in turns
+    ]
+    write_text(file, "".join(f"{line}\n" for line in lines))
