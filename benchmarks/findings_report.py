@@ -1,2 +1,276 @@
-def write_report(*a):
-    pass
+"""The pages of the report of benchmarks/findings.py: README.md and commands.md."""
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from findings_claims import (
+    CHAIN,
+    HARDNESS_AND_TURNS,
+    SHORT,
+    SPLITS,
+    Comparison,
+    Finding,
+    Verdicts,
+    aha,
+    em,
+    findings,
+)
+from findings_data import RUNS, VERDICTS, Verdict
+from findings_figures import draw
+
+from mtsql.files import read_json, write_text
+from mtsql.judge.crossed_intervals import Estimate
+from mtsql.run.screen import duration
+
+REAL = "real.json"
+"""What benchmarks/real.py leaves in the folder of the report."""
+REAL_KEYS = ("model", "data", "turns", "ex", "answered")
+FOLLOWS_FROM = 50.0
+"""A model follows the protocol if at least this percentage of its episodes end with an answer."""
+OTHERS = (
+    "process-hard",
+    "reply",
+    "no-exec",
+    "no-memory",
+    "process-without-exec",
+    "process-without-memory",
+)
+WORDS = {
+    "base": "a short SFT of the random embedded model on demonstrations",
+    "round1": "self-taught SFT, first round, from base",
+    "round2": "second round",
+    "round3": "third round; all long-horizon RL starts here",
+    "outcome": "RL, reward EX + EM",
+    "process": "RL, outcome and process reward",
+    "short-sft": "short horizon from base: the gold SQL of the turns of the rounds, equal data",
+    "short-rl": "RL from there, equal updates and samples",
+    "short-sft-compute": "short-sft with the operations of the three rounds",
+    "short-rl-compute": "RL from there with the operations of process",
+    "process-hard": "RL, the process reward counts from the hard stage on",
+    "reply": "RL, outcome and process reward, credit by reply",
+    "no-exec": "RL without exec_sql",
+    "no-memory": "RL without memory_retrieve",
+    "process-without-exec": "process, exec_sql removed in the evaluation",
+    "process-without-memory": "process, memory_retrieve removed in the evaluation",
+}
+METHOD = """\
+Intervals are 95 % bootstrap intervals over seeds and dialogues together: a resample draws as many
+seeds as there are and independently as many dialogues, with replacement; a turn counts as often as
+its seed was drawn times its dialogue. Differences are paired: both models have answered the same
+turn with the same seed. A claim *holds* if the whole interval is above 0, *does not hold here* if
+it is below 0, and otherwise *cannot be told*. The intervals are not corrected for their number: of
+forty true zeros, two may be called otherwise. `src/mtsql/judge/crossed_intervals.py` says how often
+such intervals are right."""
+
+
+def write_report(
+    verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path, num_resamples: int = 2000
+) -> None:
+    """Write README.md, commands.md and the figures into the folder of the verdicts."""
+    v = Verdicts(verdicts, num_resamples)
+    draw(v, folder)
+    real = read_json(folder / REAL) if (folder / REAL).is_file() else None
+    write_text(folder / "README.md", page(v, runs, real))
+    write_text(folder / "commands.md", commands(runs))
+
+
+def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
+    """README.md."""
+    found = findings(v)
+    third, third_sentence = third_finding(real)
+    seeds = sorted({step["seed"] for step in runs["steps"]})
+    secs = sum(step["secs"] for step in runs["steps"])
+    turns = {key for place in v.by_model.values() for key in place}
+    num_turns = len({key[1:] for key in turns})
+    num_left = sum(not step["is_done"] for step in runs["steps"])
+    head = [
+        "# The findings of the paper in miniature",
+        "",
+        f"Written by `python benchmarks/findings.py report`. {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}), {num_turns} held-out turns, {duration(secs)} of one "
+        f"process with one thread. `commands.md` has every command and what it took.",
+    ]
+    if num_left:
+        head[-1] += f" **{num_left} of {len(runs['steps'])} steps are not finished yet.**"
+    head += ["", METHOD, "", *_summary(found, third), ""]
+    parts = ["\n".join(head)]
+    for finding in found:
+        if finding.number == 4:
+            parts.append(
+                "\n".join(["## 3. An untrained model and the protocol", "", third_sentence, ""])
+            )
+        parts.append(_section(finding, v))
+    parts.append(_all_models(v))
+    return "\n".join(parts)
+
+
+def third_finding(real: dict[str, Any] | None) -> tuple[str, str]:
+    """(answer, sentence) about an untrained real model: figures of benchmarks/real.py. ValueError
+    if real.json lacks one of them."""
+    if real is None:
+        return "not run", (
+            f"Not run: `{REAL}` is missing here. `benchmarks/real.py` writes it, with the figures "
+            "of an untrained SmolLM2-135M-Instruct."
+        )
+    figures = real.get("untrained", {})
+    missing = [key for key in REAL_KEYS if key not in figures]
+    if missing:
+        raise ValueError(f"{REAL}: untrained.{missing[0]} is missing")
+    answered = figures["answered"]
+    answer = "holds" if answered < FOLLOWS_FROM else "does not hold here"
+    ends = figures.get("ex_interval")
+    interval = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
+    return answer, (
+        f"**{answer.capitalize()}.** {figures['model']}, untrained, on {figures['turns']} turns of "
+        f"{figures['data']}: {answered:.1f} % of the episodes end with an answer, EX "
+        f"{figures['ex']:.1f}{interval}. We say that a model follows the protocol if at least "
+        f"{FOLLOWS_FROM:.0f} % do."
+    )
+
+
+def _summary(found: Sequence[Finding], third: str) -> list[str]:
+    rows = [(one.number, one.title, one.answer, _first(one)) for one in found]
+    rows.insert(2, (3, "An untrained small model cannot follow the protocol", third, ""))
+    return _table(("", "finding", "here", "effect of the first comparison"), rows)
+
+
+def _first(finding: Finding) -> str:
+    first = finding.comparisons[0]
+    return "" if first.found is None else f"{first.name}: {_estimate(first.found, finding)}"
+
+
+def _section(finding: Finding, v: Verdicts) -> str:
+    lines = [f"## {finding.number}. {finding.title}", ""]
+    answer = finding.answer
+    lines += [f"**{answer[0].upper()}{answer[1:]}.** {finding.sentence}", ""]
+    rows = [_comparison(one, finding, one.answer) for one in finding.comparisons]
+    rows += [_comparison(one, finding, "(no claim)") for one in finding.others]
+    lines += _table((f"difference, {finding.unit}", "effect", "values", "answer"), rows)
+    if finding.number == 1:
+        lines += ["", "![EX and EM from the base model to RL](chain.png)"]
+    if finding.number == 4:
+        lines += ["", *_gains(v), "", "![Gains by turn and hardness](gains.png)"]
+    if finding.number == 7:
+        lines += ["", "![EX, aha share and abilities along RL](along.png)"]
+    return "\n".join([*lines, ""])
+
+
+def _comparison(one: Comparison, finding: Finding, answer: str) -> tuple[str, ...]:
+    if one.found is None:
+        return (one.name, "", "", "not run")
+    return (one.name, _estimate(one.found, finding), f"{one.found.count:,}", answer)
+
+
+def _estimate(found: Estimate, finding: Finding) -> str:
+    return signed(found, 2 if finding.number == 7 else 1)
+
+
+def signed(found: Estimate, digits: int = 1) -> str:
+    """A difference with its sign and interval, such as +3.1 [+1.0, +5.2]."""
+    text = f"{found.value:+.{digits}f}"
+    if found.interval is None:
+        return text
+    low, high = found.interval
+    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _level(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    if found.interval is None:
+        return f"{found.value:.1f}"
+    low, high = found.interval
+    return f"{found.value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _gains(v: Verdicts) -> list[str]:
+    """EX before and after, and both gains, by turn and by hardness."""
+    rows = []
+    for name, which in HARDNESS_AND_TURNS:
+        cells = [_level(v.mean(model, which=which)) for model in ("base", "round3", "process")]
+        for a, b in (("base", "round3"), ("round3", "process")):
+            gain = v.gain(a, b, which=which)
+            cells.append(signed(gain) if gain else "")
+        rows.append((name, *cells))
+    return _table(("EX", "base", "round3", "process", "gain of SFT", "gain of RL"), rows)
+
+
+def _all_models(v: Verdicts) -> str:
+    """EX and EM of every model."""
+
+    def within(split: str) -> Callable[[Verdict], bool]:
+        return lambda one: one.split == split
+
+    def replies(verdict: Verdict) -> float:
+        return verdict.replies
+
+    rows = []
+    for model in (*CHAIN, *SHORT, *OTHERS):
+        num_replies = v.mean(model, replies)
+        rows.append(
+            (
+                model,
+                WORDS[model],
+                *(_level(v.mean(model, which=within(split))) for split in SPLITS),
+                _level(v.mean(model, em)),
+                _level(v.mean(model, aha)),
+                f"{num_replies.value:.1f}" if num_replies else "",
+            )
+        )
+    names = [f"EX {name}" for name in SPLITS.values()]
+    header = ("model", "what", *names, "EM", "aha, %", "replies")
+    return "\n".join(["## All models", "", *_table(header, rows), ""])
+
+
+def commands(runs: dict[str, Any]) -> str:
+    """commands.md: each command with the seconds of each seed and the operations."""
+    steps = runs["steps"]
+    seeds = sorted({step["seed"] for step in steps})
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for step in steps:
+        by_name.setdefault(step["name"], {})[step["seed"]] = step
+    rows = []
+    for name, of_seeds in by_name.items():
+        times = [
+            duration(of_seeds[seed]["secs"]) if of_seeds[seed]["is_done"] else "not done"
+            for seed in seeds
+        ]
+        flops = [step["flops"] / 1e12 for step in of_seeds.values() if "flops" in step]
+        work = ", ".join(f"{number:.1f}" for number in flops)
+        taken = [str(s["optimizer_steps"]) for s in of_seeds.values() if "optimizer_steps" in s]
+        rows.append((name, *times, work, ", ".join(taken)))
+    totals = [sum(s["secs"] for s in steps if s["seed"] == seed) for seed in seeds]
+    rows.append(("all", *map(duration, totals), "", ""))
+    header = ("step", *(f"seed {seed}" for seed in seeds), "TFLOPs", "optimizer steps")
+    versions = ", ".join(f"{key} {value}" for key, value in runs["versions"].items())
+    lines = [
+        "# Commands of the findings",
+        "",
+        f"`{RUNS}` and `{VERDICTS}` hold what this report is made from. Times are those of a "
+        "process with one thread, minutes and seconds; operations are those of rollouts and "
+        f"learning, without evaluations. {versions}; {runs['machine']}.",
+        "",
+        "Equal data: the short horizon learns the gold SQL of the turns that the rounds roll out, "
+        "with as many passes as the trajectories of the first round get in all three, and its RL "
+        "has as many updates, turns and samples. Equal compute: there are more passes and updates, "
+        "so that the short SFT takes the operations of the rounds, rollouts included, and the "
+        "short RL those of process.",
+        "",
+        *_table(header, rows),
+        "",
+        f"The commands of seed {seeds[0]}:",
+        "",
+        "```bash",
+        *(shlex.join(step["command"]) for step in steps if step["seed"] == seeds[0]),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A Markdown table as lines."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]
