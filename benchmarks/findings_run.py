@@ -263,7 +263,7 @@ class Steps:
         with open(self._file(step, ".log"), "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
             lines = log.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")[-100:]
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
 
 
 def environment(threads: int) -> dict[str, Any]:

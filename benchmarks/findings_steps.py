@@ -48,8 +48,9 @@ LEARNING_STAGES = ("sft", "round", "collect", "probe", "rl")
 class Sizes:
     """How much each step does. The defaults take an hour or more for a seed on one core."""
 
-    base_epochs: float = 0.4
-    """Passes over the world's demonstrations of the base model."""
+    base_share: float = 0.55
+    """The base model's share of the quick start's warm start, in passes over demonstrations. With
+    much less, the model copies no name from its schema and solves nothing."""
     round_turns: int = 1500
     """Training turns that the rounds roll out, and whose gold SQL the short horizon learns."""
     round_samples: int = 6
@@ -70,8 +71,8 @@ class Sizes:
     """Dialogues of each split in an evaluation. 0: all. A number only serves to try the program."""
 
     def __post_init__(self) -> None:
-        if min(self.base_epochs, self.round_epochs, self.round_lr) <= 0:
-            raise ValueError("sizes.base_epochs, round_epochs and round_lr must be above 0")
+        if min(self.base_share, self.round_epochs, self.round_lr) <= 0:
+            raise ValueError("sizes.base_share, round_epochs and round_lr must be above 0")
         names = ("round_turns", "round_samples", "updates", "turns_per_update", "along_every")
         for name in (*names, "probe_turns"):
             if getattr(self, name) < 1:
@@ -80,8 +81,8 @@ class Sizes:
             raise ValueError("sizes.dialogues must not be negative (0 = all)")
 
     def scaled(self, scale: float) -> "Sizes":
-        """A fraction of everything, to try the program, but at least half of the base model's
-        training: one that solves nothing cannot teach itself. ValueError if it is not in (0, 1]."""
+        """A fraction of everything but the base model, to try the program: a model that solves
+        nothing cannot teach itself. ValueError if it is not in (0, 1]."""
         if not 0 < scale <= 1:
             raise ValueError(f"scale is {scale}: it must be above 0 and at most 1")
         if scale == 1:
@@ -90,12 +91,9 @@ class Sizes:
         def part(number: int, least: int) -> int:
             return min(number, max(least, round(scale * number)))
 
-        return Sizes(
-            base_epochs=max(scale, 0.5) * self.base_epochs,
+        return replace(
+            self,
             round_turns=part(self.round_turns, 8),
-            round_samples=self.round_samples,
-            round_epochs=self.round_epochs,
-            round_lr=self.round_lr,
             updates=part(self.updates, 2),
             turns_per_update=part(self.turns_per_update, 4),
             probe_turns=part(self.probe_turns, 16),
@@ -165,6 +163,9 @@ def quick_start() -> "train_rl.Config":
 def _of_seed(folder: str, seed: int, sizes: Sizes, toy_folder: str) -> list[Step]:
     place = f"{folder}/seed{seed}"
     defaults = quick_start()
+    warm_start = defaults.warm_start
+    assert warm_start is not None  # the default makes one
+    epochs = sizes.base_share * warm_start.epochs
     data = f"--data.toy_folder={toy_folder}"
     budgets = (
         f"--sampling.max_reply_tokens={defaults.sampling.max_reply_tokens}",
@@ -206,7 +207,7 @@ def _of_seed(folder: str, seed: int, sizes: Sizes, toy_folder: str) -> list[Step
         f"--max_turns={sizes.round_turns}",
     )
     along = (f"--eval_every={sizes.along_every}", f"--eval_turns={3 * sizes.dialogues}")
-    add("base", "train_sft.py", (*long, f"--sft.epochs={sizes.base_epochs:g}"))
+    add("base", "train_sft.py", (*long, f"--sft.epochs={epochs:g}"))
     score("base", "base")
     add("rounds", "train_sft.py", (*long, *rounds, *rates), "base")
     for number in range(1, NUM_ROUNDS + 1):

@@ -1,0 +1,205 @@
+"""The report of benchmarks/findings.py on verdicts with known effects."""
+
+import importlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+RATES = {
+    "base": 0.1,
+    "round1": 0.3,
+    "round2": 0.3,
+    "round3": 0.45,
+    "outcome": 0.6,
+    "process": 0.75,
+    "short-sft": 0.4,
+    "short-rl": 0.9,
+    "no-exec": 0.5,
+}
+"""The chance that a model is right on a turn."""
+NUM_DIALOGUES = 120
+RUNS = {
+    "machine": {"cpus": 2},
+    "versions": {"torch": "2"},
+    "steps": [
+        {
+            "seed": 0,
+            "name": "base",
+            "command": ["python", "train_sft.py", "--seed=0"],
+            "is_done": True,
+            "secs": 65.0,
+            "num_starts": 1,
+            "flops": 2e12,
+            "optimizer_steps": 7,
+        },
+        {
+            "seed": 1,
+            "name": "base",
+            "command": ["python", "train_sft.py", "--seed=1"],
+            "is_done": False,
+            "secs": 5.0,
+            "num_starts": 1,
+        },
+    ],
+}
+
+
+@pytest.fixture
+def module(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a module of benchmarks/ by name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def verdicts(module: Callable[[str], ModuleType]) -> list:
+    """Three seeds, two splits, four turns a dialogue. A turn is right if its own number is below
+    the rate, so the models differ in their rates only. `process` gains at turns 3 and 4."""
+    kind = module("findings_data").Verdict
+    rng = random.Random(0)
+    hard = {
+        (split, d, t): rng.random()
+        for split in ("dev", "dev_seen")
+        for d in range(NUM_DIALOGUES)
+        for t in range(4)
+    }
+    rows = []
+    for seed in range(3):
+        for (split, d, t), number in hard.items():
+            number = (number + rng.gauss(0, 0.05)) % 1
+            common = {
+                "seed": seed,
+                "split": split,
+                "turn_id": f"{split}:{d}:{t}",
+                "turn": str(t + 1),
+                "hardness": "easy" if t < 2 else "extra",
+                "replies": 2,
+            }
+            for model, rate in RATES.items():
+                if model == "process" and t < 2:
+                    rate = RATES["round3"]
+                right = int(number < rate)
+                rows.append(
+                    kind(
+                        model=model,
+                        history="gold",
+                        ex=right,
+                        em=right,
+                        abilities=[1.0, None, rate, None, 0.5],
+                        **common,
+                    )
+                )
+            for at in (0, 20, 40):  # the ability rises with EX, and so does the aha share
+                rate = 0.45 + at / 200
+                rows.append(
+                    kind(
+                        model="process",
+                        history="gold",
+                        at=at,
+                        ex=int(number < rate),
+                        em=0,
+                        abilities=[1.0, None, rate, None, 0.5],
+                        is_aha=int(number < at / 400),
+                        **common,
+                    )
+                )
+            lost = int(number < RATES["process"] - (0.2 if t else 0))
+            rows.append(
+                kind(
+                    model="process",
+                    history="predicted",
+                    ex=lost,
+                    em=lost,
+                    abilities=[None] * 5,
+                    **common,
+                )
+            )
+    return rows
+
+
+@pytest.fixture
+def made(module, tmp_path):
+    """The report's folder, written from the verdicts."""
+    data, report = module("findings_data"), module("findings_report")
+    data.write(verdicts(module), RUNS, tmp_path)
+    read = data.read_verdicts(tmp_path)
+    report.write_report(read, data.read_runs(tmp_path), tmp_path, num_resamples=300)
+    return tmp_path
+
+
+def test_known_effects_are_found_and_their_intervals_hold_them(module):
+    claims = module("findings_claims")
+    found = {one.number: one for one in claims.findings(claims.Verdicts(verdicts(module), 500))}
+    assert list(found) == [1, 2, 4, 5, 6, 7, 8]
+    chain = {one.name: one for one in found[1].comparisons}
+    for name, gain in (("round1 - base", 20), ("round3 - round2", 15), ("outcome - round3", 15)):
+        low, high = chain[name].found.interval
+        assert low < gain < high and high - low < 8
+        assert chain[name].answer == "holds"
+    assert chain["round2 - round1"].found.value == 0
+    assert chain["round2 - round1"].answer == "cannot be told"
+    assert found[1].answer == "holds in part"
+
+    horizon = {one.name: one for one in found[2].comparisons}
+    assert horizon["process - short-rl"].answer == "does not hold here"
+    assert horizon["round3 - short-sft-compute"].answer == "not run"
+    assert found[2].answer == "holds in part"  # round3 is better than short-sft
+
+    # process is 30 points above round3 at turns 3 and 4, and equal at turns 1 and 2.
+    late = found[4].comparisons[0]
+    assert late.found.interval[0] < 30 < late.found.interval[1] and late.answer == "holds"
+    assert found[6].answer == "not run"
+
+    abilities = {one.name: one for one in found[7].comparisons}
+    assert abilities["exec_verify"].found.value > 0.9
+    assert abilities["call_execute"].found.value == 0  # it is the same everywhere
+    assert abilities["memory_verify"].answer == "not run"
+    ahas, no_exec, *_, history = found[8].comparisons
+    assert ahas.found.interval[0] < 10 < ahas.found.interval[1] and ahas.answer == "holds"
+    assert no_exec.found.value == pytest.approx(10, abs=5)
+    assert history.found.value == pytest.approx(10, abs=5)
+    assert history.found.count == 3 * 2 * NUM_DIALOGUES * 3  # without first turns
+
+
+def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch):
+    page = (made / "README.md").read_text()
+    assert "| round1 - base | +" in page and "| holds |" in page
+    assert "`real.json` is missing" in page
+    assert "1 of 2 steps are not finished" in page
+    assert "| base | 1:05 | not done | 2.0 | 7 |" in (made / "commands.md").read_text()
+    files = ("README.md", "commands.md", "chain.png", "gains.png", "along.png")
+    before = {name: (made / name).read_bytes() for name in files}
+    for name in files:
+        (made / name).unlink()
+    again = ["report", f"--folder={made}/no-runs", f"--report_folder={made}", "--resamples=300"]
+    assert module("findings").main(again) == 0
+    assert {name: (made / name).read_bytes() for name in files} == before
+
+
+def test_a_finding_about_a_real_model_takes_its_figures_from_real_json(module):
+    third = module("findings_report").third_finding
+    figures = {"model": "M", "data": "sparc dev", "turns": 10, "ex": 0.0, "answered": 3.0}
+    answer, sentence = third({"untrained": figures})
+    assert answer == "holds" and "3.0 % of the episodes end with an answer, EX 0.0" in sentence
+    assert third({"untrained": {**figures, "answered": 80.0}})[0] == "does not hold here"
+    with pytest.raises(ValueError, match="untrained.ex is missing"):
+        third({"untrained": {"model": "M", "data": "d", "turns": 10}})
+
+
+def test_unreadable_files_are_named(module, made):
+    data = module("findings_data")
+    (made / "verdicts.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match="verdicts.jsonl.gz: cannot be read"):
+        data.read_verdicts(made)
+    import gzip
+
+    (made / "verdicts.jsonl.gz").write_bytes(gzip.compress(json.dumps({"seed": 0}).encode()))
+    with pytest.raises(ValueError, match="line 1: no verdict"):
+        data.read_verdicts(made)
+    words = ["report", f"--folder={made}/x", f"--report_folder={made}/y"]
+    with pytest.raises(ValueError, match="run the steps first"):
+        module("findings").main(words)
