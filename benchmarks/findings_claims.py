@@ -182,11 +182,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding of the paper. unit: that of its comparisons. others: figures without a claim."""
+    """A finding of the paper. unit: that of its comparisons. main: the effect that stands for all.
+    others: figures without a claim."""
 
     number: int
     title: str
     unit: str
+    main: Comparison
     comparisons: list[Comparison]
     others: list[Comparison]
 
@@ -208,22 +210,15 @@ class Finding:
         """The answer in words: which comparisons say what."""
         parts = []
         for answer, text in (
-            ("holds", "above 0"),
-            ("does not hold here", "below 0, the other way round"),
-            ("cannot be told", "on both sides of 0, so it cannot be told"),
-            ("not run", "not run"),
+            ("holds", "Above 0 with the whole interval"),
+            ("does not hold here", "Below 0, the other way round"),
+            ("cannot be told", "Cannot be told, because the interval has 0 in it"),
+            ("not run", "Not run"),
         ):
-            names = [one.name for one in self.comparisons if one.answer == answer]
+            names = [f"*{one.name}*" for one in self.comparisons if one.answer == answer]
             if names:
-                verb = "is" if answer == "not run" else "has an interval"
-                if len(names) > 1:
-                    verb = "are" if answer == "not run" else "have intervals"
-                parts.append(f"{_listed(names)} {verb} {text}")
-        return "; ".join(parts) + "."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+                parts.append(f"{text}: {', '.join(names)}.")
+        return " ".join(parts)
 
 
 def findings(v: Verdicts) -> list[Finding]:
@@ -244,7 +239,7 @@ def findings(v: Verdicts) -> list[Finding]:
     ]
     by_place = [
         on(
-            f"gain {b} - {a}: turns 3 and later, less turn 1",
+            f"gain {b} - {a}: turns 3 and later - turn 1",
             a,
             b,
             lambda one: one.turn in LATE,
@@ -254,7 +249,7 @@ def findings(v: Verdicts) -> list[Finding]:
     ]
     by_place += [
         on(
-            f"gain {b} - {a}: hard and extra, less easy",
+            f"gain {b} - {a}: hard and extra - easy",
             a,
             b,
             lambda one: one.hardness in HARDER,
@@ -263,12 +258,12 @@ def findings(v: Verdicts) -> list[Finding]:
         for a, b in (("round3", "process"), ("base", "process"))
     ]
     domains = [
-        on(f"{b} - {a}, {name}", a, b, lambda one, split=split: one.split == split)
+        on(f"{name}: {b} - {a}", a, b, lambda one, split=split: one.split == split)
         for a, b in (("base", "round3"), ("round3", "process"))
         for split, name in SPLITS.items()
     ]
     between = on(
-        "gain process - base: in domain, less out of domain",
+        "gain process - base: in domain - out of domain",
         "base",
         "process",
         lambda one: one.split == "dev_seen",
@@ -289,33 +284,49 @@ def findings(v: Verdicts) -> list[Finding]:
     both = None
     if all(predicted.values()):
         both = v.estimate(predicted["short-rl"], predicted["process"])
+    abilities = [Comparison(name, v.correlation(k, True)) for k, name in enumerate(ABILITIES)]
+    of_rl = [
+        Comparison(f"{name}: RL only", v.correlation(k, False)) for k, name in enumerate(ABILITIES)
+    ]
+    aha_share = Comparison("aha share: last - first checkpoint of RL", ahas)
+    needed = [
+        gain("no-exec", "process"),
+        gain("no-memory", "process"),
+        gain("process-without-exec", "process"),
+        gain("process-without-memory", "process"),
+        Comparison("process: gold - predicted history", losses[0]),
+    ]
+    not_claimed = [
+        Comparison("short-rl: gold - predicted history", losses[1]),
+        Comparison("loss of short-rl - loss of process", both),
+    ]
+    whole = gain("base", "process")
+    stages = [gain("base", "round3"), gain("round3", "process"), whole]
+    points = "points of EX"
     return [
         Finding(
             1,
             "Base < rounds 1, 2, 3 < outcome RL < outcome and process RL",
-            "points of EX",
+            points,
+            whole,
             chain,
-            [gain("base", "round3"), gain("round3", "process"), gain("base", "process")],
+            stages,
         ),
         Finding(
             2,
             "Long horizon against short horizon, at equal data and at equal compute",
-            "points of EX",
+            points,
+            horizon[-1],
             horizon,
             [gain("short-rl", "outcome"), gain("short-rl-compute", "outcome")],
         ),
-        Finding(
-            4,
-            "Later turns and harder questions gain more",
-            "points of EX",
-            by_place,
-            [],
-        ),
-        Finding(5, "Gains in domain and out of domain", "points of EX", domains, [between]),
+        Finding(4, "Later turns and harder questions gain more", points, by_place[0], by_place, []),
+        Finding(5, "Gains in domain and out of domain", points, domains[-1], domains, [between]),
         Finding(
             6,
             "Process reward on the hard stage; credit by step against broadcast",
-            "points of EX",
+            points,
+            credit[0],
             credit,
             [],
         ),
@@ -323,27 +334,16 @@ def findings(v: Verdicts) -> list[Finding]:
             7,
             "Abilities follow EX over the checkpoints of all stages",
             "rank correlation",
-            [Comparison(name, v.correlation(k, True)) for k, name in enumerate(ABILITIES)],
-            [
-                Comparison(f"{name}, RL only", v.correlation(k, False))
-                for k, name in enumerate(ABILITIES)
-            ],
+            abilities[-1],
+            abilities,
+            of_rl,
         ),
         Finding(
             8,
             "The aha share grows along RL; execution, memory and gold history are needed",
-            "points of the aha share, then of EX",
-            [
-                Comparison("aha share, last - first checkpoint of RL", ahas),
-                gain("no-exec", "process"),
-                gain("no-memory", "process"),
-                gain("process-without-exec", "process"),
-                gain("process-without-memory", "process"),
-                Comparison("process, gold - predicted history", losses[0]),
-            ],
-            [
-                Comparison("short-rl, gold - predicted history", losses[1]),
-                Comparison("the loss of short-rl, less that of process", both),
-            ],
+            "points of the aha share or of EX",
+            aha_share,
+            [aha_share, *needed],
+            not_claimed,
         ),
     ]

@@ -180,7 +180,7 @@ def _facts(steps: Steps, step: Step) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    return {"processor": platform.machine(), "cpus": os.cpu_count()}
+    return {"processor": platform.machine(), "cores": os.cpu_count()}
 
 
 def _versions(steps: Steps) -> dict[str, Any]:

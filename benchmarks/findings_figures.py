@@ -40,7 +40,8 @@ def chain_figure(v: Verdicts) -> Figure:
                 for model in CHAIN
             ]
             name = f"{metric.__name__.upper()}, {label}"
-            _draw_points(axes, range(len(CHAIN)), found, place, line, name)
+            x = [number + 0.06 * (2 * place - 1) for number in range(len(CHAIN))]
+            _draw_points(axes, x, found, place, line, name)
     axes.set_xticks(range(len(CHAIN)), CHAIN)
     _finish(axes, "From the base model to RL: mean of the seeds, 95 % intervals", "% of the turns")
     return figure
@@ -61,6 +62,7 @@ def gains_figure(v: Verdicts) -> Figure:
             _draw_points(axes, x, found, place, "", label)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_xlabel(key)
         _finish(axes, f"Gain of EX by {key}", "points of EX" if key == "turn" else "")
     return figure

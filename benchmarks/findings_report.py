@@ -1,7 +1,7 @@
-"""The pages of the report of benchmarks/findings.py: README.md and commands.md."""
+"""The pages of the report of benchmarks/findings.py: README.md, tables.md and commands.md."""
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ from mtsql.run.screen import duration
 
 REAL = "real.json"
 """What benchmarks/real.py leaves in the folder of the report."""
+GAINS = (
+    ("base", "round3"),
+    ("round3", "outcome"),
+    ("round3", "process"),
+    ("base", "process"),
+    ("short-rl", "process"),
+    ("short-rl-compute", "process"),
+)
+"""Pairs of models whose gains stand in tables.md."""
 REAL_KEYS = ("model", "data", "turns", "ex", "answered")
 FOLLOWS_FROM = 50.0
 """A model follows the protocol if at least this percentage of its episodes end with an answer."""
@@ -55,24 +64,32 @@ WORDS = {
     "process-without-exec": "process, exec_sql removed in the evaluation",
     "process-without-memory": "process, memory_retrieve removed in the evaluation",
 }
-METHOD = """\
-Intervals are 95 % bootstrap intervals over seeds and dialogues together: a resample draws as many
-seeds as there are and independently as many dialogues, with replacement; a turn counts as often as
-its seed was drawn times its dialogue. Differences are paired: both models have answered the same
-turn with the same seed. A claim *holds* if the whole interval is above 0, *does not hold here* if
-it is below 0, and otherwise *cannot be told*. The intervals are not corrected for their number: of
-forty true zeros, two may be called otherwise. `src/mtsql/judge/crossed_intervals.py` says how often
-such intervals are right."""
+PICTURES = (
+    (1, "EX and EM from the base model to RL", "chain.png"),
+    (4, "Gains by turn and hardness", "gains.png"),
+    (7, "EX, aha share and abilities along RL", "along.png"),
+)
+"""Number of a finding, text and file of its figure."""
+METHOD = " ".join(
+    """Intervals are 95 % bootstrap intervals over seeds and dialogues together: a resample draws
+    as many seeds as there are and independently as many dialogues, with replacement; a turn
+    counts as often as its seed was drawn times its dialogue. Differences are paired: both models
+    have answered the same turn with the same seed. A claim *holds* if the whole interval is above
+    0, *does not hold here* if it is below 0, and otherwise *cannot be told*. The intervals are
+    not corrected for their number: of forty true zeros, two may be called otherwise.
+    `src/mtsql/judge/crossed_intervals.py` says how often such intervals are right.""".split()
+)
 
 
 def write_report(
     verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path, num_resamples: int = 2000
 ) -> None:
-    """Write README.md, commands.md and the figures into the folder of the verdicts."""
+    """Write the three pages and the figures into the folder of the verdicts."""
     v = Verdicts(verdicts, num_resamples)
     draw(v, folder)
     real = read_json(folder / REAL) if (folder / REAL).is_file() else None
     write_text(folder / "README.md", page(v, runs, real))
+    write_text(folder / "tables.md", tables(v))
     write_text(folder / "commands.md", commands(runs))
 
 
@@ -90,7 +107,8 @@ def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
         "",
         f"Written by `python benchmarks/findings.py report`. {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}), {num_turns} held-out turns, {duration(secs)} of one "
-        f"process with one thread. `commands.md` has every command and what it took.",
+        "process with one thread. `commands.md` has every command and what it took, `tables.md` "
+        "every model by turn and hardness.",
     ]
     if num_left:
         head[-1] += f" **{num_left} of {len(runs['steps'])} steps are not finished yet.**"
@@ -102,7 +120,6 @@ def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
                 "\n".join(["## 3. An untrained model and the protocol", "", third_sentence, ""])
             )
         parts.append(_section(finding, v))
-    parts.append(_all_models(v))
     return "\n".join(parts)
 
 
@@ -131,29 +148,30 @@ def third_finding(real: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def _summary(found: Sequence[Finding], third: str) -> list[str]:
-    rows = [(one.number, one.title, one.answer, _first(one)) for one in found]
+    rows = [(one.number, one.title, one.answer, _effect(one)) for one in found]
     rows.insert(2, (3, "An untrained small model cannot follow the protocol", third, ""))
-    return _table(("", "finding", "here", "effect of the first comparison"), rows)
+    return _table(("", "finding", "here", "effect"), rows)
 
 
-def _first(finding: Finding) -> str:
-    first = finding.comparisons[0]
-    return "" if first.found is None else f"{first.name}: {_estimate(first.found, finding)}"
+def _effect(finding: Finding) -> str:
+    main = finding.main
+    if main.found is None:
+        return ""
+    return f"*{main.name}* {_estimate(main.found, finding)}"
 
 
 def _section(finding: Finding, v: Verdicts) -> str:
-    lines = [f"## {finding.number}. {finding.title}", ""]
     answer = finding.answer
-    lines += [f"**{answer[0].upper()}{answer[1:]}.** {finding.sentence}", ""]
+    effect = _effect(finding)
+    sentence = f"{effect} {finding.unit}. {finding.sentence}" if effect else finding.sentence
+    lines = [f"## {finding.number}. {finding.title}", ""]
+    lines += [f"**{answer[0].upper()}{answer[1:]}.** {sentence}", ""]
     rows = [_comparison(one, finding, one.answer) for one in finding.comparisons]
     rows += [_comparison(one, finding, "(no claim)") for one in finding.others]
     lines += _table((f"difference, {finding.unit}", "effect", "values", "answer"), rows)
-    if finding.number == 1:
-        lines += ["", "![EX and EM from the base model to RL](chain.png)"]
-    if finding.number == 4:
-        lines += ["", *_gains(v), "", "![Gains by turn and hardness](gains.png)"]
-    if finding.number == 7:
-        lines += ["", "![EX, aha share and abilities along RL](along.png)"]
+    for number, text, file in PICTURES:
+        if finding.number == number:
+            lines += ["", f"![{text}]({file})"]
     return "\n".join([*lines, ""])
 
 
@@ -185,43 +203,35 @@ def _level(found: Estimate | None) -> str:
     return f"{found.value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _gains(v: Verdicts) -> list[str]:
-    """EX before and after, and both gains, by turn and by hardness."""
+def tables(v: Verdicts) -> str:
+    """tables.md: every model, and the gains by turn and hardness."""
+    models = [model for model in (*CHAIN, *SHORT, *OTHERS) if v.of(model)]
+    lines = ["# Every model of the findings", "", "Gold history; 95 % intervals.", ""]
     rows = []
-    for name, which in HARDNESS_AND_TURNS:
-        cells = [_level(v.mean(model, which=which)) for model in ("base", "round3", "process")]
-        for a, b in (("base", "round3"), ("round3", "process")):
-            gain = v.gain(a, b, which=which)
-            cells.append(signed(gain) if gain else "")
-        rows.append((name, *cells))
-    return _table(("EX", "base", "round3", "process", "gain of SFT", "gain of RL"), rows)
-
-
-def _all_models(v: Verdicts) -> str:
-    """EX and EM of every model."""
-
-    def within(split: str) -> Callable[[Verdict], bool]:
-        return lambda one: one.split == split
-
-    def replies(verdict: Verdict) -> float:
-        return verdict.replies
-
-    rows = []
-    for model in (*CHAIN, *SHORT, *OTHERS):
-        num_replies = v.mean(model, replies)
-        rows.append(
-            (
-                model,
-                WORDS[model],
-                *(_level(v.mean(model, which=within(split))) for split in SPLITS),
-                _level(v.mean(model, em)),
-                _level(v.mean(model, aha)),
-                f"{num_replies.value:.1f}" if num_replies else "",
-            )
-        )
+    for model in models:
+        replies = v.mean(model, lambda one: one.replies)
+        splits = [v.mean(model, which=lambda one, name=name: one.split == name) for name in SPLITS]
+        levels = [_level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
+        rows.append((model, WORDS[model], *levels, f"{replies.value:.1f}" if replies else ""))
     names = [f"EX {name}" for name in SPLITS.values()]
-    header = ("model", "what", *names, "EM", "aha, %", "replies")
-    return "\n".join(["## All models", "", *_table(header, rows), ""])
+    lines += _table(("model", "what", *names, "EM", "aha, %", "replies"), rows)
+    lines += ["", "## EX by turn and hardness", ""]
+    known = [(name, which) for name, which in HARDNESS_AND_TURNS if v.mean("base", which=which)]
+    rows = [
+        (model, *(_level(v.mean(model, which=which)) for _, which in known)) for model in models
+    ]
+    lines += _table(("model", *(name for name, _ in known)), rows)
+    lines += ["", "## Gains of EX by turn and hardness", ""]
+    rows = []
+    for a, b in GAINS:
+        gains = [v.gain(a, b, which=which) for _, which in known]
+        rows.append((f"{b} - {a}", *(signed(gain) if gain else "" for gain in gains)))
+    lines += _table(("models", *(name for name, _ in known)), rows)
+    history = [model for model in models if v.of(model, "predicted")]
+    lines += ["", "## EX with predicted history", ""]
+    rows = [(model, _level(v.mean(model, history="predicted"))) for model in history]
+    lines += _table(("model", "EX, all turns"), rows)
+    return "\n".join([*lines, ""])
 
 
 def commands(runs: dict[str, Any]) -> str:
@@ -245,12 +255,13 @@ def commands(runs: dict[str, Any]) -> str:
     rows.append(("all", *map(duration, totals), "", ""))
     header = ("step", *(f"seed {seed}" for seed in seeds), "TFLOPs", "optimizer steps")
     versions = ", ".join(f"{key} {value}" for key, value in runs["versions"].items())
+    machine = ", ".join(f"{value} {key}" for key, value in runs["machine"].items())
     lines = [
         "# Commands of the findings",
         "",
         f"`{RUNS}` and `{VERDICTS}` hold what this report is made from. Times are those of a "
         "process with one thread, minutes and seconds; operations are those of rollouts and "
-        f"learning, without evaluations. {versions}; {runs['machine']}.",
+        f"learning, without evaluations. {versions}; {machine}.",
         "",
         "Equal data: the short horizon learns the gold SQL of the turns that the rounds roll out, "
         "with as many passes as the trajectories of the first round get in all three, and its RL "

@@ -178,3 +178,16 @@ def test_other_flags_in_the_same_folder_are_refused(fakes, module):
     plan = steps.plan(str(fakes / "runs"), (0,), steps.Sizes())
     with pytest.raises(ValueError, match="seed0/base was started with --seed=7"):
         run.Steps(plan, fakes / "runs", fakes)
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_and_is_reported_at_a_small_scale(tmp_path):
+    words = ["--seeds=[0]", "--scale=0.02", "--jobs=1", f"--folder={tmp_path / 'runs'}"]
+    words += [f"--toy_folder={tmp_path / 'toy'}", f"--report_folder={tmp_path / 'report'}"]
+    for command in ("run", "report"):
+        program = [sys.executable, str(BENCHMARKS / "findings.py"), command, *words]
+        done = subprocess.run(program, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "report" / "README.md").read_text()
+    assert "not finished" not in page
+    assert "## 8." in page and (tmp_path / "report" / "chain.png").is_file()

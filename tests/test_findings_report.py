@@ -24,7 +24,7 @@ RATES = {
 """The chance that a model is right on a turn."""
 NUM_DIALOGUES = 120
 RUNS = {
-    "machine": {"cpus": 2},
+    "machine": {"cores": 2},
     "versions": {"torch": "2"},
     "steps": [
         {
@@ -167,11 +167,15 @@ def test_known_effects_are_found_and_their_intervals_hold_them(module):
 
 def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch):
     page = (made / "README.md").read_text()
-    assert "| round1 - base | +" in page and "| holds |" in page
+    assert (
+        "*process - base* +48.5 [" in page and "| round1 - base | +" in page and "| holds |" in page
+    )
+    assert len(page.splitlines()) <= 120
+    assert "| extra |" in (made / "tables.md").read_text()
     assert "`real.json` is missing" in page
     assert "1 of 2 steps are not finished" in page
     assert "| base | 1:05 | not done | 2.0 | 7 |" in (made / "commands.md").read_text()
-    files = ("README.md", "commands.md", "chain.png", "gains.png", "along.png")
+    files = ("README.md", "tables.md", "commands.md", "chain.png", "gains.png", "along.png")
     before = {name: (made / name).read_bytes() for name in files}
     for name in files:
         (made / name).unlink()
