@@ -51,7 +51,7 @@ class Sizes:
     base_share: float = 0.55
     """The base model's share of the quick start's warm start, in passes over demonstrations. With
     much less, the model copies no name from its schema and solves nothing."""
-    round_turns: int = 1500
+    round_turns: int = 1000
     """Training turns that the rounds roll out, and whose gold SQL the short horizon learns."""
     round_samples: int = 6
     """Rollouts of each turn in a round."""
@@ -65,7 +65,7 @@ class Sizes:
     """Groups of an update."""
     probe_turns: int = 512
     """Training turns that are probed for the curriculum."""
-    along_every: int = 8
+    along_every: int = 10
     """Updates between two evaluations along the run of the process reward."""
     dialogues: int = 0
     """Dialogues of each split in an evaluation. 0: all. A number only serves to try the program."""

@@ -85,6 +85,9 @@ def script_config(words: list[str]) -> object | None:
         return None  # it has a positional argument
     module = importlib.import_module(path.stem)
     kind = getattr(module, "Config", None) or module.Flags
+    if hasattr(module, "COMMANDS"):  # its first word is one of them
+        assert flags[0] in module.COMMANDS
+        flags = flags[1:]
     if "--from" in flags:  # its run is not there; `--from` itself has tests of its own
         place = flags.index("--from")
         flags = flags[:place] + flags[place + 2 :]
