@@ -104,7 +104,7 @@ def report(flags: Flags, steps: Steps) -> int:
             f"neither {flags.folder} holds a finished step nor {folder} the files {VERDICTS} and "
             f"{RUNS}: run the steps first"
         )
-    write_report(read_verdicts(folder), read_runs(folder), folder, flags.resamples)
+    write_report(read_verdicts(folder / VERDICTS), read_runs(folder), folder, flags.resamples)
     print_line(f"{folder / 'README.md'} is written")
     return 0
 

@@ -72,28 +72,32 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
         elif step.name == ALONG:
             verdicts += _along(step, run)
     return verdicts, {
-        "machine": _machine(),
-        "versions": _versions(steps),
-        "steps": [_facts(steps, step) for step in steps.steps],
+        "machine": machine(),
+        "versions": versions(steps),
+        "steps": [facts_of(steps, step) for step in steps.steps],
     }
 
 
 def write(verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path) -> None:
-    """Write both files. The same verdicts give the same bytes."""
+    """Write both files."""
+    write_verdicts(verdicts, folder / VERDICTS)
+    write_text(folder / RUNS, json.dumps(runs, indent=1) + "\n")
+
+
+def write_verdicts(verdicts: Iterable[Verdict], file: Path) -> None:
+    """Write a line for each verdict. The same verdicts give the same bytes."""
     lines = []
     for verdict in verdicts:
         known = {key: value for key, value in asdict(verdict).items() if value is not None}
         lines.append(json.dumps(known, separators=(",", ":")) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{VERDICTS}.partial"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
     partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
-    os.replace(partial, folder / VERDICTS)
-    write_text(folder / RUNS, json.dumps(runs, indent=1) + "\n")
+    os.replace(partial, file)
 
 
-def read_verdicts(folder: Path) -> list[Verdict]:
-    """The verdicts of a folder. ValueError that names file and line if one cannot be read."""
-    file = folder / VERDICTS
+def read_verdicts(file: Path) -> list[Verdict]:
+    """The verdicts of a file. ValueError that names file and line if one cannot be read."""
     try:
         text = gzip.decompress(file.read_bytes()).decode()
     except (OSError, EOFError) as error:
@@ -119,7 +123,7 @@ def _of_evaluation(step: Step, scores: dict[str, Any]) -> Iterator[Verdict]:
     model = step.name.removeprefix("eval-")
     for cell in scores["results"]:
         for row in cell["turns"]:
-            yield _verdict(step.seed, model, cell["split"], cell["history"], row)
+            yield verdict_of(step.seed, model, cell["split"], cell["history"], row)
 
 
 def _along(step: Step, run: Path) -> Iterator[Verdict]:
@@ -127,12 +131,13 @@ def _along(step: Step, run: Path) -> Iterator[Verdict]:
     for file in sorted((run / "eval").glob("*.json")):
         split, _, update = file.stem.rpartition("-")
         for row in read_json(file)["turns"]:
-            yield _verdict(step.seed, step.name, split, "gold", row, int(update))
+            yield verdict_of(step.seed, step.name, split, "gold", row, int(update))
 
 
-def _verdict(
+def verdict_of(
     seed: int, model: str, split: str, history: str, row: dict[str, Any], at: int | None = None
 ) -> Verdict:
+    """The verdict in a row of scores.json."""
     has_bad_start = row["first_execution"] in BAD_STARTS
     is_mended = folded(row["first_sql"] or "") != folded(row["prediction"])
     values = [row["abilities"][name] for name in ABILITIES]
@@ -153,7 +158,7 @@ def _verdict(
     )
 
 
-def _facts(steps: Steps, step: Step) -> dict[str, Any]:
+def facts_of(steps: Steps, step: Step) -> dict[str, Any]:
     """What is kept of a step: command, seconds, and for a training its operations and tokens."""
     state = steps.states[step.key]
     facts: dict[str, Any] = {
@@ -179,11 +184,11 @@ def _facts(steps: Steps, step: Step) -> dict[str, Any]:
     return facts
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     return {"processor": platform.machine(), "cores": os.cpu_count()}
 
 
-def _versions(steps: Steps) -> dict[str, Any]:
+def versions(steps: Steps) -> dict[str, Any]:
     """The versions and the commit with which the first step has run."""
     for step in steps.steps:
         file = steps.folder / step.key / "versions.json"

@@ -150,7 +150,7 @@ def third_finding(real: dict[str, Any] | None) -> tuple[str, str]:
 def _summary(found: Sequence[Finding], third: str) -> list[str]:
     rows = [(one.number, one.title, one.answer, _effect(one)) for one in found]
     rows.insert(2, (3, "An untrained small model cannot follow the protocol", third, ""))
-    return _table(("", "finding", "here", "effect"), rows)
+    return table(("", "finding", "here", "effect"), rows)
 
 
 def _effect(finding: Finding) -> str:
@@ -168,7 +168,7 @@ def _section(finding: Finding, v: Verdicts) -> str:
     lines += [f"**{answer[0].upper()}{answer[1:]}.** {sentence}", ""]
     rows = [_comparison(one, finding, one.answer) for one in finding.comparisons]
     rows += [_comparison(one, finding, "(no claim)") for one in finding.others]
-    lines += _table((f"difference, {finding.unit}", "effect", "values", "answer"), rows)
+    lines += table((f"difference, {finding.unit}", "effect", "values", "answer"), rows)
     for number, text, file in PICTURES:
         if finding.number == number:
             lines += ["", f"![{text}]({file})"]
@@ -214,23 +214,23 @@ def tables(v: Verdicts) -> str:
         levels = [_level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
         rows.append((model, WORDS[model], *levels, f"{replies.value:.1f}" if replies else ""))
     names = [f"EX {name}" for name in SPLITS.values()]
-    lines += _table(("model", "what", *names, "EM", "aha, %", "replies"), rows)
+    lines += table(("model", "what", *names, "EM", "aha, %", "replies"), rows)
     lines += ["", "## EX by turn and hardness", ""]
     known = [(name, which) for name, which in HARDNESS_AND_TURNS if v.mean("base", which=which)]
     rows = [
         (model, *(_level(v.mean(model, which=which)) for _, which in known)) for model in models
     ]
-    lines += _table(("model", *(name for name, _ in known)), rows)
+    lines += table(("model", *(name for name, _ in known)), rows)
     lines += ["", "## Gains of EX by turn and hardness", ""]
     rows = []
     for a, b in GAINS:
         gains = [v.gain(a, b, which=which) for _, which in known]
         rows.append((f"{b} - {a}", *(signed(gain) if gain else "" for gain in gains)))
-    lines += _table(("models", *(name for name, _ in known)), rows)
+    lines += table(("models", *(name for name, _ in known)), rows)
     history = [model for model in models if v.of(model, "predicted")]
     lines += ["", "## EX with predicted history", ""]
     rows = [(model, _level(v.mean(model, history="predicted"))) for model in history]
-    lines += _table(("model", "EX, all turns"), rows)
+    lines += table(("model", "EX, all turns"), rows)
     return "\n".join([*lines, ""])
 
 
@@ -269,7 +269,7 @@ def commands(runs: dict[str, Any]) -> str:
         "so that the short SFT takes the operations of the rounds, rollouts included, and the "
         "short RL those of process.",
         "",
-        *_table(header, rows),
+        *table(header, rows),
         "",
         f"The commands of seed {seeds[0]}:",
         "",
@@ -281,7 +281,7 @@ def commands(runs: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """A Markdown table as lines."""
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]

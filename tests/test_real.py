@@ -1,0 +1,176 @@
+"""benchmarks/real.py: its plan, and its report on verdicts with known effects."""
+
+import importlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+RATES = {"untrained": 0.0, "sft": 0.25, "rl": 0.35}
+NUM_DIALOGUES = 150
+
+
+@pytest.fixture
+def module(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a module of benchmarks/ by name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(ROOT)
+    return importlib.import_module
+
+
+def write_scores(folder: Path, model: str, rate: float) -> None:
+    """scores.json of an evaluation with gold history whose answers are right with `rate`. The same
+    turns are right for a better model."""
+    rng = random.Random(0)
+    turns = []
+    for dialogue in range(NUM_DIALOGUES):
+        for turn in range(3):
+            is_right = rng.random() < rate
+            row = {
+                "turn_id": f"dev:{dialogue}:{turn}",
+                "turn": str(turn + 1),
+                "hardness": "easy" if turn < 2 else "extra",
+                "ex": is_right,
+                "em": is_right,
+                "prediction": "SELECT 1",
+                "first_sql": "SELECT 1",
+                "first_execution": "rows",
+                "num_replies": 2,
+                "abilities": {name: 0.5 for name in abilities()},
+            }
+            turns.append(row)
+    ex = 100 * sum(row["ex"] for row in turns) / len(turns)
+    share = 0.0 if model == "untrained" else 100.0
+    mean = {"mean": 0.5, "interval": None}
+    cell = {
+        "data": "sparc dev",
+        "split": "dev",
+        "history": "gold",
+        "turns": turns,
+        "all": {"ex": ex, "em": ex, "ex_interval": None},
+        "abilities": {name: mean for name in abilities()},
+        "aha": {},
+        "outcomes": {"answered": {"percent": share}},
+        "costs": {"replies": mean, "sampled_tokens": mean},
+    }
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps({"results": [cell]}))
+
+
+def abilities() -> list[str]:
+    from mtsql.rl.eval_figures import ABILITY_DEFINITIONS
+
+    return list(ABILITY_DEFINITIONS)
+
+
+@pytest.fixture
+def finished(module, tmp_path):
+    """The runs folder of a finished experiment, and the flags that name it."""
+    flags = module("real").Flags(folder=str(tmp_path / "runs"), report_folder=str(tmp_path / "out"))
+    for step in module("real").plan(flags):
+        run = tmp_path / "runs" / step.key
+        state = {"flags": list(step.flags), "secs": 60.0, "num_starts": 1, "is_done": True}
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run.with_name(f"{run.name}.json").write_text(json.dumps(state))
+        model = step.name.removeprefix("eval-")
+        if step.script == "eval.py":
+            write_scores(run, model, RATES[model])
+        else:
+            run.mkdir(parents=True)
+            rows = [
+                {"stage": step.name, "update": n, "loss": 1 / (n + 1), "reward_mean": n}
+                for n in range(3)
+            ]
+            rows.append({"stage": "eval", "update": 2, "held_out_ex": 30.0})
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return flags
+
+
+def test_the_flags_of_each_step_are_those_of_its_script(module):
+    from mtsql.run.config import parse_config
+
+    steps = module("real").plan(module("real").Flags())
+    seen = []
+    for step in steps:
+        assert set(step.needs) <= set(seen)
+        seen.append(step.name)
+        config = importlib.import_module(step.script.removesuffix(".py")).Config
+        parse_config(config, [f"--run=runs/real/{step.key}", *step.flags], "")
+    assert seen == ["eval-untrained", "sft", "eval-sft", "rl", "eval-rl"]
+
+
+def test_both_stages_hold_out_the_same_databases(module):
+    from mtsql.run.config import parse_config
+
+    by_name = {step.name: step for step in module("real").plan(module("real").Flags())}
+    configs = [
+        parse_config(importlib.import_module(f"train_{name}").Config, list(by_name[name].flags), "")
+        for name in ("sft", "rl")
+    ]
+    assert configs[0].data == configs[1].data
+    assert configs[0].max_prompt_tokens == configs[1].max_prompt_tokens
+    assert configs[0].env.max_replies == configs[1].env.max_replies
+
+
+def test_the_report_says_what_was_wanted_and_what_was_found(module, finished):
+    folder = Path(finished.report_folder)
+    assert (
+        module("real").main(["report", f"--folder={finished.folder}", f"--report_folder={folder}"])
+        == 0
+    )
+    text = (folder / "real.md").read_text()
+    assert "wanted 20: reached" in text
+    assert "wanted 3, and the interval above 0: reached" in text
+    facts = json.loads((folder / "real.json").read_text())
+    assert facts["untrained"] == {
+        "model": "SmolLM2-135M-Instruct",
+        "data": "sparc dev",
+        "turns": 3 * NUM_DIALOGUES,
+        "ex": 0.0,
+        "ex_interval": None,
+        "answered": 0.0,
+    }
+    assert facts["curves"]["rl"][-1] == {"update": 2, "stage": "eval", "held_out_ex": 30.0}
+    assert (folder / "real.png").stat().st_size > 5000
+
+
+def test_a_gain_that_may_be_chance_is_not_called_reached(module, finished):
+    run = Path(finished.folder) / "seed0" / "eval-rl"
+    scores = json.loads((run / "scores.json").read_text())
+    for place, row in enumerate(scores["results"][0]["turns"]):
+        row["ex"] = place % 4 == 0  # the same rate on other turns
+    (run / "scores.json").write_text(json.dumps(scores))
+    folder = finished.report_folder
+    module("real").main(["report", f"--folder={finished.folder}", f"--report_folder={folder}"])
+    text = (Path(folder) / "real.md").read_text()
+    assert "wanted 3, and the interval above 0: not reached" in text
+
+
+def test_the_page_is_made_again_from_its_files(module, finished, tmp_path):
+    out = Path(finished.report_folder)
+    words = [f"--report_folder={out}"]
+    module("real").main(["report", f"--folder={finished.folder}", *words])
+    first = (out / "real.md").read_text()
+    (out / "real.md").unlink()
+    module("real").main(["report", f"--folder={tmp_path / 'none'}", *words])
+    assert (out / "real.md").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["report"], "run the steps first"),
+        (["run", "--model=nowhere"], "convert_smollm2"),
+        (["run", "--scale=2"], "scale is 2"),
+        (["go"], "name a command first"),
+    ],
+)
+def test_mistakes_are_named(module, tmp_path, words, named):
+    more = [] if words == ["go"] else [f"--folder={tmp_path}/r", f"--report_folder={tmp_path}/o"]
+    with pytest.raises(ValueError, match=named):
+        module("real").main([*words, *more])
