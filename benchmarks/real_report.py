@@ -139,8 +139,8 @@ def page(v: Verdicts, facts: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/real.py report`. SmolLM2-135M-Instruct learns on SParC "
         "train without a GPU: stage 1 from demonstrations made from gold SQL, stage 2 by "
-        f"curriculum GRPO. {duration(secs)} in all. Brackets are 95 % intervals; those of a difference are paired, "
-        "over dialogues (`docs/compare.md`). One seed.",
+        f"curriculum GRPO. {duration(secs)} in all. Brackets are 95 % intervals; those of a "
+        "difference are paired, over dialogues (`docs/compare.md`). One seed.",
         "",
         *verdict_lines(v),
         "",
