@@ -118,6 +118,8 @@ def crossed_correlation(
                 )
             )
     by_seed = spearman(means[0], means[1])
+    is_known = np.isfinite(means[0] + means[1]).all(-1)  # a resample may leave out a rare value
+    by_seed[~is_known] = np.nan
     resampled = (by_seed[1:] * of_seeds).sum(1) / of_seeds.sum(1)
     return Estimate(float(by_seed[0].mean()), _between_tails(resampled), len(x))
 
