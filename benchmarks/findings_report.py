@@ -128,8 +128,8 @@ def third_finding(real: dict[str, Any] | None) -> tuple[str, str]:
     if real.json lacks one of them."""
     if real is None:
         return "no figures", (
-            f"No figures: `{REAL}` is missing here. `benchmarks/real.py` writes it for an untrained "
-            "SmolLM2-135M-Instruct."
+            f"No figures: `{REAL}` is missing here. `benchmarks/real.py` writes it for an "
+            "untrained SmolLM2-135M-Instruct."
         )
     figures = real.get("untrained", {})
     missing = [key for key in REAL_KEYS if key not in figures]
