@@ -6,9 +6,9 @@
     python benchmarks/findings.py run --scale 0.02 --seeds [0] --folder runs/try    # minutes
 
 `run` runs what is not finished. Ctrl-C stops it; the same command goes on from the checkpoints.
-`report` reads the run folders, if there are any, and writes verdicts.jsonl.gz, runs.json, README.md
-and three figures to `report_folder`. Without run folders it makes the page and the figures from the
-two files that are there, so anyone can compute the intervals again.
+`report` reads the run folders, if there are any, and writes verdicts.jsonl.gz, runs.json, three
+pages and three figures to `report_folder`. Without run folders it makes the pages and the figures
+from the two files that are there, so anyone can compute the intervals again.
 """
 
 import shlex

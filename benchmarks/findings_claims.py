@@ -138,14 +138,18 @@ class Verdicts:
         return [self.of(model) for model in before] + [self.of(ALONG, at=at) for at in self.along()]
 
     def correlation(self, number: int, is_whole: bool) -> Estimate | None:
-        """The rank correlation of an ability, by its number, with EX over checkpoints. None with
-        fewer than three of them, or if one has no value with some seed."""
+        """The rank correlation of an ability, by its number, with EX over the checkpoints at which
+        it has a value with every seed. None with fewer than three of them."""
         models = self.checkpoints(is_whole)
-        x = [self.values(one, lambda verdict: verdict.abilities[number]) for one in models]
-        y = [self.values(one) for one in models]
-        seeds = {value[0] for one in y for value in one}
-        if len(models) < 3 or any({value[0] for value in one} != seeds for one in (*x, *y)):
+        seeds = {key[0] for one in models for key in one}
+        pairs = [
+            (self.values(one, lambda verdict: verdict.abilities[number]), self.values(one))
+            for one in models
+        ]
+        pairs = [pair for pair in pairs if {value[0] for value in pair[0]} == seeds]
+        if len(pairs) < 3:
             return None
+        x, y = zip(*pairs, strict=True)
         return crossed_correlation(x, y, num_resamples=min(self.num_resamples, 1000))
 
     def history_loss(self, model: str) -> list[Value]:
@@ -165,7 +169,8 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a finding expects to be above 0, and what was found. None: it was not run."""
+    """What a finding expects to be above 0, and what was found. None: a model was not run, or no
+    episode gave occasion."""
 
     name: str
     found: Estimate | None
@@ -174,7 +179,7 @@ class Comparison:
     def answer(self) -> str:
         """What its interval says."""
         if self.found is None:
-            return "not run"
+            return "no figures"
         if self.found.is_above_0:
             return "holds"
         return "does not hold here" if self.found.is_below_0 else "cannot be told"
@@ -197,7 +202,7 @@ class Finding:
         """What all comparisons together say."""
         answers = [one.answer for one in self.comparisons if one.found is not None]
         if not answers:
-            return "not run"
+            return "no figures"
         for answer in ("holds", "does not hold here", "cannot be told"):
             if set(answers) == {answer}:
                 return answer
@@ -213,7 +218,7 @@ class Finding:
             ("holds", "Above 0 with the whole interval"),
             ("does not hold here", "Below 0, the other way round"),
             ("cannot be told", "Cannot be told, because the interval has 0 in it"),
-            ("not run", "Not run"),
+            ("no figures", "No figures"),
         ):
             names = [f"*{one.name}*" for one in self.comparisons if one.answer == answer]
             if names:

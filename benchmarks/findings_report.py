@@ -105,8 +105,8 @@ def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
     head = [
         "# The findings of the paper in miniature",
         "",
-        f"Written by `python benchmarks/findings.py report`. {len(seeds)} seeds "
-        f"({', '.join(map(str, seeds))}), {num_turns} held-out turns, {duration(secs)} of one "
+        f"Written by `python benchmarks/findings.py report`. Seeds "
+        f"{', '.join(map(str, seeds))}; {num_turns} held-out turns, {duration(secs)} of one "
         "process with one thread. `commands.md` has every command and what it took, `tables.md` "
         "every model by turn and hardness.",
     ]
@@ -127,9 +127,9 @@ def third_finding(real: dict[str, Any] | None) -> tuple[str, str]:
     """(answer, sentence) about an untrained real model: figures of benchmarks/real.py. ValueError
     if real.json lacks one of them."""
     if real is None:
-        return "not run", (
-            f"Not run: `{REAL}` is missing here. `benchmarks/real.py` writes it, with the figures "
-            "of an untrained SmolLM2-135M-Instruct."
+        return "no figures", (
+            f"No figures: `{REAL}` is missing here. `benchmarks/real.py` writes it for an "
+            "untrained SmolLM2-135M-Instruct."
         )
     figures = real.get("untrained", {})
     missing = [key for key in REAL_KEYS if key not in figures]
@@ -177,7 +177,7 @@ def _section(finding: Finding, v: Verdicts) -> str:
 
 def _comparison(one: Comparison, finding: Finding, answer: str) -> tuple[str, ...]:
     if one.found is None:
-        return (one.name, "", "", "not run")
+        return (one.name, "", "", "no figures")
     return (one.name, _estimate(one.found, finding), f"{one.found.count:,}", answer)
 
 

@@ -106,7 +106,7 @@ class Sizes:
 class Equal:
     """A flag whose value makes a step take as many operations as other steps have taken:
     `value` times the operations of `target`, divided by those of the step `unit`, which has the
-    flag at `value`."""
+    flag at `value`; those of the probe of `unit` are taken off both."""
 
     flag: str
     value: float
@@ -286,12 +286,12 @@ def hard_stage_start(curriculum: CurriculumConfig, num_updates: int) -> int:
     return max(1, round(num_updates * sum(shares[:hard])))
 
 
-def flops_of(run: Path) -> float:
+def flops_of(run: Path, stages: tuple[str, ...] = LEARNING_STAGES) -> float:
     """Floating-point operations of a training, from its metrics.jsonl: those of rollouts and of
-    learning, without evaluations."""
+    learning in the stages that begin so, without evaluations."""
     total = 0.0
     for row in read_rows(run / "metrics.jsonl"):
-        if not row["stage"].startswith(LEARNING_STAGES):
+        if not row["stage"].startswith(stages):
             continue
         total += row.get("rollout_flops", 0.0) + row.get("learn_flops", 0.0)
         if "step_secs" in row and row.get("learn_mfu"):  # a step of SFT
@@ -305,10 +305,11 @@ def flags_of(step: Step, folder: Path) -> list[str]:
     if step.equal is not None:
         place = folder / f"seed{step.seed}"
         equal = step.equal
-        unit = flops_of(place / equal.unit)
-        if not unit:
+        probe = flops_of(place / equal.unit, ("probe",))  # it does not grow with the flag
+        unit = flops_of(place / equal.unit) - probe
+        if unit <= 0:
             raise ValueError(f"{place / equal.unit}: metrics.jsonl counts no operation")
-        value = equal.value * flops_of(place / equal.target) / unit
+        value = equal.value * max(0.0, flops_of(place / equal.target) - probe) / unit
         text = str(max(1, round(value))) if equal.is_whole else f"{value:.4g}"
         flags.append(f"{equal.flag}={text}")
     return flags

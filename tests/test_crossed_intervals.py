@@ -78,6 +78,10 @@ def test_a_correlation_is_computed_for_each_seed_and_averaged():
 
     both = crossed_correlation(models({0: 1, 1: 1}), models({0: 2, 1: 2}))
     assert both.value == pytest.approx(1) and both.interval == pytest.approx((1, 1))
+    rare = models({0: 1, 1: 1})
+    rare[0] = [value for value in rare[0] if value[1] == "d0"]  # some resamples do not draw it
+    found = crossed_correlation(rare, models({0: 2, 1: 2}))
+    assert found.value == pytest.approx(1) and found.interval == pytest.approx((1, 1))
     mixed = crossed_correlation(models({0: 1, 1: 1}), models({0: 2, 1: -2}))
     assert mixed.value == pytest.approx(0) and mixed.interval == pytest.approx((-1, 1))
     with pytest.raises(ValueError, match="three or more"):

@@ -146,18 +146,18 @@ def test_known_effects_are_found_and_their_intervals_hold_them(module):
 
     horizon = {one.name: one for one in found[2].comparisons}
     assert horizon["process - short-rl"].answer == "does not hold here"
-    assert horizon["round3 - short-sft-compute"].answer == "not run"
+    assert horizon["round3 - short-sft-compute"].answer == "no figures"
     assert found[2].answer == "holds in part"  # round3 is better than short-sft
 
     # process is 30 points above round3 at turns 3 and 4, and equal at turns 1 and 2.
     late = found[4].comparisons[0]
     assert late.found.interval[0] < 30 < late.found.interval[1] and late.answer == "holds"
-    assert found[6].answer == "not run"
+    assert found[6].answer == "no figures"
 
     abilities = {one.name: one for one in found[7].comparisons}
     assert abilities["exec_verify"].found.value > 0.9
     assert abilities["call_execute"].found.value == 0  # it is the same everywhere
-    assert abilities["memory_verify"].answer == "not run"
+    assert abilities["memory_verify"].answer == "no figures"
     ahas, no_exec, *_, history = found[8].comparisons
     assert ahas.found.interval[0] < 10 < ahas.found.interval[1] and ahas.answer == "holds"
     assert no_exec.found.value == pytest.approx(10, abs=5)
