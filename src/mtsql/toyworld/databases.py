@@ -13,6 +13,10 @@ NUM_CHILDREN = 45
 NUM_PARENTS_WITH_CHILD = 8
 """Children belong to the first eight parents only, so at least two parents have no child."""
 
+SHARED_NUMBER_SHARE = 0.4
+"""Share of the databases in which the parent's number column is one of the child's, too, so that a
+query that joins the tables has to say which it means."""
+
 
 def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: int) -> Domain:
     """Choose columns and spellings for a pair of a child and a parent, and write the file of the
@@ -24,6 +28,8 @@ def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: in
     rng = random.Random(f"{seed}/database/{db_id}")
     texts = rng.sample(sorted(CATEGORIES), 3)
     numbers = rng.sample(sorted(NUMBERS), 3)
+    if rng.random() < SHARED_NUMBER_SHARE:
+        numbers[0] = numbers[1]  # a column of both tables
     domain = Domain(
         db_id=db_id,
         child=child,
