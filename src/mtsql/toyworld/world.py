@@ -108,7 +108,7 @@ def write_toy_world(folder: Path, seed: int = 0, size: WorldConfig = WorldConfig
     partial.mkdir(parents=True)
 
     domains, made = make_dialogues(partial, seed, size)
-    _write_json(partial / "tables.json", [tables_entry(domain) for domain in domains])
+    write_tables(partial, domains)
     for split, of_split in made.items():
         _write_json(partial / f"{split}.json", [dialogue.entry for dialogue in of_split])
     lines = "".join(json.dumps(record) + "\n" for record in _demonstrations(made["train"]))
@@ -136,6 +136,11 @@ def make_dialogues(
         # In mixed order, so that the first dialogues of a file are a fair sample of all databases.
         random.Random(f"{seed}/order/{split}").shuffle(of_split)
     return train_domains + dev_domains, made
+
+
+def write_tables(folder: Path, domains: list[Domain]) -> None:
+    """Write the schemas of the databases to `folder`/tables.json."""
+    _write_json(folder / "tables.json", [tables_entry(domain) for domain in domains])
 
 
 def _hash_of_sources() -> str:
