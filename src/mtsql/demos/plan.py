@@ -8,8 +8,8 @@ from gold SQL. This module knows neither databases nor the tags of the protocol.
     looked_up [run a wrong query], look up a value, [run | ask the memory], answer
     recalled  run a wrong query, ask the memory, run the right one, answer;
               without execution: ask the memory about the wrong and the right one, answer
-    reread    [run a query that finds nothing], ask the memory for an earlier result, run the right
-              query, answer
+    reread    [run a query that finds nothing], ask the memory for an earlier result, [look up a
+              value], run the right query, answer
     rerun     run an earlier turn's query again to see its result, ask the memory, answer
 """
 
@@ -78,6 +78,16 @@ def reread(first: str, gold: str, runs_first: bool) -> Plan:
         *run,
         Act("memory_retrieve", first, rejects=runs_first),
         Act("exec_sql", gold, rejects=True),
+        Act("answer", gold),
+    ]
+
+
+def reread_and_look(asked: str, look: str, gold: str) -> Plan:
+    """The memory shows one value that the query needs, and another query the other one."""
+    return [
+        Act("memory_retrieve", asked),
+        Act("exec_sql", look, rejects=True),
+        Act("exec_sql", gold),
         Act("answer", gold),
     ]
 

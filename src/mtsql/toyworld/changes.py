@@ -18,6 +18,8 @@ from mtsql.toyworld.states import OPPOSITE, Domain, Filter, State, is_joined, sa
 
 MAX_FILTERS = 3
 MAX_COLUMNS = 3
+NARROWED_SHARE = 0.6
+"""Share of the questions for the first row or the largest group that add a filter on a text."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,28 @@ def summary(kind: str, state: State, domain: Domain, rng: random.Random) -> Chan
         named, column, table = domain.parent, "name", domain.parent
     if state.has_filter_on(table or state.table, column):
         return None
+    f = _narrowing(state, domain, rng) if kind == "most" else None
+    if f is not None and f.column == column:
+        return None
 
     def group(s: State) -> State:
+        s = s if f is None else s.with_filter(f)
         most = kind == "most"
         return replace(s, group=column, group_table=table, most=most, columns=("name",), **plain)
 
     if kind == "most":
-        return Change(f"which {named} do most of them have ?", group)
+        whom = "them" if f is None else f"those with {say(f)}"
+        return Change(f"which {named} do most of {whom} have ?", group)
     return Change(f"count them for each {column}", group, f"count them for each {column}")
+
+
+def _narrowing(state: State, domain: Domain, rng: random.Random) -> Filter | None:
+    """A further filter on a text of the table, or None for a question without one."""
+    f = text_filter(domain, state.table, rng)
+    is_full = len(state.filters) >= MAX_FILTERS
+    if is_full or rng.random() >= NARROWED_SHARE or state.has_filter_on(f.table, f.column):
+        return None
+    return f
 
 
 def names_again(state: State) -> Change | None:
@@ -158,8 +174,10 @@ def sorting(kind: str, state: State, domain: Domain, rng: random.Random) -> Chan
         return None
     if kind == "best":
         words, made = first_by_number(state, domain, rng)
+        f = _narrowing(state, domain, rng)
 
         def first(s: State) -> State:
+            s = s if f is None else s.with_filter(f)
             columns = made.columns if s.aggregate else s.columns
             return replace(
                 s,
@@ -171,6 +189,8 @@ def sorting(kind: str, state: State, domain: Domain, rng: random.Random) -> Chan
                 group="",
             )
 
+        if f is not None:
+            return Change(f"which of those with {say(f)} has the {words} ?", first)
         return Change(f"which of them has the {words} ?", first, f"the one with the {words}")
     column = rng.choice(domain.numbers(state.table))
     is_descending = rng.random() < 0.5

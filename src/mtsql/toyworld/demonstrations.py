@@ -16,6 +16,7 @@ from mtsql.demos.plan import (
     mended,
     recalled,
     reread,
+    reread_and_look,
     rerun,
     shows_nothing,
     steps_of,
@@ -79,7 +80,7 @@ def demonstrate(
     plan = None
     if unseen and turn.shown is not None:
         asked = to_sql(earlier[turn.shown.turn].state, domain)
-        plan = _see_result(turn, unseen, asked, gold, domain, draw, run)
+        plan = _see_result(turn, unseen, unknown, asked, gold, domain, draw, run)
     if plan is None and unknown:
         plan = _look_up(turn.state, domain, unknown, draw, recalls, run)
     if plan is None:
@@ -94,6 +95,7 @@ def demonstrate(
 def _see_result(
     turn: AskedTurn,
     unseen: list[Filter],
+    unknown: list[Filter],
     asked: str,
     gold: str,
     domain: Domain,
@@ -101,11 +103,15 @@ def _see_result(
     run: RunQuery,
 ) -> Plan:
     """See the value that an earlier result shows: in the memory, at once or after a guess that
-    found nothing, or by running that turn's query (`asked`) again."""
+    found nothing, or by running that turn's query (`asked`) again. A spelling that is unknown, too,
+    is looked up next."""
     f = unseen[-1]
     seen = (
         f"that {f.table if turn.shown and turn.shown.column == 'name' else f.column} is {f.value}"
     )
+    if unknown:
+        look, finding = _look(unknown)
+        return thinking(reread_and_look(asked, look, gold), {1: seen, 2: finding})
     guess = to_sql(turn.state, domain, lambda one: one.guess if one in unseen else one.value)
     if draw < RERUNS_FROM and _finds_nothing(run(guess)):
         return thinking(reread(guess, gold, runs_first=True), {2: seen})
@@ -129,8 +135,7 @@ def _look_up(
     gold = to_sql(state, domain)
     guess = to_sql(state, domain, lambda f: f.said if f in unknown else f.value)
     column = unknown[-1].column
-    look = f"SELECT DISTINCT {column} FROM {unknown[-1].table}"
-    finding = f"{column} is {unknown[-1].value}"
+    look, finding = _look(unknown)
 
     looks_first = draw >= LOOKS_FIRST_FROM
     if not looks_first and guess == gold:
@@ -141,6 +146,12 @@ def _look_up(
     # A guess that is wrong, but whose rows would not show it, is not demonstrated.
     plan = looked_up(None, look, gold, recalls)
     return thinking(plan, {0: f"look at {column}", 1: finding})
+
+
+def _look(unknown: list[Filter]) -> tuple[str, str]:
+    """The query that looks up a spelling, and what is thought of its result."""
+    f = unknown[-1]
+    return f"SELECT DISTINCT {f.column} FROM {f.table}", f"{f.column} is {f.value}"
 
 
 def _finds_nothing(rows: list[tuple] | None) -> bool:

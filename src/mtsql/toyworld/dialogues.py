@@ -42,7 +42,7 @@ FOLLOW_UPS = {
 """Kind of a follow-up -> its weight at turn 2 and at later turns."""
 NUM_TURNS = {2: 3, 3: 4, 4: 4, 5: 3, 6: 2}
 """Number of turns of a dialogue -> its weight."""
-FILTER_KINDS = ("text", "text", "number", "nested", "join")
+FILTER_KINDS = ("text", "text", "text", "number", "nested", "join")
 SUMMARY_KINDS = ("count", "average", "group", "most", "most")
 COLUMN_KINDS = ("add", "parent", "except")
 MAX_ROWS = 25
@@ -307,8 +307,6 @@ def is_sound(turn: AskedTurn, earlier: Sequence[AskedTurn], domain: Domain, run:
         return False
     if _is_tie(state, domain, run):
         return False
-    if guesses(turn, earlier) and unknown_spellings(turn, earlier):
-        return False  # a demonstration has no room to look up both
     if any(rows == run(to_sql(one.state, domain)) for one in earlier):
         return False
     others = turn.misreadings

@@ -8,8 +8,8 @@ from mtsql.toyworld.states import ABOVE_AVERAGE, Domain, Filter, State, say
 OPENINGS = {
     "list": 2,
     "number": 6,
-    "text": 4,
-    "count": 2,
+    "text": 2,
+    "count": 3,
     "best": 5,
     "group": 1,
     "average": 1,
@@ -26,8 +26,8 @@ SUBJECTS = {"number": 3, "best": 3, "most": 3, "has": 2, "join": 2, "having": 1,
 """Kind of a question that changes the subject -> its weight."""
 CHILD_SHARE = 0.85
 """Share of the conversations that begin with the child table."""
-JOIN_BY_TEXT_SHARE = 0.5
-"""Share of the joins that filter the parent by a text; the others filter it by a number."""
+TEXT_SHARE = 0.25
+"""Share of the joins and counts whose filter is on a text; that of the others is on a number."""
 LEAST = (3, 7)
 """Bounds of the number of rows in `which ... has more than N`."""
 PARENT_SHARE = 0.5
@@ -70,7 +70,7 @@ def _about_one_table(
     elif kind == "text":
         f = text_filter(domain, table, rng)
     else:  # a number, or a count by a number or a text
-        is_text = kind == "count" and rng.random() < JOIN_BY_TEXT_SHARE
+        is_text = kind == "count" and rng.random() < TEXT_SHARE
         f = text_filter(domain, table, rng) if is_text else number_filter(domain, table, rng)
     state = replace(state, filters=(f,))
     if kind == "count":
@@ -106,7 +106,7 @@ def _about_both_tables(kind: str, domain: Domain, rng: random.Random) -> tuple[s
             )
         return f"which {parent}s have {child}s with {say(f)} ?", State(parent, filters=(f,))
     if kind == "join":
-        make_filter = text_filter if rng.random() < JOIN_BY_TEXT_SHARE else number_filter
+        make_filter = text_filter if rng.random() < TEXT_SHARE else number_filter
         f = make_filter(domain, parent, rng)
         return f"show the name of {child}s whose {parent} has {say(f)}", State(child, filters=(f,))
     column = rng.choice(domain.child_categories)

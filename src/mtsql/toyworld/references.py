@@ -7,13 +7,13 @@ at the result of the earlier turn.
 import random
 from dataclasses import dataclass, replace
 
-from mtsql.toyworld.openings import number_filter
+from mtsql.toyworld.openings import number_filter, text_filter
 from mtsql.toyworld.states import Domain, Filter, State, say
 from mtsql.toyworld.words import CATEGORIES, FIRST, LAST
 
-KINDS = {"detail": 3, "same": 3, "compared": 3, "parent": 2, "children": 4, "with": 5, "count": 2}
+KINDS = {"detail": 2, "same": 4, "compared": 4, "parent": 1, "children": 4, "with": 5, "count": 2}
 """Kind of a question about a result -> its weight."""
-FURTHER_FILTER_SHARE = 0.5
+FURTHER_FILTER_SHARE = 0.7
 """Share of these questions that have a further filter, where one fits."""
 
 
@@ -101,7 +101,7 @@ def _about_row(
 
 def _with_further(state: State, domain: Domain, rng: random.Random) -> tuple[str, State]:
     """(" and with ...", the state with that filter), or nothing to say and the same state."""
-    f = number_filter(domain, state.table, rng)
+    f = rng.choice((number_filter, text_filter))(domain, state.table, rng)
     if rng.random() >= FURTHER_FILTER_SHARE or state.has_filter_on(f.table, f.column):
         return "", state
     return f" and with {say(f)}", state.with_filter(f)
