@@ -69,7 +69,7 @@ def test_every_gold_query_parses_runs_and_returns_something(world, split):
         result = run_query(data.databases[turn.db_id].path, turn.sql)
         assert result.is_ok and not result.is_empty, turn
     assert levels == {"easy", "medium", "hard", "extra"}
-    assert all(2 <= len(dialogue.turns) <= 5 for dialogue in data.dialogues)
+    assert all(2 <= len(dialogue.turns) <= 6 for dialogue in data.dialogues)
 
 
 def test_held_out_databases_and_dialogues_are_not_in_training(world):

@@ -285,9 +285,10 @@ def memory_observation(
 
 
 def _brief_entry(entry: MemoryEntry, preview_chars: int) -> str:
-    """An earlier question and the first row of its result, with three dots if there are more."""
+    """An earlier question and the first row of its result, with three dots if there are more, or
+    its SQL if there is no result to show."""
     if entry.result is None:
-        return entry.question
+        return f"{entry.question}\n{entry.sql}"
     if not entry.result:
         return f"{entry.question} : no rows"
     row = _cut(_cells(entry.result[0], " | ", str, preview_chars), preview_chars)

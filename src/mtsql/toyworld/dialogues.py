@@ -247,7 +247,7 @@ def _changed(
 
 def _with_dropped(state: State, before: State, domain: Domain) -> State | None:
     """The state with the filters that it has dropped, None if none of them fits it."""
-    if before.table != state.table or state.limit or state.childless:
+    if before.table != state.table or state.childless:
         return None
     dropped = tuple(f for f in before.filters if f not in state.filters)
     if not dropped:
