@@ -112,18 +112,17 @@ def summary(kind: str, state: State, domain: Domain, rng: random.Random) -> Chan
     """A number instead of a list: count, average, group or most."""
     if not state.is_list:
         return None
-    plain = {"order": "", "with_parent": False}
     if kind == "count":
 
         def count(s: State) -> State:
-            return replace(s, aggregate="count", columns=("name",), **plain)
+            return replace(_plain(s), aggregate="count", columns=("name",))
 
         return Change("how many are there ?", count, "count them")
     if kind == "average":
         column = rng.choice(domain.numbers(state.table))
 
         def average(s: State) -> State:
-            return replace(s, aggregate="avg", columns=(column,), **plain)
+            return replace(_plain(s), aggregate="avg", columns=(column,))
 
         return Change(f"what is their average {column} ?", average, f"their average {column}")
 
@@ -138,14 +137,18 @@ def summary(kind: str, state: State, domain: Domain, rng: random.Random) -> Chan
         return None
 
     def group(s: State) -> State:
-        s = s if f is None else s.with_filter(f)
-        most = kind == "most"
-        return replace(s, group=column, group_table=table, most=most, columns=("name",), **plain)
+        s = _plain(s if f is None else s.with_filter(f))
+        return replace(s, group=column, group_table=table, most=kind == "most", columns=("name",))
 
     if kind == "most":
         whom = "them" if f is None else f"those with {say(f)}"
         return Change(f"which {named} do most of {whom} have ?", group)
     return Change(f"count them for each {column}", group, f"count them for each {column}")
+
+
+def _plain(state: State) -> State:
+    """The state without what only a list has: its order and the parent's name."""
+    return replace(state, order="", with_parent=False)
 
 
 def _narrowing(state: State, domain: Domain, rng: random.Random) -> Filter | None:

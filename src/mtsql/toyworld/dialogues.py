@@ -35,8 +35,8 @@ FOLLOW_UPS = {
     "drop": (1, 2),
     "correct": (2, 4),
     "subject": (1, 1),
-    "before": (0, 6),
-    "first": (0, 5),
+    "before": (0, 8),
+    "first": (0, 8),
     "result": (12, 60),
 }
 """Kind of a follow-up -> its weight at turn 2 and at later turns."""
@@ -312,13 +312,13 @@ def is_sound(turn: AskedTurn, earlier: Sequence[AskedTurn], domain: Domain, run:
     others = turn.misreadings
     if state.filters and not state.limit:
         others = [*others, replace(state, filters=state.filters[:-1])]
-    hidden = [(f, f.guess) for f in guesses(turn, earlier)]
-    for f, guess in hidden:
-        guessed = to_sql(
-            state, domain, lambda one, f=f, guess=guess: guess if one == f else one.value
-        )
-        if _same_rows(rows, run(guessed)):
-            return False
+    hidden = guesses(turn, earlier)
+
+    def guessed(f: Filter) -> object:
+        return f.guess if f in hidden else f.value
+
+    if hidden and _same_rows(rows, run(to_sql(state, domain, guessed))):
+        return False
     return not any(_same_rows(rows, run(to_sql(other, domain))) for other in others)
 
 
