@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mtsql.toyworld.states import Domain
-from mtsql.toyworld.words import CATEGORIES, FIRST, LAST, NUMBERS
+from mtsql.toyworld.words import CATEGORIES, NAMES, NUMBERS
 
 NUM_PARENTS = 10
 NUM_CHILDREN = 45
@@ -55,8 +55,8 @@ def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: in
 def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
     """Draw the rows of a table, and enter the values and spellings of its columns in the domain."""
     num_rows = NUM_CHILDREN if table == domain.child else NUM_PARENTS
-    names = [f"{first} {last}".title() for first in FIRST for last in LAST]
-    columns: list = [range(1, num_rows + 1), rng.sample(names, num_rows)]
+    names = [name.title() for name in rng.sample(NAMES, num_rows)]
+    columns: list = [range(1, num_rows + 1), names]
     for column in domain.categories(table):
         said = rng.sample(CATEGORIES[column], min(4, len(CATEGORIES[column])))
         drawn = said + rng.choices(said, k=num_rows - len(said))  # each value at least once
@@ -66,7 +66,7 @@ def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
         domain.spelling[table, column] = spelled
         columns.append([spelled[value] for value in drawn])
     for column in domain.numbers(table):
-        low, high, step = NUMBERS[column]
+        low, high, step, _ = NUMBERS[column]
         numbers = [rng.randrange(low, high + 1, step) for _ in range(num_rows)]
         domain.values[table, column] = tuple(numbers)
         columns.append(numbers)

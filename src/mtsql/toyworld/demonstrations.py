@@ -26,7 +26,7 @@ from mtsql.toyworld.dialogues import AskedTurn, guesses, unknown_spellings
 from mtsql.toyworld.states import Domain, Filter, RunQuery, State, say, to_sql
 from mtsql.toyworld.words import CATEGORIES, NUMBERS
 
-HASTY = {True: 0.6, False: 0.35}
+HASTY = {True: 0.55, False: 0.3}
 """Share of demonstrations that answer at once, if a value is unknown (True) and if not (False). A
 value is unknown if only the database shows how it is spelled, or only an earlier result shows it.
 These demonstrations are always right, as after rejection sampling, so a policy that copies them
@@ -55,6 +55,9 @@ AMBIGUOUS_FROM = 0.4
 """From this number up to WRONG_TURN_FROM, the first query of a join fails, because it writes
 `name`, a column of both tables, without an alias."""
 
+ASKS_MEMORY_SHARE = 0.5
+"""Share of the demonstrations of later turns without a mistake that ask the memory before they
+answer."""
 WRONG_TABLE_SHARE = 0.6
 """Share of the misread queries on one table that name the other table; the others name a column
 that does not exist."""
@@ -89,7 +92,9 @@ def demonstrate(
         plan = _misread_schema(gold, domain, recalls, rng, run)
     if plan is None and AMBIGUOUS_FROM <= draw < WRONG_TURN_FROM:
         plan = _omit_alias(gold, recalls, run)
-    return steps_of(direct(gold, recalls) if plan is None else plan)
+    if plan is None:
+        plan = direct(gold, recalls and rng.random() < ASKS_MEMORY_SHARE)
+    return steps_of(plan)
 
 
 def _see_result(

@@ -40,7 +40,7 @@ FOLLOW_UPS = {
     "result": (12, 60),
 }
 """Kind of a follow-up -> its weight at turn 2 and at later turns."""
-NUM_TURNS = {2: 3, 3: 4, 4: 4, 5: 3, 6: 2}
+NUM_TURNS = {2: 3, 3: 4, 4: 4, 5: 2, 6: 1}
 """Number of turns of a dialogue -> its weight."""
 FILTER_KINDS = ("text", "text", "text", "number", "nested", "join")
 SUMMARY_KINDS = ("count", "average", "group", "most", "most")

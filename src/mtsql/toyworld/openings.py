@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 from mtsql.toyworld.states import ABOVE_AVERAGE, Domain, Filter, State, say
+from mtsql.toyworld.words import NUMBERS
 
 OPENINGS = {
     "list": 2,
@@ -125,12 +126,13 @@ def text_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
 
 
 def number_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
-    """A comparison with a value from the middle of a number column."""
+    """A comparison with a round value near the middle of a number column."""
     column = rng.choice(domain.numbers(table))
     values = sorted(domain.values[table, column])
     op = rng.choice("<>")
-    place = int(len(values) * rng.uniform(0.3, 0.7))
-    return Filter(table, column, op, values[place])
+    value = values[int(len(values) * rng.uniform(0.3, 0.7))]
+    distance = NUMBERS[column][-1]
+    return Filter(table, column, op, round(value / distance) * distance)
 
 
 def above_average(domain: Domain, table: str, rng: random.Random) -> Filter:

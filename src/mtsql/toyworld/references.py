@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from mtsql.toyworld.openings import number_filter, text_filter
 from mtsql.toyworld.states import Domain, Filter, State, say
-from mtsql.toyworld.words import CATEGORIES, FIRST, LAST
+from mtsql.toyworld.words import CATEGORIES, NAMES
 
 KINDS = {"detail": 2, "same": 4, "compared": 4, "parent": 1, "children": 4, "with": 5, "count": 2}
 """Kind of a question about a result -> its weight."""
@@ -110,5 +110,5 @@ def _with_further(state: State, domain: Domain, rng: random.Random) -> tuple[str
 def _guess(shown: Shown, rng: random.Random) -> str:
     """Another value of this kind, as somebody would guess it."""
     if shown.column == "name":
-        return f"{rng.choice(FIRST)} {rng.choice(LAST)}".title()
+        return rng.choice(NAMES).title()
     return rng.choice(CATEGORIES[shown.column])
