@@ -15,6 +15,7 @@ from mtsql.toyworld.openings import (
     text_filter,
 )
 from mtsql.toyworld.states import OPPOSITE, Domain, Filter, State, is_joined, say
+from mtsql.toyworld.words import CATEGORIES
 
 MAX_FILTERS = 3
 MAX_COLUMNS = 3
@@ -54,13 +55,13 @@ def add_filter(kind: str, state: State, domain: Domain, rng: random.Random) -> C
 
 def other_value(state: State, domain: Domain, rng: random.Random) -> Change | None:
     """Another value for one of the text filters, in place of the old one."""
-    texts = [f for f in state.filters if f.said and not f.negated]
+    texts = [f for f in state.filters if f.column in CATEGORIES and not (f.of_row or f.negated)]
     if not texts:
         return None
     old = rng.choice(texts)
-    others = [value for value in domain.values[old.table, old.column] if value != old.said]
-    said = rng.choice(others)
-    new = replace(old, value=domain.spelling[old.table, old.column][said], said=said, op="=")
+    spelling = domain.spelling[old.table, old.column]
+    said = rng.choice([value for value in spelling if spelling[value] != old.value])
+    new = Filter(old.table, old.column, "=", spelling[said], said)
     return Change(f"what about {said} ?", lambda s: s.with_filter(new), f"for {said}")
 
 

@@ -60,7 +60,7 @@ def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
     for column in domain.categories(table):
         said = rng.sample(CATEGORIES[column], min(4, len(CATEGORIES[column])))
         drawn = said + rng.choices(said, k=num_rows - len(said))  # each value at least once
-        styles = rng.choices((str.lower, str.title, str.upper), k=len(said))
+        styles = rng.choices((str.title, str.upper), k=len(said))
         spelled = {value: style(value) for value, style in zip(said, styles, strict=True)}
         domain.values[table, column] = tuple(sorted(set(drawn)))
         domain.spelling[table, column] = spelled

@@ -1,4 +1,7 @@
-"""Questions of the embedded world that stand alone: they open a dialogue, or change its subject."""
+"""Questions of the embedded world that stand alone: they open a dialogue, or change its subject.
+
+They quote a text value as the database spells it. Follow-ups say it in lower case.
+"""
 
 import random
 from dataclasses import replace
@@ -9,7 +12,7 @@ from mtsql.toyworld.words import NUMBERS
 OPENINGS = {
     "list": 2,
     "number": 6,
-    "text": 2,
+    "text": 4,
     "count": 3,
     "best": 5,
     "group": 1,
@@ -27,7 +30,7 @@ SUBJECTS = {"number": 3, "best": 3, "most": 3, "has": 2, "join": 2, "having": 1,
 """Kind of a question that changes the subject -> its weight."""
 CHILD_SHARE = 0.85
 """Share of the conversations that begin with the child table."""
-TEXT_SHARE = 0.25
+TEXT_SHARE = 0.5
 """Share of the joins and counts whose filter is on a text; that of the others is on a number."""
 LEAST = (3, 7)
 """Bounds of the number of rows in `which ... has more than N`."""
@@ -69,10 +72,10 @@ def _about_one_table(
     if kind == "nested":
         f = above_average(domain, table, rng)
     elif kind == "text":
-        f = text_filter(domain, table, rng)
+        f = quoted_filter(domain, table, rng)
     else:  # a number, or a count by a number or a text
         is_text = kind == "count" and rng.random() < TEXT_SHARE
-        f = text_filter(domain, table, rng) if is_text else number_filter(domain, table, rng)
+        f = quoted_filter(domain, table, rng) if is_text else number_filter(domain, table, rng)
     state = replace(state, filters=(f,))
     if kind == "count":
         return f"how many {things} have {say(f)} ?", replace(state, aggregate="count")
@@ -107,7 +110,7 @@ def _about_both_tables(kind: str, domain: Domain, rng: random.Random) -> tuple[s
             )
         return f"which {parent}s have {child}s with {say(f)} ?", State(parent, filters=(f,))
     if kind == "join":
-        make_filter = text_filter if rng.random() < TEXT_SHARE else number_filter
+        make_filter = quoted_filter if rng.random() < TEXT_SHARE else number_filter
         f = make_filter(domain, parent, rng)
         return f"show the name of {child}s whose {parent} has {say(f)}", State(child, filters=(f,))
     column = rng.choice(domain.child_categories)
@@ -117,9 +120,14 @@ def _about_both_tables(kind: str, domain: Domain, rng: random.Random) -> tuple[s
     return question, State(child, columns=(column,), filters=(one,), also=other)
 
 
+def quoted_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
+    """A filter on a text column whose value the question quotes."""
+    return replace(text_filter(domain, table, rng), said="")
+
+
 def text_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
-    """A filter on a text column. The question says the value in lower case, and each database
-    spells it in its own way."""
+    """A filter on a text column. The question says the value in lower case, and no database spells
+    it so."""
     column = rng.choice(domain.categories(table))
     said = rng.choice(domain.values[table, column])
     return Filter(table, column, "=", domain.spelling[table, column][said], said)

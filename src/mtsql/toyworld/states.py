@@ -51,7 +51,8 @@ class Domain:
 class Filter:
     """The condition `column op value`, or a comparison with the average (`ABOVE_AVERAGE`).
 
-    said: how the question spells a text value; empty for numbers and for values of results. guess:
+    said: how the question says a text value, which is not how the database spells it; empty if the
+    question quotes it, and for numbers and values of results. guess:
     what somebody writes who has not seen the earlier result that shows the value; None if the
     question says the value. of_row: compare with that column of the row whose name is `value`, in
     a nested query. negated: in a query about parents, those without such a child.
@@ -212,4 +213,5 @@ def say(f: Filter) -> str:
         "<=": "not above",
         ">=": "not below",
     }
-    return f"{f.column} {words[f.op]} {f.said or f.value}"
+    quoted = repr(f.value) if isinstance(f.value, str) else f.value
+    return f"{f.column} {words[f.op]} {f.said or quoted}"

@@ -1,10 +1,11 @@
 """The embedded world: many small SQLite databases and SParC-like dialogues made from a seed.
 
 It is small enough for two CPU cores and hard enough that running, checking and correcting queries
-pay off. Only the database shows how a text value is spelled, and follow-ups keep earlier filters
-without saying so. The files have the formats of the public data sets, so they are read like any
-other data. Besides, there is a demonstrations.jsonl, one JSON object a line: {"turn_id", "steps":
-[{"think", "exec_verdict", "memory_verdict", "action", "sql"}]} without any protocol tag.
+pay off. Follow-ups keep and drop earlier filters without saying so, only the database shows how it
+spells a text value that they name, and only an earlier result shows what "that singer" is. The
+files have the formats of the public data sets, so they are read like any other data. Besides, there
+is a demonstrations.jsonl, one JSON object a line: {"turn_id", "steps": [{"think", "exec_verdict",
+"memory_verdict", "action", "sql"}]} without any protocol tag.
 """
 
 import hashlib
