@@ -85,7 +85,7 @@ def test_a_value_takes_the_place_of_the_one_of_its_column(dialogues):
     for turn, earlier, _ in turns_of(dialogues, "value"):
         last = earlier[-1].state
         [new] = added(turn.state, last)
-        assert turn.question == f"what about {new.said} ?"
+        assert turn.question == f"what about {new.said} ?" != f"what about {new.value} ?"
         [old] = added(last, turn.state)
         assert (old.table, old.column) == (new.table, new.column)
         assert turn.keeps is not None and {old, new} <= set(turn.keeps.filters)
@@ -115,7 +115,7 @@ def test_a_correction_takes_back_what_the_last_question_said(dialogues):
             assert before in (*earlier[-1].state.columns, earlier[-1].state.order)
             assert after in (*turn.state.columns, turn.state.order)
     assert {("no", "filter"), ("no", "value")} <= set(kinds)
-    assert {kind for word, kind in kinds if word == "sorry"} >= {"opening", "sort"}
+    assert sum(count for (word, _), count in kinds.items() if word == "sorry") >= 5
 
 
 def test_only_the_earlier_result_shows_the_value_that_is_spoken_of(made):
@@ -142,8 +142,8 @@ def test_later_turns_need_the_dialogue_and_the_database_more_than_the_first(dial
             unknown[where] += unseen or bool(unknown_spellings(turn, earlier))
             far[where] += unseen or turn.of_last is not None
     shares = [unknown[where] / count[where] for where in range(3)]
-    assert shares[0] < 0.25 and shares[1] > 0.45 and shares[2] > 0.45
-    assert far[0] == 0 and far[2] / count[2] > 0.35
+    assert shares[0] == 0 and min(shares[1:]) > 0.45
+    assert far[0] == 0 and far[2] / count[2] > 0.4
 
 
 def test_demonstrations_make_each_mistake_and_are_hasty_at_the_named_rates(dialogues):

@@ -43,17 +43,17 @@ and asks the memory after the query has found nothing."""
 LOOKS_FIRST_FROM = 0.85
 """From this number on, the agent looks up a spelling before any query. Below it, the agent guesses
 the spelling and then looks it up."""
-FORGETS_FROM = 0.9
+FORGETS_FROM = 0.95
 """From this number on, the first query forgets the filters that the question keeps."""
-KEEPS_FROM = 0.8
+KEEPS_FROM = 0.9
 """From this number on, the first query keeps filters that the question drops."""
-WRONG_TURN_FROM = 0.65
+WRONG_TURN_FROM = 0.85
 """From this number on, the first query changes the last turn where the question means another."""
-MISREADS_BELOW = 0.2
+MISREADS_BELOW = 0.1
 """Below this number, the first query has a wrong table, alias or column name, and fails."""
-AMBIGUOUS_FROM = 0.4
-"""From this number up to WRONG_TURN_FROM, the first query of a join fails, because it writes
-`name`, a column of both tables, without an alias."""
+AMBIGUOUS_BELOW = 0.2
+"""From MISREADS_BELOW up to this number, the first query of a join fails, because it writes `name`,
+a column of both tables, without an alias."""
 
 ASKS_MEMORY_SHARE = 0.5
 """Share of the demonstrations of later turns without a mistake that ask the memory before they
@@ -90,7 +90,7 @@ def demonstrate(
         plan = _misread_dialogue(turn, gold, domain, draw, run)
     if plan is None and draw < MISREADS_BELOW:
         plan = _misread_schema(gold, domain, recalls, rng, run)
-    if plan is None and AMBIGUOUS_FROM <= draw < WRONG_TURN_FROM:
+    if plan is None and MISREADS_BELOW <= draw < AMBIGUOUS_BELOW:
         plan = _omit_alias(gold, recalls, run)
     if plan is None:
         plan = direct(gold, recalls and rng.random() < ASKS_MEMORY_SHARE)

@@ -35,8 +35,8 @@ FOLLOW_UPS = {
     "drop": (1, 2),
     "correct": (2, 4),
     "subject": (1, 1),
-    "before": (0, 8),
-    "first": (0, 8),
+    "before": (0, 6),
+    "first": (0, 6),
     "result": (12, 60),
 }
 """Kind of a follow-up -> its weight at turn 2 and at later turns."""
