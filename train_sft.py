@@ -59,7 +59,7 @@ from mtsql.workbench import check_sizes
 class SftConfig:
     """Supervised passes over trajectories. Only the policy's own tokens are trained on."""
 
-    epochs: float = 1.2
+    epochs: float = 0.95
     """Passes over the samples."""
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper, as we read it: 16). A model that

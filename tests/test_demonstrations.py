@@ -75,6 +75,29 @@ FORGOT = [
     execute("gold", think="keep city is Bern", fits=NO),
     answer("gold", ran=PASS),
 ]
+SAW = "that singer is Ann"
+LATER_REREAD = [
+    remember("asked"),
+    execute("gold", think=SAW, fits=NO),
+    answer("gold", ran=PASS),
+]
+LATER_REREAD_NOTHING = [
+    execute("guess"),
+    remember("guess", ran=NO),
+    execute("gold", think=SAW, fits=NO),
+    answer("gold", ran=PASS),
+]
+LATER_REREAD_LOOK = [
+    remember("asked"),
+    execute("look", think=SAW, fits=NO),
+    execute("gold", think="city is Bern", ran=PASS),
+    answer("gold", ran=PASS),
+]
+LATER_RERUN = [
+    execute("asked"),
+    remember("gold", think=SAW, ran=PASS),
+    answer("gold", fits=PASS),
+]
 SHAPES = {
     name: shape
     for name, shape in globals().items()
@@ -123,6 +146,30 @@ SHAPES = {
             ],
         ),
         (LATER_WRONG, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (LATER_REREAD, EXEC, [execute("gold", think=SAW), answer("gold", ran=PASS)]),
+        (LATER_REREAD, MEMORY, [remember("asked"), answer("gold", think=SAW, fits=NO)]),
+        (
+            LATER_REREAD_NOTHING,
+            EXEC,
+            [
+                execute("guess"),
+                execute("gold", think=SAW, ran=NO),
+                answer("gold", ran=PASS),
+            ],
+        ),
+        (LATER_REREAD_NOTHING, MEMORY, [remember("guess"), answer("gold", think=SAW, fits=NO)]),
+        (
+            LATER_REREAD_LOOK,
+            EXEC,
+            [
+                execute("look", think=SAW),
+                execute("gold", think="city is Bern", ran=PASS),
+                answer("gold", ran=PASS),
+            ],
+        ),
+        (LATER_REREAD_LOOK, MEMORY, [remember("asked"), answer("gold", think=SAW, fits=NO)]),
+        (LATER_RERUN, EXEC, [execute("asked"), answer("gold", think=SAW, ran=PASS)]),
+        (LATER_RERUN, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
         (FORGOT, EXEC, [execute("gold", think="keep city is Bern"), answer("gold", ran=PASS)]),
         (FORGOT, MEMORY, [remember("forgot"), answer("gold", think="keep city is Bern", fits=NO)]),
     ],
@@ -133,13 +180,15 @@ def test_fit_leaves_of_each_toy_shape_what_the_remaining_tools_allow(replies, of
 
 def test_fit_leaves_only_the_answer_and_thoughts_about_the_conversation_without_tools():
     for name, shape in SHAPES.items():
-        think = "keep city is Bern" if name == "FORGOT" else ""
+        think = "keep city is Bern" if name == "FORGOT" else SAW if "REREAD" in name else ""
         assert fit(shape, ()) == [answer("gold", think=think)]
 
 
 def test_fit_changes_nothing_with_both_tools_and_tools_may_be_taken_away_one_by_one():
-    for shape in SHAPES.values():
+    for name, shape in SHAPES.items():
         assert fit(shape, BOTH) is shape
+        if "REREAD_" in name:  # what is thought of two calls goes with the one that showed it
+            continue
         assert fit(fit(shape, EXEC), ()) == fit(fit(shape, MEMORY), ()) == fit(shape, ())
 
 
@@ -264,8 +313,10 @@ def outline(replies):
 
 
 def test_the_world_has_the_shapes_above_and_no_other(world):
+    """A first question quotes its values, so no spelling is looked up for it."""
     found = {outline(replies) for replies in world[1].values()}
-    assert found == {outline(shape) for shape in SHAPES.values()}
+    absent = ("FIRST_LOOK", "FIRST_NOTHING")
+    assert found == {outline(shape) for name, shape in SHAPES.items() if name not in absent}
 
 
 @pytest.mark.parametrize("tools", OFFERS, ids=offer_name)
@@ -308,5 +359,9 @@ def test_every_call_is_judged_and_no_query_is_given_up_without_a_reason(world, t
                 result = run_query(corpus.databases[turn.db_id].path, query)
                 is_nothing = not result.is_ok or result.is_empty or result.rows == ((0,),)
                 assert (verdict is NO) == is_nothing
-            is_given_up = query != query_of(after) and "SELECT DISTINCT" not in query
-            assert is_given_up == (verdict is NO)
+            is_look = "SELECT DISTINCT" in query
+            if is_exec:  # an earlier turn's query runs again to show its result
+                is_look = is_look or query in [sql for _, sql in turn.history]
+            is_given_up = query != query_of(after) and not is_look
+            is_asked_about = is_exec and query == query_of(after)  # the memory shows what is wrong
+            assert is_given_up == (verdict is NO) or is_asked_about

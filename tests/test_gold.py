@@ -36,7 +36,7 @@ from mtsql.toyworld.world import WorldConfig, write_toy_world
 RECIPES = RewardConfig(process_after="any", proposals="all")
 """The rewards of the recipes. `proposals` is all there, so only demonstrations without a wrong or
 another query earn the whole of it."""
-SIZE = WorldConfig(8, 1, train_dialogues=6, seen_dialogues=1, dev_dialogues=1)
+SIZE = WorldConfig(8, 1, train_dialogues=15, seen_dialogues=1, dev_dialogues=1)
 OFTEN = GoldConfig(0.2, 0.15, 0.1, 0.1, 0.05, 0.2, 0.2)
 PATHS = [
     ("SELECT name FROM singer WHERE country = 'Netherlands'", "who is Dutch ?", ()),

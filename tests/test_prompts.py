@@ -128,6 +128,10 @@ def test_the_brief_texts_name_no_tool(offered):
     for shown in ("1", None):
         seen = memory_observation(TURN, "SELECT 1", shown, [entry], BRIEF, 50, offered)
         assert seen == "who ?\nSELECT name\nhow old ?"
+    lists = ((("Ann",), ("Bob",)), (("Ann", None),), ())
+    memory = [MemoryEntry("who ?", "SELECT name", ("select",), rows) for rows in lists]
+    seen = memory_observation(TURN, "SELECT 1", "1", memory, BRIEF, 50, offered)
+    assert seen == "who ? : Ann ...\nwho ? : Ann | NULL\nwho ? : no rows\nhow old ?"
 
 
 @pytest.mark.parametrize(

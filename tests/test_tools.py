@@ -135,11 +135,15 @@ def test_memory_results_shows_results_without_execution(database):
     assert alone == observe().replace("call exec_sql", "call memory_retrieve")
 
 
-def test_the_brief_memory_runs_the_proposed_query_but_shows_no_result(database):
-    env = make_env(database, history=HISTORY)
+def test_the_brief_memory_shows_earlier_results_and_not_that_of_the_proposed_query(database):
+    history = (*HISTORY, ("who is 25 ?", "SELECT name , age FROM singer WHERE age = 25"))
+    env = make_env(database, history=history)
     observed = env.step(format_reply(call(GOLD, "memory_retrieve")))
-    assert observed == "who is there ?\nSELECT name FROM singer\nwho is old ?"
+    assert observed == "who is there ? : Ann ...\nwho is 25 ? : Bob | 25\nwho is old ?"
     assert env.records[0].status is QueryStatus.OK
+    short = make_env(database, history=history, preview_chars=4)
+    observed = short.step(format_reply(call(GOLD, "memory_retrieve")))
+    assert observed.splitlines()[1] == "who is 25 ? : Bob ... cut here"
 
 
 def test_the_memory_has_results_by_default_if_exec_sql_is_in_use():

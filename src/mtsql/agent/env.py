@@ -68,7 +68,8 @@ class EnvConfig:
     them. The paper's ablations take away one of the two."""
     memory_results: bool | None = None
     """Whether memory_retrieve runs queries and shows their results. null: only if exec_sql is in
-    use. (The brief style runs the proposed query but never shows a result.)"""
+    use. (The brief style shows the first row of each earlier result, and not that of the proposed
+    query.)"""
     malformed_call: Literal["end", "observe"] = "end"
     """What happens after a call that cannot be read. end: the episode ends (paper). observe: the
     observation says what is wrong, and the reply counts. SQL errors are always observed, and so are

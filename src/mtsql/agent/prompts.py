@@ -250,10 +250,13 @@ def memory_observation(
 ) -> str:
     """What memory_retrieve returns: the proposed SQL with its result, the earlier turns, the
     coherence checklist. If `shown` is None, the memory ran no query and the text mentions no
-    result."""
+    result.
+
+    The brief text has a line for each earlier turn, with its question and the first row of its
+    result, and then the question. The SQL of earlier turns stands in the prompt."""
     if style == "brief":
-        last = f"{memory[-1].question}\n{memory[-1].sql}\n" if memory else ""
-        return f"{last}{turn.question}"
+        lines = [_brief_entry(entry, preview_chars) for entry in memory]
+        return "\n".join((*lines, turn.question))
     turns = []
     for number, entry in enumerate(memory, 1):
         rows = NOT_SHOWN if entry.result is None else _joined(entry.result, preview_chars)
@@ -279,6 +282,17 @@ def memory_observation(
         earlier=join("\n", turns) if turns else ours(NO_EARLIER_TURNS),
         checklist=checklist,
     )
+
+
+def _brief_entry(entry: MemoryEntry, preview_chars: int) -> str:
+    """An earlier question and the first row of its result, with three dots if there are more, or
+    its SQL if there is no result to show."""
+    if entry.result is None:
+        return f"{entry.question}\n{entry.sql}"
+    if not entry.result:
+        return f"{entry.question} : no rows"
+    row = _cut(_cells(entry.result[0], " | ", str, preview_chars), preview_chars)
+    return f"{entry.question} : {row}{' ...' if len(entry.result) > 1 else ''}"
 
 
 def unknown_tool(offered: Sequence[str]) -> PromptText:

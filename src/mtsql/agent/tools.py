@@ -101,7 +101,7 @@ def _memory_retrieve(episode: Episode, arguments: dict[str, Any]) -> ToolResult:
     sql = arguments["code"]
     config = episode.config
     result, shown = _run(episode, sql) if config.has_memory_results else (None, None)
-    with_results = result is not None and episode.style == "full"
+    with_results = result is not None
     memory = recall(episode.turn, episode.database, config.query, with_results, episode.meter)
     text = prompts.memory_observation(
         episode.turn,

@@ -8,6 +8,9 @@ from gold SQL. This module knows neither databases nor the tags of the protocol.
     looked_up [run a wrong query], look up a value, [run | ask the memory], answer
     recalled  run a wrong query, ask the memory, run the right one, answer;
               without execution: ask the memory about the wrong and the right one, answer
+    reread    [run a query that finds nothing], ask the memory for an earlier result, [look up a
+              value], run the right query, answer
+    rerun     run an earlier turn's query again to see its result, ask the memory, answer
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,6 +68,33 @@ def recalled(wrong: str, gold: str, runs: bool = True) -> Plan:
         Act("exec_sql", gold, rejects=True),
         Act("answer", gold),
     ]
+
+
+def reread(first: str, gold: str, runs_first: bool) -> Plan:
+    """The memory shows a value that the query needs. `first` is the query with which the memory is
+    asked; with `runs_first` it runs before and finds nothing."""
+    run = [Act("exec_sql", first)] if runs_first else []
+    return [
+        *run,
+        Act("memory_retrieve", first, rejects=runs_first),
+        Act("exec_sql", gold, rejects=True),
+        Act("answer", gold),
+    ]
+
+
+def reread_and_look(asked: str, look: str, gold: str) -> Plan:
+    """The memory shows one value that the query needs, and another query the other one."""
+    return [
+        Act("memory_retrieve", asked),
+        Act("exec_sql", look, rejects=True),
+        Act("exec_sql", gold),
+        Act("answer", gold),
+    ]
+
+
+def rerun(earlier: str, gold: str) -> Plan:
+    """The result of an earlier turn's query, run once more, shows a value that the query needs."""
+    return [Act("exec_sql", earlier), *_ending(gold, recalls=True)]
 
 
 def _ending(gold: str, recalls: bool) -> Plan:

@@ -6,12 +6,16 @@ from contextlib import closing
 from pathlib import Path
 
 from mtsql.toyworld.states import Domain
-from mtsql.toyworld.words import CATEGORIES, FIRST, LAST, NUMBERS
+from mtsql.toyworld.words import CATEGORIES, NAMES, NUMBERS
 
 NUM_PARENTS = 10
 NUM_CHILDREN = 45
 NUM_PARENTS_WITH_CHILD = 8
 """Children belong to the first eight parents only, so at least two parents have no child."""
+
+SHARED_NUMBER_SHARE = 0.4
+"""Share of the databases in which the parent's number column is one of the child's, too, so that a
+query that joins the tables has to say which it means."""
 
 
 def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: int) -> Domain:
@@ -24,6 +28,8 @@ def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: in
     rng = random.Random(f"{seed}/database/{db_id}")
     texts = rng.sample(sorted(CATEGORIES), 3)
     numbers = rng.sample(sorted(NUMBERS), 3)
+    if rng.random() < SHARED_NUMBER_SHARE:
+        numbers[0] = numbers[1]  # a column of both tables
     domain = Domain(
         db_id=db_id,
         child=child,
@@ -49,18 +55,18 @@ def make_database(folder: Path, pair: tuple[str, str], num_before: int, seed: in
 def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
     """Draw the rows of a table, and enter the values and spellings of its columns in the domain."""
     num_rows = NUM_CHILDREN if table == domain.child else NUM_PARENTS
-    names = [f"{first} {last}".title() for first in FIRST for last in LAST]
-    columns: list = [range(1, num_rows + 1), rng.sample(names, num_rows)]
+    names = [name.title() for name in rng.sample(NAMES, num_rows)]
+    columns: list = [range(1, num_rows + 1), names]
     for column in domain.categories(table):
         said = rng.sample(CATEGORIES[column], min(4, len(CATEGORIES[column])))
         drawn = said + rng.choices(said, k=num_rows - len(said))  # each value at least once
-        styles = rng.choices((str.lower, str.title, str.upper), k=len(said))
+        styles = rng.choices((str.title, str.upper), k=len(said))
         spelled = {value: style(value) for value, style in zip(said, styles, strict=True)}
         domain.values[table, column] = tuple(sorted(set(drawn)))
         domain.spelling[table, column] = spelled
         columns.append([spelled[value] for value in drawn])
     for column in domain.numbers(table):
-        low, high, step = NUMBERS[column]
+        low, high, step, _ = NUMBERS[column]
         numbers = [rng.randrange(low, high + 1, step) for _ in range(num_rows)]
         domain.values[table, column] = tuple(numbers)
         columns.append(numbers)

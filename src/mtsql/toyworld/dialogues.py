@@ -1,256 +1,344 @@
-"""The dialogue grammar of the embedded world: opening questions and follow-ups.
+"""The dialogue grammar of the embedded world: which question follows which.
 
-A follow-up says only what changes. Everything else that was asked before is still meant.
+A follow-up says only what changes. Its wording decides what is kept of which earlier turn:
+
+    only those with ... / of those , with ...   everything is kept
+    what about japan ? / no , i meant japan     the filter of that column is replaced
+    forget that , all with ...                  all filters are dropped
+    and with any country ?                      that filter is dropped
+    as before but ...                           the turn before the last one is changed
+    the first one again but ...                 the first turn is changed
+    no , i meant those with ...                 the last filter is taken back
+    which bands have ...                        a new question: all is dropped
+    ... that singer                             what an earlier result shows
 """
 
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from mtsql.toyworld.states import ABOVE_AVERAGE, Domain, Filter, State, say
+from mtsql.toyworld import changes
+from mtsql.toyworld.openings import OPENINGS, SUBJECTS, opening
+from mtsql.toyworld.references import Shown, refer, shown_by
+from mtsql.toyworld.states import Domain, Filter, RunQuery, State, to_sql
 
-OPENINGS = {
-    "list": 1,
-    "number": 3,
-    "text": 7,
-    "count": 4,
-    "best": 2,
-    "group": 2,
-    "average": 1,
-    "join": 4,
-    "nested": 1,
-    "childless": 1,
-    "having": 1,
-    "both": 1,
-}
-"""Kind of an opening question -> its weight."""
 FOLLOW_UPS = {
-    "text": 3,
-    "number": 1,
-    "what about": 3,
-    "count": 1,
-    "sort": 1,
-    "add": 1,
-    "best": 1,
-    "parent": 1,
-    "not": 1,
-    "average": 1,
-    "group": 1,
-    "except": 1,
-    "nested": 1,
-    "join": 1,
+    "filter": (6, 4),
+    "value": (6, 6),
+    "summary": (5, 4),
+    "columns": (2, 1),
+    "sort": (1, 1),
+    "best": (4, 6),
+    "names": (1, 1),
+    "others": (1, 1),
+    "forget": (1, 1),
+    "drop": (1, 2),
+    "correct": (2, 4),
+    "subject": (1, 1),
+    "before": (0, 6),
+    "first": (0, 6),
+    "result": (12, 60),
 }
-"""Kind of a follow-up -> its weight."""
-CHILD_SHARE = 0.85
-"""Share of the conversations that begin with the child table."""
-JOIN_BY_TEXT_SHARE = 0.75
-"""Share of the opening joins that filter the parent by a text; the others filter it by a number."""
+"""Kind of a follow-up -> its weight at turn 2 and at later turns."""
+NUM_TURNS = {2: 3, 3: 4, 4: 4, 5: 2, 6: 1}
+"""Number of turns of a dialogue -> its weight."""
+FILTER_KINDS = ("text", "text", "text", "number", "nested", "join")
+SUMMARY_KINDS = ("count", "average", "group", "most", "most")
+COLUMN_KINDS = ("add", "parent", "except")
+MAX_ROWS = 25
+"""Maximum number of rows of a turn's result. Opening turns may have up to MAX_FIRST_ROWS rows."""
+MAX_FIRST_ROWS = 45
+MAX_KINDS = 30
+"""Kinds of follow-ups that are drawn for one dialogue before it ends, however short it is."""
+TRIES_OF_A_KIND = 8
+"""Follow-ups of a kind that are tried before another kind is drawn."""
 
 
-def first_turn(domain: Domain, rng: random.Random) -> tuple[str, State]:
-    """An opening question and its state."""
-    table = domain.child if rng.random() < CHILD_SHARE else domain.parent
-    kind = rng.choices(tuple(OPENINGS), tuple(OPENINGS.values()))[0]
-    if kind in ("join", "having", "childless", "both"):
-        return _open_on_both_tables(kind, domain, rng)
-    return _open_on_one_table(kind, table, domain, rng)
+@dataclass(frozen=True)
+class AskedTurn:
+    """A question of a dialogue with what it asks for, and with what others would take it for.
+
+    base: the index of the turn that the question changes; None if it stands alone or speaks of a
+    result. shown: the value that it speaks of. alone: what somebody asks for who knows no earlier
+    turn. of_last: what somebody asks for who takes it for a change of the last turn; None unless
+    that is wrong. forgets: the state without filters that it keeps. keeps: the state with filters
+    that it drops. (None: there are no such filters.)
+    """
+
+    question: str
+    state: State
+    kind: str
+    base: int | None = None
+    shown: Shown | None = None
+    alone: State | None = None
+    of_last: State | None = None
+    forgets: State | None = None
+    keeps: State | None = None
+
+    @property
+    def misreadings(self) -> list[State]:
+        """The states that it is taken for by somebody who knows the dialogue."""
+        states = (self.of_last, self.forgets, self.keeps)
+        return [state for state in states if state is not None]
 
 
-def _open_on_one_table(
-    kind: str, table: str, domain: Domain, rng: random.Random
-) -> tuple[str, State]:
-    things = table + "s"
-    state = State(table)
-    if kind == "list":
-        column = rng.choice(("name", *domain.categories(table), *domain.numbers(table)))
-        return f"show the {column} of all {things}", replace(state, columns=(column,))
-    if kind == "group":
-        column = rng.choice(domain.categories(table))
-        return f"how many {things} are there for each {column} ?", replace(state, group=column)
-    if kind == "average":
-        column = rng.choice(domain.numbers(table))
-        question = f"what is the average {column} of all {things} ?"
-        return question, replace(state, columns=(column,), aggregate="avg")
-    if kind == "best":
-        words, state = _first_by_number(state, domain, rng)
-        return f"which {table} has the {words} ?", state
+@dataclass
+class Dialogue:
+    """The turns so far, and the values that their results show."""
 
-    if kind == "nested":
-        f = _above_average(domain, table, rng)
-    elif kind == "number":
-        f = _number_filter(domain, table, rng)
-    else:
-        f = _text_filter(domain, table, rng)
-    state = replace(state, filters=(f,))
-    if kind == "count":
-        return f"how many {things} have {say(f)} ?", replace(state, aggregate="count")
-    if kind == "nested":
-        return f"which {things} have {say(f)} ?", state
-    questions = (f"which {things} have {say(f)} ?", f"show the name of {things} with {say(f)}")
-    return rng.choice(questions), state
+    turns: list[AskedTurn] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+
+    def add(self, turn: AskedTurn, domain: Domain, run: RunQuery) -> None:
+        """Add a turn. A value that is shown again, or another one of the same column, takes the
+        place of the earlier one, because "that singer" is the last one that was shown."""
+        rows = run(to_sql(turn.state, domain)) or []
+        new = shown_by(len(self.turns), turn.state, rows, domain)
+        self.turns.append(turn)
+        if new is not None:
+            self.shown = [
+                old for old in self.shown if (old.table, old.column) != (new.table, new.column)
+            ]
+            self.shown.append(new)
 
 
-def _open_on_both_tables(kind: str, domain: Domain, rng: random.Random) -> tuple[str, State]:
-    child = domain.child
-    parent = domain.parent
-    if kind == "childless":
-        return f"which {parent}s have no {child} ?", State(parent, childless=True)
-    if kind == "having":
-        column = rng.choice(domain.child_categories)
-        least = rng.randint(3, 7)
-        question = f"which {column} has more than {least} {child}s ?"
-        return question, State(child, group=column, having=least)
-    if kind == "join":
-        is_by_text = rng.random() < JOIN_BY_TEXT_SHARE
-        make_filter = _text_filter if is_by_text else _number_filter
-        f = make_filter(domain, parent, rng)
-        return f"show the name of {child}s whose {parent} has {say(f)}", State(child, filters=(f,))
-    column = rng.choice(domain.child_categories)
-    one = _number_filter(domain, child, rng)
-    other = _number_filter(domain, child, rng)
-    question = f"which {column} has {child}s with {say(one)} and also {child}s with {say(other)} ?"
-    return question, State(child, columns=(column,), filters=(one,), also=other)
+def draw_dialogue(domain: Domain, rng: random.Random, run: RunQuery) -> list[AskedTurn]:
+    """An opening question and follow-ups that fit it, or fewer turns than a dialogue needs if
+    MAX_KINDS did not give enough."""
+    num_turns = rng.choices(tuple(NUM_TURNS), tuple(NUM_TURNS.values()))[0]
+    dialogue = Dialogue()
+    question, state = opening(domain, rng, OPENINGS)
+    first = AskedTurn(question, state, "opening")
+    if not is_sound(first, (), domain, run):
+        return []
+    dialogue.add(first, domain, run)
+    for _ in range(MAX_KINDS):
+        if len(dialogue.turns) == num_turns:
+            break
+        turn = _sound_follow_up(dialogue, domain, rng, run)
+        if turn is not None:
+            dialogue.add(turn, domain, run)
+    return dialogue.turns
 
 
-def follow_up(state: State, domain: Domain, rng: random.Random) -> tuple[str, State] | None:
-    """A question that changes the state, or None if the kind drawn does not fit the state."""
-    if state.childless or state.also or state.having or state.excluded:
-        return None
-    kinds = [kind for kind, weight in FOLLOW_UPS.items() for _ in range(weight)]
-    kind = rng.choice(kinds)
-    if kind in ("text", "number", "nested", "join"):
-        return _add_filter(kind, state, domain, rng)
-    if kind in ("what about", "not"):
-        return _change_filter(kind, state, domain, rng)
-    if state.aggregate or state.group:
-        return None
-    if kind in ("count", "average", "group"):
-        return _summarize(kind, state, domain, rng)
-    if kind in ("sort", "best"):
-        return _sort(kind, state, domain, rng)
-    return _change_list(kind, state, domain, rng)
-
-
-def _add_filter(
-    kind: str, state: State, domain: Domain, rng: random.Random
-) -> tuple[str, State] | None:
-    table = state.table
-    filtered = domain.parent if kind == "join" and table == domain.child else table
-    if kind == "number":
-        f = _number_filter(domain, filtered, rng)
-    elif kind == "nested":
-        f = _above_average(domain, table, rng)
-    else:
-        f = _text_filter(domain, filtered, rng)
-    if _has_filter_on(state, f.table, f.column) or len(state.filters) > 2 or state.limit:
-        return None
-    is_list = not (state.aggregate or state.group)
-    opening = rng.choice(("only those", "just the ones")) if is_list else "and only for those"
-    words = f"with {say(f)}" if filtered == table else f"whose {filtered} has {say(f)}"
-    return f"{opening} {words}", replace(state, filters=(*state.filters, f))
-
-
-def _change_filter(
-    kind: str, state: State, domain: Domain, rng: random.Random
-) -> tuple[str, State] | None:
-    """Another value for the newest text filter, or its opposite."""
-    texts = [f for f in state.filters if f.said]
-    if not texts:
-        return None
-    old = texts[-1]
-    if kind == "what about":
-        others = [value for value in domain.values[old.table, old.column] if value != old.said]
-        said = rng.choice(others)
-        new = replace(old, value=domain.spelling[old.table, old.column][said], said=said)
-        question = f"what about {said} ?"
-    elif old.op == "=":
-        new = replace(old, op="!=")
-        question = f"and those whose {old.column} is not {old.said} ?"
-    else:
-        return None
-    filters = tuple(new if f is old else f for f in state.filters)
-    return question, replace(state, filters=filters)
-
-
-def _summarize(
-    kind: str, state: State, domain: Domain, rng: random.Random
-) -> tuple[str, State] | None:
-    if state.limit:
-        return None
-    if kind == "count":
-        new = replace(state, aggregate="count", columns=("name",), order="", with_parent=False)
-        return "how many are there ?", new
-    if kind == "average":
-        column = rng.choice(domain.numbers(state.table))
-        new = replace(state, aggregate="avg", columns=(column,), order="", with_parent=False)
-        return f"what is their average {column} ?", new
-    column = rng.choice(domain.categories(state.table))
-    if _has_filter_on(state, state.table, column):
-        return None
-    new = replace(state, group=column, columns=("name",), order="", with_parent=False)
-    return f"count them for each {column}", new
-
-
-def _sort(kind: str, state: State, domain: Domain, rng: random.Random) -> tuple[str, State] | None:
-    if state.order:
-        return None
-    if kind == "best":
-        words, new = _first_by_number(state, domain, rng)
-        return f"which of them has the {words} ?", new
-    column = rng.choice(domain.numbers(state.table))
-    is_descending = rng.random() < 0.5
-    direction = "high to low" if is_descending else "low to high"
-    new = replace(state, order=column, direction="DESC" if is_descending else "ASC")
-    return f"sort them by {column} from {direction}", new
-
-
-def _change_list(
-    kind: str, state: State, domain: Domain, rng: random.Random
-) -> tuple[str, State] | None:
-    """One more column, the parent's name, or fewer rows."""
-    table = state.table
-    if kind == "add" and len(state.columns) < 3:
-        column = rng.choice((*domain.categories(table), *domain.numbers(table)))
-        if column in state.columns:
-            return None
-        return f"also show their {column}", replace(state, columns=(*state.columns, column))
-    if kind == "parent" and table == domain.child and not state.with_parent:
-        return f"also show the name of their {domain.parent}", replace(state, with_parent=True)
-    if kind == "except" and not state.is_joined and not state.order:
-        f = _text_filter(domain, table, rng)
-        if _has_filter_on(state, table, f.column):
-            return None
-        return f"leave out those with {say(f)}", replace(state, excluded=f)
+def _sound_follow_up(
+    dialogue: Dialogue, domain: Domain, rng: random.Random, run: RunQuery
+) -> AskedTurn | None:
+    """A sound turn of a kind that is drawn; None if none of TRIES_OF_A_KIND is sound."""
+    is_later = len(dialogue.turns) > 1
+    weights = [weight[is_later] for weight in FOLLOW_UPS.values()]
+    kind = rng.choices(tuple(FOLLOW_UPS), weights)[0]
+    for _ in range(TRIES_OF_A_KIND):
+        turn = follow_up(kind, dialogue, domain, rng)
+        if turn is not None and is_sound(turn, dialogue.turns, domain, run):
+            return turn
     return None
 
 
-def _text_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
-    """A filter on a text column. The question says the value in lower case, and each database
-    spells it in its own way."""
-    column = rng.choice(domain.categories(table))
-    said = rng.choice(domain.values[table, column])
-    return Filter(table, column, "=", domain.spelling[table, column][said], said)
+def follow_up(
+    kind: str, dialogue: Dialogue, domain: Domain, rng: random.Random
+) -> AskedTurn | None:
+    """A next turn of this kind, or None if the one drawn does not fit the dialogue."""
+    turns = dialogue.turns
+    last = turns[-1]
+    if kind == "result":
+        return _about_result(dialogue, domain, rng)
+    if kind == "subject":
+        question, state = opening(domain, rng, SUBJECTS)
+        kept = _with_dropped(state, last.state, domain)
+        return AskedTurn(question, state, kind, keeps=kept)
+    if kind in ("before", "first"):
+        base = len(turns) - 2 if kind == "before" else 0
+        if kind == "first" and len(turns) < 3:
+            return None
+        return _of_earlier(kind, base, turns, domain, rng)
+    if kind == "correct":
+        return _correction(turns, domain, rng)
+    change = _change(kind, last.state, domain, rng)
+    if change is None:
+        return None
+    return _changed(change.words, kind, change, len(turns) - 1, turns, domain)
 
 
-def _number_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
-    """A comparison with a value from the middle of a number column."""
-    column = rng.choice(domain.numbers(table))
-    values = sorted(domain.values[table, column])
-    op = rng.choice("<>")
-    place = int(len(values) * rng.uniform(0.3, 0.7))
-    return Filter(table, column, op, values[place])
+def _change(kind: str, state: State, domain: Domain, rng: random.Random) -> changes.Change | None:
+    """A change of this kind that fits the state."""
+    match kind:
+        case "filter":
+            return changes.add_filter(rng.choice(FILTER_KINDS), state, domain, rng)
+        case "value":
+            return changes.other_value(state, domain, rng)
+        case "summary":
+            return changes.summary(rng.choice(SUMMARY_KINDS), state, domain, rng)
+        case "columns":
+            return changes.columns(rng.choice(COLUMN_KINDS), state, domain, rng)
+        case "sort" | "best":
+            return changes.sorting(kind, state, domain, rng)
+        case "names":
+            return changes.names_again(state)
+        case "others":
+            return changes.other_rows(state)
+        case "forget":
+            return changes.only_this(state, domain, rng)
+        case "drop":
+            return changes.without_column(state, rng)
+    raise ValueError(f"there is no kind of follow-up {kind!r}")
 
 
-def _above_average(domain: Domain, table: str, rng: random.Random) -> Filter:
-    return Filter(table, rng.choice(domain.numbers(table)), ABOVE_AVERAGE, None)
+def _of_earlier(
+    kind: str, base: int, turns: Sequence[AskedTurn], domain: Domain, rng: random.Random
+) -> AskedTurn | None:
+    """A change of an earlier turn than the last one."""
+    inner = rng.choice(("filter", "filter", "value", "value", "best", "sort", "summary", "drop"))
+    change = _change(inner, turns[base].state, domain, rng)
+    if change is None or not change.after_but:
+        return None
+    opening_words = "as before but" if kind == "before" else "the first one again but"
+    question = f"{opening_words} {change.after_but}"
+    return _changed(question, kind, change, base, turns, domain)
 
 
-def _first_by_number(state: State, domain: Domain, rng: random.Random) -> tuple[str, State]:
-    """The row with the highest or lowest value of a number column, in words and as a state."""
-    column = rng.choice(domain.numbers(state.table))
-    is_highest = rng.random() < 0.5
-    new = replace(state, order=column, direction="DESC" if is_highest else "ASC", limit=True)
-    return f"{'highest' if is_highest else 'lowest'} {column}", new
+def _correction(turns: Sequence[AskedTurn], domain: Domain, rng: random.Random) -> AskedTurn | None:
+    """The user takes back a part of the last question."""
+    last = turns[-1]
+    if last.kind == "value":
+        change = changes.other_value(last.state, domain, rng)
+        if change is None:
+            return None
+        words = f"no , i meant {change.after_but.removeprefix('for ')}"
+        return _changed(words, "correct", change, len(turns) - 1, turns, domain)
+    if last.kind == "filter" and last.base is not None:
+        change = changes.add_filter(rng.choice(FILTER_KINDS), turns[last.base].state, domain, rng)
+        if change is None:
+            return None
+        words = f"no , i meant {change.after_but.removeprefix('only ')}"
+        return _changed(words, "correct", change, last.base, turns, domain)
+    change = changes.other_number(last.state, domain, rng)
+    if change is None:
+        return None
+    return _changed(change.words, "correct", change, len(turns) - 1, turns, domain)
 
 
-def _has_filter_on(state: State, table: str, column: str) -> bool:
-    return any((f.table, f.column) == (table, column) for f in state.filters)
+def _changed(
+    question: str,
+    kind: str,
+    change: changes.Change,
+    base: int,
+    turns: Sequence[AskedTurn],
+    domain: Domain,
+) -> AskedTurn:
+    """The turn that applies a change to the turn `base`, with its misreadings."""
+    before = turns[base].state
+    state = change.apply(before)
+    kept = tuple(f for f in state.filters if f in before.filters)
+    of_last = None
+    if base != len(turns) - 1:
+        of_last = change.apply(turns[-1].state)
+    return AskedTurn(
+        question,
+        state,
+        kind,
+        base=base,
+        alone=change.apply(State(domain.child)),
+        of_last=of_last,
+        forgets=changes.forgetful(state, kept) if kept else None,
+        keeps=_with_dropped(state, before if of_last is None else turns[-1].state, domain),
+    )
+
+
+def _with_dropped(state: State, before: State, domain: Domain) -> State | None:
+    """The state with the filters that it has dropped, None if none of them fits it."""
+    if before.table != state.table or state.childless:
+        return None
+    dropped = tuple(f for f in before.filters if f not in state.filters)
+    if not dropped:
+        return None
+    return replace(state, filters=(*dropped, *state.filters))
+
+
+def _about_result(dialogue: Dialogue, domain: Domain, rng: random.Random) -> AskedTurn | None:
+    known = known_values(dialogue.turns)
+    unseen = [one for one in dialogue.shown if (one.table, one.column, one.value) not in known]
+    if not unseen:
+        return None
+    shown = rng.choice(unseen)
+    found = refer(shown, domain, rng)
+    if found is None:
+        return None
+    question, state = found
+    filters = dialogue.turns[-1].state.filters
+    keeps = _with_dropped(state, dialogue.turns[-1].state, domain) if filters else None
+    return AskedTurn(question, state, "result", shown=shown, keeps=keeps)
+
+
+def guesses(turn: AskedTurn, earlier: Sequence[AskedTurn]) -> list[Filter]:
+    """The filters whose value neither the question nor the SQL of an earlier turn says, though an
+    earlier result does."""
+    known = known_values(earlier)
+    return [f for f in turn.state.all_filters() if f.guess is not None and _value(f) not in known]
+
+
+def unknown_spellings(turn: AskedTurn, earlier: Sequence[AskedTurn]) -> list[Filter]:
+    """The filters on text values whose spelling no earlier SQL shows."""
+    known = known_values(earlier)
+    return [f for f in turn.state.all_filters() if f.said and _value(f) not in known]
+
+
+def known_values(earlier: Sequence[AskedTurn]) -> set[tuple[str, str, object]]:
+    """The values in the SQL of earlier turns, with their tables and columns."""
+    return {_value(f) for turn in earlier for f in turn.state.all_filters()}
+
+
+def _value(f: Filter) -> tuple[str, str, object]:
+    return f.table, "name" if f.of_row else f.column, f.value
+
+
+def is_sound(turn: AskedTurn, earlier: Sequence[AskedTurn], domain: Domain, run: RunQuery) -> bool:
+    """Whether the result of a turn makes a good question.
+
+    The result is not empty, not long, and not only NULL or a count of zero. LIMIT does not decide a
+    tie. The result differs from that of every earlier turn, from that without the newest filter and
+    from that of each misreading.
+    """
+    state = turn.state
+    rows = run(to_sql(state, domain))
+    if not rows or len(rows) > (MAX_ROWS if earlier else MAX_FIRST_ROWS):
+        return False
+    if len(rows) == 1 and rows[0][0] in (None, 0):
+        return False
+    if _is_tie(state, domain, run):
+        return False
+    if any(rows == run(to_sql(one.state, domain)) for one in earlier):
+        return False
+    others = turn.misreadings
+    if state.filters and not state.limit:
+        others = [*others, replace(state, filters=state.filters[:-1])]
+    hidden = guesses(turn, earlier)
+
+    def guessed(f: Filter) -> object:
+        return f.guess if f in hidden else f.value
+
+    if hidden and _same_rows(rows, run(to_sql(state, domain, guessed))):
+        return False
+    return not any(_same_rows(rows, run(to_sql(other, domain))) for other in others)
+
+
+def _same_rows(rows: list[tuple], others: list[tuple] | None) -> bool:
+    """Whether two results have the same rows, in any order."""
+    return others is not None and sorted(map(repr, rows)) == sorted(map(repr, others))
+
+
+def _is_tie(state: State, domain: Domain, run: RunQuery) -> bool:
+    """Whether LIMIT decides a tie, so that the result is a matter of chance."""
+    if state.most:
+        counts = run(_counts(state, domain))
+        return not counts or len(counts) < 2 or counts[0][1] == counts[1][1]
+    if not state.limit:
+        return False
+    values = run(to_sql(replace(state, limit=False, columns=(state.order,)), domain))
+    return not values or values[0][0] in [row[0] for row in values[1:]]
+
+
+def _counts(state: State, domain: Domain) -> str:
+    """The groups with their sizes, the largest first."""
+    grouped = to_sql(replace(state, most=False), domain)
+    return f"{grouped} ORDER BY count(*) DESC"

@@ -1,10 +1,11 @@
 """The embedded world: many small SQLite databases and SParC-like dialogues made from a seed.
 
 It is small enough for two CPU cores and hard enough that running, checking and correcting queries
-pay off. Only the database shows how a text value is spelled, and follow-ups keep earlier filters
-without saying so. The files have the formats of the public data sets, so they are read like any
-other data. Besides, there is a demonstrations.jsonl, one JSON object a line: {"turn_id", "steps":
-[{"think", "exec_verdict", "memory_verdict", "action", "sql"}]} without any protocol tag.
+pay off. Follow-ups keep and drop earlier filters without saying so, only the database shows how it
+spells a text value that they name, and only an earlier result shows what "that singer" is. The
+files have the formats of the public data sets, so they are read like any other data. Besides, there
+is a demonstrations.jsonl, one JSON object a line: {"turn_id", "steps": [{"think", "exec_verdict",
+"memory_verdict", "action", "sql"}]} without any protocol tag.
 """
 
 import hashlib
@@ -15,34 +16,41 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
 from mtsql.demos import plan
-from mtsql.toyworld import databases, demonstrations, dialogues, states, words
+from mtsql.toyworld import (
+    changes,
+    databases,
+    demonstrations,
+    dialogues,
+    openings,
+    references,
+    states,
+    words,
+)
 from mtsql.toyworld.databases import make_database, tables_entry
 from mtsql.toyworld.demonstrations import demonstrate
-from mtsql.toyworld.dialogues import first_turn, follow_up
-from mtsql.toyworld.states import Domain, RunQuery, State, to_sql
+from mtsql.toyworld.dialogues import AskedTurn, draw_dialogue
+from mtsql.toyworld.states import Domain, RunQuery, to_sql
 from mtsql.toyworld.words import DEV_DOMAINS, TRAIN_DOMAINS
 
 SOURCES = (
     __file__,
+    changes.__file__,
     databases.__file__,
     demonstrations.__file__,
     dialogues.__file__,
+    openings.__file__,
+    references.__file__,
     states.__file__,
     words.__file__,
     plan.__file__,
 )
 """The code that decides what the world looks like: all files of this folder, and the shapes of its
 demonstrations."""
-MAX_ROWS = 25
-"""Maximum number of rows of a turn's result. Opening turns may have up to MAX_FIRST_ROWS rows."""
-MAX_FIRST_ROWS = 45
-MAX_TRIES = 40
-"""Follow-ups that are tried for one dialogue before another opening question is drawn."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,11 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class MadeDialogue:
-    """A dialogue as train.json has it, and the steps that demonstrate each of its turns."""
+    """A dialogue as it was drawn, as train.json has it, and the steps that demonstrate each of its
+    turns."""
 
+    domain: Domain
+    turns: list[AskedTurn]
     entry: dict
     steps: list[list[dict]]
 
@@ -97,26 +108,40 @@ def write_toy_world(folder: Path, seed: int = 0, size: WorldConfig = WorldConfig
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    train_domains = _make_databases(partial, _train_pairs(size.num_train_databases, seed), seed)
-    dev_pairs = list(islice(cycle(DEV_DOMAINS), size.num_dev_databases))
-    dev_domains = _make_databases(partial, dev_pairs, seed)
-    _write_json(partial / "tables.json", [tables_entry(d) for d in train_domains + dev_domains])
-
-    made: dict[str, list[MadeDialogue]] = {"train": [], "dev_seen": [], "dev": []}
-    train_counts = {"train": size.train_dialogues, "dev_seen": size.seen_dialogues}
-    for domain in train_domains:
-        _add_dialogues(partial, domain, seed, train_counts, made)
-    for domain in dev_domains:
-        _add_dialogues(partial, domain, seed, {"dev": size.dev_dialogues}, made)
-
+    domains, made = make_dialogues(partial, seed, size)
+    write_tables(partial, domains)
     for split, of_split in made.items():
-        # In mixed order, so that the first dialogues of a file are a fair sample of all databases.
-        random.Random(f"{seed}/order/{split}").shuffle(of_split)
         _write_json(partial / f"{split}.json", [dialogue.entry for dialogue in of_split])
     lines = "".join(json.dumps(record) + "\n" for record in _demonstrations(made["train"]))
     (partial / "demonstrations.jsonl").write_text(lines, encoding="utf-8")
     _write_json(partial / "toyworld.json", stamp)
     os.replace(partial, folder)
+
+
+def make_dialogues(
+    folder: Path, seed: int, size: WorldConfig
+) -> tuple[list[Domain], dict[str, list[MadeDialogue]]]:
+    """Write the databases of a world to `folder`/database, and return their domains and the
+    dialogues of each split as they are in its file."""
+    train_domains = _make_databases(folder, _train_pairs(size.num_train_databases, seed), seed)
+    dev_pairs = list(islice(cycle(DEV_DOMAINS), size.num_dev_databases))
+    dev_domains = _make_databases(folder, dev_pairs, seed)
+
+    made: dict[str, list[MadeDialogue]] = {"train": [], "dev_seen": [], "dev": []}
+    train_counts = {"train": size.train_dialogues, "dev_seen": size.seen_dialogues}
+    for domain in train_domains:
+        _add_dialogues(folder, domain, seed, train_counts, made)
+    for domain in dev_domains:
+        _add_dialogues(folder, domain, seed, {"dev": size.dev_dialogues}, made)
+    for split, of_split in made.items():
+        # In mixed order, so that the first dialogues of a file are a fair sample of all databases.
+        random.Random(f"{seed}/order/{split}").shuffle(of_split)
+    return train_domains + dev_domains, made
+
+
+def write_tables(folder: Path, domains: list[Domain]) -> None:
+    """Write the schemas of the databases to `folder`/tables.json."""
+    _write_json(folder / "tables.json", [tables_entry(domain) for domain in domains])
 
 
 def _hash_of_sources() -> str:
@@ -193,73 +218,22 @@ def _add_dialogues(
 def _make_dialogue(
     domain: Domain, rng: random.Random, run: RunQuery, seen: set[tuple[str, ...]]
 ) -> MadeDialogue:
-    """A dialogue of 2 to 5 turns, with a demonstration of each turn.
+    """A dialogue of 2 to 6 turns, with a demonstration of each turn.
 
     seen: the questions of all earlier dialogues about the database. No dialogue repeats them.
     """
     while True:
-        turns = _draw_turns(domain, rng, run)
-        questions = tuple(question for question, _ in turns)
+        turns = draw_dialogue(domain, rng, run)
+        questions = tuple(turn.question for turn in turns)
         if len(turns) >= 2 and questions not in seen:
             seen.add(questions)
             break
-    steps = []
-    before = None
-    for _, state in turns:
-        steps.append(demonstrate(state, before, domain, rng, run))
-        before = state
+    steps = [demonstrate(turn, turns[:place], domain, rng, run) for place, turn in enumerate(turns)]
     interaction = [
-        {"utterance": question, "query": to_sql(state, domain)} for question, state in turns
+        {"utterance": turn.question, "query": to_sql(turn.state, domain)} for turn in turns
     ]
     entry = {"database_id": domain.db_id, "interaction": interaction}
-    return MadeDialogue(entry, steps)
-
-
-def _draw_turns(domain: Domain, rng: random.Random, run: RunQuery) -> list[tuple[str, State]]:
-    """An opening question and follow-ups that fit it, or fewer turns than a dialogue needs if
-    MAX_TRIES did not give enough."""
-    num_turns = rng.choices((2, 3, 4, 5), (2, 4, 3, 1))[0]
-    question, state = first_turn(domain, rng)
-    if not _is_sound(state, None, domain, run):
-        return []
-    turns = [(question, state)]
-    for _ in range(MAX_TRIES):
-        if len(turns) == num_turns:
-            break
-        found = follow_up(state, domain, rng)
-        if found is None:
-            continue
-        question, new_state = found
-        if _is_sound(new_state, state, domain, run):
-            turns.append((question, new_state))
-            state = new_state
-    return turns
-
-
-def _is_sound(state: State, before: State | None, domain: Domain, run: RunQuery) -> bool:
-    """Whether the result of a turn makes a good question.
-
-    The result is not empty, not long, and not only NULL or a count of zero. LIMIT does not
-    decide a tie. The result differs from that of the last turn and from that without the newest
-    filter.
-    """
-    rows = run(to_sql(state, domain))
-    max_rows = MAX_FIRST_ROWS if before is None else MAX_ROWS
-    if not rows or len(rows) > max_rows:
-        return False
-    if len(rows) == 1 and rows[0][0] in (None, 0):
-        return False
-    if state.limit:
-        ordered = replace(state, limit=False, columns=(state.order,))
-        in_order = run(to_sql(ordered, domain))
-        if not in_order or in_order[0][0] in [row[0] for row in in_order[1:]]:
-            return False
-    if before is not None and rows == run(to_sql(before, domain)):
-        return False
-    if state.filters and not state.limit:
-        wider = replace(state, filters=state.filters[:-1])
-        return rows != run(to_sql(wider, domain))
-    return True
+    return MadeDialogue(domain, turns, entry, steps)
 
 
 def _demonstrations(train: list[MadeDialogue]) -> Iterator[dict]:
