@@ -61,6 +61,11 @@ class SftConfig:
 
     epochs: float = 0.95
     """Passes over the samples."""
+    whole_text_frac: float | None = None
+    """First part of the optimizer steps, in which the loss is taken over whole texts: prompts with
+    the SQL of earlier turns, and observations. It is the pretraining of a model that starts from
+    nothing. null: 0.4 for the embedded model, 0 for a model that `model.path` names and for own
+    rollouts."""
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper, as we read it: 16). A model that
     starts from nothing learns to copy from a schema in about a thousand steps, and hardly in a
@@ -77,6 +82,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.samples_per_update < 1:
             raise ValueError("sft.epochs must be above 0 and sft.samples_per_update at least 1")
+        if not 0 <= (self.whole_text_frac or 0) <= 1:
+            raise ValueError(f"sft.whole_text_frac is {self.whole_text_frac}: it must be in [0, 1]")
         if self.max_samples < 0:
             raise ValueError("sft.max_samples must not be negative (0 = all)")
 
@@ -162,6 +169,11 @@ def check(config: Config) -> None:
     what = BUDGETS if config.source == "self" else "max_prompt_tokens and a reply"
     room = config.sft.max_batch_tokens
     require_room_in_batch("sft.max_batch_tokens", room, max_tokens(config), what)
+    if config.sft.whole_text_frac and (config.model.path or config.source == "self"):
+        raise ValueError(
+            f"sft.whole_text_frac is {config.sft.whole_text_frac}: only the embedded model learns "
+            "whole texts, without model.path and own rollouts; leave it out"
+        )
     if pool_files(config) and config.source != "file":
         raise ValueError(f"pool has no effect with source={config.source}: leave it out")
     if config.demonstrations and config.source != "demonstrations":
@@ -303,6 +315,14 @@ def train_on_own_rollouts(
             session.save_checkpoint(learner, progress.update, progress.state())
 
 
+def whole_text_frac(config: Config) -> float:
+    """`sft.whole_text_frac`, with the value that null stands for."""
+    stated = config.sft.whole_text_frac
+    if stated is not None:
+        return stated
+    return 0.0 if config.model.path or config.source == "self" else 0.4
+
+
 def train_on(
     samples: list[Sample], config: Config, session: Session, learner: Learner, progress: Progress
 ) -> None:
@@ -312,17 +332,20 @@ def train_on(
     stage = f"round{progress.round}" if config.source == "self" else "sft"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
+    num_whole = round(whole_text_frac(config) * num_steps)
     lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
     learner.reclaim_memory()
     with activity(stage, session.ranks.is_main, "steps", has_lines=False) as show:
         for step in range(progress.done, num_steps):
             chunk = order[step * sft.samples_per_update : (step + 1) * sft.samples_per_update]
-            mine = [samples[place] for place in session.ranks.share(chunk)]
+            everyones = [samples[place] for place in chunk]
+            if step < num_whole:
+                everyones = [sample.whole_text() for sample in everyones]
+            mine = session.ranks.share(everyones)
             lr = learning_rate(sft.optim, step, num_steps)
             with no_interrupt():
                 with session.log.timer("step"):
                     stats = learner.optimizer_step(mine, lr)
-                everyones = [samples[place] for place in chunk]
                 lines.add(step + 1, progress.update + 1, lr, stats, everyones)
                 progress.update += 1
                 progress.done = step + 1

@@ -149,6 +149,11 @@ def test_train_rl_names_the_mistake(complaint, flags, words):
     [
         ("--source both", "source"),
         ("--sft.epochs 0", "sft.epochs"),
+        ("--sft.whole_text_frac 1.5", "sft.whole_text_frac is 1.5"),
+        (
+            f"{DATA} good.json --model.path models/mute --source gold --sft.whole_text_frac 0.1",
+            "0.1",
+        ),
         (f"{DATA} good.json {GOOD}", "demonstrations is not set"),
         (f"{DATA} good.json {GOOD} --demonstrations nowhere.jsonl", "nowhere.jsonl"),
         (f"{DATA} good.json {GOOD} --demonstrations wrong.jsonl", "wrong.jsonl, line 1"),

@@ -92,3 +92,15 @@ def test_every_trained_token_is_packed_once_within_the_budget(drawn, max_tokens)
     num_distinct = sum(len(prompt) for prompt in prompts_packed)
     num_distinct += sum(len(samples[k].ids) for k in trained)
     assert sum(batch.num_distinct for batch in batches) == num_distinct
+
+
+def test_a_whole_text_has_a_loss_on_every_token_but_the_first():
+    sample = Sample(prompt_ids=[1, 2, 3], ids=[4, 5, 6], loss_mask=[1, 0, 1])
+    [batch] = pack([sample.whole_text()], max_tokens=9)
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.targets.tolist() == [2, 3, 4, 5, 6]
+    assert batch.sources.tolist() == [0, 1, 2, 3, 4]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    scored = Sample([1, 2], [3], [1], advantages=[1.0], old_logprobs=[-1.0])
+    with pytest.raises(ValueError, match="advantages"):
+        scored.whole_text()

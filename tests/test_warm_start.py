@@ -23,6 +23,7 @@ from mtsql.files import WriteError
 from mtsql.model.policy import EmbeddedConfig, ModelConfig, resolved
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED, run_script
+from mtsql.run.runlog import read_rows
 from mtsql.run.signals import no_interrupt
 from mtsql.sql.datasets import DataConfig
 
@@ -195,3 +196,31 @@ def test_a_warm_start_is_the_same_whatever_the_machine_decodes_with(monkeypatch)
         model = train_rl.warm_started(config, Accelerator(cpu=True)).model
         assert (model.path, model.few_rows) == ("kept", few_rows)
     assert found[0] == found[1]
+
+
+def test_the_embedded_model_learns_whole_texts_first(tmp_path, small_world):
+    """The first part of the steps has a loss on all tokens, and the others on the replies only. A
+    model that was pretrained learns the replies alone."""
+    small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
+    data = DataConfig(toy_folder=str(tmp_path / "world"))
+    sft = train_sft.SftConfig(max_samples=64, epochs=1.0)
+    config = train_sft.Config(
+        model=ModelConfig(embedded=small),
+        data=data,
+        style="brief",
+        sft=sft,
+        run=str(tmp_path / "a"),
+    )
+    train_sft.main(config)
+
+    def tokens(run: str) -> list[int]:
+        rows = read_rows(tmp_path / run / "metrics.jsonl")
+        return [row["num_tokens"] for row in rows if "loss" in row]
+
+    begun = tokens("a")
+    assert len(begun) == 8
+    assert min(begun[:3]) > 2 * max(begun[3:])  # 0.4 * 8 is rounded to 3 steps
+    model = ModelConfig(path=str(tmp_path / "a/model"))
+    train_sft.main(replace(config, model=model, run=str(tmp_path / "b")))
+    assert tokens("b")[3:] == begun[3:]
+    assert max(tokens("b")) < min(begun[:3])

@@ -56,6 +56,14 @@ class Sample:
         """Number of tokens that the loss is taken over."""
         return sum(self.loss_mask)
 
+    def whole_text(self) -> "Sample":
+        """The same tokens with a loss on each but the first, for SFT of a model that has not been
+        pretrained. ValueError if it has advantages, which belong to sampled tokens only."""
+        if self.advantages:
+            raise ValueError("a sample with advantages has no loss on its prompt")
+        ids = [*self.prompt_ids[1:], *self.ids]
+        return Sample(self.prompt_ids[:1], ids, [1] * len(ids))
+
 
 @dataclass(frozen=True)
 class Batch:
