@@ -59,7 +59,7 @@ from mtsql.workbench import check_sizes
 class SftConfig:
     """Supervised passes over trajectories. Only the policy's own tokens are trained on."""
 
-    epochs: float = 0.95
+    epochs: float = 1.1
     """Passes over the samples."""
     whole_text_frac: float | None = None
     """First part of the optimizer steps, in which the loss is taken over whole texts: prompts with

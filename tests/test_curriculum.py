@@ -82,3 +82,12 @@ def test_an_empty_curriculum_is_named():
 def test_bounds_that_do_not_fall_are_named():
     with pytest.raises(ValueError, match="curriculum.bounds"):
         CurriculumConfig(bounds=(0.5, 0.7), shares=(1, 1))
+
+
+def test_a_stage_with_a_share_of_0_is_used_only_if_no_other_holds_a_turn():
+    config = CurriculumConfig(bounds=(0.6, 0.3, 0.0), shares=(0.3, 0.7, 0.0))
+    mixed = build_curriculum({"a": (2, 3), "b": (1, 3), "c": (0, 3)}, config, seed=0)
+    assert [mixed.stage_at(u, 10) for u in range(10)] == [0] * 3 + [1] * 7
+    unsolved = build_curriculum({"c": (0, 3), "d": (0, 3)}, config, seed=0)
+    assert [unsolved.stage_at(u, 4) for u in range(4)] == [2] * 4
+    assert set(unsolved.pick(0, 4, 2)) == {"c", "d"}

@@ -22,7 +22,8 @@ class CurriculumConfig:
     """A turn belongs to the first stage whose bound its fraction of successes reaches (paper:
     14-19, 7-13 and 0-6 successes of 20)."""
     shares: tuple[float, ...] = (0.4, 0.4, 0.2)
-    """Each stage's share of the updates (paper: 60, 60 and 30 of 150)."""
+    """Each stage's share of the updates (paper: 60, 60 and 30 of 150). A stage with a share of 0 is
+    left out, unless no other holds a turn."""
     drop_solved: bool = True
     """Leave out turns that all their rollouts in the probe solved."""
     resample_rounds: int = 0
@@ -72,10 +73,12 @@ class Curriculum:
         return max([self._planned(update, num_updates), *self.past[-1:]])
 
     def _planned(self, update: int, num_updates: int) -> int:
-        """The stage of an update by the shares alone."""
-        shares = [
-            share if turns else 0.0 for share, turns in zip(self.shares, self.stages, strict=True)
-        ]
+        """The stage of an update by the shares alone. If all stages that hold a turn have a share
+        of 0, they share the updates equally."""
+        held = [bool(turns) for turns in self.stages]
+        shares = [share * is_held for share, is_held in zip(self.shares, held, strict=True)]
+        if not any(shares):
+            shares = [float(is_held) for is_held in held]
         progress = (update + 0.5) / num_updates * sum(shares)
         reached = 0.0
         for stage, share in enumerate(shares):
