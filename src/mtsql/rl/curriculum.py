@@ -175,8 +175,5 @@ def build_curriculum(
         raise ValueError(
             "the curriculum is empty: every probed turn is already solved (curriculum.drop_solved)"
         )
-    shares_in_use = [s for s, turns in zip(config.shares, stages, strict=True) if turns]
-    if not any(shares_in_use):
-        raise ValueError("curriculum.shares gives no update to any stage that holds turns")
     running = {turn_id: list(count) for turn_id, count in sorted(counts.items())}
     return Curriculum(stages, config.shares, seed, num_dropped, running)
