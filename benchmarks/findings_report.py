@@ -194,7 +194,8 @@ def signed(found: Estimate, digits: int = 1) -> str:
     return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _level(found: Estimate | None) -> str:
+def level(found: Estimate | None) -> str:
+    """A figure with its interval, such as 42.1 [40.0, 44.3]; empty without one."""
     if found is None:
         return ""
     if found.interval is None:
@@ -211,15 +212,13 @@ def tables(v: Verdicts) -> str:
     for model in models:
         replies = v.mean(model, lambda one: one.replies)
         splits = [v.mean(model, which=lambda one, name=name: one.split == name) for name in SPLITS]
-        levels = [_level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
+        levels = [level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
         rows.append((model, WORDS[model], *levels, f"{replies.value:.1f}" if replies else ""))
     names = [f"EX {name}" for name in SPLITS.values()]
     lines += table(("model", "what", *names, "EM", "aha, %", "replies"), rows)
     lines += ["", "## EX by turn and hardness", ""]
     known = [(name, which) for name, which in HARDNESS_AND_TURNS if v.mean("base", which=which)]
-    rows = [
-        (model, *(_level(v.mean(model, which=which)) for _, which in known)) for model in models
-    ]
+    rows = [(model, *(level(v.mean(model, which=which)) for _, which in known)) for model in models]
     lines += table(("model", *(name for name, _ in known)), rows)
     lines += ["", "## Gains of EX by turn and hardness", ""]
     rows = []
@@ -229,7 +228,7 @@ def tables(v: Verdicts) -> str:
     lines += table(("models", *(name for name, _ in known)), rows)
     history = [model for model in models if v.of(model, "predicted")]
     lines += ["", "## EX with predicted history", ""]
-    rows = [(model, _level(v.mean(model, history="predicted"))) for model in history]
+    rows = [(model, level(v.mean(model, history="predicted"))) for model in history]
     lines += table(("model", "EX, all turns"), rows)
     return "\n".join([*lines, ""])
 
