@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import platform
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ class Verdict:
 
     model: the name of a step or of a round. at: the finished updates of the training `ALONG`, for
     an evaluation along its run; else None. abilities: those of `ABILITIES`, None where the episode
-    gave no occasion. is_aha: it ends right with another query than the first one, which failed or
-    returned nothing. replies: number of replies.
+    gave no occasion. starts_bad: its first query failed or returned nothing. is_aha: it started so
+    and ended right with another query. replies: number of replies.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Verdict:
     replies: int
     abilities: list[float | None]
     is_aha: int = 0
+    starts_bad: int = 0
     at: int | None = None
 
     @property
@@ -100,7 +102,7 @@ def read_verdicts(file: Path) -> list[Verdict]:
     """The verdicts of a file. ValueError that names file and line if one cannot be read."""
     try:
         text = gzip.decompress(file.read_bytes()).decode()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -111,6 +113,11 @@ def read_verdicts(file: Path) -> list[Verdict]:
         except TypeError as error:
             raise ValueError(f"{where}: no verdict: {error}") from error
     return found
+
+
+def has_files(folder: Path) -> bool:
+    """Whether the folder has both files."""
+    return (folder / VERDICTS).is_file() and (folder / RUNS).is_file()
 
 
 def read_runs(folder: Path) -> dict[str, Any]:
@@ -154,6 +161,7 @@ def verdict_of(
         replies=row["num_replies"],
         abilities=[None if value is None else round(value, 4) for value in values],
         is_aha=int(row["ex"] and has_bad_start and is_mended),
+        starts_bad=int(has_bad_start),
         at=at,
     )
 

@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from findings_claims import ALONG, CHAIN, SPLITS, Verdicts, aha, em, ex
-from findings_data import ABILITIES
+from findings_claims import CHAIN
+from findings_data import ABILITIES, ALONG
+from findings_verdicts import SPLITS, Verdicts, aha, em, ex
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

@@ -238,6 +238,7 @@ def _of_seed(folder: str, seed: int, sizes: Sizes, toy_folder: str) -> list[Step
         "short-sft-compute",
         "train_sft.py",
         (*short, *to_short),
+        "base",
         "rounds",
         "short-sft",
         equal=equal,

@@ -15,21 +15,26 @@ a finished step it makes the page from the two files that are there.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from findings import show
+from findings_command import (
+    require_command,
+    require_own_folder,
+    require_resamples,
+    run_steps,
+    show,
+    split_command,
+    start,
+    tell_source,
+)
 from findings_run import Steps
 from findings_steps import ROOT, Step
-from real_report import gather, has_files, write_files, write_report
+from real_report import PAGE, gather, has_files, write_files, write_report
 
 from mtsql.files import print_line
 from mtsql.run.config import parse_config
-from mtsql.run.signals import exit_code, name_of, stoppable
-
-COMMANDS = ("list", "run", "report")
 
 
 @dataclass(frozen=True)
@@ -107,24 +112,18 @@ def plan(flags: Flags) -> list[Step]:
 
 def main(words: Sequence[str]) -> int:
     """Run a command. -> the exit code."""
-    words = list(words)
-    command = words.pop(0) if words and not words[0].startswith("-") else ""
+    command, words = split_command(words)
     flags = parse_config(Flags, words, __doc__)
-    if command not in COMMANDS:
-        raise ValueError(f"name a command first: {', '.join(COMMANDS)}; found {command!r}")
+    require_command(command)
     steps = Steps(plan(flags), Path(flags.folder), Path(flags.data))
     if command == "list":
         show(steps)
         return 0
-    if command == "report":
-        return report(flags, steps)
-    check_inputs(flags)
-    failed = steps.run(num_jobs=1, threads=flags.threads)
-    for one in failed:
-        print_line(f"{one.key} failed: see {flags.folder}/{one.key}.log")
-    num_left = sum(not state.is_done for state in steps.states.values())
-    print_line(f"{num_left} steps are not done" if num_left else "all steps are done")
-    return 1 if num_left else 0
+    if command == "run":
+        check_inputs(flags)
+        return run_steps(steps, 1, flags.threads)
+    report(flags, steps)
+    return 0
 
 
 def check_inputs(flags: Flags) -> None:
@@ -136,27 +135,21 @@ def check_inputs(flags: Flags) -> None:
             raise ValueError(f"data {flags.data}: {name} is missing there; see docs/data.md")
 
 
-def report(flags: Flags, steps: Steps) -> int:
-    """Write the report, from the runs if an evaluation is finished and else from its files."""
+def report(flags: Flags, steps: Steps) -> None:
+    """Write the report, from the runs if a step is finished and else from its files."""
+    require_own_folder(flags.scale, flags.report_folder, Flags.report_folder)
+    require_resamples(flags.resamples)
     folder = Path(flags.report_folder)
-    if any(state.is_done for state in steps.states.values()):
-        write_files(*gather(steps), folder)
-    elif not has_files(folder):
+    if not has_files(folder) and not any(state.is_done for state in steps.states.values()):
         raise ValueError(
             f"neither {flags.folder} holds a finished step nor {folder} the files of a report: run "
             "the steps first"
         )
+    if tell_source(steps, flags.report_folder):
+        write_files(*gather(steps), folder)
     write_report(folder, flags.resamples)
-    print_line(f"{folder / 'real.md'} is written")
-    return 0
+    print_line(f"{folder / PAGE} is written")
 
 
 if __name__ == "__main__":
-    with stoppable():
-        try:
-            sys.exit(main(sys.argv[1:]))
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt as stop:
-            print_line(f"{name_of(stop)}: the same command goes on")
-            sys.exit(exit_code(stop))
+    start(main)

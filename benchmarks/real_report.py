@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from findings_claims import HARDNESS_AND_TURNS, Verdicts, em, everything, ex
 from findings_data import (
     Verdict,
     facts_of,
@@ -26,6 +25,7 @@ from findings_data import (
 from findings_report import level, signed, table
 from findings_run import Steps
 from findings_steps import Step
+from findings_verdicts import HARDNESS_AND_TURNS, Verdicts, em, everything, ex
 from matplotlib.figure import Figure
 
 from mtsql.agent.env import Outcome

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, cell_figures
-from mtsql.rl.evaluate import TurnScore, scores_as_rows
+from helpers.evaluations import cell, episode
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -33,30 +32,15 @@ def write_scores(folder: Path, model: str, rate: float) -> None:
     right with `rate`. The same turns are right for a better model. The untrained one answers
     nothing."""
     rng = random.Random(0)
-    scores = []
-    for dialogue in range(NUM_DIALOGUES):
-        for turn in range(3):
-            is_right = rng.random() < rate
-            score = TurnScore(
-                turn_id=f"dev:{dialogue}:{turn}",
-                dialogue_id=f"dev:{dialogue}",
-                turn=str(turn + 1),
-                hardness="easy" if turn < 2 else "extra",
-                ex=is_right,
-                em=is_right,
-                prediction="SELECT 1",
-                outcome="reply_tokens" if model == "untrained" else "answered",
-                num_replies=2,
-                abilities={name: 0.5 for name in ABILITY_DEFINITIONS},
-                first_execution="rows",
-                first_sql="SELECT 1",
-            )
-            scores.append(score)
-    figures = cell_figures([[score] for score in scores])
-    about = {"data": "sparc dev", "split": "dev", "history": "gold"}
-    cell = {**about, **figures, "turns": scores_as_rows(scores)}
+    outcome = "reply_tokens" if model == "untrained" else "answered"
+    scores = [
+        episode("dev", dialogue, turn, rng.random() < rate, outcome=outcome)
+        for dialogue in range(NUM_DIALOGUES)
+        for turn in range(3)
+    ]
     folder.mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps({"results": [cell]}))
+    results = [cell(scores, "sparc dev", "dev", "gold")]
+    (folder / "scores.json").write_text(json.dumps({"results": results}))
 
 
 @pytest.fixture
