@@ -70,7 +70,7 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
             continue
         run = steps.folder / step.key
         if step.script == "eval.py":
-            verdicts += _of_evaluation(step, read_json(run / "scores.json"))
+            verdicts += _of_evaluation(step, cells_of(run))
         elif step.name == ALONG:
             verdicts += _along(step, run)
     return verdicts, {
@@ -121,14 +121,34 @@ def has_files(folder: Path) -> bool:
 
 
 def read_runs(folder: Path) -> dict[str, Any]:
-    """What `runs.json` holds."""
-    runs: dict[str, Any] = read_json(folder / RUNS)
-    return runs
+    """What `runs.json` holds. ValueError that names the file if it is damaged."""
+    return read_keys(folder / RUNS, ("machine", "versions", "steps"))
 
 
-def _of_evaluation(step: Step, scores: dict[str, Any]) -> Iterator[Verdict]:
+def read_keys(file: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """The object in a JSON file. ValueError that names the file if one of the keys is missing."""
+    values = read_json(file)
+    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise ValueError(f"{file}: {missing[0]} is missing")
+    found: dict[str, Any] = values
+    return found
+
+
+def cells_of(run: Path) -> list[dict[str, Any]]:
+    """The results of a finished evaluation. ValueError that names the file if a part of it is
+    missing."""
+    file = run / "scores.json"
+    scores = read_keys(file, ("results", "is_complete"))
+    if not scores["is_complete"]:
+        raise ValueError(f"{file}: not complete: continue it with eval.py --resume '{run}'")
+    cells: list[dict[str, Any]] = scores["results"]
+    return cells
+
+
+def _of_evaluation(step: Step, cells: Iterable[dict[str, Any]]) -> Iterator[Verdict]:
     model = step.name.removeprefix("eval-")
-    for cell in scores["results"]:
+    for cell in cells:
         for row in cell["turns"]:
             yield verdict_of(step.seed, model, cell["split"], cell["history"], row)
 

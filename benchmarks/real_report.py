@@ -15,8 +15,10 @@ from typing import Any
 
 from findings_data import (
     Verdict,
+    cells_of,
     facts_of,
     machine,
+    read_keys,
     read_verdicts,
     verdict_of,
     versions,
@@ -60,7 +62,7 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
         run = steps.folder / step.key
         if step.script == "eval.py" and steps.states[step.key].is_done:
             model = step.name.removeprefix("eval-")
-            for cell in read_json(run / "scores.json")["results"]:
+            for cell in cells_of(run):
                 verdicts += _of_cell(step, model, cell)
                 evaluations.append(_figures(model, cell))
         elif step.script != "eval.py" and (run / "metrics.jsonl").is_file():
@@ -130,7 +132,8 @@ def _curve(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def write_report(folder: Path, num_resamples: int) -> None:
     """Write the page and the figure from the two files."""
-    facts = read_json(folder / FACTS)
+    keys = ("evaluations", "curves", "selected", "machine", "versions", "steps")
+    facts = read_keys(folder / FACTS, keys)
     v = Verdicts(read_verdicts(folder / VERDICTS), num_resamples)
     figure = draw(facts["curves"])
     partial = folder / f".{PICTURE}.partial"
@@ -221,13 +224,13 @@ def turn_lines(v: Verdicts) -> list[str]:
             verdicts = [one for one in v.of(model).values() if one.split == data]
             dialogues = {one.dialogue for one in verdicts}
             if verdicts:
-                counts.append(f"{name} {len(verdicts)} of {len(dialogues)} dialogues")
+                counts.append(f"{name} {len(verdicts)} turns of {len(dialogues)} dialogues")
         if counts:
             parts.append(f"{data}: {', '.join(counts)}")
     if not parts:
         return []
     return [
-        f"Turns with gold history, from the first dialogue of the file on: {'; '.join(parts)}.",
+        f"Evaluated with gold history, from the first dialogue of the file on: {'; '.join(parts)}.",
         "",
     ]
 

@@ -128,7 +128,7 @@ def fakes(tmp_path):
     start = {"first_execution": "failed", "first_sql": "SELECT nope"}
     turns = [episode("dev", d, t, d % 2 == 0, **start) for d in range(4) for t in range(3)]
     results = [cell(turns, "toyworld dev", "dev", history) for history in ("gold", "predicted")]
-    (tmp_path / "scores.json").write_text(json.dumps({"results": results}))
+    (tmp_path / "scores.json").write_text(json.dumps({"results": results, "is_complete": True}))
     (tmp_path / "turns.json").write_text(json.dumps({"turns": scores_as_rows(turns)}))
     return tmp_path
 

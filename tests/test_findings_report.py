@@ -1,5 +1,6 @@
 """The report of benchmarks/findings.py on verdicts with known effects."""
 
+import gzip
 import importlib
 import json
 import random
@@ -223,11 +224,17 @@ def test_unreadable_files_are_named(module, tmp_path):
     (made / "verdicts.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match="verdicts.jsonl.gz: cannot be read"):
         data.read_verdicts(made / data.VERDICTS)
-    import gzip
-
     (made / "verdicts.jsonl.gz").write_bytes(gzip.compress(json.dumps({"seed": 0}).encode()))
     with pytest.raises(ValueError, match="line 1: no verdict"):
         data.read_verdicts(made / data.VERDICTS)
+    torn = gzip.compress(b"{}" * 1000)
+    for damaged in (torn[:-9], torn[:15] + b"!!" + torn[17:]):
+        (made / "verdicts.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="verdicts.jsonl.gz: cannot be read"):
+            data.read_verdicts(made / data.VERDICTS)
+    (made / "runs.json").write_text('{"machine": {}}')
+    with pytest.raises(ValueError, match="runs.json: versions is missing"):
+        data.read_runs(made)
     words = ["report", f"--folder={made}/x", f"--report_folder={made}/y"]
     with pytest.raises(ValueError, match="run the steps first"):
         module("findings").main(words)

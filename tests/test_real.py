@@ -40,7 +40,7 @@ def write_scores(folder: Path, model: str, rate: float) -> None:
     ]
     folder.mkdir(parents=True)
     results = [cell(scores, "sparc dev", "dev", "gold")]
-    (folder / "scores.json").write_text(json.dumps({"results": results}))
+    (folder / "scores.json").write_text(json.dumps({"results": results, "is_complete": True}))
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_report_says_what_was_wanted_and_what_was_found(module, finished):
     assert "wanted 20: reached" in text
     assert "wanted 3, and the interval above 0: reached" in text
     assert "weights of update 30 of 40. They have the highest EX on training databases" in text
-    assert f"sparc dev: untrained {3 * NUM_DIALOGUES} of {NUM_DIALOGUES} dialogues" in text
+    assert f"sparc dev: untrained {3 * NUM_DIALOGUES} turns of {NUM_DIALOGUES} dialogues" in text
     assert "| untrained | sparc dev | 0.0 | 0.50 |" in text
     assert "| stage 1 | sparc dev | 100.0 | 0.50 |" in text
     facts = json.loads((folder / "real.json").read_text())
@@ -136,6 +136,14 @@ def test_a_gain_that_may_be_chance_is_not_called_reached(module, finished):
     module("real").main(report_of(finished))
     text = (Path(finished.report_folder) / "real.md").read_text()
     assert "wanted 3, and the interval above 0: not reached" in text
+
+
+def test_an_evaluation_that_is_not_complete_is_named(module, finished):
+    file = Path(finished.folder) / "seed0" / "eval-rl" / "scores.json"
+    for text, fault in (('{"results": [], "is_complete": false}', "not complete"), ("{", "JSON")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"eval-rl/scores.json: .*{fault}"):
+            module("real").main(report_of(finished))
 
 
 def test_the_page_is_made_again_from_its_files(module, finished, tmp_path):
