@@ -16,17 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from findings_command import (
-    require_command,
-    require_own_folder,
-    require_resamples,
-    run_steps,
-    show,
-    split_command,
-    start,
-    tell_source,
-)
-from findings_data import RUNS, VERDICTS, gather, has_files, read_runs, read_verdicts, write
+import findings_command
+from findings_data import VERDICTS, gather, has_files, read_runs, read_verdicts, write
 from findings_report import write_report
 from findings_run import Steps
 from findings_steps import Sizes, plan
@@ -61,16 +52,16 @@ class Flags:
 
 def main(words: Sequence[str]) -> int:
     """Run a command. -> the exit code."""
-    command, words = split_command(words)
+    command, words = findings_command.split_command(words)
     flags = parse_config(Flags, words, __doc__)
-    require_command(command)
+    findings_command.require_command(command)
     plan_of_all = plan(flags.folder, flags.seeds, flags.sizes.scaled(flags.scale), flags.toy_folder)
     steps = Steps(plan_of_all, Path(flags.folder), Path(flags.toy_folder))
     if command == "list":
-        show(steps)
+        findings_command.show(steps)
         return 0
     if command == "run":
-        return run_steps(steps, flags.jobs, flags.threads)
+        return findings_command.run_steps(steps, flags.jobs, flags.threads)
     report(flags, steps)
     return 0
 
@@ -78,19 +69,12 @@ def main(words: Sequence[str]) -> int:
 def report(flags: Flags, steps: Steps) -> None:
     """Write the report, from the runs if any is finished and else from the files of an earlier
     report."""
-    require_own_folder(flags.scale, flags.report_folder, Flags.report_folder)
-    require_resamples(flags.resamples)
     folder = Path(flags.report_folder)
-    if not has_files(folder) and not any(state.is_done for state in steps.states.values()):
-        raise ValueError(
-            f"neither {flags.folder} holds a finished step nor {folder} the files {VERDICTS} and "
-            f"{RUNS}: run the steps first"
-        )
-    if tell_source(steps, flags.report_folder):
+    if findings_command.is_from_runs(flags, steps, has_files(folder)):
         write(*gather(steps), folder)
     write_report(read_verdicts(folder / VERDICTS), read_runs(folder), folder, flags.resamples)
     print_line(f"{folder / 'README.md'} is written")
 
 
 if __name__ == "__main__":
-    start(main)
+    findings_command.start(main)

@@ -4,6 +4,7 @@ of a plan of steps."""
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from findings_run import Steps
 from rich.console import Console
@@ -14,6 +15,14 @@ from mtsql.run.screen import duration
 from mtsql.run.signals import exit_code, name_of, stoppable
 
 COMMANDS = ("list", "run", "report")
+
+
+class ReportFlags(Protocol):
+    """The flags of a report. `report_folder` of the class is the default."""
+
+    report_folder: str
+    scale: float
+    resamples: int
 
 
 def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -28,21 +37,6 @@ def require_command(command: str) -> None:
     if command not in COMMANDS:
         found = f"; found {command}" if command else ""
         raise ValueError(f"name a command first: {', '.join(COMMANDS)}{found}")
-
-
-def require_own_folder(scale: float, report_folder: str, usual: str) -> None:
-    """ValueError for the report of a try that would replace the report of the whole experiment."""
-    if scale < 1 and report_folder == usual:
-        raise ValueError(
-            f"scale is {scale:g}: the report of a try would replace the one in {usual}: name "
-            "another --report_folder"
-        )
-
-
-def require_resamples(resamples: int) -> None:
-    """ValueError for a number below 1."""
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}: it must be at least 1")
 
 
 def run_steps(steps: Steps, num_jobs: int, threads: int) -> int:
@@ -72,15 +66,32 @@ def show(steps: Steps) -> None:
     print_line(f"\n{duration(secs)} so far{rest}, if the steps run one after another")
 
 
-def tell_source(steps: Steps, report_folder: str) -> bool:
-    """Say what the report is made from. -> whether from the runs, of which any step is finished;
-    else from the files of an earlier report."""
+def is_from_runs(flags: ReportFlags, steps: Steps, has_files: bool) -> bool:
+    """Whether a report is made from the runs, of which a step is finished; else from the files of
+    an earlier report. Prints which.
+
+    has_files: whether the files of an earlier report are there. ValueError if there is neither, for
+    a number of resamples below 1, and if the report of a try would replace that of the whole
+    experiment.
+    """
+    if flags.resamples < 1:
+        raise ValueError(f"resamples is {flags.resamples}: it must be at least 1")
+    if flags.scale < 1 and flags.report_folder == type(flags).report_folder:
+        raise ValueError(
+            f"scale is {flags.scale:g}: the report of a try would replace the one in "
+            f"{flags.report_folder}: name another --report_folder"
+        )
     num_done = sum(state.is_done for state in steps.states.values())
     if num_done:
         print_line(f"from {num_done} of {len(steps.steps)} steps in {steps.folder}")
-    else:
-        print_line(f"{steps.folder} holds no finished step: from the files in {report_folder}")
-    return num_done > 0
+        return True
+    if not has_files:
+        raise ValueError(
+            f"neither folder {steps.folder} has a finished step nor report_folder "
+            f"{flags.report_folder} the files of a report: run the steps first"
+        )
+    print_line(f"{steps.folder} has no finished step: from the files in {flags.report_folder}")
+    return False
 
 
 def start(main: Callable[[Sequence[str]], int]) -> None:

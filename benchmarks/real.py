@@ -19,16 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from findings_command import (
-    require_command,
-    require_own_folder,
-    require_resamples,
-    run_steps,
-    show,
-    split_command,
-    start,
-    tell_source,
-)
+import findings_command
 from findings_run import Steps
 from findings_steps import ROOT, Step
 from real_report import PAGE, gather, has_files, write_files, write_report
@@ -112,16 +103,16 @@ def plan(flags: Flags) -> list[Step]:
 
 def main(words: Sequence[str]) -> int:
     """Run a command. -> the exit code."""
-    command, words = split_command(words)
+    command, words = findings_command.split_command(words)
     flags = parse_config(Flags, words, __doc__)
-    require_command(command)
+    findings_command.require_command(command)
     steps = Steps(plan(flags), Path(flags.folder), Path(flags.data))
     if command == "list":
-        show(steps)
+        findings_command.show(steps)
         return 0
     if command == "run":
         check_inputs(flags)
-        return run_steps(steps, 1, flags.threads)
+        return findings_command.run_steps(steps, 1, flags.threads)
     report(flags, steps)
     return 0
 
@@ -137,19 +128,12 @@ def check_inputs(flags: Flags) -> None:
 
 def report(flags: Flags, steps: Steps) -> None:
     """Write the report, from the runs if a step is finished and else from its files."""
-    require_own_folder(flags.scale, flags.report_folder, Flags.report_folder)
-    require_resamples(flags.resamples)
     folder = Path(flags.report_folder)
-    if not has_files(folder) and not any(state.is_done for state in steps.states.values()):
-        raise ValueError(
-            f"neither {flags.folder} holds a finished step nor {folder} the files of a report: run "
-            "the steps first"
-        )
-    if tell_source(steps, flags.report_folder):
+    if findings_command.is_from_runs(flags, steps, has_files(folder)):
         write_files(*gather(steps), folder)
     write_report(folder, flags.resamples)
     print_line(f"{folder / PAGE} is written")
 
 
 if __name__ == "__main__":
-    start(main)
+    findings_command.start(main)
