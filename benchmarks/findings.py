@@ -70,7 +70,7 @@ def report(flags: Flags, steps: Steps) -> None:
     """Write the report, from the runs if any is finished and else from the files of an earlier
     report."""
     folder = Path(flags.report_folder)
-    if findings_command.is_from_runs(flags, steps, has_files(folder)):
+    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
         write(*gather(steps), folder)
     write_report(read_verdicts(folder / VERDICTS), read_runs(folder), folder, flags.resamples)
     print_line(f"{folder / 'README.md'} is written")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from findings_data import ABILITIES, ALONG, Verdict
-from findings_verdicts import Verdicts, aha
+from findings_verdicts import SPLITS, Verdicts, aha, having
 
 from mtsql.judge.crossed_intervals import Estimate
 
@@ -109,24 +109,8 @@ def _is_late(one: Verdict) -> bool:
     return one.turn in ("3", "4", "> 4")
 
 
-def _is_first(one: Verdict) -> bool:
-    return one.turn == "1"
-
-
 def _is_hard(one: Verdict) -> bool:
     return one.hardness in ("hard", "extra")
-
-
-def _is_easy(one: Verdict) -> bool:
-    return one.hardness == "easy"
-
-
-def _in_domain(one: Verdict) -> bool:
-    return one.split == "dev_seen"
-
-
-def _out_of_domain(one: Verdict) -> bool:
-    return one.split == "dev"
 
 
 def _chain(v: Verdicts) -> Finding:
@@ -165,8 +149,8 @@ def _horizon(v: Verdicts) -> Finding:
 
 def _turns_and_hardness(v: Verdicts) -> Finding:
     parts = (
-        ("turns 3 and later - turn 1", _is_late, _is_first),
-        ("hard and extra - easy", _is_hard, _is_easy),
+        ("turns 3 and later - turn 1", _is_late, having("turn", "1")),
+        ("hard and extra - easy", _is_hard, having("hardness", "easy")),
     )
     comparisons = [
         Comparison(f"gain {b} - {a}: {name}", v.gain(a, b, which=which, minus=minus))
@@ -185,15 +169,15 @@ def _turns_and_hardness(v: Verdicts) -> Finding:
 
 
 def _domains(v: Verdicts) -> Finding:
-    domains = ((_in_domain, "in domain"), (_out_of_domain, "out of domain"))
     comparisons = [
-        Comparison(f"{name}: {b} - {a}", v.gain(a, b, which=which))
+        Comparison(f"{name}: {b} - {a}", v.gain(a, b, which=having("split", split)))
         for a, b in (("base", "round3"), ("round3", "process"))
-        for which, name in domains
+        for split, name in SPLITS.items()
     ]
+    inside, outside = having("split", "dev_seen"), having("split", "dev")
     more = Comparison(
         "gain process - round3: out of domain - in domain",
-        v.gain("round3", "process", which=_out_of_domain, minus=_in_domain),
+        v.gain("round3", "process", which=outside, minus=inside),
     )
     return Finding(
         5,

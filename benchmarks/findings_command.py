@@ -18,11 +18,16 @@ COMMANDS = ("list", "run", "report")
 
 
 class ReportFlags(Protocol):
-    """The flags of a report. `report_folder` of the class is the default."""
+    """The flags of a report."""
 
-    report_folder: str
-    scale: float
-    resamples: int
+    @property
+    def report_folder(self) -> str: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def resamples(self) -> int: ...
 
 
 def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -66,17 +71,17 @@ def show(steps: Steps) -> None:
     print_line(f"\n{duration(secs)} so far{rest}, if the steps run one after another")
 
 
-def is_from_runs(flags: ReportFlags, steps: Steps, has_files: bool) -> bool:
+def is_from_runs(flags: ReportFlags, usual_folder: str, steps: Steps, has_files: bool) -> bool:
     """Whether a report is made from the runs, of which a step is finished; else from the files of
     an earlier report. Prints which.
 
-    has_files: whether the files of an earlier report are there. ValueError if there is neither, for
-    a number of resamples below 1, and if the report of a try would replace that of the whole
-    experiment.
+    usual_folder: the default of report_folder. has_files: whether the files of an earlier report
+    are there. ValueError if there is neither, for a number of resamples below 1, and if the report
+    of a try would replace that of the whole experiment.
     """
     if flags.resamples < 1:
         raise ValueError(f"resamples is {flags.resamples}: it must be at least 1")
-    if flags.scale < 1 and flags.report_folder == type(flags).report_folder:
+    if flags.scale < 1 and flags.report_folder == usual_folder:
         raise ValueError(
             f"scale is {flags.scale:g}: the report of a try would replace the one in "
             f"{flags.report_folder}: name another --report_folder"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from findings_claims import CHAIN
 from findings_data import ABILITIES, ALONG
-from findings_verdicts import SPLITS, Verdicts, aha, em, ex
+from findings_verdicts import SPLITS, Verdicts, aha, em, ex, having
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,10 +36,7 @@ def chain_figure(v: Verdicts) -> Figure:
     axes = figure.subplots()
     for place, (split, label) in enumerate(SPLITS.items()):
         for metric, line in ((ex, "-"), (em, "--")):
-            found = [
-                v.mean(model, metric, lambda one, split=split: one.split == split)
-                for model in CHAIN
-            ]
+            found = [v.mean(model, metric, having("split", split)) for model in CHAIN]
             name = f"{metric.__name__.upper()}, {label}"
             x = [number + 0.06 * (2 * place - 1) for number in range(len(CHAIN))]
             _draw_points(axes, x, found, place, line, name)
@@ -55,10 +52,7 @@ def gains_figure(v: Verdicts) -> Figure:
     groups = (("turn", TURNS), ("hardness", HARDNESS))
     for axes, (key, names) in zip(both, groups, strict=True):
         for place, (a, b, label) in enumerate(GAINS):
-            found = [
-                v.gain(a, b, which=lambda one, name=name, key=key: getattr(one, key) == name)
-                for name in names
-            ]
+            found = [v.gain(a, b, which=having(key, name)) for name in names]
             x = [number + 0.12 * (2 * place - 1) for number in range(len(names))]
             _draw_points(axes, x, found, place, "", label)
         axes.axhline(0, color="black", linewidth=0.8)

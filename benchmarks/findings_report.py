@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from findings_claims import CHAIN, NO_FIGURES, SHORT, Comparison, Finding, findings
 from findings_data import RUNS, VERDICTS, Verdict
 from findings_figures import draw
-from findings_verdicts import HARDNESS_AND_TURNS, SPLITS, Verdicts, aha, em
+from findings_verdicts import HARDNESS_AND_TURNS, SPLITS, Verdicts, aha, em, having
 
 from mtsql.files import read_json, write_text
 from mtsql.judge.crossed_intervals import Estimate
@@ -251,7 +251,7 @@ def tables(v: Verdicts) -> str:
     rows = []
     for model in models:
         replies = v.mean(model, lambda one: one.replies)
-        splits = [v.mean(model, which=lambda one, name=name: one.split == name) for name in SPLITS]
+        splits = [v.mean(model, which=having("split", name)) for name in SPLITS]
         levels = [level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
         rows.append((model, WORDS[model], *levels, f"{replies.value:.1f}" if replies else ""))
     names = [f"EX {name}" for name in SPLITS.values()]

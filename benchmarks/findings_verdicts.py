@@ -23,13 +23,14 @@ Key = tuple[int, str, str]
 """(seed, split, turn id)."""
 
 
-def _is(key: str, name: str) -> Which:
+def having(key: str, name: str) -> Which:
+    """Takes the verdicts that have this value, such as the split `dev`."""
     return lambda one: getattr(one, key) == name
 
 
 HARDNESS_AND_TURNS = [
-    *((f"turn {name}", _is("turn", name)) for name in TURNS),
-    *((name, _is("hardness", name)) for name in HARDNESS),
+    *((f"turn {name}", having("turn", name)) for name in TURNS),
+    *((name, having("hardness", name)) for name in HARDNESS),
 ]
 """The rows of tables by turn and by hardness: name, and which verdicts it takes."""
 

@@ -129,7 +129,7 @@ def check_inputs(flags: Flags) -> None:
 def report(flags: Flags, steps: Steps) -> None:
     """Write the report, from the runs if a step is finished and else from its files."""
     folder = Path(flags.report_folder)
-    if findings_command.is_from_runs(flags, steps, has_files(folder)):
+    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
         write_files(*gather(steps), folder)
     write_report(folder, flags.resamples)
     print_line(f"{folder / PAGE} is written")
