@@ -25,6 +25,8 @@ from findings_steps import Sizes, plan
 from mtsql.files import print_line
 from mtsql.run.config import parse_config
 
+COMMANDS = findings_command.COMMANDS
+
 
 @dataclass(frozen=True)
 class Flags:

@@ -22,7 +22,7 @@ from findings_steps import Step, flops_of
 from mtsql.files import parse_json, read_json, write_text
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, BAD_STARTS
 from mtsql.rl.evaluate import dialogue_of
-from mtsql.run.runlog import read_rows
+from mtsql.run.runlog import read_rows, writing
 from mtsql.sql.runnable import folded
 
 VERDICTS, RUNS = "verdicts.jsonl.gz", "runs.json"
@@ -87,15 +87,17 @@ def write(verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path) -> No
 
 
 def write_verdicts(verdicts: Iterable[Verdict], file: Path) -> None:
-    """Write a line for each verdict. The same verdicts give the same bytes."""
+    """Write a line for each verdict. The same verdicts give the same bytes. WriteError that names
+    the file if it cannot be written."""
     lines = []
     for verdict in verdicts:
         known = {key: value for key, value in asdict(verdict).items() if value is not None}
         lines.append(json.dumps(known, separators=(",", ":")) + "\n")
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
-    os.replace(partial, file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+        os.replace(partial, file)
 
 
 def read_verdicts(file: Path) -> list[Verdict]:

@@ -15,6 +15,7 @@ from mtsql.judge.aggregate import TURNS
 from mtsql.judge.crossed_intervals import Estimate
 from mtsql.judge.hardness import HARDNESS
 from mtsql.run.plots import COLOURS, MARKERS
+from mtsql.run.runlog import writing
 
 FIGURES = ("chain.png", "gains.png", "along.png")
 GAINS = (("base", "round3", "SFT: round3 - base"), ("round3", "process", "RL: process - round3"))
@@ -24,10 +25,17 @@ def draw(v: Verdicts, folder: Path) -> list[str]:
     """Draw all figures. -> the names of the files."""
     figures = (chain_figure(v), gains_figure(v), along_figure(v))
     for name, figure in zip(FIGURES, figures, strict=True):
-        partial = folder / f".{name}.partial"
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": ""})
-        os.replace(partial, folder / name)
+        save(figure, folder / name)
     return list(FIGURES)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, completely or not at all. WriteError that names the file if it cannot
+    be written."""
+    partial = file.with_name(f".{file.name}.partial")
+    with writing(file):
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": ""})
+        os.replace(partial, file)
 
 
 def chain_figure(v: Verdicts) -> Figure:

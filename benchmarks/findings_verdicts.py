@@ -139,7 +139,8 @@ class Verdicts:
 
     def correlation(self, number: int, is_whole: bool) -> Estimate | None:
         """The rank correlation of an ability, by its number, with EX over the checkpoints at which
-        it has a value with every seed. None with fewer than three of them."""
+        it has a value with every seed. None with fewer than three of them, or with too few
+        values."""
         models = self.checkpoints(is_whole)
         seeds = {key[0] for one in models for key in one}
         pairs = [

@@ -5,13 +5,14 @@
     python benchmarks/real.py list                  # the steps and their states
     python benchmarks/real.py run                   # hours; after a kill the same command
     python benchmarks/real.py report                # docs/findings/real.md
-    python benchmarks/real.py run --scale 0.02 --folder runs/try        # minutes
+    python benchmarks/real.py run --scale 0.02 --folder runs/real-try   # minutes
 
 It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finished: the untrained
 model is evaluated, stage 1 learns from demonstrations that are made from gold SQL, stage 2 is
 curriculum GRPO, and each model is evaluated on SParC dev and, out of domain, on CoSQL dev.
 `report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
-a finished step it makes the page from the two files that are there.
+a finished step it makes the page from the two files that are there. `list` and `report` take the
+flags that `run` was given; the report of a try needs its own `report_folder`.
 """
 
 import os
@@ -26,6 +27,8 @@ from real_report import PAGE, gather, has_files, write_files, write_report
 
 from mtsql.files import print_line
 from mtsql.run.config import parse_config
+
+COMMANDS = findings_command.COMMANDS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ real.md, real.png         the page and its figure, made from the two
 """
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from findings_data import (
     versions,
     write_verdicts,
 )
+from findings_figures import save
 from findings_report import level, signed, table
 from findings_run import Steps
 from findings_steps import Step
@@ -135,10 +135,7 @@ def write_report(folder: Path, num_resamples: int) -> None:
     keys = ("evaluations", "curves", "selected", "machine", "versions", "steps")
     facts = read_keys(folder / FACTS, keys)
     v = Verdicts(read_verdicts(folder / VERDICTS), num_resamples)
-    figure = draw(facts["curves"])
-    partial = folder / f".{PICTURE}.partial"
-    figure.savefig(partial, format="png", dpi=110, metadata={"Software": ""})
-    os.replace(partial, folder / PICTURE)
+    save(draw(facts["curves"]), folder / PICTURE)
     write_text(folder / PAGE, page(v, facts))
 
 
