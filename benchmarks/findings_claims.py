@@ -74,7 +74,7 @@ class Finding:
 
     @property
     def sentences(self) -> str:
-        """The answer in words: which comparisons say what."""
+        """The answer in words: which differences say what."""
         parts = []
         for answer, text in (
             ("holds", "Above 0 with the whole interval"),
@@ -85,6 +85,9 @@ class Finding:
             names = [f"*{one.name}*" for one in self.comparisons if one.answer == answer]
             if names:
                 parts.append(f"{text}: {', '.join(names)}.")
+        others = [f"*{one.name}* {one.sign}" for one in self.others if one.found is not None]
+        if others:
+            parts.append(f"Without a claim of the paper: {'; '.join(others)}.")
         return " ".join(parts)
 
 

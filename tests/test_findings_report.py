@@ -187,6 +187,7 @@ def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch
     by_seed = [float(value) for value in seeds.split(", ")]
     assert float(effect.split()[0]) == pytest.approx(sum(by_seed) / 3, abs=0.1)
     assert (turns, answer) == ("960", "(no claim) above 0 |")
+    assert "Without a claim of the paper: *outcome - short-rl* below 0." in page
     assert len(page.splitlines()) <= 120
     assert "| extra |" in (made / "tables.md").read_text()
     assert "`real.json` is missing" in page
