@@ -6,7 +6,7 @@
     python benchmarks/findings.py run --scale 0.02 --seeds [0] --folder runs/try    # half an hour
 
 `run` runs what is not finished. Ctrl-C stops it; the same command goes on from the checkpoints.
-`report` reads the run folders, if a step of them is finished, and writes verdicts.jsonl.gz,
+`report` reads the run folders, if an evaluation is finished, and writes verdicts.jsonl.gz,
 runs.json, three pages and three figures to `report_folder`. Else it makes the pages and the figures
 from the two files that are there, so anyone can compute the intervals again. `list` and `report`
 take the flags that `run` was given; the report of a try needs its own `report_folder`.
@@ -69,8 +69,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def report(flags: Flags, steps: Steps) -> None:
-    """Write the report, from the runs if any is finished and else from the files of an earlier
-    report."""
+    """Write the report, from the runs if an evaluation is finished and else from the files of an
+    earlier report."""
     folder = Path(flags.report_folder)
     if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
         write(*gather(steps), folder)

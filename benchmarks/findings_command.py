@@ -72,8 +72,8 @@ def show(steps: Steps) -> None:
 
 
 def is_from_runs(flags: ReportFlags, usual_folder: str, steps: Steps, has_files: bool) -> bool:
-    """Whether a report is made from the runs, of which a step is finished; else from the files of
-    an earlier report. Prints which.
+    """Whether a report is made from the runs, of which an evaluation is finished; else from the
+    files of an earlier report. Prints which.
 
     usual_folder: the default of report_folder. has_files: whether the files of an earlier report
     are there. ValueError if there is neither, for a number of resamples below 1, and if the report
@@ -86,16 +86,19 @@ def is_from_runs(flags: ReportFlags, usual_folder: str, steps: Steps, has_files:
             f"scale is {flags.scale:g}: the report of a try would replace the one in "
             f"{flags.report_folder}: name another --report_folder"
         )
-    num_done = sum(state.is_done for state in steps.states.values())
+    evaluations = [step for step in steps.steps if step.script == "eval.py"]
+    num_done = sum(steps.states[step.key].is_done for step in evaluations)
     if num_done:
-        print_line(f"from {num_done} of {len(steps.steps)} steps in {steps.folder}")
+        print_line(f"from {num_done} of {len(evaluations)} evaluations in {steps.folder}")
         return True
     if not has_files:
         raise ValueError(
-            f"neither folder {steps.folder} has a finished step nor report_folder "
+            f"neither folder {steps.folder} has a finished evaluation nor report_folder "
             f"{flags.report_folder} the files of a report: run the steps first"
         )
-    print_line(f"{steps.folder} has no finished step: from the files in {flags.report_folder}")
+    print_line(
+        f"{steps.folder} has no finished evaluation: from the files in {flags.report_folder}"
+    )
     return False
 
 

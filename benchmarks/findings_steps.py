@@ -148,6 +148,7 @@ def plan(
     that is named twice."""
     if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
         raise ValueError(f"seeds is {list(seeds)}: different numbers from 0 on, at least one")
+    folder, toy_folder = str(Path(folder)), str(Path(toy_folder))  # runs/x/ is runs/x
     return [step for seed in seeds for step in _of_seed(folder, seed, sizes, toy_folder)]
 
 

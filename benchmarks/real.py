@@ -11,8 +11,8 @@ It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finishe
 model is evaluated, stage 1 learns from demonstrations that are made from gold SQL, stage 2 is
 curriculum GRPO, and each model is evaluated on SParC dev and, out of domain, on CoSQL dev.
 `report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
-a finished step it makes the page from the two files that are there. `list` and `report` take the
-flags that `run` was given; the report of a try needs its own `report_folder`.
+a finished evaluation it makes the page from the two files that are there. `list` and `report` take
+the flags that `run` was given; the report of a try needs its own `report_folder`.
 """
 
 import os
@@ -71,7 +71,7 @@ def plan(flags: Flags) -> list[Step]:
         f"--data.databases={flags.data}/database",
     )
     training = (f"--data.train={flags.data}/sparc/train.json", *data, f"--seed={flags.seed}")
-    place = f"{flags.folder}/seed{flags.seed}"
+    place = f"{Path(flags.folder)}/seed{flags.seed}"
     both = f'--out_of_domain=["{flags.data}/cosql/dev.json"]'
     dialogues = max(2, round(300 * flags.scale)) if is_try else 0
     untrained = min(flags.untrained_dialogues, dialogues or flags.untrained_dialogues)
@@ -130,7 +130,7 @@ def check_inputs(flags: Flags) -> None:
 
 
 def report(flags: Flags, steps: Steps) -> None:
-    """Write the report, from the runs if a step is finished and else from its files."""
+    """Write the report, from the runs if an evaluation is finished and else from its files."""
     folder = Path(flags.report_folder)
     if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
         write_files(*gather(steps), folder)

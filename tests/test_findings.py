@@ -96,6 +96,11 @@ def test_steps_come_after_what_they_need_and_their_flags_are_those_of_the_script
             assert config.seed == step.seed
 
 
+def test_a_folder_may_be_spelled_with_a_slash(module):
+    steps = module("findings_steps")
+    assert steps.plan("f/", (0,), steps.Sizes()) == steps.plan("f", (0,), steps.Sizes())
+
+
 def test_mistakes_are_named(module):
     steps = module("findings_steps")
     with pytest.raises(ValueError, match="seeds is"):
@@ -162,6 +167,10 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     assert not state["is_done"] and state["secs"] > 0 and state["num_starts"] == 1
     assert state["exit_code"] == 143
     assert json.loads((place / "base.json").read_text())["is_done"]
+    report = ["report", f"--folder={fakes / 'runs'}", f"--report_folder={fakes / 'report'}"]
+    (place / "eval-base.json").unlink(missing_ok=True)  # it may have been finished
+    with pytest.raises(ValueError, match="has a finished evaluation"):
+        module("findings").main([*report, "--seeds=[0]"])
 
     capsys.readouterr()
     failed = runner(module, fakes).run(2, 1)
@@ -183,8 +192,7 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     # Without the fault, the rest is run, and the report reads what the scripts have written.
     (fakes / "fails").unlink()
     assert not runner(module, fakes).run(2, 1)
-    words = [f"--folder={fakes / 'runs'}", f"--report_folder={fakes / 'report'}", "--seeds=[0]"]
-    assert module("findings").main(["report", *words, "--resamples=20"]) == 0
+    assert module("findings").main([*report, "--seeds=[0]", "--resamples=20"]) == 0
     page = (fakes / "report" / "README.md").read_text()
     assert "Seeds 0; 12 held-out turns" in page and "not finished" not in page
     assert "There is one seed" in page
