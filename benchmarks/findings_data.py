@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import platform
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from findings_steps import Step, flops_of
 from mtsql.files import parse_json, read_json, write_text
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, BAD_STARTS
 from mtsql.rl.evaluate import dialogue_of
-from mtsql.run.runlog import read_rows
+from mtsql.run.runlog import read_rows, writing
 from mtsql.sql.runnable import folded
 
 VERDICTS, RUNS = "verdicts.jsonl.gz", "runs.json"
@@ -36,8 +37,8 @@ class Verdict:
 
     model: the name of a step or of a round. at: the finished updates of the training `ALONG`, for
     an evaluation along its run; else None. abilities: those of `ABILITIES`, None where the episode
-    gave no occasion. is_aha: it ends right with another query than the first one, which failed or
-    returned nothing. replies: number of replies.
+    gave no occasion. starts_bad: its first query failed or returned nothing. is_aha: it started so
+    and ended right with another query. replies: number of replies.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Verdict:
     replies: int
     abilities: list[float | None]
     is_aha: int = 0
+    starts_bad: int = 0
     at: int | None = None
 
     @property
@@ -68,7 +70,7 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
             continue
         run = steps.folder / step.key
         if step.script == "eval.py":
-            verdicts += _of_evaluation(step, read_json(run / "scores.json"))
+            verdicts += _of_evaluation(step, cells_of(run))
         elif step.name == ALONG:
             verdicts += _along(step, run)
     return verdicts, {
@@ -85,22 +87,24 @@ def write(verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path) -> No
 
 
 def write_verdicts(verdicts: Iterable[Verdict], file: Path) -> None:
-    """Write a line for each verdict. The same verdicts give the same bytes."""
+    """Write a line for each verdict. The same verdicts give the same bytes. WriteError that names
+    the file if it cannot be written."""
     lines = []
     for verdict in verdicts:
         known = {key: value for key, value in asdict(verdict).items() if value is not None}
         lines.append(json.dumps(known, separators=(",", ":")) + "\n")
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
-    os.replace(partial, file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+        os.replace(partial, file)
 
 
 def read_verdicts(file: Path) -> list[Verdict]:
     """The verdicts of a file. ValueError that names file and line if one cannot be read."""
     try:
         text = gzip.decompress(file.read_bytes()).decode()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -113,15 +117,40 @@ def read_verdicts(file: Path) -> list[Verdict]:
     return found
 
 
+def has_files(folder: Path) -> bool:
+    """Whether the folder has both files."""
+    return (folder / VERDICTS).is_file() and (folder / RUNS).is_file()
+
+
 def read_runs(folder: Path) -> dict[str, Any]:
-    """What `runs.json` holds."""
-    runs: dict[str, Any] = read_json(folder / RUNS)
-    return runs
+    """What `runs.json` holds. ValueError that names the file if it is damaged."""
+    return read_keys(folder / RUNS, ("machine", "versions", "steps"))
 
 
-def _of_evaluation(step: Step, scores: dict[str, Any]) -> Iterator[Verdict]:
+def read_keys(file: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """The object in a JSON file. ValueError that names the file if one of the keys is missing."""
+    values = read_json(file)
+    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise ValueError(f"{file}: {missing[0]} is missing")
+    found: dict[str, Any] = values
+    return found
+
+
+def cells_of(run: Path) -> list[dict[str, Any]]:
+    """The results of a finished evaluation. ValueError that names the file if a part of it is
+    missing."""
+    file = run / "scores.json"
+    scores = read_keys(file, ("results", "is_complete"))
+    if not scores["is_complete"]:
+        raise ValueError(f"{file}: not complete: continue it with eval.py --resume '{run}'")
+    cells: list[dict[str, Any]] = scores["results"]
+    return cells
+
+
+def _of_evaluation(step: Step, cells: Iterable[dict[str, Any]]) -> Iterator[Verdict]:
     model = step.name.removeprefix("eval-")
-    for cell in scores["results"]:
+    for cell in cells:
         for row in cell["turns"]:
             yield verdict_of(step.seed, model, cell["split"], cell["history"], row)
 
@@ -154,6 +183,7 @@ def verdict_of(
         replies=row["num_replies"],
         abilities=[None if value is None else round(value, 4) for value in values],
         is_aha=int(row["ex"] and has_bad_start and is_mended),
+        starts_bad=int(has_bad_start),
         at=at,
     )
 

@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from findings_claims import ALONG, CHAIN, SPLITS, Verdicts, aha, em, ex
-from findings_data import ABILITIES
+from findings_claims import CHAIN
+from findings_data import ABILITIES, ALONG
+from findings_verdicts import SPLITS, Verdicts, aha, em, ex, having
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,6 +15,7 @@ from mtsql.judge.aggregate import TURNS
 from mtsql.judge.crossed_intervals import Estimate
 from mtsql.judge.hardness import HARDNESS
 from mtsql.run.plots import COLOURS, MARKERS
+from mtsql.run.runlog import writing
 
 FIGURES = ("chain.png", "gains.png", "along.png")
 GAINS = (("base", "round3", "SFT: round3 - base"), ("round3", "process", "RL: process - round3"))
@@ -23,10 +25,17 @@ def draw(v: Verdicts, folder: Path) -> list[str]:
     """Draw all figures. -> the names of the files."""
     figures = (chain_figure(v), gains_figure(v), along_figure(v))
     for name, figure in zip(FIGURES, figures, strict=True):
-        partial = folder / f".{name}.partial"
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": ""})
-        os.replace(partial, folder / name)
+        save(figure, folder / name)
     return list(FIGURES)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, completely or not at all. WriteError that names the file if it cannot
+    be written."""
+    partial = file.with_name(f".{file.name}.partial")
+    with writing(file):
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": ""})
+        os.replace(partial, file)
 
 
 def chain_figure(v: Verdicts) -> Figure:
@@ -35,10 +44,7 @@ def chain_figure(v: Verdicts) -> Figure:
     axes = figure.subplots()
     for place, (split, label) in enumerate(SPLITS.items()):
         for metric, line in ((ex, "-"), (em, "--")):
-            found = [
-                v.mean(model, metric, lambda one, split=split: one.split == split)
-                for model in CHAIN
-            ]
+            found = [v.mean(model, metric, having("split", split)) for model in CHAIN]
             name = f"{metric.__name__.upper()}, {label}"
             x = [number + 0.06 * (2 * place - 1) for number in range(len(CHAIN))]
             _draw_points(axes, x, found, place, line, name)
@@ -54,10 +60,7 @@ def gains_figure(v: Verdicts) -> Figure:
     groups = (("turn", TURNS), ("hardness", HARDNESS))
     for axes, (key, names) in zip(both, groups, strict=True):
         for place, (a, b, label) in enumerate(GAINS):
-            found = [
-                v.gain(a, b, which=lambda one, name=name, key=key: getattr(one, key) == name)
-                for name in names
-            ]
+            found = [v.gain(a, b, which=having(key, name)) for name in names]
             x = [number + 0.12 * (2 * place - 1) for number in range(len(names))]
             _draw_points(axes, x, found, place, "", label)
         axes.axhline(0, color="black", linewidth=0.8)

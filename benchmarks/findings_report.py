@@ -1,24 +1,15 @@
 """The pages of the report of benchmarks/findings.py: README.md, tables.md and commands.md."""
 
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from findings_claims import (
-    CHAIN,
-    HARDNESS_AND_TURNS,
-    SHORT,
-    SPLITS,
-    Comparison,
-    Finding,
-    Verdicts,
-    aha,
-    em,
-    findings,
-)
+from findings_claims import CHAIN, NO_FIGURES, SHORT, Comparison, Finding, findings
 from findings_data import RUNS, VERDICTS, Verdict
 from findings_figures import draw
+from findings_verdicts import HARDNESS_AND_TURNS, SPLITS, Verdicts, aha, em, having
 
 from mtsql.files import read_json, write_text
 from mtsql.judge.crossed_intervals import Estimate
@@ -35,7 +26,8 @@ GAINS = (
     ("short-rl-compute", "process"),
 )
 """Pairs of models whose gains stand in tables.md."""
-REAL_KEYS = ("model", "data", "turns", "ex", "answered")
+THIRD = "An untrained small model cannot follow the protocol"
+REAL_KEYS = ("model", "data", "turns", "ex", "ex_interval", "answered", "answered_interval")
 FOLLOWS_FROM = 50.0
 """A model follows the protocol if at least this percentage of its episodes end with an answer."""
 OTHERS = (
@@ -70,15 +62,8 @@ PICTURES = (
     (7, "EX, aha share and abilities along RL", "along.png"),
 )
 """Number of a finding, text and file of its figure."""
-METHOD = " ".join(
-    """Intervals are 95 % bootstrap intervals over seeds and dialogues together: a resample draws
-    as many seeds as there are and independently as many dialogues, with replacement; a turn
-    counts as often as its seed was drawn times its dialogue. Differences are paired: both models
-    have answered the same turn with the same seed. A claim *holds* if the whole interval is above
-    0, *does not hold here* if it is below 0, and otherwise *cannot be told*. The intervals are
-    not corrected for their number: of forty true zeros, two may be called otherwise.
-    `src/mtsql/judge/crossed_intervals.py` says how often such intervals are right.""".split()
-)
+FEW_SEEDS = 5
+"""With fewer seeds, the page says what that means for its intervals."""
 
 
 def write_report(
@@ -96,8 +81,8 @@ def write_report(
 def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
     """README.md."""
     found = findings(v)
-    third, third_sentence = third_finding(real)
-    seeds = sorted({step["seed"] for step in runs["steps"]})
+    third = third_finding(real)
+    seeds = sorted(v.seeds)
     secs = sum(step["secs"] for step in runs["steps"])
     turns = {key for place in v.by_model.values() for key in place}
     num_turns = len({key[1:] for key in turns})
@@ -106,50 +91,94 @@ def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
         "# The findings of the paper in miniature",
         "",
         f"Written by `python benchmarks/findings.py report`. Seeds "
-        f"{', '.join(map(str, seeds))}; {num_turns} held-out turns, {duration(secs)} of one "
-        "process with one thread. `commands.md` has every command and what it took, `tables.md` "
-        "every model by turn and hardness.",
+        f"{', '.join(map(str, seeds))}; {num_turns} held-out turns; the steps took "
+        f"{duration(secs)}, one after another. `commands.md` has every command and what it took, "
+        f"`tables.md` every model by turn and hardness. `{VERDICTS}` has the verdict on every "
+        "turn, from which this command computes the intervals again.",
     ]
     if num_left:
         head[-1] += f" **{num_left} of {len(runs['steps'])} steps are not finished yet.**"
-    head += ["", METHOD, "", *_summary(found, third), ""]
+    head += ["", method(found, len(seeds)), "", *_summary(found, third), ""]
     parts = ["\n".join(head)]
     for finding in found:
         if finding.number == 4:
-            parts.append(
-                "\n".join(["## 3. An untrained model and the protocol", "", third_sentence, ""])
-            )
+            parts.append(f"## 3. {THIRD}\n\n{third.sentence}\n")
         parts.append(_section(finding, v))
     return "\n".join(parts)
 
 
-def third_finding(real: dict[str, Any] | None) -> tuple[str, str]:
-    """(answer, sentence) about an untrained real model: figures of benchmarks/real.py. ValueError
-    if real.json lacks one of them."""
-    if real is None:
-        return "no figures", (
-            f"No figures: `{REAL}` is missing here. `benchmarks/real.py` writes it for an "
-            "untrained SmolLM2-135M-Instruct."
+def method(found: Sequence[Finding], num_seeds: int) -> str:
+    """How the intervals are made, and how far they can be trusted."""
+    differences = [one for each in found for one in (*each.comparisons, *each.others)]
+    num = sum(one.found is not None for one in differences)
+    text = (
+        "Intervals are 95 % bootstrap intervals over seeds and dialogues together: a resample "
+        "draws as many seeds as there are and independently as many dialogues, with replacement; "
+        "a turn counts as often as its seed was drawn times its dialogue. Differences are paired: "
+        "both models have answered the same turn with the same seed. A claim *holds* if the whole "
+        "interval is above 0, *does not hold here* if it is below 0, and otherwise *cannot be "
+        f"told*. The intervals are not corrected for their number: this page has {num}, and if all "
+        f"differences were 0 in truth, about {num / 20:.0f} intervals would not have 0 in them."
+    )
+    if num_seeds == 1:
+        text += " There is one seed, so the intervals say nothing about other trainings."
+    elif num_seeds < FEW_SEEDS:
+        text += (
+            f" {num_seeds} seeds are few: where the seeds differ by far more than the dialogues "
+            "explain, the intervals are too narrow. So each seed's own figure stands beside "
+            "them. `src/mtsql/judge/crossed_intervals.py` says how often they hold the true figure."
         )
-    figures = real.get("untrained", {})
+    return text
+
+
+class Third(NamedTuple):
+    """What is said about an untrained real model: answer and effect for the table, a sentence."""
+
+    answer: str
+    effect: str
+    sentence: str
+
+
+def third_finding(real: dict[str, Any] | None) -> Third:
+    """The third finding, from figures of benchmarks/real.py. ValueError if one is missing."""
+    figures = (real or {}).get("untrained")
+    if not figures:
+        where = f"`{REAL}` is missing here" if real is None else f"`{REAL}` has none yet"
+        return Third(
+            NO_FIGURES,
+            "",
+            f"No figures: {where}. `benchmarks/real.py` makes them for an untrained "
+            "SmolLM2-135M-Instruct.",
+        )
     missing = [key for key in REAL_KEYS if key not in figures]
     if missing:
         raise ValueError(f"{REAL}: untrained.{missing[0]} is missing")
-    answered = figures["answered"]
-    answer = "holds" if answered < FOLLOWS_FROM else "does not hold here"
-    ends = figures.get("ex_interval")
-    interval = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
-    return answer, (
-        f"**{answer.capitalize()}.** {figures['model']}, untrained, on {figures['turns']} turns of "
-        f"{figures['data']}: {answered:.1f} % of the episodes end with an answer, EX "
-        f"{figures['ex']:.1f}{interval}. We say that a model follows the protocol if at least "
-        f"{FOLLOWS_FROM:.0f} % do."
+    answered, ends = figures["answered"], figures["answered_interval"]
+    low, high = ends or (answered, answered)
+    answer = "cannot be told"
+    if high < FOLLOWS_FROM:
+        answer = "holds"
+    elif low >= FOLLOWS_FROM:
+        answer = "does not hold here"
+    effect = f"*episodes that end with an answer* {answered:.1f} %{_brackets(ends)}"
+    return Third(
+        answer,
+        effect,
+        f"**{answer.capitalize()}.** {effect}, EX {figures['ex']:.1f}"
+        f"{_brackets(figures['ex_interval'])}: {figures['model']}, untrained, on "
+        f"{figures['turns']} turns of {figures['data']}. We say that a model cannot follow the "
+        f"protocol if fewer than {FOLLOWS_FROM:.0f} % of its episodes end with an answer, with the "
+        "whole interval.",
     )
 
 
-def _summary(found: Sequence[Finding], third: str) -> list[str]:
+def _brackets(ends: Sequence[float] | None) -> str:
+    return f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
+
+
+def _summary(found: Sequence[Finding], third: Third) -> list[str]:
     rows = [(one.number, one.title, one.answer, _effect(one)) for one in found]
-    rows.insert(2, (3, "An untrained small model cannot follow the protocol", third, ""))
+    rows.insert(2, (3, THIRD, third.answer, third.effect))
     return table(("", "finding", "here", "effect"), rows)
 
 
@@ -163,12 +192,16 @@ def _effect(finding: Finding) -> str:
 def _section(finding: Finding, v: Verdicts) -> str:
     answer = finding.answer
     effect = _effect(finding)
-    sentence = f"{effect} {finding.unit}. {finding.sentence}" if effect else finding.sentence
+    sentences = f"{effect} {finding.unit}. {finding.sentences}" if effect else finding.sentences
     lines = [f"## {finding.number}. {finding.title}", ""]
-    lines += [f"**{answer[0].upper()}{answer[1:]}.** {sentence}", ""]
+    lines += [f"**{answer[0].upper()}{answer[1:]}.** {sentences} {finding.note}", ""]
     rows = [_comparison(one, finding, one.answer) for one in finding.comparisons]
-    rows += [_comparison(one, finding, "(no claim)") for one in finding.others]
-    lines += table((f"difference, {finding.unit}", "effect", "values", "answer"), rows)
+    rows += [_comparison(one, finding, f"(no claim) {one.sign}") for one in finding.others]
+    counted = "checkpoints" if finding.number == 7 else "turns"
+    header = (f"difference, {finding.unit}", "effect", "each seed", counted, "answer")
+    if finding.number == 7:
+        header = (finding.unit, *header[1:])
+    lines += table(header, rows)
     for number, text, file in PICTURES:
         if finding.number == number:
             lines += ["", f"![{text}]({file})"]
@@ -177,12 +210,19 @@ def _section(finding: Finding, v: Verdicts) -> str:
 
 def _comparison(one: Comparison, finding: Finding, answer: str) -> tuple[str, ...]:
     if one.found is None:
-        return (one.name, "", "", "no figures")
-    return (one.name, _estimate(one.found, finding), f"{one.found.count:,}", answer)
+        return (one.name, "", "", "", NO_FIGURES)
+    digits = _digits(finding)
+    seeds = ["none" if math.isnan(value) else f"{value:+.{digits}f}" for value in one.found.by_seed]
+    effect = _estimate(one.found, finding)
+    return (one.name, effect, ", ".join(seeds), f"{one.found.count:,}", answer)
+
+
+def _digits(finding: Finding) -> int:
+    return 2 if finding.number == 7 else 1
 
 
 def _estimate(found: Estimate, finding: Finding) -> str:
-    return signed(found, 2 if finding.number == 7 else 1)
+    return signed(found, _digits(finding))
 
 
 def signed(found: Estimate, digits: int = 1) -> str:
@@ -194,7 +234,8 @@ def signed(found: Estimate, digits: int = 1) -> str:
     return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _level(found: Estimate | None) -> str:
+def level(found: Estimate | None) -> str:
+    """A figure with its interval, such as 42.1 [40.0, 44.3]; empty without one."""
     if found is None:
         return ""
     if found.interval is None:
@@ -210,16 +251,15 @@ def tables(v: Verdicts) -> str:
     rows = []
     for model in models:
         replies = v.mean(model, lambda one: one.replies)
-        splits = [v.mean(model, which=lambda one, name=name: one.split == name) for name in SPLITS]
-        levels = [_level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
+        splits = [v.mean(model, which=having("split", name)) for name in SPLITS]
+        levels = [level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
         rows.append((model, WORDS[model], *levels, f"{replies.value:.1f}" if replies else ""))
     names = [f"EX {name}" for name in SPLITS.values()]
     lines += table(("model", "what", *names, "EM", "aha, %", "replies"), rows)
     lines += ["", "## EX by turn and hardness", ""]
-    known = [(name, which) for name, which in HARDNESS_AND_TURNS if v.mean("base", which=which)]
-    rows = [
-        (model, *(_level(v.mean(model, which=which)) for _, which in known)) for model in models
-    ]
+    everything = [one for model in models for one in v.of(model).values()]
+    known = [(name, which) for name, which in HARDNESS_AND_TURNS if any(map(which, everything))]
+    rows = [(model, *(level(v.mean(model, which=which)) for _, which in known)) for model in models]
     lines += table(("model", *(name for name, _ in known)), rows)
     lines += ["", "## Gains of EX by turn and hardness", ""]
     rows = []
@@ -229,7 +269,7 @@ def tables(v: Verdicts) -> str:
     lines += table(("models", *(name for name, _ in known)), rows)
     history = [model for model in models if v.of(model, "predicted")]
     lines += ["", "## EX with predicted history", ""]
-    rows = [(model, _level(v.mean(model, history="predicted"))) for model in history]
+    rows = [(model, level(v.mean(model, history="predicted"))) for model in history]
     lines += table(("model", "EX, all turns"), rows)
     return "\n".join([*lines, ""])
 
@@ -259,8 +299,8 @@ def commands(runs: dict[str, Any]) -> str:
     lines = [
         "# Commands of the findings",
         "",
-        f"`{RUNS}` and `{VERDICTS}` hold what this report is made from. Times are those of a "
-        "process with one thread, minutes and seconds; operations are those of rollouts and "
+        f"`{RUNS}` and `{VERDICTS}` hold what this report is made from. Times are in "
+        "minutes and seconds, of one process; operations are those of rollouts and "
         f"learning, without evaluations. {versions}; {machine}.",
         "",
         "Equal data: the short horizon learns the gold SQL of the turns that the rounds roll out, "

@@ -80,15 +80,17 @@ class Steps:
         """Run what is not finished, `num_jobs` steps at once with `threads` threads each. -> the
         steps that failed. What depends on them is not run.
 
-        At Ctrl-C and SIGTERM (a KeyboardInterrupt) the running steps are stopped first, each after
-        it has written its checkpoint.
+        At Ctrl-C, SIGTERM (a KeyboardInterrupt) and an error, the running steps are stopped first,
+        each after it has written its checkpoint. ValueError if another process uses the folder, or
+        if a file of a finished step cannot be read.
         """
         if num_jobs < 1 or threads < 1:
             raise ValueError("jobs and threads must be at least 1")
         failed: list[Step] = []
         running: list[Running] = []
         said = time.monotonic()
-        with RunLock(self.folder, "findings"):
+        with RunLock(self.folder, "folder"):
+            self.states = {step.key: self._read(step) for step in self.steps}  # nobody else writes
             try:
                 while True:
                     for one in [one for one in running if one.process.poll() is not None]:
@@ -103,9 +105,8 @@ class Steps:
                         said = time.monotonic()
                         self._say(running)
                     time.sleep(POLL_SECS)
-            except KeyboardInterrupt:
+            finally:
                 self._stop(running)
-                raise
 
     def secs_left(self) -> float | None:
         """An estimate of the seconds of one process that the unfinished steps take: those of the
@@ -153,7 +154,16 @@ class Steps:
         file = self._file(step, ".json")
         if not file.is_file():
             return State([])
-        state = State(**read_json(file))
+        values = read_json(file)
+        try:
+            state = State(**values)
+            is_state = isinstance(state.flags, list) and isinstance(state.secs, int | float)
+        except TypeError:
+            is_state = False
+        if not is_state:
+            raise ValueError(
+                f"{file}: not the state of a step: delete it, and {step.key} is continued"
+            )
         fixed = state.flags[: len(step.flags)]
         if fixed != list(step.flags):
             now, before = next(
@@ -189,6 +199,9 @@ class Steps:
         write_turns(step, self.folder, self.toy_folder)
         run = self._run_folder(step)
         is_begun = (run / "config.yaml").is_file()
+        if is_begun:  # if the runner was killed, its step may still be writing a checkpoint
+            with RunLock(run, step.key, wait=True):
+                pass
         words = [f"--resume={run}"] if is_begun else [f"--run={run}", *state.flags]
         command = [sys.executable, str(self.scripts / step.script), *words]
         self._file(step, ".log").parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +254,7 @@ class Steps:
                 one.process.wait()
             self._keep_secs(one)
             one.state.exit_code = one.process.returncode
-            one.state.is_done = one.process.returncode == 0
+            one.state.is_done = one.process.returncode in (0, NOTHING_LEARNED)
             self._write(one.step)
 
     def _say(self, running: list[Running]) -> None:

@@ -148,6 +148,7 @@ def plan(
     that is named twice."""
     if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
         raise ValueError(f"seeds is {list(seeds)}: different numbers from 0 on, at least one")
+    folder, toy_folder = str(Path(folder)), str(Path(toy_folder))  # runs/x/ is runs/x
     return [step for seed in seeds for step in _of_seed(folder, seed, sizes, toy_folder)]
 
 
@@ -238,6 +239,7 @@ def _of_seed(folder: str, seed: int, sizes: Sizes, toy_folder: str) -> list[Step
         "short-sft-compute",
         "train_sft.py",
         (*short, *to_short),
+        "base",
         "rounds",
         "short-sft",
         equal=equal,

@@ -5,31 +5,30 @@
     python benchmarks/real.py list                  # the steps and their states
     python benchmarks/real.py run                   # hours; after a kill the same command
     python benchmarks/real.py report                # docs/findings/real.md
-    python benchmarks/real.py run --scale 0.02 --folder runs/try        # minutes
+    python benchmarks/real.py run --scale 0.02 --folder runs/real-try   # minutes
 
 It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finished: the untrained
 model is evaluated, stage 1 learns from demonstrations that are made from gold SQL, stage 2 is
 curriculum GRPO, and each model is evaluated on SParC dev and, out of domain, on CoSQL dev.
 `report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
-a finished step it makes the page from the two files that are there.
+a finished evaluation it makes the page from the two files that are there. `list` and `report` take
+the flags that `run` was given; the report of a try needs its own `report_folder`.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from findings import show
+import findings_command
 from findings_run import Steps
 from findings_steps import ROOT, Step
-from real_report import gather, has_files, write_files, write_report
+from real_report import PAGE, gather, has_files, write_files, write_report
 
 from mtsql.files import print_line
 from mtsql.run.config import parse_config
-from mtsql.run.signals import exit_code, name_of, stoppable
 
-COMMANDS = ("list", "run", "report")
+COMMANDS = findings_command.COMMANDS
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def plan(flags: Flags) -> list[Step]:
         f"--data.databases={flags.data}/database",
     )
     training = (f"--data.train={flags.data}/sparc/train.json", *data, f"--seed={flags.seed}")
-    place = f"{flags.folder}/seed{flags.seed}"
+    place = f"{Path(flags.folder)}/seed{flags.seed}"
     both = f'--out_of_domain=["{flags.data}/cosql/dev.json"]'
     dialogues = max(2, round(300 * flags.scale)) if is_try else 0
     untrained = min(flags.untrained_dialogues, dialogues or flags.untrained_dialogues)
@@ -107,24 +106,18 @@ def plan(flags: Flags) -> list[Step]:
 
 def main(words: Sequence[str]) -> int:
     """Run a command. -> the exit code."""
-    words = list(words)
-    command = words.pop(0) if words and not words[0].startswith("-") else ""
+    command, words = findings_command.split_command(words)
     flags = parse_config(Flags, words, __doc__)
-    if command not in COMMANDS:
-        raise ValueError(f"name a command first: {', '.join(COMMANDS)}; found {command!r}")
+    findings_command.require_command(command)
     steps = Steps(plan(flags), Path(flags.folder), Path(flags.data))
     if command == "list":
-        show(steps)
+        findings_command.show(steps)
         return 0
-    if command == "report":
-        return report(flags, steps)
-    check_inputs(flags)
-    failed = steps.run(num_jobs=1, threads=flags.threads)
-    for one in failed:
-        print_line(f"{one.key} failed: see {flags.folder}/{one.key}.log")
-    num_left = sum(not state.is_done for state in steps.states.values())
-    print_line(f"{num_left} steps are not done" if num_left else "all steps are done")
-    return 1 if num_left else 0
+    if command == "run":
+        check_inputs(flags)
+        return findings_command.run_steps(steps, 1, flags.threads)
+    report(flags, steps)
+    return 0
 
 
 def check_inputs(flags: Flags) -> None:
@@ -136,27 +129,14 @@ def check_inputs(flags: Flags) -> None:
             raise ValueError(f"data {flags.data}: {name} is missing there; see docs/data.md")
 
 
-def report(flags: Flags, steps: Steps) -> int:
+def report(flags: Flags, steps: Steps) -> None:
     """Write the report, from the runs if an evaluation is finished and else from its files."""
     folder = Path(flags.report_folder)
-    if any(state.is_done for state in steps.states.values()):
+    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
         write_files(*gather(steps), folder)
-    elif not has_files(folder):
-        raise ValueError(
-            f"neither {flags.folder} holds a finished step nor {folder} the files of a report: run "
-            "the steps first"
-        )
     write_report(folder, flags.resamples)
-    print_line(f"{folder / 'real.md'} is written")
-    return 0
+    print_line(f"{folder / PAGE} is written")
 
 
 if __name__ == "__main__":
-    with stoppable():
-        try:
-            sys.exit(main(sys.argv[1:]))
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt as stop:
-            print_line(f"{name_of(stop)}: the same command goes on")
-            sys.exit(exit_code(stop))
+    findings_command.start(main)

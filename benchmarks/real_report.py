@@ -7,30 +7,33 @@ real.md, real.png         the page and its figure, made from the two
 """
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from findings_claims import HARDNESS_AND_TURNS, Verdicts, em, everything, ex
 from findings_data import (
     Verdict,
+    cells_of,
     facts_of,
     machine,
+    read_keys,
     read_verdicts,
     verdict_of,
     versions,
     write_verdicts,
 )
-from findings_report import signed, table
+from findings_figures import save
+from findings_report import level, signed, table
 from findings_run import Steps
 from findings_steps import Step
+from findings_verdicts import HARDNESS_AND_TURNS, Verdicts, em, everything, ex
 from matplotlib.figure import Figure
 
+from mtsql.agent.env import Outcome
 from mtsql.files import read_json, write_text
 from mtsql.judge.crossed_intervals import Estimate
-from mtsql.rl.eval_figures import ABILITY_DEFINITIONS
+from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, share
 from mtsql.run.plots import COLOURS
 from mtsql.run.runlog import read_rows
 from mtsql.run.screen import duration
@@ -41,6 +44,8 @@ SPARC, COSQL = "sparc dev", "cosql dev"
 HISTORIES = ("gold", "predicted")
 KEPT = ("abilities", "aha", "outcomes", "costs")
 """Figures of a cell of scores.json that real.json keeps."""
+CURVES = ("loss", "reward", "held_out_ex", "held_out_em")
+"""Numbers of metrics.jsonl that real.json keeps."""
 WANTED_EX = 20.0
 """EX on SParC dev that stage 1 is to reach."""
 WANTED_GAIN = 3.0
@@ -52,19 +57,23 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
     verdicts: list[Verdict] = []
     evaluations: list[dict[str, Any]] = []
     curves: dict[str, list[dict[str, Any]]] = {}
+    selected: dict[str, Any] | None = None
     for step in steps.steps:
         run = steps.folder / step.key
         if step.script == "eval.py" and steps.states[step.key].is_done:
             model = step.name.removeprefix("eval-")
-            for cell in read_json(run / "scores.json")["results"]:
+            for cell in cells_of(run):
                 verdicts += _of_cell(step, model, cell)
                 evaluations.append(_figures(model, cell))
         elif step.script != "eval.py" and (run / "metrics.jsonl").is_file():
             curves[step.name] = list(_curve(read_rows(run / "metrics.jsonl")))
+        if (run / "model" / "selected.json").is_file():
+            selected = read_json(run / "model" / "selected.json")
     return verdicts, {
         "untrained": _untrained(evaluations),
         "evaluations": evaluations,
         "curves": curves,
+        "selected": selected,
         "machine": machine(),
         "versions": versions(steps),
         "steps": [facts_of(steps, step) for step in steps.steps],
@@ -90,7 +99,11 @@ def _of_cell(step: Step, model: str, cell: dict[str, Any]) -> Iterator[Verdict]:
 def _figures(model: str, cell: dict[str, Any]) -> dict[str, Any]:
     kept = {key: cell[key] for key in KEPT}
     names = {key: cell[key] for key in ("data", "history")}
-    return {"model": model, **names, "num_turns": len(cell["turns"]), "all": cell["all"], **kept}
+    answers = [
+        (row["dialogue_id"], float(row["outcome"] == Outcome.ANSWERED.value))
+        for row in cell["turns"]
+    ]
+    return {"model": model, **names, "all": cell["all"], "answered": share(answers), **kept}
 
 
 def _untrained(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -100,10 +113,11 @@ def _untrained(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
             return {
                 "model": "SmolLM2-135M-Instruct",
                 "data": one["data"],
-                "turns": one["num_turns"],
+                "turns": one["answered"]["of"],
                 "ex": one["all"]["ex"],
                 "ex_interval": one["all"]["ex_interval"],
-                "answered": one["outcomes"].get("answered", {}).get("percent", 0.0),
+                "answered": one["answered"]["percent"],
+                "answered_interval": one["answered"]["interval"],
             }
     return {}
 
@@ -111,23 +125,17 @@ def _untrained(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
 def _curve(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The numbers of a training that the figure shows, by finished updates."""
     for row in rows:
-        wanted = {
-            key: row[key]
-            for key in ("loss", "reward_mean", "held_out_ex", "held_out_em")
-            if row.get(key) is not None
-        }
+        wanted = {key: row[key] for key in CURVES if row.get(key) is not None}
         if wanted:
             yield {"update": row["update"], "stage": row["stage"], **wanted}
 
 
 def write_report(folder: Path, num_resamples: int) -> None:
     """Write the page and the figure from the two files."""
-    facts = read_json(folder / FACTS)
+    keys = ("evaluations", "curves", "selected", "machine", "versions", "steps")
+    facts = read_keys(folder / FACTS, keys)
     v = Verdicts(read_verdicts(folder / VERDICTS), num_resamples)
-    figure = draw(facts["curves"])
-    partial = folder / f".{PICTURE}.partial"
-    figure.savefig(partial, format="png", dpi=110, metadata={"Software": ""})
-    os.replace(partial, folder / PICTURE)
+    save(draw(facts["curves"]), folder / PICTURE)
     write_text(folder / PAGE, page(v, facts))
 
 
@@ -143,6 +151,7 @@ def page(v: Verdicts, facts: dict[str, Any]) -> str:
         "difference are paired, over dialogues (`docs/compare.md`). One seed.",
         "",
         *verdict_lines(v),
+        *selection_lines(facts["selected"]),
         "",
         "![Stage 1 and stage 2](real.png)",
         "",
@@ -150,6 +159,7 @@ def page(v: Verdicts, facts: dict[str, Any]) -> str:
         "",
         *scores(v),
         "",
+        *turn_lines(v),
         "## By turn and by hardness",
         "",
         "EX on SParC dev, gold history.",
@@ -175,7 +185,7 @@ def verdict_lines(v: Verdicts) -> list[str]:
     if sft is not None:
         answer = "reached" if sft.value >= WANTED_EX else "not reached"
         lines.append(
-            f"- EX on SParC dev after stage 1: {_level(sft)}; wanted {WANTED_EX:g}: {answer}."
+            f"- EX on SParC dev after stage 1: {level(sft)}; wanted {WANTED_EX:g}: {answer}."
         )
     if gain is not None:
         is_reached = gain.value >= WANTED_GAIN and gain.is_above_0
@@ -187,13 +197,48 @@ def verdict_lines(v: Verdicts) -> list[str]:
     return lines or ["No trained model has been evaluated yet."]
 
 
+def selection_lines(selected: dict[str, Any] | None) -> list[str]:
+    """Which update's weights are those of stage 2; nothing if it is not finished."""
+    if selected is None:
+        return []
+    place = f"update {selected['update']} of {selected['num_updates']}"
+    if selected["select_by"] is None:
+        return [f"- Stage 2 is evaluated with the weights of {place}, its last."]
+    start = ", which is stage 1 itself" if selected["update"] == 0 else ""
+    return [
+        f"- Stage 2 is evaluated with the weights of {place}{start}. They have the highest EX on "
+        "training databases that were held out of both stages."
+    ]
+
+
+def turn_lines(v: Verdicts) -> list[str]:
+    """On how many turns each model was evaluated. The untrained one plays only the first
+    dialogues."""
+    parts = []
+    for data in (SPARC, COSQL):
+        counts = []
+        for model, name in MODELS.items():
+            verdicts = [one for one in v.of(model).values() if one.split == data]
+            dialogues = {one.dialogue for one in verdicts}
+            if verdicts:
+                counts.append(f"{name} {len(verdicts)} turns of {len(dialogues)} dialogues")
+        if counts:
+            parts.append(f"{data}: {', '.join(counts)}")
+    if not parts:
+        return []
+    return [
+        f"Evaluated with gold history, from the first dialogue of the file on: {'; '.join(parts)}.",
+        "",
+    ]
+
+
 def scores(v: Verdicts) -> list[str]:
     """EX and EM of each model, data set and history, and what stage 2 adds."""
     rows = []
     for data in (SPARC, COSQL):
         for history in HISTORIES:
             for name, figure in (("EX", ex), ("EM", em)):
-                cells = [_level(_on(v, model, data, figure, history)) for model in MODELS]
+                cells = [level(_on(v, model, data, figure, history)) for model in MODELS]
                 gain = _gain(v, "sft", "rl", data, figure, history)
                 added = "" if gain is None else signed(gain)
                 rows.append((data, history, name, *cells, added))
@@ -209,7 +254,7 @@ def by_group(v: Verdicts) -> list[str]:
         gain = _gain(v, "sft", "rl", SPARC, which=which)
         count = "" if sft is None else str(sft.count)
         added = "" if gain is None else signed(gain)
-        rows.append((name, count, _level(sft), _level(rl), added))
+        rows.append((name, count, level(sft), level(rl), added))
     return table(("", "turns", "stage 1", "stage 2", "difference"), rows)
 
 
@@ -220,7 +265,7 @@ def abilities(evaluations: list[dict[str, Any]]) -> list[str]:
     for one in evaluations:
         if one["history"] != "gold":
             continue
-        answered = one["outcomes"].get("answered", {}).get("percent", 0.0)
+        answered = one["answered"]["percent"]
         values = [_mean(one["abilities"][name]) for name in ABILITY_DEFINITIONS]
         costs = [_mean(one["costs"][name]) for name in ("replies", "sampled_tokens")]
         rows.append((MODELS[one["model"]], one["data"], f"{answered:.1f}", *values, *costs))
@@ -253,7 +298,7 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     panels = (
         (left, "sft", "loss", "Stage 1: loss", "optimizer steps"),
-        (middle, "rl", "reward_mean", "Stage 2: reward", "updates"),
+        (middle, "rl", "reward", "Stage 2: reward", "updates"),
         (right, "rl", "held_out_ex", "Stage 2: EX on held-out databases", "updates"),
     )
     for axes, name, key, title, unit in panels:
@@ -290,13 +335,6 @@ def _gain(
         return one.split == data and which(one)
 
     return v.estimate(v.gains(v.of(a, history), v.of(b, history), figure, takes))
-
-
-def _level(found: Estimate | None) -> str:
-    if found is None:
-        return ""
-    ends = found.interval
-    return f"{found.value:.1f}" + (f" ({ends[0]:.1f}, {ends[1]:.1f})" if ends else "")
 
 
 def _mean(figure: Any) -> str:

@@ -4,15 +4,19 @@ import importlib
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from helpers.evaluations import cell, episode
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RATES = {"untrained": 0.0, "sft": 0.25, "rl": 0.35}
-NUM_DIALOGUES = 150
+NUM_DIALOGUES = 80
 
 
 @pytest.fixture
@@ -24,48 +28,19 @@ def module(monkeypatch) -> Callable[[str], ModuleType]:
 
 
 def write_scores(folder: Path, model: str, rate: float) -> None:
-    """scores.json of an evaluation with gold history whose answers are right with `rate`. The same
-    turns are right for a better model."""
+    """scores.json of an evaluation with gold history, in the form of eval.py, whose answers are
+    right with `rate`. The same turns are right for a better model. The untrained one answers
+    nothing."""
     rng = random.Random(0)
-    turns = []
-    for dialogue in range(NUM_DIALOGUES):
-        for turn in range(3):
-            is_right = rng.random() < rate
-            row = {
-                "turn_id": f"dev:{dialogue}:{turn}",
-                "turn": str(turn + 1),
-                "hardness": "easy" if turn < 2 else "extra",
-                "ex": is_right,
-                "em": is_right,
-                "prediction": "SELECT 1",
-                "first_sql": "SELECT 1",
-                "first_execution": "rows",
-                "num_replies": 2,
-                "abilities": {name: 0.5 for name in abilities()},
-            }
-            turns.append(row)
-    ex = 100 * sum(row["ex"] for row in turns) / len(turns)
-    share = 0.0 if model == "untrained" else 100.0
-    mean = {"mean": 0.5, "interval": None}
-    cell = {
-        "data": "sparc dev",
-        "split": "dev",
-        "history": "gold",
-        "turns": turns,
-        "all": {"ex": ex, "em": ex, "ex_interval": None},
-        "abilities": {name: mean for name in abilities()},
-        "aha": {},
-        "outcomes": {"answered": {"percent": share}},
-        "costs": {"replies": mean, "sampled_tokens": mean},
-    }
+    outcome = "reply_tokens" if model == "untrained" else "answered"
+    scores = [
+        episode("dev", dialogue, turn, rng.random() < rate, outcome=outcome)
+        for dialogue in range(NUM_DIALOGUES)
+        for turn in range(3)
+    ]
     folder.mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps({"results": [cell]}))
-
-
-def abilities() -> list[str]:
-    from mtsql.rl.eval_figures import ABILITY_DEFINITIONS
-
-    return list(ABILITY_DEFINITIONS)
+    results = [cell(scores, "sparc dev", "dev", "gold")]
+    (folder / "scores.json").write_text(json.dumps({"results": results, "is_complete": True}))
 
 
 @pytest.fixture
@@ -83,12 +58,22 @@ def finished(module, tmp_path):
         else:
             run.mkdir(parents=True)
             rows = [
-                {"stage": step.name, "update": n, "loss": 1 / (n + 1), "reward_mean": n}
+                {"stage": step.name, "update": n, "loss": 1 / (n + 1), "reward": n}
                 for n in range(3)
             ]
             rows.append({"stage": "eval", "update": 2, "held_out_ex": 30.0})
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if step.name == "rl":
+            (run / "model").mkdir()
+            selected = {"update": 30, "num_updates": 40, "select_by": "held_out"}
+            (run / "model" / "selected.json").write_text(json.dumps(selected))
     return flags
+
+
+def report_of(flags: Any) -> list[str]:
+    """The words of the command that writes the report."""
+    folders = [f"--folder={flags.folder}", f"--report_folder={flags.report_folder}"]
+    return ["report", *folders, "--resamples=200"]
 
 
 def test_the_flags_of_each_step_are_those_of_its_script(module):
@@ -119,22 +104,25 @@ def test_both_stages_hold_out_the_same_databases(module):
 
 def test_the_report_says_what_was_wanted_and_what_was_found(module, finished):
     folder = Path(finished.report_folder)
-    assert (
-        module("real").main(["report", f"--folder={finished.folder}", f"--report_folder={folder}"])
-        == 0
-    )
+    assert module("real").main(report_of(finished)) == 0
     text = (folder / "real.md").read_text()
     assert "wanted 20: reached" in text
     assert "wanted 3, and the interval above 0: reached" in text
+    assert "weights of update 30 of 40. They have the highest EX on training databases" in text
+    assert f"sparc dev: untrained {3 * NUM_DIALOGUES} turns of {NUM_DIALOGUES} dialogues" in text
+    assert "| untrained | sparc dev | 0.0 | 0.50 |" in text
+    assert "| stage 1 | sparc dev | 100.0 | 0.50 |" in text
     facts = json.loads((folder / "real.json").read_text())
     assert facts["untrained"] == {
         "model": "SmolLM2-135M-Instruct",
         "data": "sparc dev",
         "turns": 3 * NUM_DIALOGUES,
         "ex": 0.0,
-        "ex_interval": None,
+        "ex_interval": [0.0, 0.0],
         "answered": 0.0,
+        "answered_interval": [0.0, 0.0],
     }
+    assert facts["curves"]["rl"][1]["reward"] == 1
     assert facts["curves"]["rl"][-1] == {"update": 2, "stage": "eval", "held_out_ex": 30.0}
     assert (folder / "real.png").stat().st_size > 5000
 
@@ -145,19 +133,25 @@ def test_a_gain_that_may_be_chance_is_not_called_reached(module, finished):
     for place, row in enumerate(scores["results"][0]["turns"]):
         row["ex"] = place % 4 == 0  # the same rate on other turns
     (run / "scores.json").write_text(json.dumps(scores))
-    folder = finished.report_folder
-    module("real").main(["report", f"--folder={finished.folder}", f"--report_folder={folder}"])
-    text = (Path(folder) / "real.md").read_text()
+    module("real").main(report_of(finished))
+    text = (Path(finished.report_folder) / "real.md").read_text()
     assert "wanted 3, and the interval above 0: not reached" in text
+
+
+def test_an_evaluation_that_is_not_complete_is_named(module, finished):
+    file = Path(finished.folder) / "seed0" / "eval-rl" / "scores.json"
+    for text, fault in (('{"results": [], "is_complete": false}', "not complete"), ("{", "JSON")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"eval-rl/scores.json: .*{fault}"):
+            module("real").main(report_of(finished))
 
 
 def test_the_page_is_made_again_from_its_files(module, finished, tmp_path):
     out = Path(finished.report_folder)
-    words = [f"--report_folder={out}"]
-    module("real").main(["report", f"--folder={finished.folder}", *words])
+    module("real").main(report_of(finished))
     first = (out / "real.md").read_text()
     (out / "real.md").unlink()
-    module("real").main(["report", f"--folder={tmp_path / 'none'}", *words])
+    module("real").main(report_of(replace(finished, folder=str(tmp_path / "none"))))
     assert (out / "real.md").read_text() == first
 
 
