@@ -95,7 +95,7 @@ class Config:
     recipes, and flags after it win over it. null: none."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    num_updates: int = 30
+    num_updates: int = 40
     """Number of updates, each a rollout and `num_passes * minibatches` optimizer steps."""
     schedule_updates: int | None = None
     """Updates over which the learning rate and the curriculum's stages are laid out. Further
@@ -122,7 +122,7 @@ class Config:
     """Maximum tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
     """Maximum tokens of a prompt. Episodes of turns with a longer one end at once, as truncated."""
-    eval_every: int = 15
+    eval_every: int = 20
     """Updates between two evaluations. 0: only before the first update and after the last."""
     eval_turns: int = 300
     """Held-out turns per split and evaluation. 0: all."""
@@ -147,7 +147,7 @@ class Config:
     engine: EngineConfig = EngineConfig(max_rows=128)
     sampling: SamplingConfig = SamplingConfig(max_reply_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
-        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.3, 0.7, 0.0)
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.2, 0.5, 0.3)
     )
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig(zero_variance="drop")

@@ -59,13 +59,13 @@ from mtsql.workbench import check_sizes
 class SftConfig:
     """Supervised passes over trajectories. Only the policy's own tokens are trained on."""
 
-    epochs: float = 1.1
+    epochs: float = 0.95
     """Passes over the samples."""
     whole_text_frac: float | None = None
-    """First part of the optimizer steps, in which the loss is taken over whole texts: prompts with
-    the SQL of earlier turns, and observations. It is the pretraining of a model that starts from
-    nothing. null: 0.4 for the embedded model, 0 for a model that `model.path` names and for own
-    rollouts."""
+    """Fraction of the optimizer steps, the first ones, in which the loss is taken over whole texts:
+    prompts with the SQL of earlier turns, and observations. It is the pretraining of a model that
+    starts from nothing. null: 0.4 for the embedded model, 0 for a model that `model.path` names and
+    for own rollouts."""
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper, as we read it: 16). A model that
     starts from nothing learns to copy from a schema in about a thousand steps, and hardly in a
