@@ -82,7 +82,8 @@ def test_a_recipe_completes_with_a_model_of_its_shape(tmp_path):
         (folder / "config.json").write_text(json.dumps(shape))
         model = replace(config.model, path=str(folder))
         done = replace(config, model=model).completed()
-        assert done.style == (config.style or "full") and done.model.dtype in ("float32", "bfloat16")
+        assert done.style == (config.style or "full")
+        assert done.model.dtype in ("float32", "bfloat16")
     assert len(tried) >= 9
 
 
