@@ -57,7 +57,8 @@ from mtsql.workbench import check_sizes
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Supervised passes over trajectories. Only the policy's own tokens are trained on."""
+    """Supervised passes over trajectories. Only the policy's own tokens are trained on, except in
+    the first part of the embedded model's steps (`whole_text_frac`)."""
 
     epochs: float = 0.95
     """Passes over the samples."""
@@ -141,6 +142,14 @@ class Config:
         model = check_sizes(self.model, max_tokens(self), engine)
         style = prompt_style(self.style, self.model.path)
         return replace(self, run=self.resume or self.run, model=model, style=style)
+
+    @property
+    def whole_text_frac(self) -> float:
+        """`sft.whole_text_frac`, with the value that null stands for."""
+        stated = self.sft.whole_text_frac
+        if stated is not None:
+            return stated
+        return 0.0 if self.model.path or self.source == "self" else 0.4
 
 
 @dataclass
@@ -315,14 +324,6 @@ def train_on_own_rollouts(
             session.save_checkpoint(learner, progress.update, progress.state())
 
 
-def whole_text_frac(config: Config) -> float:
-    """`sft.whole_text_frac`, with the value that null stands for."""
-    stated = config.sft.whole_text_frac
-    if stated is not None:
-        return stated
-    return 0.0 if config.model.path or config.source == "self" else 0.4
-
-
 def train_on(
     samples: list[Sample], config: Config, session: Session, learner: Learner, progress: Progress
 ) -> None:
@@ -332,7 +333,7 @@ def train_on(
     stage = f"round{progress.round}" if config.source == "self" else "sft"
     num_steps = max(1, math.ceil(sft.epochs * len(samples) / sft.samples_per_update))
     order = sample_order(len(samples), num_steps * sft.samples_per_update, config.seed)
-    num_whole = round(whole_text_frac(config) * num_steps)
+    num_whole = round(config.whole_text_frac * num_steps)
     lines = StepLines(session.log, stage, progress.done, num_steps, session.meter)
     learner.reclaim_memory()
     with activity(stage, session.ranks.is_main, "steps", has_lines=False) as show:

@@ -198,6 +198,16 @@ def test_a_warm_start_is_the_same_whatever_the_machine_decodes_with(monkeypatch)
     assert found[0] == found[1]
 
 
+def test_a_warm_start_is_known_by_the_share_of_whole_texts(tmp_path, small_world):
+    config = train_sft.Config(data=DataConfig(toy_folder=str(tmp_path / "world")), style="brief")
+
+    def key(frac: float | None) -> str:
+        sft = train_sft.SftConfig(whole_text_frac=frac)
+        return warm_start.warm_start_key(replace(config, sft=sft))
+
+    assert key(None) == key(config.whole_text_frac) != key(0.0)
+
+
 def test_the_embedded_model_learns_whole_texts_first(tmp_path, small_world):
     """The first part of the steps has a loss on all tokens, and the others on the replies only. A
     model that was pretrained learns the replies alone."""

@@ -40,6 +40,7 @@ def warm_start_key(sft: "train_sft.Config", show: Show = show_nothing) -> str:
     for without_effect in ("run", "resume", "gold", "engine", "checkpoint", "trackers"):
         del settings[without_effect]
     del settings["model"]["few_rows"]
+    settings["sft"]["whole_text_frac"] = sft.whole_text_frac  # null may mean another value later
     settings["model"]["dtype"] = "auto"  # what it means is a text of its own below
     texts = warm_start_texts(sft.data, sft.env, sft.style, show)
     return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
