@@ -142,7 +142,7 @@ class Steps:
         flags = state.flags
         if not flags:
             flags = [*step.flags, *([step.equal.describe()] if step.equal else [])]
-        return ["python", step.script, f"--run={self._run_folder(step)}", *flags]
+        return ["python", step.script, *flags, f"--run={self._run_folder(step)}"]
 
     def _run_folder(self, step: Step) -> Path:
         return self.folder / step.key
@@ -202,7 +202,8 @@ class Steps:
         if is_begun:  # if the runner was killed, its step may still be writing a checkpoint
             with RunLock(run, step.key, wait=True):
                 pass
-        words = [f"--resume={run}"] if is_begun else [f"--run={run}", *state.flags]
+        # --run comes last: a recipe that comes later would win over it.
+        words = [f"--resume={run}"] if is_begun else [*state.flags, f"--run={run}"]
         command = [sys.executable, str(self.scripts / step.script), *words]
         self._file(step, ".log").parent.mkdir(parents=True, exist_ok=True)
         state.num_starts += 1
@@ -227,7 +228,7 @@ class Steps:
         """Keep how a process ended. -> whether its step is finished."""
         code = one.process.returncode
         state = one.state
-        state.secs = round(one.secs_before + time.monotonic() - one.started, 1)
+        state.secs = round(one.secs_before + time.monotonic() - one.started, 3)
         state.exit_code = code
         state.is_done = code in (0, NOTHING_LEARNED)
         self._write(one.step)
@@ -269,7 +270,7 @@ class Steps:
             print_line(f"  {one.step.key} ({duration(one.state.secs)}): {last}")
 
     def _keep_secs(self, one: Running) -> None:
-        one.state.secs = round(one.secs_before + time.monotonic() - one.started, 1)
+        one.state.secs = round(one.secs_before + time.monotonic() - one.started, 3)
         self._write(one.step)
 
     def _last_line(self, step: Step) -> str:

@@ -162,113 +162,137 @@ def quick_start() -> "train_rl.Config":
 
 
 def _of_seed(folder: str, seed: int, sizes: Sizes, toy_folder: str) -> list[Step]:
-    place = f"{folder}/seed{seed}"
-    defaults = quick_start()
-    warm_start = defaults.warm_start
-    assert warm_start is not None  # the default makes one
-    epochs = sizes.base_share * warm_start.epochs
-    data = f"--data.toy_folder={toy_folder}"
-    budgets = (
-        f"--sampling.max_reply_tokens={defaults.sampling.max_reply_tokens}",
-        f"--sampling.max_trajectory_tokens={defaults.sampling.max_trajectory_tokens}",
-    )
-    long = (data, f"--seed={seed}", *budgets)
-    short = (data, f"--seed={seed}", "--env.horizon=short", *_short_budgets(defaults))
-    base = model_of(place, "base")
-    last = model_of(place, f"round{NUM_ROUNDS}")
-    steps: list[Step] = []
+    seed_steps = _SeedSteps(f"{folder}/seed{seed}", seed, sizes, toy_folder)
+    seed_steps.add_rounds()
+    seed_steps.add_long_rl()
+    seed_steps.add_short()
+    seed_steps.add_short_at_equal_compute()
+    seed_steps.add_variants()
+    return seed_steps.steps
 
-    def add(name: str, script: str, flags: Sequence[str], *needs: str, **more: Any) -> None:
-        steps.append(Step(seed, name, script, tuple(flags), needs, **more))
 
-    def score(name: str, trained_by: str, *flags: str, of: str = "", history: str = "gold") -> None:
-        given = (f"--model.path={model_of(place, of or name)}", data, f"--history={history}")
-        limit = (f"--max_dialogues={sizes.dialogues}", "--timed_turns=0")
-        add(f"eval-{name}", "eval.py", (*given, *limit, *flags), trained_by)
+class _SeedSteps:
+    """The steps of one seed, in the order in which they are added."""
 
-    def rl(name: str, start: str, needs: str, *flags: str, **more: Any) -> None:
+    def __init__(self, place: str, seed: int, sizes: Sizes, toy_folder: str) -> None:
+        self.place = place
+        self.seed = seed
+        self.sizes = sizes
+        self.defaults = quick_start()
+        self.data = f"--data.toy_folder={toy_folder}"
+        self.base = model_of(place, "base")
+        self.last = model_of(place, f"round{NUM_ROUNDS}")
+        self.rate = f"--sft.optim.lr={sizes.round_lr:g}"
+        self.passes = NUM_ROUNDS * sizes.round_epochs
+        most = self.defaults.sampling.max_reply_tokens
+        self.long = self._common(most, self.defaults.sampling.max_trajectory_tokens)
+        # A short answer may be twice as long as a reply of a long episode.
+        self.short = (*self._common(2 * most, 2 * most), "--env.horizon=short")
+        self.steps: list[Step] = []
+
+    def _common(self, max_reply: int, max_trajectory: int) -> tuple[str, ...]:
+        return (
+            self.data,
+            f"--seed={self.seed}",
+            f"--sampling.max_reply_tokens={max_reply}",
+            f"--sampling.max_trajectory_tokens={max_trajectory}",
+        )
+
+    def add_rounds(self) -> None:
+        """The base model and the rounds that start from it."""
+        warm_start = self.defaults.warm_start
+        assert warm_start is not None  # the default makes one
+        epochs = self.sizes.base_share * warm_start.epochs
+        self._add("base", "train_sft.py", (*self.long, f"--sft.epochs={epochs:g}"))
+        self._score("base", "base")
+        flags = (
+            "--source=self",
+            f"--model.path={self.base}",
+            f"--selftaught.rounds={NUM_ROUNDS}",
+            f"--selftaught.samples_per_turn={self.sizes.round_samples}",
+            "--selftaught.eval_split=null",
+            f"--max_turns={self.sizes.round_turns}",
+            f"--sft.epochs={self.sizes.round_epochs:g}",
+            self.rate,
+        )
+        self._add("rounds", "train_sft.py", (*self.long, *flags), "base")
+        for number in range(1, NUM_ROUNDS + 1):
+            history = "both" if number == NUM_ROUNDS else "gold"
+            self._score(f"round{number}", "rounds", history=history)
+
+    def add_long_rl(self) -> None:
+        """RL from the last round with either reward, and what its tools are worth."""
+        sizes = self.sizes
+        along = (f"--eval_every={sizes.along_every}", f"--eval_turns={3 * sizes.dialogues}")
+        self._rl("outcome", self.last, "rounds", *self.long, *NO_PROCESS)
+        self._score("outcome", "outcome", history="both")
+        self._rl("process", self.last, "rounds", *self.long, *along)
+        self._score("process", "process", history="both")
+        self._score("process-without-exec", "process", ONLY_MEMORY, of="process")
+        self._score("process-without-memory", "process", ONLY_EXEC, of="process")
+
+    def add_short(self) -> None:
+        """The short horizon with the turns of the rounds and as many updates."""
+        self._short_sft("short-sft", f"--sft.epochs={self.passes:g}")
+        self._score("short-sft", "short-sft")
+        self._rl("short-rl", model_of(self.place, "short-sft"), "short-sft", *self.short)
+        self._score("short-rl", "short-rl", history="both")
+
+    def add_short_at_equal_compute(self) -> None:
+        """The same with as many operations as the long horizon has taken."""
+        name = "short-sft-compute"
+        equal = Equal("--sft.epochs", self.passes, "short-sft", "rounds")
+        self._short_sft(name, needs=("short-sft",), equal=equal)
+        self._score(name, name)
+        equal = Equal("--num_updates", self.sizes.updates, "short-rl", "process", is_whole=True)
+        start = model_of(self.place, name)
+        self._rl("short-rl-compute", start, name, *self.short, equal=equal)
+        self.steps[-1] = replace(self.steps[-1], needs=(name, "process", "short-rl"))
+        self._score("short-rl-compute", "short-rl-compute", history="both")
+
+    def add_variants(self) -> None:
+        """RL from the last round with other rewards, other credit and fewer tools."""
+        hard = hard_stage_start(self.defaults.curriculum, self.sizes.updates)
+        variants = {
+            "process-hard": (f"--reward.process_from={hard}",),
+            "reply": ("--advantage.credit=reply", "--advantage.baseline=leave_one_out"),
+            "no-exec": (ONLY_MEMORY,),
+            "no-memory": (ONLY_EXEC,),
+        }
+        for name, flags in variants.items():
+            self._rl(name, self.last, "rounds", *self.long, *flags)
+            self._score(name, name)
+
+    def _add(self, name: str, script: str, flags: Sequence[str], *needs: str, **more: Any) -> None:
+        self.steps.append(Step(self.seed, name, script, tuple(flags), needs, **more))
+
+    def _score(
+        self, name: str, trained_by: str, *flags: str, of: str = "", history: str = "gold"
+    ) -> None:
+        model = f"--model.path={model_of(self.place, of or name)}"
+        limit = (f"--max_dialogues={self.sizes.dialogues}", "--timed_turns=0")
+        given = (model, self.data, f"--history={history}", *limit)
+        self._add(f"eval-{name}", "eval.py", (*given, *flags), trained_by)
+
+    def _short_sft(
+        self, name: str, *flags: str, needs: tuple[str, ...] = (), equal: Equal | None = None
+    ) -> None:
+        texts = f"--demonstrations={self.place}/{DEMONSTRATIONS}"
+        given = (*self.short, f"--model.path={self.base}", texts, self.rate, *flags)
+        needs = ("base", "rounds", *needs)
+        self._add(name, "train_sft.py", given, *needs, turns_of="rounds", equal=equal)
+
+    def _rl(self, name: str, start: str, needs: str, *flags: str, **more: Any) -> None:
         given = (
             f"--model.path={start}",
-            f"--turns_per_update={sizes.turns_per_update}",
-            f"--curriculum.max_probe_turns={sizes.probe_turns}",
+            f"--turns_per_update={self.sizes.turns_per_update}",
+            f"--curriculum.max_probe_turns={self.sizes.probe_turns}",
         )
         if not any(flag.startswith("--eval_turns") for flag in flags):
             flags = (*flags, "--eval_every=0", "--eval_turns=16")
         if "equal" not in more:
-            flags = (*flags, f"--num_updates={sizes.updates}")
-        add(name, "train_rl.py", (*given, *flags), needs, **more)
-
-    rates = (f"--sft.epochs={sizes.round_epochs:g}", f"--sft.optim.lr={sizes.round_lr:g}")
-    rounds = (
-        "--source=self",
-        f"--model.path={base}",
-        f"--selftaught.rounds={NUM_ROUNDS}",
-        f"--selftaught.samples_per_turn={sizes.round_samples}",
-        "--selftaught.eval_split=null",
-        f"--max_turns={sizes.round_turns}",
-    )
-    along = (f"--eval_every={sizes.along_every}", f"--eval_turns={3 * sizes.dialogues}")
-    add("base", "train_sft.py", (*long, f"--sft.epochs={epochs:g}"))
-    score("base", "base")
-    add("rounds", "train_sft.py", (*long, *rounds, *rates), "base")
-    for number in range(1, NUM_ROUNDS + 1):
-        history = "both" if number == NUM_ROUNDS else "gold"
-        score(f"round{number}", "rounds", history=history)
-    rl("outcome", last, "rounds", *long, *NO_PROCESS)
-    score("outcome", "outcome", history="both")
-    rl("process", last, "rounds", *long, *along)
-    score("process", "process", history="both")
-    score("process-without-exec", "process", ONLY_MEMORY, of="process")
-    score("process-without-memory", "process", ONLY_EXEC, of="process")
-
-    passes = NUM_ROUNDS * sizes.round_epochs
-    to_short = (f"--model.path={base}", f"--demonstrations={place}/{DEMONSTRATIONS}", rates[1])
-    equal = Equal("--sft.epochs", passes, "short-sft", "rounds")
-    add(
-        "short-sft",
-        "train_sft.py",
-        (*short, *to_short, f"--sft.epochs={passes:g}"),
-        "base",
-        "rounds",
-        turns_of="rounds",
-    )
-    score("short-sft", "short-sft")
-    rl("short-rl", model_of(place, "short-sft"), "short-sft", *short)
-    score("short-rl", "short-rl", history="both")
-    add(
-        "short-sft-compute",
-        "train_sft.py",
-        (*short, *to_short),
-        "base",
-        "rounds",
-        "short-sft",
-        equal=equal,
-        turns_of="rounds",
-    )
-    score("short-sft-compute", "short-sft-compute")
-    equal = Equal("--num_updates", sizes.updates, "short-rl", "process", is_whole=True)
-    start = model_of(place, "short-sft-compute")
-    rl("short-rl-compute", start, "short-sft-compute", *short, equal=equal)
-    steps[-1] = replace(steps[-1], needs=("short-sft-compute", "process", "short-rl"))
-    score("short-rl-compute", "short-rl-compute", history="both")
-
-    hard = f"--reward.process_from={hard_stage_start(defaults.curriculum, sizes.updates)}"
-    by_reply = ("--advantage.credit=reply", "--advantage.baseline=leave_one_out")
-    rl("process-hard", last, "rounds", *long, hard)
-    score("process-hard", "process-hard")
-    rl("reply", last, "rounds", *long, *by_reply)
-    score("reply", "reply")
-    rl("no-exec", last, "rounds", *long, ONLY_MEMORY)
-    score("no-exec", "no-exec")
-    rl("no-memory", last, "rounds", *long, ONLY_EXEC)
-    score("no-memory", "no-memory")
-    return steps
-
-
-def _short_budgets(defaults: "train_rl.Config") -> tuple[str, ...]:
-    """A short answer may be twice as long as a reply of a long episode."""
-    most = 2 * defaults.sampling.max_reply_tokens
-    return (f"--sampling.max_reply_tokens={most}", f"--sampling.max_trajectory_tokens={most}")
+            flags = (*flags, f"--num_updates={self.sizes.updates}")
+        self._add(name, "train_rl.py", (*given, *flags), needs, **more)
 
 
 def model_of(place: str, name: str) -> str:

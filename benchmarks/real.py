@@ -7,9 +7,9 @@
     python benchmarks/real.py report                # docs/findings/real.md
     python benchmarks/real.py run --scale 0.02 --folder runs/real-try   # minutes
 
-It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finished: the untrained
-model is evaluated, stage 1 learns from demonstrations that are made from gold SQL, stage 2 is
-curriculum GRPO, and each model is evaluated on SParC dev and, out of domain, on CoSQL dev.
+It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finished: stage 1
+learns from demonstrations that are made from gold SQL, stage 2 is curriculum GRPO, and each model
+and the untrained one are evaluated on SParC dev and, out of domain, on CoSQL dev.
 `report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
 a finished evaluation it makes the page from the two files that are there. `list` and `report` take
 the flags that `run` was given; the report of a try needs its own `report_folder`.
@@ -47,10 +47,13 @@ class Flags:
     """Seed of both stages."""
     threads: int = 2
     """Threads of a step."""
-    epochs: float = 0.5
+    epochs: float = 0.15
     """Passes of stage 1 over the demonstrations."""
     updates: int = 40
     """Updates of stage 2."""
+    predicted_dialogues: int = 150
+    """Dialogues of each data set on which a trained model is also evaluated with its own answers as
+    history."""
     untrained_dialogues: int = 60
     """Dialogues of each data set on which the untrained model is evaluated. It answers nothing and
     uses up every budget, which takes long."""
@@ -74,6 +77,7 @@ def plan(flags: Flags) -> list[Step]:
     place = f"{Path(flags.folder)}/seed{flags.seed}"
     both = f'--out_of_domain=["{flags.data}/cosql/dev.json"]'
     dialogues = max(2, round(300 * flags.scale)) if is_try else 0
+    predicted = min(flags.predicted_dialogues, dialogues or flags.predicted_dialogues)
     untrained = min(flags.untrained_dialogues, dialogues or flags.untrained_dialogues)
     updates = max(2, round(flags.updates * flags.scale))
     small = ("--curriculum.max_probe_turns=16", "--eval_turns=16") if is_try else ()
@@ -95,13 +99,17 @@ def plan(flags: Flags) -> list[Step]:
     sft = (f"--config={recipes}/sft_sparc_smollm2.yaml", f"--model.path={flags.model}")
     rl = (f"--config={recipes}/rl_sparc_smollm2.yaml", f"--model.path={place}/sft/model")
     passes = f"--sft.epochs={flags.epochs * flags.scale:g}"
-    return [
-        step("eval-untrained", "eval.py", score(flags.model, "gold", untrained, *alone)),
+    steps = [
         step("sft", "train_sft.py", (*sft, *training, passes)),
-        step("eval-sft", "eval.py", score(f"{place}/sft/model", "both", dialogues), "sft"),
+        step("eval-sft", "eval.py", score(f"{place}/sft/model", "gold", dialogues), "sft"),
         step("rl", "train_rl.py", (*rl, *training, f"--num_updates={updates}", *small), "sft"),
-        step("eval-rl", "eval.py", score(f"{place}/rl/model", "both", dialogues), "rl"),
+        step("eval-rl", "eval.py", score(f"{place}/rl/model", "gold", dialogues), "rl"),
+        step("eval-untrained", "eval.py", score(flags.model, "gold", untrained, *alone)),
     ]
+    for name in ("sft", "rl"):
+        given = score(f"{place}/{name}/model", "predicted", predicted)
+        steps.append(step(f"eval-{name}-predicted", "eval.py", given, name))
+    return steps
 
 
 def main(words: Sequence[str]) -> int:

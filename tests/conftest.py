@@ -12,6 +12,10 @@ from helpers.databases import SHOP, make_database, snapshot
 from helpers.small_world import SMALL
 from mtsql.sql import datasets
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side. With more threads than cores, torch's threads wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Hypothesis reports slow examples as failures. On a busy machine every example may be slow.
 settings.register_profile("busy", deadline=None)

@@ -241,3 +241,15 @@ def test_sizes_that_do_not_fit_are_named_before_anything_is_loaded(kind, flags, 
 def test_flags_that_must_be_given_are_named_as_they_are_written():
     with pytest.raises(ValueError, match="^not given, but needed: --pred, --tables, --databases$"):
         parse("--gold", "a.txt", kind=ScoreConfig)
+
+
+@pytest.mark.parametrize("recipe", ["--config {}", "--config={}"])
+def test_flags_win_over_a_recipe_that_comes_after_them(recipe, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("run: runs/first\nseed: 1\nnum_updates: 1\n")
+    second.write_text("run: runs/second\nseed: 2\n")
+    argv = f"--run runs/mine {recipe.format(first)} --seed=3 {recipe.format(second)}".split()
+    config = parse_config(train_rl.Config, argv, "")
+    assert (config.run, config.seed, config.num_updates) == ("runs/mine", 3, 1)
+    config = parse_config(train_rl.Config, argv[2:], "")
+    assert config.run == "runs/second"  # of two recipes, the later one

@@ -27,10 +27,9 @@ def module(monkeypatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def write_scores(folder: Path, model: str, rate: float) -> None:
-    """scores.json of an evaluation with gold history, in the form of eval.py, whose answers are
-    right with `rate`. The same turns are right for a better model. The untrained one answers
-    nothing."""
+def write_scores(folder: Path, model: str, rate: float, history: str) -> None:
+    """scores.json of an evaluation, in the form of eval.py, whose answers are right with `rate`.
+    The same turns are right for a better model. The untrained one answers nothing."""
     rng = random.Random(0)
     outcome = "reply_tokens" if model == "untrained" else "answered"
     scores = [
@@ -39,7 +38,7 @@ def write_scores(folder: Path, model: str, rate: float) -> None:
         for turn in range(3)
     ]
     folder.mkdir(parents=True)
-    results = [cell(scores, "sparc dev", "dev", "gold")]
+    results = [cell(scores, "sparc dev", "dev", history)]
     (folder / "scores.json").write_text(json.dumps({"results": results, "is_complete": True}))
 
 
@@ -54,7 +53,10 @@ def finished(module, tmp_path):
         run.with_name(f"{run.name}.json").write_text(json.dumps(state))
         model = step.name.removeprefix("eval-")
         if step.script == "eval.py":
-            write_scores(run, model, RATES[model])
+            is_predicted = model.endswith("-predicted")
+            history = "predicted" if is_predicted else "gold"
+            name = model.removesuffix("-predicted")
+            write_scores(run, name, RATES[name] - 0.1 * is_predicted, history)
         else:
             run.mkdir(parents=True)
             rows = [
@@ -86,7 +88,8 @@ def test_the_flags_of_each_step_are_those_of_its_script(module):
         seen.append(step.name)
         config = importlib.import_module(step.script.removesuffix(".py")).Config
         parse_config(config, [f"--run=runs/real/{step.key}", *step.flags], "")
-    assert seen == ["eval-untrained", "sft", "eval-sft", "rl", "eval-rl"]
+    trained = ["sft", "eval-sft", "rl", "eval-rl"]
+    assert seen == [*trained, "eval-untrained", "eval-sft-predicted", "eval-rl-predicted"]
 
 
 def test_both_stages_hold_out_the_same_databases(module):
@@ -112,6 +115,7 @@ def test_the_report_says_what_was_wanted_and_what_was_found(module, finished):
     assert f"sparc dev: untrained {3 * NUM_DIALOGUES} turns of {NUM_DIALOGUES} dialogues" in text
     assert "| untrained | sparc dev | 0.0 | 0.50 |" in text
     assert "| stage 1 | sparc dev | 100.0 | 0.50 |" in text
+    assert text.count("| sparc dev | predicted | EX |  |") == 1  # the untrained one is not played so
     facts = json.loads((folder / "real.json").read_text())
     assert facts["untrained"] == {
         "model": "SmolLM2-135M-Instruct",

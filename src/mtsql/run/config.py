@@ -40,6 +40,7 @@ def parse_config(
 ) -> Any:
     """The configuration `kind` from `--config recipe.yaml` and dotted flags (`--optim.lr 1e-4`).
 
+    - Flags win over recipes, whatever comes first. Of two recipes, the later one wins.
     - `--preset NAME` stands for the recipe `presets/NAME.yaml`. It wins over other recipes, and
       flags after it win over it. If a recipe names a preset, the recipe's own keys win.
     - `--resume RUN` stands for `--config RUN/config.yaml`, and all other flags win over it.
@@ -59,6 +60,7 @@ def parse_config(
     wrong type, a number that is not finite, or a recipe that cannot be read.
     """
     argv = [re.sub(r"^--from(?=$|=)", "--from_run", word) for word in _spelled_out(argv)]
+    argv = _recipes_first(argv)
     names = preset_names(presets)
     topic = asked_topic(argv)
     if topic is not None:
@@ -139,6 +141,17 @@ def _spelled_out(argv: list[str]) -> list[str]:
         "--dry_run=true" if word == "--dry_run" and after.startswith("--") else word
         for word, after in zip(argv, following, strict=True)
     ]
+
+
+def _recipes_first(argv: list[str]) -> list[str]:
+    """The flags with `--config` and its values before all others."""
+    recipes = []
+    others = []
+    for place, word in enumerate(argv):
+        is_value = place > 0 and argv[place - 1] == "--config"
+        is_recipe = is_value or word == "--config" or word.startswith("--config=")
+        (recipes if is_recipe else others).append(word)
+    return [*recipes, *others]
 
 
 def _parsed(parser: ArgumentParser, kind: type, argv: list[str]) -> Namespace:
