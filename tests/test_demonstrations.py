@@ -14,7 +14,7 @@ from mtsql.agent.env import EnvConfig, Outcome, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Answer, ToolCall, Verdict, format_reply
 from mtsql.rl.replay import read_demonstrations
-from mtsql.sql.dialogues import load_corpus
+from mtsql.sql.dialogues import Turn, load_corpus
 from mtsql.sql.sandbox import run_query
 from mtsql.toyworld.world import WorldConfig, write_toy_world
 
@@ -33,70 +33,72 @@ def offer_name(tools):
 
 
 # The demonstrations that toyworld/dialogues.py writes. A later turn is one with earlier turns.
-HASTY = [answer("gold")]
-FIRST = [execute("gold"), answer("gold", ran=PASS)]
-LATER = [execute("gold"), remember("gold", ran=PASS), answer("gold", fits=PASS)]
+GOLD = "SELECT age FROM singer WHERE city = 'Bern' AND name = 'Ann'"
+TURN = Turn("train:0:1", 1, "shop", "how old is she ?", GOLD, (("those in bern ?", "SELECT 1"),))
+HASTY = [answer(GOLD)]
+FIRST = [execute(GOLD), answer(GOLD, ran=PASS)]
+LATER = [execute(GOLD), remember(GOLD, ran=PASS), answer(GOLD, fits=PASS)]
 FIRST_LOOK = [
     execute("look", think="look at city"),
-    execute("gold", think="city is Bern", ran=PASS),
-    answer("gold", ran=PASS),
+    execute(GOLD, think="city is Bern", ran=PASS),
+    answer(GOLD, ran=PASS),
 ]
 LATER_LOOK = [
     execute("look", think="look at city"),
-    remember("gold", think="city is Bern", ran=PASS),
-    answer("gold", fits=PASS),
+    remember(GOLD, think="city is Bern", ran=PASS),
+    answer(GOLD, fits=PASS),
 ]
 FIRST_NOTHING = [
     execute("naive"),
     execute("look", think="nothing , look", ran=NO),
-    execute("gold", think="city is Bern", ran=PASS),
-    answer("gold", ran=PASS),
+    execute(GOLD, think="city is Bern", ran=PASS),
+    answer(GOLD, ran=PASS),
 ]
 LATER_NOTHING = [
     execute("naive"),
     execute("look", think="nothing , look", ran=NO),
-    remember("gold", think="city is Bern", ran=PASS),
-    answer("gold", fits=PASS),
+    remember(GOLD, think="city is Bern", ran=PASS),
+    answer(GOLD, fits=PASS),
 ]
 FIRST_WRONG = [
     execute("wrong"),
-    execute("gold", think="age is not there", ran=NO),
-    answer("gold", ran=PASS),
+    execute(GOLD, think="age is not there", ran=NO),
+    answer(GOLD, ran=PASS),
 ]
 LATER_WRONG = [
     execute("wrong"),
-    execute("gold", think="age is not there", ran=NO),
-    remember("gold", ran=PASS),
-    answer("gold", fits=PASS),
+    execute(GOLD, think="age is not there", ran=NO),
+    remember(GOLD, ran=PASS),
+    answer(GOLD, fits=PASS),
 ]
 FORGOT = [
     execute("forgot"),
     remember("forgot", ran=PASS),
-    execute("gold", think="keep city is Bern", fits=NO),
-    answer("gold", ran=PASS),
+    execute(GOLD, think="keep city is Bern", fits=NO),
+    answer(GOLD, ran=PASS),
 ]
 SAW = "that singer is Ann"
 LATER_REREAD = [
     remember("asked"),
-    execute("gold", think=SAW, fits=NO),
-    answer("gold", ran=PASS),
+    execute(GOLD, think=SAW, fits=NO),
+    answer(GOLD, ran=PASS),
 ]
 LATER_REREAD_NOTHING = [
     execute("guess"),
     remember("guess", ran=NO),
-    execute("gold", think=SAW, fits=NO),
-    answer("gold", ran=PASS),
+    execute(GOLD, think=SAW, fits=NO),
+    answer(GOLD, ran=PASS),
 ]
 LATER_REREAD_LOOK = [
     remember("asked"),
     execute("look", think=SAW, fits=NO),
-    execute("gold", think="city is Bern", ran=PASS),
-    answer("gold", ran=PASS),
+    execute(GOLD, think="city is Bern", ran=PASS),
+    answer(GOLD, ran=PASS),
 ]
 LATER_RERUN = [
     execute("asked"),
-    remember("gold", think=SAW, ran=PASS),
-    answer("gold", fits=PASS),
+    remember(GOLD, think=SAW, ran=PASS),
+    answer(GOLD, fits=PASS),
 ]
 SHAPES = {
     name: shape
@@ -108,88 +110,90 @@ SHAPES = {
 @pytest.mark.parametrize(
     ("replies", "offered", "expected"),
     [
-        (HASTY, EXEC, [answer("gold")]),
-        (HASTY, MEMORY, [answer("gold")]),
+        (HASTY, EXEC, [answer(GOLD)]),
+        (HASTY, MEMORY, [answer(GOLD)]),
         (FIRST, EXEC, FIRST),
-        (FIRST, MEMORY, [answer("gold")]),
-        (LATER, EXEC, [execute("gold"), answer("gold", ran=PASS)]),
-        (LATER, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (FIRST, MEMORY, [answer(GOLD)]),
+        (LATER, EXEC, [execute(GOLD), answer(GOLD, ran=PASS)]),
+        (LATER, MEMORY, [remember(GOLD), answer(GOLD, fits=PASS)]),
         (FIRST_LOOK, EXEC, FIRST_LOOK),
-        (FIRST_LOOK, MEMORY, [answer("gold")]),
+        (FIRST_LOOK, MEMORY, [answer(GOLD)]),
         (
             LATER_LOOK,
             EXEC,
-            [execute("look", think="look at city"), answer("gold", think="city is Bern", ran=PASS)],
+            [execute("look", think="look at city"), answer(GOLD, think="city is Bern", ran=PASS)],
         ),
-        (LATER_LOOK, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (LATER_LOOK, MEMORY, [remember(GOLD), answer(GOLD, fits=PASS)]),
         (FIRST_NOTHING, EXEC, FIRST_NOTHING),
-        (FIRST_NOTHING, MEMORY, [answer("gold")]),
+        (FIRST_NOTHING, MEMORY, [answer(GOLD)]),
         (
             LATER_NOTHING,
             EXEC,
             [
                 execute("naive"),
                 execute("look", think="nothing , look", ran=NO),
-                answer("gold", think="city is Bern", ran=PASS),
+                answer(GOLD, think="city is Bern", ran=PASS),
             ],
         ),
-        (LATER_NOTHING, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
+        (LATER_NOTHING, MEMORY, [remember(GOLD), answer(GOLD, fits=PASS)]),
         (FIRST_WRONG, EXEC, FIRST_WRONG),
-        (FIRST_WRONG, MEMORY, [answer("gold")]),
+        (FIRST_WRONG, MEMORY, [answer(GOLD)]),
         (
             LATER_WRONG,
             EXEC,
             [
                 execute("wrong"),
-                execute("gold", think="age is not there", ran=NO),
-                answer("gold", ran=PASS),
+                execute(GOLD, think="age is not there", ran=NO),
+                answer(GOLD, ran=PASS),
             ],
         ),
-        (LATER_WRONG, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
-        (LATER_REREAD, EXEC, [execute("gold", think=SAW), answer("gold", ran=PASS)]),
-        (LATER_REREAD, MEMORY, [remember("asked"), answer("gold", think=SAW, fits=NO)]),
+        (LATER_WRONG, MEMORY, [remember(GOLD), answer(GOLD, fits=PASS)]),
+        (LATER_REREAD, EXEC, [execute(GOLD), answer(GOLD, ran=PASS)]),
+        (LATER_REREAD, MEMORY, [remember("asked"), answer(GOLD, think=SAW, fits=NO)]),
         (
             LATER_REREAD_NOTHING,
             EXEC,
             [
                 execute("guess"),
-                execute("gold", think=SAW, ran=NO),
-                answer("gold", ran=PASS),
+                execute(GOLD, ran=NO),
+                answer(GOLD, ran=PASS),
             ],
         ),
-        (LATER_REREAD_NOTHING, MEMORY, [remember("guess"), answer("gold", think=SAW, fits=NO)]),
+        (LATER_REREAD_NOTHING, MEMORY, [remember("guess"), answer(GOLD, think=SAW, fits=NO)]),
         (
             LATER_REREAD_LOOK,
             EXEC,
             [
-                execute("look", think=SAW),
-                execute("gold", think="city is Bern", ran=PASS),
-                answer("gold", ran=PASS),
+                execute("look"),
+                execute(GOLD, think="city is Bern", ran=PASS),
+                answer(GOLD, ran=PASS),
             ],
         ),
-        (LATER_REREAD_LOOK, MEMORY, [remember("asked"), answer("gold", think=SAW, fits=NO)]),
-        (LATER_RERUN, EXEC, [execute("asked"), answer("gold", think=SAW, ran=PASS)]),
-        (LATER_RERUN, MEMORY, [remember("gold"), answer("gold", fits=PASS)]),
-        (FORGOT, EXEC, [execute("gold", think="keep city is Bern"), answer("gold", ran=PASS)]),
-        (FORGOT, MEMORY, [remember("forgot"), answer("gold", think="keep city is Bern", fits=NO)]),
+        (LATER_REREAD_LOOK, MEMORY, [remember("asked"), answer(GOLD, think=SAW, fits=NO)]),
+        (LATER_RERUN, EXEC, [execute("asked"), answer(GOLD, think=SAW, ran=PASS)]),
+        (LATER_RERUN, MEMORY, [remember(GOLD), answer(GOLD, fits=PASS)]),
+        (FORGOT, EXEC, [execute(GOLD, think="keep city is Bern"), answer(GOLD, ran=PASS)]),
+        (FORGOT, MEMORY, [remember("forgot"), answer(GOLD, think="keep city is Bern", fits=NO)]),
     ],
 )
 def test_fit_leaves_of_each_toy_shape_what_the_remaining_tools_allow(replies, offered, expected):
-    assert fit(replies, offered) == expected
+    assert fit(replies, offered, TURN) == expected
 
 
 def test_fit_leaves_only_the_answer_and_thoughts_about_the_conversation_without_tools():
     for name, shape in SHAPES.items():
-        think = "keep city is Bern" if name == "FORGOT" else SAW if "REREAD" in name else ""
-        assert fit(shape, ()) == [answer("gold", think=think)]
+        think = "keep city is Bern" if name == "FORGOT" else ""
+        assert fit(shape, (), TURN) == [answer(GOLD, think=think)]
 
 
 def test_fit_changes_nothing_with_both_tools_and_tools_may_be_taken_away_one_by_one():
-    for name, shape in SHAPES.items():
-        assert fit(shape, BOTH) is shape
-        if "REREAD_" in name:  # what is thought of two calls goes with the one that showed it
-            continue
-        assert fit(fit(shape, EXEC), ()) == fit(fit(shape, MEMORY), ()) == fit(shape, ())
+    for shape in SHAPES.values():
+        assert fit(shape, BOTH, TURN) is shape
+        assert (
+            fit(fit(shape, EXEC, TURN), (), TURN)
+            == fit(fit(shape, MEMORY, TURN), (), TURN)
+            == fit(shape, (), TURN)
+        )
 
 
 @pytest.mark.parametrize(
@@ -199,18 +203,18 @@ def test_fit_changes_nothing_with_both_tools_and_tools_may_be_taken_away_one_by_
             [
                 remember("wrong"),
                 execute("wrong", fits=PASS),
-                remember("gold", think="no age", ran=NO),
+                remember(GOLD, think="no age", ran=NO),
             ]
-            + [answer("gold", fits=PASS)],
+            + [answer(GOLD, fits=PASS)],
             MEMORY,
-            [remember("gold"), answer("gold", fits=PASS)],
+            [remember(GOLD), answer(GOLD, fits=PASS)],
             id="only execution found the fault",
         ),
         pytest.param(
-            [execute("bad"), remember("bad", ran=NO), execute("gold", think="keep it", fits=NO)]
-            + [answer("gold", ran=PASS)],
+            [execute("bad"), remember("bad", ran=NO), execute(GOLD, think="keep it", fits=NO)]
+            + [answer(GOLD, ran=PASS)],
             EXEC,
-            [execute("bad"), execute("gold", think="keep it", ran=NO), answer("gold", ran=PASS)],
+            [execute("bad"), execute(GOLD, think="keep it", ran=NO), answer(GOLD, ran=PASS)],
             id="both found a fault: the call stays, its verdict passes on",
         ),
         pytest.param(
@@ -235,17 +239,17 @@ def test_fit_changes_nothing_with_both_tools_and_tools_may_be_taken_away_one_by_
                 execute("bad", think="it is Bern", ran=PASS),
                 remember("bad", ran=PASS),
             ]
-            + [execute("gold", think="keep it", fits=NO), answer("gold", ran=PASS)],
+            + [execute(GOLD, think="keep it", fits=NO), answer(GOLD, ran=PASS)],
             EXEC,
-            [execute("look"), execute("gold", think="it is Bern\nkeep it", ran=PASS)]
-            + [answer("gold", ran=PASS)],
+            [execute("look"), execute(GOLD, think="it is Bern\nkeep it", ran=PASS)]
+            + [answer(GOLD, ran=PASS)],
             id="thoughts of removed calls come first, as they were thought first",
         ),
         pytest.param(
-            [remember("bad"), execute("worse", think="keep it", fits=NO), execute("gold", ran=NO)]
-            + [answer("gold", ran=PASS)],
+            [remember("bad"), execute("worse", think="keep it", fits=NO), execute(GOLD, ran=NO)]
+            + [answer(GOLD, ran=PASS)],
             MEMORY,
-            [remember("bad"), answer("gold", think="keep it", fits=NO)],
+            [remember("bad"), answer(GOLD, think="keep it", fits=NO)],
             id="a verdict passes over all removed calls",
         ),
         pytest.param(
@@ -284,7 +288,7 @@ def test_fit_changes_nothing_with_both_tools_and_tools_may_be_taken_away_one_by_
     ],
 )
 def test_fit_passes_verdicts_and_thoughts_on_in_other_demonstrations(replies, offered, expected):
-    assert fit(replies, offered) == expected
+    assert fit(replies, offered, TURN) == expected
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +330,7 @@ def test_nothing_names_a_tool_that_is_not_in_use(world, tools, style):
     config = EnvConfig(tools=tools)
     for turn in corpus.turns:
         original = demonstrations[turn.turn_id]
-        replies = fit(original, tools)
+        replies = fit(original, tools, turn)
         assert len(replies) <= len(original) and replies[-1].action == Answer(turn.sql)
         env = SqlEnv(turn, corpus.databases[turn.db_id], config, style)
         messages, schemas = env.reset()
@@ -347,7 +351,7 @@ def test_nothing_names_a_tool_that_is_not_in_use(world, tools, style):
 def test_every_call_is_judged_and_no_query_is_given_up_without_a_reason(world, tools):
     corpus, demonstrations = world
     for turn in corpus.turns:
-        replies = fit(demonstrations[turn.turn_id], tools)
+        replies = fit(demonstrations[turn.turn_id], tools, turn)
         assert replies[0].exec_verdict is replies[0].memory_verdict is None
         for before, after in pairwise(replies):
             query = query_of(before)

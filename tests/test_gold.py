@@ -119,7 +119,7 @@ def test_they_fit_fewer_tools_and_make_no_mistake_that_these_cannot_show(databas
     kinds = set()
     for scene, demo in all_of(database, tools=tools):
         [replies] = replies_of([demo], tmp_path).values()
-        fitted = fit(replies, tools)
+        fitted = fit(replies, tools, scene.turn)
         env, shown = play_demo(scene.turn, database, fitted, "full", EnvConfig(tools=tools))
         require_true_thoughts(env, shown)
         require_full_reward(env, RewardConfig())

@@ -86,7 +86,8 @@ def test_an_episode_is_a_question_and_its_answer(style, tmp_path):
 
 def test_a_demonstration_becomes_one_answer():
     replies = [call(GOLD), call(GOLD, "memory_retrieve", ran=Verdict.PASS), Reply(Answer(GOLD))]
-    assert fit(replies, CONFIG.tools) == [Reply(Answer(GOLD))]
+    turn = Turn("dev:0:1", 1, "shows", "and the old ones ?", GOLD, HISTORY)
+    assert fit(replies, CONFIG.tools, turn) == [Reply(Answer(GOLD))]
 
 
 def test_a_model_keeps_its_horizon(tmp_path):

@@ -115,7 +115,9 @@ def test_the_report_says_what_was_wanted_and_what_was_found(module, finished):
     assert f"sparc dev: untrained {3 * NUM_DIALOGUES} turns of {NUM_DIALOGUES} dialogues" in text
     assert "| untrained | sparc dev | 0.0 | 0.50 |" in text
     assert "| stage 1 | sparc dev | 100.0 | 0.50 |" in text
-    assert text.count("| sparc dev | predicted | EX |  |") == 1  # the untrained one is not played so
+    assert (
+        text.count("| sparc dev | predicted | EX |  |") == 1
+    )  # the untrained one is not played so
     facts = json.loads((folder / "real.json").read_text())
     assert facts["untrained"] == {
         "model": "SmolLM2-135M-Instruct",

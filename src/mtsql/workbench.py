@@ -288,7 +288,7 @@ def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle)
     for turn in islice(corpus.turns, NUM_TOKENIZER_TURNS):
         messages, _ = SqlEnv(turn, corpus.databases[turn.db_id], env, style).reset()
         yield from (message["content"] for message in messages)
-        replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
+        replies = fit(demonstrations.get(turn.turn_id, []), env.tools, turn)
         yield from (format_reply(reply) for reply in replies)
         yield "system user assistant no rows more rows"
 
@@ -306,7 +306,7 @@ def warm_start_texts(
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for number, turn in enumerate(corpus.turns):
         show(number, len(corpus.turns))
-        replies = fit(demonstrations.get(turn.turn_id, []), env.tools)
+        replies = fit(demonstrations.get(turn.turn_id, []), env.tools, turn)
         yield from episode_texts(SqlEnv(turn, corpus.databases[turn.db_id], env, style), replies)
     for module in (rendering, chat_template, tokenizing, prompts, prompt_text, protocol):
         yield inspect.getsource(module)

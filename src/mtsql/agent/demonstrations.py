@@ -6,18 +6,24 @@ in use, and what only makes sense because of them: their verdicts, thoughts abou
 and calls that were given up only because of them.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from mtsql.agent.protocol import EXEC_SQL, MEMORY_RETRIEVE
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict
+from mtsql.sql.dialogues import Turn
 
 VERDICT_ON = {EXEC_SQL: "exec_verdict", MEMORY_RETRIEVE: "memory_verdict"}
 """The field of a reply that judges what a tool returned, by the tool's name."""
 
 
-def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
+LITERAL = re.compile(r"'([^']+)'|\b(\d+(?:\.\d+)?)\b")
+"""A text or number in a query."""
+
+
+def fit(replies: list[Reply], offered: Collection[str], turn: Turn) -> list[Reply]:
     """The replies of an agent that has only the tools `offered`.
 
     A verdict or a thought of a removed reply moves to the next reply that is kept, if it still
@@ -31,7 +37,7 @@ def fit(replies: list[Reply], offered: Collection[str]) -> list[Reply]:
     thoughts: list[str] = []
     verdicts: dict[str, Verdict] = {}
     for index, reply in enumerate(replies):
-        if reply.think and _still_holds(replies, index, removed, missing):
+        if reply.think and _still_holds(replies, index, removed, missing, turn):
             thoughts.append(reply.think)
         for tool in VERDICT_ON.keys() - missing:
             verdict = getattr(reply, VERDICT_ON[tool])
@@ -60,13 +66,14 @@ def _removed(replies: list[Reply], missing: Collection[str]) -> set[int]:
 
 
 def _still_holds(
-    replies: list[Reply], index: int, removed: set[int], missing: Collection[str]
+    replies: list[Reply], index: int, removed: set[int], missing: Collection[str], turn: Turn
 ) -> bool:
     """Whether the thought of a reply makes sense to an agent without the missing tools.
 
     A thought describes the observation before it, so it is removed together with the call that led
     to that observation. The exception is a thought that refuses a query as incoherent: it is about
-    the conversation, which the agent sees in any case. The first thought is about the query that
+    the conversation, which the agent sees in any case, unless it names a value of the answer that
+    only the memory has shown. The first thought is about the query that
     follows, so it is kept only if the first reply that is kept gives that query. A thought that
     names a missing tool is always removed.
     """
@@ -76,7 +83,18 @@ def _still_holds(
     if index == 0:
         staying = [other for place, other in enumerate(replies) if place not in removed]
         return bool(staying) and _query(staying[0]) == _query(reply)
-    return index - 1 not in removed or reply.memory_verdict is Verdict.NO_PASS
+    if index - 1 not in removed:
+        return True
+    return reply.memory_verdict is Verdict.NO_PASS and not _names_unsaid(
+        reply.think, _query(replies[-1]), turn
+    )
+
+
+def _names_unsaid(think: str, gold: str, turn: Turn) -> bool:
+    """Whether a thought names a literal of the answer that the conversation does not say."""
+    said = " ".join([turn.question, *(text for pair in turn.history for text in pair)]).lower()
+    literals = [text or number for text, number in LITERAL.findall(gold.lower())]
+    return any(value in think.lower() and value not in said for value in literals)
 
 
 def _is_refused(replies: list[Reply], call: int) -> bool:

@@ -96,7 +96,8 @@ def demonstration_samples(
         if turn_id not in turns:
             raise ValueError(f"{file}: turn {turn_id} is not in the training split")
         env = make_env(turns[turn_id])
-        trajectory = replay(turns[turn_id], fit(replies, env.config.tools), env, renderer)
+        fitted = fit(replies, env.config.tools, turns[turn_id])
+        trajectory = replay(turns[turn_id], fitted, env, renderer)
         if len(trajectory.prompt_ids) <= max_prompt_tokens:
             samples.append(trajectory.to_sample([]))
     counts = {
