@@ -9,7 +9,7 @@
 
 It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finished: stage 1
 learns from demonstrations that are made from gold SQL, stage 2 is curriculum GRPO, and each model
-and the untrained one are evaluated on SParC dev and, out of domain, on CoSQL dev.
+is evaluated on SParC dev and, out of domain, on CoSQL dev, and the untrained one on SParC dev.
 `report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
 a finished evaluation it makes the page from the two files that are there. `list` and `report` take
 the flags that `run` was given; the report of a try needs its own `report_folder`.
@@ -29,6 +29,13 @@ from mtsql.files import print_line
 from mtsql.run.config import parse_config
 
 COMMANDS = findings_command.COMMANDS
+ALONE = (
+    "--style=full",
+    "--env.max_replies=4",
+    "--sampling.max_reply_tokens=160",
+    "--sampling.max_trajectory_tokens=1600",
+)
+"""Wording and budgets of the untrained model. Only the full wording explains the protocol."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,13 @@ class Flags:
     """Passes of stage 1 over the demonstrations."""
     updates: int = 40
     """Updates of stage 2."""
-    predicted_dialogues: int = 150
-    """Dialogues of each data set on which a trained model is also evaluated with its own answers as
-    history."""
+    dialogues: int = 0
+    """Dialogues of SParC dev on which a trained model is evaluated, from the first on. 0: all."""
+    more_dialogues: int = 150
+    """The same of CoSQL dev, and of SParC dev with the model's own answers as history."""
     untrained_dialogues: int = 60
-    """Dialogues of each data set on which the untrained model is evaluated. It answers nothing and
-    uses up every budget, which takes long."""
+    """The same for the untrained model. It answers nothing and uses up every budget, which takes
+    long."""
     scale: float = 1.0
     """Fraction of the passes, updates and dialogues, to try the program."""
     resamples: int = 2000
@@ -68,48 +76,46 @@ def plan(flags: Flags) -> list[Step]:
     if not 0 < flags.scale <= 1:
         raise ValueError(f"scale is {flags.scale}: it must be above 0 and at most 1")
     is_try = flags.scale < 1
-    data = (
-        f"--data.dev={flags.data}/sparc/dev.json",
-        f"--data.tables={flags.data}/tables.json",
-        f"--data.databases={flags.data}/database",
-    )
-    training = (f"--data.train={flags.data}/sparc/train.json", *data, f"--seed={flags.seed}")
+    tables = (f"--data.tables={flags.data}/tables.json", f"--data.databases={flags.data}/database")
+    sparc = (f"--data.dev={flags.data}/sparc/dev.json", *tables)
+    cosql = (f"--data.dev={flags.data}/cosql/dev.json", *tables)
+    training = (f"--data.train={flags.data}/sparc/train.json", *sparc, f"--seed={flags.seed}")
     place = f"{Path(flags.folder)}/seed{flags.seed}"
-    both = f'--out_of_domain=["{flags.data}/cosql/dev.json"]'
-    dialogues = max(2, round(300 * flags.scale)) if is_try else 0
-    predicted = min(flags.predicted_dialogues, dialogues or flags.predicted_dialogues)
-    untrained = min(flags.untrained_dialogues, dialogues or flags.untrained_dialogues)
-    updates = max(2, round(flags.updates * flags.scale))
     small = ("--curriculum.max_probe_turns=16", "--eval_turns=16") if is_try else ()
 
-    def score(model: str, history: str, num: int, *more: str) -> tuple[str, ...]:
-        given = (f"--model.path={model}", *data, both, f"--history={history}")
-        return (*given, f"--max_dialogues={num}", "--timed_turns=0", *more)
+    def scaled(number: int) -> int:
+        most = max(2, round(300 * flags.scale))
+        return min(number or most, most) if is_try else number
+
+    def score(
+        model: str, data: Sequence[str], num: int, *more: str, history: str = "gold"
+    ) -> tuple[str, ...]:
+        given = (f"--model.path={model}", *data, f"--history={history}")
+        return (*given, f"--max_dialogues={scaled(num)}", "--timed_turns=0", *more)
 
     def step(name: str, script: str, flags_of_it: Sequence[str], *needs: str) -> Step:
         return Step(flags.seed, name, script, tuple(flags_of_it), needs)
 
-    alone = (
-        "--style=full",
-        "--env.max_replies=4",
-        "--sampling.max_reply_tokens=160",
-        "--sampling.max_trajectory_tokens=1600",
-    )
     recipes = os.path.relpath(ROOT / "configs")
     sft = (f"--config={recipes}/sft_sparc_smollm2.yaml", f"--model.path={flags.model}")
     rl = (f"--config={recipes}/rl_sparc_smollm2.yaml", f"--model.path={place}/sft/model")
     passes = f"--sft.epochs={flags.epochs * flags.scale:g}"
+    updates = f"--num_updates={max(2, round(flags.updates * flags.scale))}"
     steps = [
         step("sft", "train_sft.py", (*sft, *training, passes)),
-        step("eval-sft", "eval.py", score(f"{place}/sft/model", "gold", dialogues), "sft"),
-        step("rl", "train_rl.py", (*rl, *training, f"--num_updates={updates}", *small), "sft"),
-        step("eval-rl", "eval.py", score(f"{place}/rl/model", "gold", dialogues), "rl"),
-        step("eval-untrained", "eval.py", score(flags.model, "gold", untrained, *alone)),
+        step("rl", "train_rl.py", (*rl, *training, updates, *small), "sft"),
     ]
+    more = flags.more_dialogues
     for name in ("sft", "rl"):
-        given = score(f"{place}/{name}/model", "predicted", predicted)
-        steps.append(step(f"eval-{name}-predicted", "eval.py", given, name))
-    return steps
+        model = f"{place}/{name}/model"
+        own = score(model, sparc, more, history="predicted")
+        steps += [
+            step(f"eval-{name}", "eval.py", score(model, sparc, flags.dialogues), name),
+            step(f"eval-{name}-cosql", "eval.py", score(model, cosql, more), name),
+            step(f"eval-{name}-predicted", "eval.py", own, name),
+        ]
+    alone = score(flags.model, sparc, flags.untrained_dialogues, *ALONE)
+    return [*steps, step("eval-untrained", "eval.py", alone)]
 
 
 def main(words: Sequence[str]) -> int:

@@ -61,7 +61,7 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
     for step in steps.steps:
         run = steps.folder / step.key
         if step.script == "eval.py" and steps.states[step.key].is_done:
-            model = step.name.removeprefix("eval-").removesuffix("-predicted")
+            model = step.name.split("-")[1]
             for cell in cells_of(run):
                 verdicts += _of_cell(step, model, cell)
                 evaluations.append(_figures(model, cell))

@@ -27,9 +27,10 @@ def module(monkeypatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def write_scores(folder: Path, model: str, rate: float, history: str) -> None:
-    """scores.json of an evaluation, in the form of eval.py, whose answers are right with `rate`.
-    The same turns are right for a better model. The untrained one answers nothing."""
+def write_scores(folder: Path, model: str, data: str, history: str) -> None:
+    """scores.json of an evaluation, in the form of eval.py. The same turns are right for a better
+    model. The untrained one answers nothing."""
+    rate = RATES[model] - 0.1 * (history == "predicted")
     rng = random.Random(0)
     outcome = "reply_tokens" if model == "untrained" else "answered"
     scores = [
@@ -38,7 +39,7 @@ def write_scores(folder: Path, model: str, rate: float, history: str) -> None:
         for turn in range(3)
     ]
     folder.mkdir(parents=True)
-    results = [cell(scores, "sparc dev", "dev", history)]
+    results = [cell(scores, data, "dev", history)]
     (folder / "scores.json").write_text(json.dumps({"results": results, "is_complete": True}))
 
 
@@ -53,10 +54,10 @@ def finished(module, tmp_path):
         run.with_name(f"{run.name}.json").write_text(json.dumps(state))
         model = step.name.removeprefix("eval-")
         if step.script == "eval.py":
-            is_predicted = model.endswith("-predicted")
-            history = "predicted" if is_predicted else "gold"
-            name = model.removesuffix("-predicted")
-            write_scores(run, name, RATES[name] - 0.1 * is_predicted, history)
+            name, _, kind = model.partition("-")
+            history = "predicted" if kind == "predicted" else "gold"
+            data = "cosql dev" if kind == "cosql" else "sparc dev"
+            write_scores(run, name, data, history)
         else:
             run.mkdir(parents=True)
             rows = [
@@ -88,8 +89,9 @@ def test_the_flags_of_each_step_are_those_of_its_script(module):
         seen.append(step.name)
         config = importlib.import_module(step.script.removesuffix(".py")).Config
         parse_config(config, [f"--run=runs/real/{step.key}", *step.flags], "")
-    trained = ["sft", "eval-sft", "rl", "eval-rl"]
-    assert seen == [*trained, "eval-untrained", "eval-sft-predicted", "eval-rl-predicted"]
+    kinds = ("", "-cosql", "-predicted")
+    evaluations = [f"eval-{name}{kind}" for name in ("sft", "rl") for kind in kinds]
+    assert seen == ["sft", "rl", *evaluations, "eval-untrained"]
 
 
 def test_both_stages_hold_out_the_same_databases(module):
