@@ -67,7 +67,7 @@ LEFTOVERS = {
     "rounds": r"\.base\.(partial|old)",
     "rounds/round*": r"\.(model|pool\.jsonl|chat_template\.jinja|"
     r"(coverage|held_out|dev|dev_seen)\.json)\.(partial|old)",
-    "trajectories": r"\.update-[0-9]+\.txt\.partial",
+    "trajectories": r"\..+\.(txt|jsonl\.gz)\.partial",
 }
 """Folder inside a run -> pattern of what a killed process leaves half written or half deleted."""
 REPLACED = re.compile(r"\.(update-[0-9]+)\.replaced")
