@@ -73,19 +73,25 @@ class Page:
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""
-        found = self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        found = self._evaluated(expression)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def _evaluated(self, expression: str) -> dict[str, Any]:
+        return self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+
     def wait(self, expression: str) -> Any:
-        """Wait until an expression is true, and return its value."""
+        """Wait until an expression is true, and return its value. Until then it may fail, because
+        a page that loads does not have its elements yet."""
         end = time.monotonic() + SECS
-        while not (value := self.run(expression)):
+        while True:
+            found = self._evaluated(expression)
+            if "exceptionDetails" not in found and found["result"].get("value"):
+                return found["result"]["value"]
             assert time.monotonic() < end, f"never true: {expression}; {self.errors}"
             time.sleep(0.03)
-        return value
 
     def key(self, name: str) -> None:
         """Press a key, such as `j` or `Escape`."""

@@ -116,6 +116,8 @@ def write_run(run: Path, updates: range, num_dialogues: int = 3, size: int = 4) 
             for turn in range(3)
         ]
         write_kept(run / f"trajectories/update-{update:05d}.jsonl.gz", groups)
-    groups = [group(d, turn, 1, update=updates[-1], part="dev") for d in range(2) for turn in (0, 1)]
+    groups = [
+        group(d, turn, 1, update=updates[-1], part="dev") for d in range(2) for turn in (0, 1)
+    ]
     write_kept(run / f"trajectories/dev-{updates[-1]:05d}.jsonl.gz", groups)
     return run

@@ -9,15 +9,14 @@ result are texts, too, or null for NULL.
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 from mtsql.agent.env import ReplyRecord, SqlEnv
 from mtsql.agent.reply import Answer, ParseError, ToolCall, Verdict
 from mtsql.judge.error_classes import error_class
 from mtsql.judge.hardness import hardness
 from mtsql.model.rendering import Renderer
-from mtsql.rl.kept import Record
 from mtsql.rl.evaluate import TurnScore, dialogue_of
+from mtsql.rl.kept import Record
 from mtsql.rl.scored import Group, Scored
 from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.query import QueryResult

@@ -1,7 +1,11 @@
 // The group that is shown: its turn, its dialogue, and one or several trajectories side by side.
 
 const view = { mode: "one", sample: 0, tokens: false, layer: "trained", other: null };
-const MODES = { one: "One", siblings: "Siblings side by side", versions: "Versions side by side" };
+const MODES = {
+  one: ["One", "One trajectory"],
+  siblings: ["Siblings", "All trajectories of the group side by side (s)"],
+  versions: ["Versions", "The same turn in another update or in the other run (v)"],
+};
 
 async function showDetail() {
   const box = byId("detail");
@@ -29,9 +33,9 @@ async function showDetail() {
   const scale = scaleOf(view.mode === "versions" ? columns.map(([sample]) => sample) : group.samples, view.layer);
   const isVersions = view.mode === "versions";
   const nodes = columns.map(([sample, one]) => sampleNode(sample, one,
-    { ...view, note: isVersions && one.samples.length > 1 ? el("span", { class: "quiet" }, ` ${nameOf(one.about)}`) : null }, scale));
+    { ...view, isMany: columns.length > 1, note: isVersions && one.samples.length > 1 ? el("span", { class: "quiet" }, ` ${nameOf(one.about)}`) : null }, scale));
   const top = box.scrollTop;
-  box.replaceChildren(headNode(group, about), controlsNode(about), view.tokens ? layersNode(scale) : "",
+  box.replaceChildren(headNode(group, about, columns.length > 1), controlsNode(about), view.tokens ? layersNode(scale) : "",
     el("div", { class: `columns${columns.length > 1 ? " many" : ""}` }, nodes));
   box.scrollTop = box.shown === about.place ? top : 0;
   box.shown = about.place;
@@ -42,7 +46,7 @@ function otherVersion(about) {
   return others.find((one) => one.place === view.other) || counterpart(about) || others[0];
 }
 
-function headNode(group, about) {
+function headNode(group, about, isMany) {
   const turns = about.dialogue.map((one) => el("a", { href: `#${one.place}`, class: `turn${one === about ? " current" : ""}`,
     title: one.question }, `${one.turn + 1}`));
   const history = group.history.length ? folded(`History: ${plural(group.history.length, "earlier question")}`, () =>
@@ -52,7 +56,10 @@ function headNode(group, about) {
       el("b", null, about.turn_id), el("span", { class: "quiet" }, ` ${nameOf(about)}, ${about.hardness}, ${about.db_id}`),
       about.change ? chip(about.change, about.change) : null),
     el("nav", { class: "line turns", "aria-label": "Turns of the dialogue" }, el("span", { class: "quiet" }, "turns"), turns),
-    el("h2", null, about.question), history,
+    el("h2", null, about.question),
+    isMany || !group.samples[view.sample].answer ? el("div", { class: "gold" }, el("b", null, "Gold"), sqlNode(about.gold_sql, "pre"),
+      isMany ? resultNode(group.gold_result, "Gold result") : null) : null,
+    history,
     folded("Prompt, as the model read it", () => el("pre", { class: "text" }, group.prompt)));
 }
 
@@ -66,8 +73,8 @@ function controlsNode(about) {
       onclick: () => change({ sample: number }), title: `${sample.outcome}${sample.ex ? ", right" : ", wrong"}` },
       `${sample.sample}`, sample.reward === null ? null : el("small", null, ` ${shown(sample.reward, false, 2)}`)));
   const modes = Object.entries(MODES).filter(([mode]) => mode === "one" ||
-    (mode === "siblings" ? about.samples.length > 1 : about.versions.length > 1)).map(([mode, label]) =>
-    el("button", { type: "button", "data-mode": mode, "aria-pressed": String(view.mode === mode), onclick: () => change({ mode }) }, label));
+    (mode === "siblings" ? about.samples.length > 1 : about.versions.length > 1)).map(([mode, [label, title]]) =>
+    el("button", { type: "button", title, "data-mode": mode, "aria-pressed": String(view.mode === mode), onclick: () => change({ mode }) }, label));
   const others = about.versions.filter((one) => one !== about);
   const select = view.mode !== "versions" ? null : el("label", null, "with ", el("select", { id: "other",
     onchange: (event) => change({ other: Number(event.target.value) }) },

@@ -4,7 +4,7 @@ function chip(text, kind = "") {
   return el("span", { class: `chip ${kind}` }, text);
 }
 
-function summaryNode(sample, group) {
+function summaryNode(sample) {
   const parts = [chip(sample.ex ? "EX right" : "EX wrong", sample.ex ? "right" : "wrong"),
     chip(sample.em ? "EM right" : "EM wrong", sample.em ? "right" : "wrong"),
     chip(sample.outcome, sample.outcome === "answered" ? "" : "wrong")];
@@ -48,9 +48,10 @@ function repliesNode(sample) {
 
 function sampleNode(sample, group, view, scale) {
   const title = group.samples.length > 1 ? `Sample ${sample.sample}` : nameOf(group.about);
-  const node = el("section", { class: "sample", "aria-label": title }, el("h3", null, title, view.note || null), summaryNode(sample, group));
-  node.append(clausesNode(sample, group));
-  const results = [resultNode(group.gold_result, "Gold result"), resultNode(sample.answer_result, "Result of the answer")];
+  const node = el("section", { class: "sample", "aria-label": title }, el("h3", null, title, view.note || null), summaryNode(sample));
+  node.append(clausesNode(sample, view.isMany));
+  const gold = view.isMany ? null : resultNode(group.gold_result, "Gold result");
+  const results = [gold, resultNode(sample.answer_result, "Result of the answer")];
   node.append(el("div", { class: "results" }, results.filter(Boolean)));
   if (view.tokens) node.append(tokensNode(sample, view.layer, scale));
   else node.append(repliesNode(sample));

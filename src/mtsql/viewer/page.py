@@ -20,7 +20,7 @@ from mtsql.viewer.read import Record
 
 SCRIPTS = ("dom", "data", "sql", "tokens", "filters", "list", "episode", "detail", "main")
 """In this order they become one script."""
-OF_TURN = ("history", "gold_sql", "gold_result", "prompt")
+OF_TURN = ("history", "gold_result", "prompt")
 """Keys of a record that a group's page has once. Its other keys of the turn are in the index."""
 IN_INDEX = (
     "part",

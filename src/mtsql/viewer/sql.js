@@ -51,19 +51,22 @@ function resultNode(result, title) {
       el("tbody", null, result.rows.map((row) => el("tr", null, row.map(cell)))))));
 }
 
-// Gold and answer, clause by clause. `clauses` are [name, gold, answer, differs].
-function clausesNode(sample, group) {
-  if (!sample.answer) {
-    return el("div", { class: "clauses" }, el("div", { class: "pair" }, el("b", null, "Gold"),
-      sqlNode(group.gold_sql), el("b", null, "Answer"), el("span", { class: "quiet" }, "none")));
-  }
-  const rows = sample.clauses.map(([name, gold, answer, differs]) => {
+// Gold and answer, clause by clause. `clauses` are [name, gold, answer, differs]. A short table has
+// only those that differ.
+function clausesNode(sample, isShort) {
+  if (!sample.answer) return el("p", { class: "quiet" }, "No answer.");
+  const listed = sample.clauses.filter(([, , , differs]) => differs || !isShort);
+  const same = sample.clauses.length - listed.length;
+  const rest = same ? el("p", { class: "quiet" }, `${plural(same, "clause")} as in gold`) : null;
+  const answer = isShort ? sqlNode(sample.answer, "pre") : null;
+  if (!listed.length) return el("div", { class: "clauses" }, answer, rest);
+  const rows = listed.map(([name, gold, answer, differs]) => {
     const side = (text) => text ? sqlNode(text) : el("span", { class: "quiet" }, "–");
     const mark = el("span", { class: "mark", title: differs ? "differs" : "same" }, differs ? "≠" : "=");
     return el("tr", { class: differs ? "differs" : null }, el("th", { scope: "row" }, mark, " ", name),
       el("td", null, side(gold)), el("td", null, side(answer)));
   });
-  return el("div", { class: "clauses wide" }, el("table", null,
+  return el("div", { class: "clauses wide" }, answer, el("table", null,
     el("thead", null, el("tr", null, ["", "Gold", "Answer"].map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", null, rows)));
+    el("tbody", null, rows)), rest);
 }
