@@ -11,6 +11,7 @@ import pytest
 
 from helpers.kept_records import GOLD, WRONG, group, record, write_kept, write_run
 from mtsql.__main__ import main
+from mtsql.rl.kept import packed
 from mtsql.viewer.clauses import compared
 from mtsql.viewer.page import SCRIPTS, PageData, page_text
 from mtsql.viewer.read import KeptFile, kept_files, read_records, spread_places, that_fit
@@ -58,15 +59,17 @@ def test_a_long_query_is_one_clause():
 
 def test_no_text_of_the_data_is_html(tmp_path):
     hostile = record(cell=HOSTILE, thought=HOSTILE, question=HOSTILE, db_id=HOSTILE)
-    data = PageData([f"runs/{HOSTILE}"])
-    data.add(0, [hostile])
+    data = PageData([f"runs/{HOSTILE}", "runs/\udcff"])  # a name that is not UTF-8
+    data.add(0, [hostile | {"answer": "half \ud83d"}])
     page = page_text(data)
     assert "alert" not in page.replace("&lt;/script&gt;&lt;script&gt;alert", "").replace(
         "onerror=&quot;alert", ""
     )
     assert page.count("<script") == page.count("</script>") == 3
     index = unpacked(part_of(page, "index"))
-    assert index["runs"] == [f"runs/{HOSTILE}"] and index["groups"][0]["question"] == HOSTILE
+    assert (
+        index["runs"] == [f"runs/{HOSTILE}", "runs/?"] and index["groups"][0]["question"] == HOSTILE
+    )
     shown = unpacked(part_of(page, "groups"))
     assert shown["samples"][0]["replies"][0]["result"]["rows"][0][0] == HOSTILE
     assert "prompt_ids" not in shown["samples"][0]
@@ -118,7 +121,10 @@ def test_a_page_of_too_many_files_has_those_that_are_spread_over_the_run():
     [
         (b"no gzip", "damaged"),
         (gzip.compress(b"{}\n")[:-9], "damaged"),
-        (gzip.compress(b"{}\n"), "line 1: not a trajectory: part is None"),
+        (gzip.compress(b"{}\n"), "line 1: not a trajectory"),
+        (gzip.compress(b'{"format": 2}\n'), "line 1: its format is 2"),
+        (packed([record() | {"turn": "1"}]), "line 1: turn is '1'"),
+        (packed([{"format": 1}]), "line 1: the key part is missing"),
         (gzip.compress(b"[1]\n"), "line 1: not a trajectory"),
         (gzip.compress(b"{\n"), "line 1: not JSON"),
         (gzip.compress(b"\xff\n"), "damaged"),

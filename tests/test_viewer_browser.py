@@ -4,7 +4,7 @@ of trajectories do not slow it down."""
 import pytest
 
 from helpers.browser import CHROMIUM, browser
-from helpers.kept_records import group, write_kept, write_run
+from helpers.kept_records import group, write_run
 from mtsql.viewer.page import PageData, page_text
 from mtsql.viewer.read import kept_files, read_records
 
@@ -74,13 +74,15 @@ def test_filters_and_keys(page, tmp_path):
         page.point("#clear", click=True)
         assert page.run("list.groups.length") == everything, name
     page.key("/")
-    for letter in "question 2 of":
+    for letter in "train:2:1":
         page.key(letter)
-    assert page.wait("list.groups.length === 12")
+    assert page.wait("list.groups.length === 4")
     page.key("Escape")
     page.point("#clear", click=True)
 
-    page.run("goTo(data.groups.findIndex((one) => one.turn_id === 'train:0:1' && one.update === 2))")
+    page.run(
+        "goTo(data.groups.findIndex((one) => one.turn_id === 'train:0:1' && one.update === 2))"
+    )
     page.wait("!!document.querySelector('.sample')")
     assert page.run("document.querySelector('h2').textContent") == "question 1 of dialogue 0"
     assert count(page, ".replies > li") == 2 and count(page, ".clauses tr.differs") == 0
@@ -129,7 +131,9 @@ def test_every_colour_of_the_token_layer(page, tmp_path):
         legends.add(page.run("document.querySelector('.legend').textContent"))
     assert len(legends) == 6
     page.point(".t:not(.env)")
-    tip = page.wait("!document.getElementById('tip').hidden && document.getElementById('tip').textContent")
+    tip = page.wait(
+        "!document.getElementById('tip').hidden && document.getElementById('tip').textContent"
+    )
     for name in ("log-prob", "entropy", "ratio", "advantage +0.5", "credit +0.2", "trained on"):
         assert name in tip, name
     page.key(".")
@@ -170,10 +174,11 @@ def test_hostile_data_stays_text_at_every_width(page, tmp_path):
 
 def test_thousands_of_trajectories(page, tmp_path):
     data = PageData(["runs/large"])
-    for update in range(1, 11):
-        groups = [group(dialogue, 0, 8, update=update) for dialogue in range(50)]
-        file = write_kept(tmp_path / f"update-{update:05d}.jsonl.gz", groups)
-        data.add(0, read_records(file))
+    for dialogue in range(50):
+        data.add(0, group(dialogue, 0, 8))
+    for update in range(2, 11):
+        data.index += [about | {"update": update} for about in data.index[:50]]
+        data.packed += data.packed[:50]
     assert data.num_trajectories == 4000
     page.resize(1300, 900)
     page.open(written(tmp_path, data), READY)

@@ -47,7 +47,7 @@ def record(
     def reply(number: int, action: str, sql: str, **more: Any) -> dict[str, Any]:
         start, stop = spans[number]
         usual = {"think": "", "exec_verdict": "", "memory_verdict": "", "status": ""}
-        usual |= {"result": None, "observation": "", "earned": 0.2 + number}
+        usual |= {"result": None, "observation": "", "earned": 0.2 + 2 * number}
         usual |= {"advantage": (1.0 if is_right else -1.0) * (number + 1) / 2}
         return {"start": start, "end": stop, "action": action, "sql": sql, **usual, **more}
 

@@ -51,6 +51,7 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "env.num_sql_workers",
     "trackers",
+    "trajectories.",
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
 numbers, and `schedule_updates` those of updates to come. `check_unchanged` adds `eval_turns`."""

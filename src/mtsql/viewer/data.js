@@ -35,7 +35,7 @@ function linkTurns() {
     return map.get(key);
   };
   for (const group of data.groups) {
-    group.versions = put(versions, JSON.stringify([group.part, group.turn_id]), group);
+    group.versions = put(versions, JSON.stringify([group.part, group.turn_id, group.question]), group);
     const dialogue = [group.run, group.part, group.update, group.dialogue_id];
     group.dialogue = put(dialogues, JSON.stringify(dialogue), group);
   }

@@ -21,7 +21,7 @@ function shown(number, signed = false, digits = 3) {
   return sign + text;
 }
 
-const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
 // A part of the page that is filled when it is opened for the first time.
 function folded(summary, fill, attributes = {}) {

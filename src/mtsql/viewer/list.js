@@ -8,10 +8,10 @@ function showList() {
   byId("rows").style.height = `${list.groups.length * ROW_HEIGHT}px`;
   const all = data.groups.length;
   const trajectories = list.groups.reduce((sum, group) => sum + group.samples.length, 0);
-  const found = list.groups.length === all ? plural(all, "group") : `${list.groups.length} of ${plural(all, "group")}`;
+  const found = list.groups.length === all ? plural(all, "group") : `${list.groups.length.toLocaleString("en")} of ${plural(all, "group")}`;
   byId("title").replaceChildren(data.runs.map((name, number) =>
     data.runs.length > 1 ? `${runName(number)}: ${name}` : name).join("  "),
-    el("span", { class: "quiet" }, ` ${found}, ${plural(trajectories, "trajectory").replace("trajectorys", "trajectories")}`));
+    el("span", { class: "quiet" }, ` ${found}, ${plural(trajectories, "trajectory", "trajectories")}`));
   drawRows();
 }
 

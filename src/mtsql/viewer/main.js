@@ -59,7 +59,7 @@ function toggleFilters() {
   drawRows();
 }
 
-function escape() {
+function goBack() {
   if (!byId("tip").hidden) hideTip();
   else if (document.activeElement.matches("input, select")) document.activeElement.blur();
   else goTo(null);
@@ -70,12 +70,12 @@ const ACTIONS = {
   h: () => stepSample(-1), ArrowLeft: () => stepSample(-1), l: () => stepSample(1), ArrowRight: () => stepSample(1),
   "[": () => stepTurn(-1), "]": () => stepTurn(1), s: () => setMode("siblings"), v: () => setMode("versions"),
   t: () => byId("tokens")?.click(), c: nextLayer, ",": () => stepToken(-1), ".": () => stepToken(1),
-  "/": () => byId("search").focus(), f: toggleFilters, m: switchTheme, "?": () => byId("help").showModal(), Escape: escape,
+  "/": () => byId("search").focus(), f: toggleFilters, m: switchTheme, "?": () => byId("help").showModal(), Escape: goBack,
 };
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
-  const isTyping = event.target.matches("input, select, textarea");
+  const isTyping = event.target.matches("input:not([type=checkbox]), select");
   if (isTyping && event.key !== "Escape") return;
   const isScrolling = event.key.startsWith("Arrow") && byId("detail").contains(document.activeElement);
   const action = isScrolling ? null : ACTIONS[event.key];
@@ -86,9 +86,13 @@ function onKey(event) {
 
 async function start() {
   await loadIndex();
+  let hasPointed = false; // whether the mouse was used last, so that keys may leave a filter
+  addEventListener("pointerdown", () => { hasPointed = true; }, true);
+  addEventListener("keydown", () => { hasPointed = false; }, true);
   buildFilters(() => {
     byId("list").scrollTop = 0;
     showList();
+    if (hasPointed && document.activeElement.matches("select")) document.activeElement.blur();
   });
   byId("help").append(el("h2", null, "Keys"), el("table", null, KEYS.map(([key, text]) =>
     el("tr", null, el("th", { scope: "row" }, key), el("td", null, text)))),
@@ -101,7 +105,7 @@ async function start() {
   addEventListener("resize", drawRows);
   addEventListener("hashchange", follow);
   addEventListener("keydown", onKey);
-  byId("detail").addEventListener("scroll", hideTip);
+  byId("detail").addEventListener("scroll", placeTip);
   byId("detail").addEventListener("mouseover", (event) => {
     const span = event.target.closest(".t");
     if (span) showTip(span);

@@ -92,9 +92,10 @@ def page_text(data: PageData) -> str:
     style = (here / "style.css").read_text("utf-8")
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}"
     index = {"runs": data.runs, "notes": data.notes, "groups": data.index}
+    title = f"Trajectories of {' and '.join(data.runs)}".encode(errors="replace").decode()
     values = {
         "policy": policy,
-        "title": html.escape(f"Trajectories of {' and '.join(data.runs)}"),
+        "title": html.escape(title),
         "style": style,
         "script": script,
         "index": _packed(index),
@@ -112,5 +113,8 @@ def _hash(text: str) -> str:
 
 
 def _packed(value: Any) -> str:
+    """JSON, compressed, in base64. JSON can spell half a character, which UTF-8 cannot: it becomes
+    a question mark."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+    content = text.encode(errors="replace")
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()

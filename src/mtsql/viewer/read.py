@@ -12,20 +12,18 @@ from mtsql.files import parse_json
 
 SUFFIX = ".jsonl.gz"
 Record = dict[str, Any]
-KEYS = {
-    "part": str,
-    "update": int,
-    "turn_id": str,
-    "question": str,
-    "gold_sql": str,
-    "sample": int,
-    "ex": bool,
-    "replies": list,
-    "tokens": list,
-    "loss_mask": list,
-    "logprobs": list,
+FORMAT = 1
+TEXTS = "part turn_id dialogue_id db_id hardness question gold_sql prompt outcome answer error"
+LISTS = "history replies tokens ids loss_mask logprobs ratios entropies"
+KINDS = {
+    **dict.fromkeys(TEXTS.split(), str),
+    **dict.fromkeys(LISTS.split(), list),
+    **dict.fromkeys(("update", "turn", "sample"), int),
+    **dict.fromkeys(("ex", "em"), bool),
+    **dict.fromkeys(("gold_result", "components"), dict),
+    **dict.fromkeys(("curriculum_stage", "reward", "kl", "answer_result"), object),
 }
-"""Keys that a record must have, with their types: enough to know that it is one."""
+"""Keys that a page needs, with the types of their values."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,15 @@ def read_records(file: Path) -> Iterator[Record]:
 
 
 def _checked(record: Any, where: str) -> Record:
-    for key, kind in KEYS.items():
-        value = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, kind):
-            raise ValueError(f"{where}: not a trajectory: {key} is {value!a:.40}")
-    return dict(record)
+    if not isinstance(record, dict) or "format" not in record:
+        raise ValueError(f"{where}: not a trajectory of a run (docs/trajectories.md)")
+    if record["format"] != FORMAT:
+        raise ValueError(
+            f"{where}: its format is {record['format']!a:.20}, and this version reads {FORMAT}"
+        )
+    for key, kind in KINDS.items():
+        if key not in record:
+            raise ValueError(f"{where}: the key {key} is missing")
+        if not isinstance(record[key], kind):
+            raise ValueError(f"{where}: {key} is {record[key]!a:.40}")
+    return record

@@ -106,6 +106,14 @@ function showTip(span) {
   tip.hidden = false;
   document.querySelectorAll(".t.here").forEach((one) => one.classList.remove("here"));
   span.classList.add("here");
+  placeTip();
+}
+
+// Beside its token, also while the page scrolls.
+function placeTip() {
+  const span = document.querySelector(".t.here");
+  if (!span) return;
+  const tip = byId("tip");
   const at = span.getClientRects()[0] || span.getBoundingClientRect();
   const size = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(at.left, innerWidth - size.width - 8))}px`;
