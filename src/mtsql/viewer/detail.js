@@ -33,7 +33,11 @@ async function showDetail() {
   const scale = scaleOf(view.mode === "versions" ? columns.map(([sample]) => sample) : group.samples, view.layer);
   const isVersions = view.mode === "versions";
   const nodes = columns.map(([sample, one]) => sampleNode(sample, one,
-    { ...view, isMany: columns.length > 1, note: isVersions && one.samples.length > 1 ? el("span", { class: "quiet" }, ` ${nameOf(one.about)}`) : null }, scale));
+    {
+      ...view,
+      isMany: columns.length > 1,
+      note: isVersions && one.samples.length > 1 ? el("span", { class: "quiet" }, ` ${nameOf(one.about)}`) : null,
+    }, scale));
   const top = box.scrollTop;
   box.replaceChildren(headNode(group, about, columns.length > 1), controlsNode(about), view.tokens ? layersNode(scale) : "",
     el("div", { class: `columns${columns.length > 1 ? " many" : ""}` }, nodes));
@@ -57,7 +61,8 @@ function headNode(group, about, isMany) {
       about.change ? chip(about.change, about.change) : null),
     el("nav", { class: "line turns", "aria-label": "Turns of the dialogue" }, el("span", { class: "quiet" }, "turns"), turns),
     el("h2", null, about.question),
-    isMany || !group.samples[view.sample].answer ? el("div", { class: "gold" }, el("b", null, "Gold"), sqlNode(about.gold_sql, "pre"),
+    isMany || !group.samples[view.sample].answer ? el("div", { class: "gold" },
+      el("b", null, "Gold"), sqlNode(about.gold_sql, "pre"),
       isMany ? resultNode(group.gold_result, "Gold result") : null) : null,
     history,
     folded("Prompt, as the model read it", () => el("pre", { class: "text" }, group.prompt)));
@@ -69,12 +74,14 @@ function controlsNode(about) {
     showDetail();
   };
   const samples = view.mode === "siblings" || about.samples.length < 2 ? [] : about.samples.map((sample, number) =>
-    el("button", { type: "button", class: `pick ${sample.ex ? "right" : "wrong"}`, "aria-pressed": number === view.sample ? "true" : "false",
-      onclick: () => change({ sample: number }), title: `${sample.outcome}${sample.ex ? ", right" : ", wrong"}` },
+    el("button", { type: "button", class: `pick ${sample.ex ? "right" : "wrong"}`,
+      "aria-pressed": String(number === view.sample), onclick: () => change({ sample: number }),
+      title: `${sample.outcome}${sample.ex ? ", right" : ", wrong"}` },
       `${sample.sample}`, sample.reward === null ? null : el("small", null, ` ${shown(sample.reward, false, 2)}`)));
   const modes = Object.entries(MODES).filter(([mode]) => mode === "one" ||
     (mode === "siblings" ? about.samples.length > 1 : about.versions.length > 1)).map(([mode, [label, title]]) =>
-    el("button", { type: "button", title, "data-mode": mode, "aria-pressed": String(view.mode === mode), onclick: () => change({ mode }) }, label));
+    el("button", { type: "button", title, "data-mode": mode, "aria-pressed": String(view.mode === mode),
+      onclick: () => change({ mode }) }, label));
   const others = about.versions.filter((one) => one !== about);
   const select = view.mode !== "versions" ? null : el("label", null, "with ", el("select", { id: "other",
     onchange: (event) => change({ other: Number(event.target.value) }) },

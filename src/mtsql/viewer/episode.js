@@ -48,7 +48,8 @@ function repliesNode(sample) {
 
 function sampleNode(sample, group, view, scale) {
   const title = group.samples.length > 1 ? `Sample ${sample.sample}` : nameOf(group.about);
-  const node = el("section", { class: "sample", "aria-label": title }, el("h3", null, title, view.note || null), summaryNode(sample));
+  const node = el("section", { class: "sample", "aria-label": title },
+    el("h3", null, title, view.note || null), summaryNode(sample));
   node.append(clausesNode(sample, view.isMany));
   const gold = view.isMany ? null : resultNode(group.gold_result, "Gold result");
   const results = [gold, resultNode(sample.answer_result, "Result of the answer")];

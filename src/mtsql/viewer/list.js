@@ -19,7 +19,8 @@ function drawRows() {
   const box = byId("list");
   const first = Math.max(0, Math.floor(box.scrollTop / ROW_HEIGHT) - 5);
   const last = Math.min(list.groups.length, first + Math.ceil(box.clientHeight / ROW_HEIGHT) + 10);
-  byId("rows").replaceChildren(...list.groups.slice(first, last).map((group, number) => rowNode(group, first + number)));
+  const seen = list.groups.slice(first, last);
+  byId("rows").replaceChildren(...seen.map((group, number) => rowNode(group, first + number)));
   if (!list.groups.length) byId("rows").append(el("p", { class: "empty quiet" }, "No group passes these filters."));
 }
 
