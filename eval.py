@@ -31,6 +31,7 @@ from mtsql.files import print_line
 from mtsql.lines import announce, listed, took
 from mtsql.model.policy import ModelConfig, generation_weights
 from mtsql.model_notes import notes_file, prompt_style, read_notes
+from mtsql.rl.kept import KeptConfig
 from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import check_free
@@ -79,6 +80,7 @@ class Config:
     """Wording of the prompts. null: the one that the model was trained with; without one, full."""
     engine: EngineConfig = EngineConfig()
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+    trajectories: KeptConfig = KeptConfig(max_mb=50.0)
 
     @staticmethod
     def first_recipe(model_path: str | None) -> Path | None:
@@ -173,6 +175,7 @@ def last_lines(config: Config) -> str:
         "report": f"{config.run}/report.md (all tables)",
         "scores": f"{config.run}/scores.json (all figures, every turn)",
         "predictions": f"{config.run}/predictions/ (official format)",
+        "trajectories": f"mtsql view {config.run} (writes a page to look at them)",
     }
     return listed(values)
 

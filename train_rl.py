@@ -37,6 +37,7 @@ from mtsql.branch import KEPT, Kept, check_origin, checkpoint_of, load_origin, r
 from mtsql.choices import ReferencePlace
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
+from mtsql.keeping import keep_trajectories
 from mtsql.learner.losses import LossConfig, with_gradient
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
@@ -49,10 +50,10 @@ from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.checks import EvalSplit, check_config, max_tokens, with_evaluation
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig
+from mtsql.rl.kept import KeptConfig
 from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
-from mtsql.rl.trajectory_text import update_text
 from mtsql.rl.update_metrics import learning_flops, update_metrics
 from mtsql.rl_run import Progress, evaluate_held_out, first_progress, report, save_selected
 from mtsql.run.checkpoint import CheckpointConfig, resumed
@@ -158,6 +159,7 @@ class Config:
     """The optimizer. One update is one step of the schedule, which is constant in the paper and in
     the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    trajectories: KeptConfig = KeptConfig()
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the numbers of metrics.jsonl too (run/trackers.py)."""
 
@@ -228,9 +230,7 @@ def run(config: Config, accelerator: Accelerator) -> None:
     try:
         train(config, session, collector, learner, progress)
         is_new = progress.scores is None
-        after = progress.scores or evaluate_held_out(
-            session, collector, config.num_updates, config.eval_turns
-        )
+        after = progress.scores or evaluate_held_out(session, collector, config.num_updates, config)
     except KeyboardInterrupt as stop:
         raise session.stopped(stop, learner, progress.num_done, progress.state()) from None
     if is_new:
@@ -254,7 +254,7 @@ def train(
         # selected, each evaluation is of one that can be.
         is_candidate = False
         if progress.scores is None and is_due(update, config.eval_every):
-            progress.scores = evaluate_held_out(session, collector, update, config.eval_turns)
+            progress.scores = evaluate_held_out(session, collector, update, config)
             is_candidate = progress.select_by is not None
         if is_candidate or update > start and is_due(update, config.checkpoint.every):
             session.save_checkpoint(learner, update, progress.state())
@@ -292,7 +292,7 @@ def train(
             stage = curriculum.stage_at(update, config.num_scheduled)
             done = {"stage": "rl", "update": update + 1, "curriculum_stage": stage, "lr": lr}
             lines.add(done | rollout_metrics | metrics)
-            log.trajectories(update + 1, update_text(groups, collector.renderer.text))
+            keep_trajectories(session, groups, update + 1, stage, config.trajectories)
             progress.num_done = update + 1
             progress.scores = None  # those of the old weights
 

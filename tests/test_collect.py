@@ -102,7 +102,7 @@ def test_an_evaluation_plays_all_splits_with_one_engine(monkeypatch):
     corpora = {split: SimpleNamespace(turns=[]) for split in ("train", "dev", "dev_seen")}
     collector = collector_of([], corpora=corpora)
     monkeypatch.setattr(collect, "evaluate", lambda *args, **options: ([], []))
-    scores, work = collector.evaluate_held_out(0)
+    scores, work, played = collector.evaluate_held_out(0)
     assert scores == {"dev": [], "dev_seen": []}
     assert work == EngineCounts()
     assert [sampling.temperature for sampling in collector.engines] == [0.0]

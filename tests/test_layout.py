@@ -49,9 +49,10 @@ MAY_IMPORT = {
     "workbench": {"rl", "run.screen", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
     "plan": {"engine", "learner", "model", "rl.checks", "rl.sweep", "run", "sql"},
+    "keeping": {"rl", "session"},
     "lines": {"run", "rl", "learner.packing", "model", "model_notes"},
     "branch": {"run", "rl", "learner", "model", "session", "workbench"},
-    "rl_run": {"run", "rl", "lines", "session", "branch", "sql.held_out"},
+    "rl_run": {"run", "rl", "keeping", "lines", "session", "branch", "sql.held_out"},
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "sources": {"run", "rl", "learner.packing", "model.sizes", "session"},
     "warm_start": {"run", "rl", "workbench"},
@@ -67,7 +68,9 @@ MAY_IMPORT = {
         "plan",
         "run",
         "sql",
+        "viewer",
     },
+    "viewer": set(),
     "audit": {"rl", "agent", "judge", "engine", "learner", "model", "sql", "run"},
 }
 """Every room, and the rooms (or single modules of them) that it may import."""

@@ -22,7 +22,9 @@ class Config:
 WRITERS = {
     "metrics.jsonl": lambda run, log: log.metrics({"stage": "rl", "text": "x" * 2000}),
     "eval/dev-00000.json": lambda run, log: log.write_json("eval/dev-00000.json", ["x" * 2000]),
-    "trajectories/update-00002.txt": lambda run, log: log.trajectories(2, "x" * 2000),
+    "trajectories/update-00002.txt": lambda run, log: log.trajectories(
+        "update-00002.txt", "x" * 2000
+    ),
     "config-00007.yaml": lambda run, log: go_on(run),
     "checkpoints/update-00002": lambda run, log: write(run, 2, save_model=save_too_much),
     "model": lambda run, log: save_in(run / "model"),

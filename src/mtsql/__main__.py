@@ -13,6 +13,7 @@ COMMANDS = {
     "audit": "look at a data set, and at what the reward pays, before training",
     "score": "score a file of predictions by the official rules (EX and EM)",
     "compare": "compare two evaluations turn by turn, with intervals",
+    "view": "write a page to look at the trajectories of one run or two",
     "schema": "write the tables.json of database files",
     "plan": "say whether a recipe fits on GPUs, and how long it takes",
     "demos": "write demonstrations made from gold SQL, for a cold start",

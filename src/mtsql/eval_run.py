@@ -27,8 +27,11 @@ from mtsql.model.rendering import Renderer
 from mtsql.model_notes import EpisodeConfig
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, cell_figures, cell_rows, mean_of
 from mtsql.rl.evaluate import TurnScore, dialogue_of, evaluate_samples, predictions_text
+from mtsql.rl.kept import KeptConfig, KeptGroup, file_content, is_kept, packed
 from mtsql.rl.rollout import Show, rollout, show_part
 from mtsql.rl.rollout_metrics import engine_metrics
+from mtsql.rl.trajectory import Trajectory
+from mtsql.rl.trajectory_record import evaluation_record
 from mtsql.rl.votes import vote
 from mtsql.run.config import to_dict
 from mtsql.run.ranks import Ranks
@@ -64,6 +67,9 @@ class EvalConfig(CellConfig, EpisodeConfig, Protocol):
 
     @property
     def engine(self) -> EngineConfig: ...
+
+    @property
+    def trajectories(self) -> KeptConfig: ...
 
     @property
     def max_tokens(self) -> int: ...
@@ -102,12 +108,21 @@ class Matrix:
         config = self.config
         make_env = self.workbench.env_maker(cell.data_set.name)
         engine = self.new_engine(model)
+        renderer = self.workbench.renderer
+
+        def record(trajectory: Trajectory, score: TurnScore) -> KeptGroup | None:
+            if not is_kept(score.turn_id, 0, config.trajectories):
+                return None
+            one = evaluation_record(trajectory, score, renderer, cell.name)
+            return score.turn_id, packed([one])
+
         with self.log.timer("eval"):
-            groups = evaluate_samples(
+            groups, records = evaluate_samples(
                 engine,
-                self.workbench.renderer,
+                renderer,
                 self.turns_of(cell),
                 make_env,
+                record,
                 history=cell.history,
                 max_prompt_tokens=config.max_prompt_tokens,
                 num_samples=config.num_samples,
@@ -115,6 +130,8 @@ class Matrix:
                 show=show,
             )
             group_of = {group[0].turn_id: group for group in self.ranks.gather(groups)}
+            kept = self.ranks.gather([one for one in records if one is not None])
+            trajectories = file_content(kept, 0, config.trajectories)
         secs = self.log.secs("eval")
         work = engine_metrics(engine.counts, self.meter, self.ranks, secs)
         del engine  # its cache is freed before the next one is made
@@ -138,6 +155,8 @@ class Matrix:
             },
             "turns": cell_rows(ordered, turns),
         }
+        if trajectories:
+            self.log.trajectories(f"{cell.file_stem}.jsonl.gz", trajectories)
         self.keep(cell, result, ordered, work)
 
     def new_engine(self, model: CausalLM) -> Engine:

@@ -160,11 +160,16 @@ def kind_of(start: bytes) -> str:
 def write_text(path: Path | str, text: str) -> None:
     """Write a UTF-8 file under another name, then rename it, so that a file of that name is always
     complete. WriteError that names the file if it cannot be written."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file as `write_text` does."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error

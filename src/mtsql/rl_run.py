@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtsql.branch import keep_past_stages
 from mtsql.files import print_line
+from mtsql.keeping import keep_played
 from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
@@ -102,9 +103,9 @@ def first_progress(
         curriculum = Curriculum.from_state(origin.state["curriculum"])
         keep_past_stages(curriculum, origin.state, config.num_scheduled)
         num_done = origin.state["update"]
-        before = evaluate_held_out(session, collector, num_done, config.eval_turns)
+        before = evaluate_held_out(session, collector, num_done, config)
         return Progress(curriculum, before, before, num_done, select_by)
-    before = evaluate_held_out(session, collector, 0, config.eval_turns)
+    before = evaluate_held_out(session, collector, 0, config)
     curriculum = probe(session, collector, config.curriculum, config.seed)
     return Progress(curriculum, before, before, select_by=select_by)
 
@@ -123,13 +124,13 @@ def selecting_split(session: Session, select_by: str | None) -> str | None:
 
 
 def evaluate_held_out(
-    session: Session, collector: Collector, update: int, max_turns: int
+    session: Session, collector: Collector, update: int, config: "train_rl.Config"
 ) -> Scores:
     """Greedy EX and EM with gold history after `update` updates, on each split other than train.
-    They are logged, printed and drawn."""
+    They are logged, printed and drawn, and the trajectories are kept."""
     log = session.log
     with log.work("eval", f"evaluation at update {update}") as show, peers_may_stop():
-        turns_of, counts = collector.evaluate_held_out(max_turns, show)
+        turns_of, counts, played = collector.evaluate_held_out(config.eval_turns, show)
     metrics: dict[str, Any] = {"stage": "eval", "update": update}
     scores = {}
     for split, turns in turns_of.items():
@@ -145,6 +146,7 @@ def evaluate_held_out(
             f"update {update}: {split} EX {everything['ex']:.1f} EM {everything['em']:.1f} "
             f"({everything['count']} turns)"
         )
+        keep_played(session, played[split], split, update, config.trajectories)
     metrics |= engine_metrics(counts, session.meter, session.ranks, log.secs("eval"))
     log.metrics(metrics)
     draw(log)

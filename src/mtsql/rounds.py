@@ -233,7 +233,7 @@ def evaluate_round(config: "train_sft.Config", session: Session, number: int, up
     collector = make_collector(config, session)
     title = f"round {number}: {selftaught.eval_split}"
     with log.work("eval", title) as show, peers_may_stop():
-        scores_of, counts = collector.evaluate_held_out(selftaught.eval_turns, show)
+        scores_of, counts, _ = collector.evaluate_held_out(selftaught.eval_turns, show)
     row: dict[str, Any] = {"stage": "eval", "update": update, "round": number}
     for split, scores in scores_of.items():
         summary = summarize(scores)

@@ -123,9 +123,9 @@ def updates(run: Path) -> list[dict]:
     return [line for line in metrics(run) if line["stage"] == "rl"]
 
 
-def trajectories(run: Path) -> dict[str, str]:
-    """The readable trajectories by file name."""
-    return {path.name: path.read_text() for path in (run / "trajectories").iterdir()}
+def trajectories(run: Path) -> dict[str, bytes]:
+    """The trajectories of the updates by file name: those for a reader, and the records."""
+    return {path.name: path.read_bytes() for path in (run / "trajectories").glob("update-*")}
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:
@@ -141,4 +141,4 @@ def assert_same_run(one: Path, other: Path, weights: str = "model.safetensors") 
     assert metrics(one) == metrics(other)
     for name in (f"model/{weights}", "checkpoints/update-00004/optimizer.safetensors"):
         assert_same_tensors(one / name, other / name)
-    assert trajectories(one) == trajectories(other) and len(trajectories(one)) == 4
+    assert trajectories(one) == trajectories(other) and len(trajectories(one)) == 8

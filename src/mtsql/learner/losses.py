@@ -93,6 +93,21 @@ def with_gradient(samples: list[Sample], config: LossConfig) -> list[Sample]:
     return [sample for sample in samples if needs_all or any(sample.advantages)]
 
 
+def store_scores(samples: list[Sample], batches: list[Batch], tokens: list[torch.Tensor]) -> None:
+    """Give each sample that has a place for them (`Sample.scores`) the ratios and entropies of its
+    tokens. `tokens` has for each of the `batches`, in which the samples were packed, (2, P): the
+    differences to the old log-probs, and the entropies."""
+    for batch, values in zip(batches, tokens, strict=True):
+        differences, entropies = values.clamp(max=MAX_LOG_RATIO).float().cpu()  # (P,), (P,)
+        found = zip(differences.exp().tolist(), entropies.tolist(), strict=True)
+        for index in batch.indices:
+            sample = samples[index]
+            pairs = [next(found) if is_trained else (0.0, 0.0) for is_trained in sample.loss_mask]
+            if sample.scores is not None:
+                sample.scores.ratios = [ratio for ratio, _ in pairs]
+                sample.scores.entropies = [entropy for _, entropy in pairs]
+
+
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Cross-entropy summed over trained tokens. logprobs (P,)."""
     return -logprobs.sum(), {}

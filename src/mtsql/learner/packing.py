@@ -7,10 +7,22 @@ state predicts `targets[p]`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+
+
+@dataclass
+class TokenScores:
+    """What the learner has computed for the trained tokens of a sample in its newest optimizer
+    step: one value for each token after the prompt, 0 where `loss_mask` is 0. Empty if the sample
+    was not part of one."""
+
+    ratios: list[float] = field(default_factory=list)
+    """exp(log-prob - old log-prob), before any clipping and of each token alone."""
+    entropies: list[float] = field(default_factory=list)
+    """In nats, of the policy's distribution at the temperature of sampling."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class Sample:
     old_logprobs: Sequence[float] = ()
     ref_logprobs: list[float] | None = None
     sampled_logprobs: Sequence[float] | None = None
+    scores: TokenScores | None = field(default=None, compare=False, repr=False)
+    """Where an optimizer step writes what it computes for each token. None: nowhere."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -106,9 +120,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
         values: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            values[field.name] = _move(value, device) if isinstance(value, torch.Tensor) else value
+        for one in fields(self):
+            value = getattr(self, one.name)
+            values[one.name] = _move(value, device) if isinstance(value, torch.Tensor) else value
         return Batch(**values)
 
 

@@ -22,7 +22,14 @@ from torch.distributed.fsdp import FSDPModule
 
 from mtsql.choices import ReferencePlace
 from mtsql.learner.logprobs import PolicyModule, score
-from mtsql.learner.losses import LossConfig, denominator, policy_loss, sft_loss, with_gradient
+from mtsql.learner.losses import (
+    LossConfig,
+    denominator,
+    policy_loss,
+    sft_loss,
+    store_scores,
+    with_gradient,
+)
 from mtsql.learner.optimizer import (
     OptimConfig,
     count_changes,
@@ -115,10 +122,11 @@ class Learner:
         self.module.train()  # activations are recomputed in training mode only
         sums: dict[str, float] = {"num_computed": 0.0, "num_distinct": 0.0, "num_tokens": 0.0}
         stats: dict[str, torch.Tensor] = {}
+        tokens: list[torch.Tensor] = []  # (2, P) of each micro-batch
         for index in range(num_batches):
             with self._gradients_travel_once(is_last=index == num_batches - 1):
                 if index < len(batches):
-                    self._backward(batches[index], divisor, sums, stats)
+                    tokens.append(self._backward(batches[index], divisor, sums, stats))
                 else:
                     logprobs, _ = self.module(empty_batch().to(self.accelerator.device))
                     self.accelerator.backward(logprobs.sum() * 0.0)
@@ -133,6 +141,8 @@ class Learner:
         if stats:  # one wait for the device, and not one in each micro-batch
             values = torch.stack(list(stats.values())).tolist()
             sums |= dict(zip(stats, values, strict=True))
+        if self.loss is not None:
+            store_scores(samples, batches, tokens)
         return {**self.ranks.sum(sums), "grad_norm": float(gather_full(grad_norm))}
 
     def _gradients_travel_once(self, is_last: bool) -> AbstractContextManager:
@@ -148,9 +158,10 @@ class Learner:
         divisor: float,
         sums: dict[str, float],
         stats: dict[str, torch.Tensor],
-    ) -> None:
+    ) -> torch.Tensor:
         """Add a micro-batch's gradient to the parameters', its numbers of tokens to `sums`, and its
-        statistics to `stats`, whose values are in float64 on the device."""
+        statistics to `stats`, whose values are in float64 on the device. Returns (2, P): the
+        differences to the old log-probs, and the entropies."""
         batch = batch.to(self.accelerator.device)
         logprobs, entropy = self.module(batch)  # (P,), (P,)
         if self.loss is None:
@@ -166,6 +177,7 @@ class Learner:
         sums["num_computed"] += batch.num_computed
         sums["num_distinct"] += batch.num_distinct
         sums["num_tokens"] += len(batch.targets)
+        return torch.stack([(logprobs - batch.old_logprobs).detach(), entropy.detach()])
 
     def with_reference(self, samples: list[Sample]) -> list[Sample]:
         """The samples with the log-probs of the reference policy: the frozen copy, or the policy

@@ -41,6 +41,10 @@ PROBE_UPDATE = 2**31
 right answers and uses no reward."""
 
 
+Played = tuple[Trajectory, TurnScore]
+"""An episode of an evaluation, and how it was scored."""
+
+
 @dataclass(frozen=True)
 class Collector:
     """The policy, the environments, the engine's configuration and the reward: what stays the same
@@ -242,10 +246,10 @@ class Collector:
 
     def evaluate_held_out(
         self, max_turns: int, show: Show = show_nothing
-    ) -> tuple[dict[str, list[TurnScore]], EngineCounts]:
-        """The scores of all ranks for each split other than train, and what this rank's engines
-        have counted: greedy episodes with gold history. At most `max_turns` turns of a split are
-        played (0 = all)."""
+    ) -> tuple[dict[str, list[TurnScore]], EngineCounts, dict[str, list[Played]]]:
+        """The scores of all ranks for each split other than train, what this rank's engines have
+        counted, and this rank's trajectories of each split, with their scores: greedy episodes with
+        gold history. At most `max_turns` turns of a split are played (0 = all)."""
         greedy = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
         turns_of = {
             split: self.ranks.share(corpus.turns[: max_turns or None])
@@ -255,9 +259,10 @@ class Collector:
         num_all = sum(len(turns) for turns in turns_of.values())
         num_done = 0
         scores = {}
+        played = {}
         with self.new_engine(greedy) as engine:
             for split, turns in turns_of.items():
-                mine, _ = evaluate(
+                mine, trajectories = evaluate(
                     engine,
                     self.renderer,
                     turns,
@@ -267,4 +272,5 @@ class Collector:
                 )
                 num_done += len(turns)
                 scores[split] = self.ranks.gather(mine)
-        return scores, engine.counts
+                played[split] = list(zip(trajectories, mine, strict=True))
+        return scores, engine.counts, played

@@ -107,7 +107,7 @@ def evaluate(
         renderer,
         turns,
         make_env,
-        lambda trajectory: trajectory,
+        lambda trajectory, _: trajectory,
         history=history,
         max_prompt_tokens=max_prompt_tokens,
         num_samples=1,
@@ -122,15 +122,17 @@ def evaluate_samples(
     renderer: Renderer,
     turns: list[Turn],
     make_env: Callable[[Turn], SqlEnv],
+    keep: Callable[[Trajectory, TurnScore], T],
     *,
     history: History,
     max_prompt_tokens: int,
     num_samples: int,
     seed: int,
     show: Show = show_nothing,
-) -> list[list[TurnScore]]:
+) -> tuple[list[list[TurnScore]], list[T]]:
     """Play `num_samples` episodes of each turn and score them. Returns those of each turn, in the
-    order of `turns`. Trajectories are not kept, so that there may be many.
+    order of `turns`, and what `keep` keeps of each episode, in the same order. Trajectories are not
+    kept, so that there may be many.
 
     Under predicted history the turns of a dialogue are played in order, all dialogues side by side;
     `turns` must then hold whole dialogues. An earlier turn shows the answer that its samples have
@@ -141,14 +143,15 @@ def evaluate_samples(
         renderer,
         turns,
         make_env,
-        lambda trajectory: None,
+        keep,
         history=history,
         max_prompt_tokens=max_prompt_tokens,
         num_samples=num_samples,
         seed=seed,
         show=show,
     )
-    return [[score for _, _, score in group] for group in groups]
+    scores = [[score for _, _, score in group] for group in groups]
+    return scores, [kept for group in groups for kept, _, _ in group]
 
 
 def _played(
@@ -156,7 +159,7 @@ def _played(
     renderer: Renderer,
     turns: list[Turn],
     make_env: Callable[[Turn], SqlEnv],
-    keep: Callable[[Trajectory], T],
+    keep: Callable[[Trajectory, TurnScore], T],
     *,
     history: History,
     max_prompt_tokens: int,
@@ -182,7 +185,7 @@ def _played(
             seed=seed,
             update=0,
             max_prompt_tokens=max_prompt_tokens,
-            judge=lambda one: (keep(one), one.env.final_sql or "", score_turn(one)),
+            judge=lambda one: _judged(one, keep),
             show=show_part(show, num_samples * len(played), num_samples * len(turns)),
         )
         for number, turn in enumerate(wave):
@@ -190,6 +193,13 @@ def _played(
             played[turn.turn_id] = group
             answers[turn.turn_id] = group[vote([score for _, _, score in group])][1]
     return [played[turn.turn_id] for turn in turns]
+
+
+def _judged(
+    trajectory: Trajectory, keep: Callable[[Trajectory, TurnScore], T]
+) -> tuple[T, str, TurnScore]:
+    score = score_turn(trajectory)
+    return keep(trajectory, score), trajectory.env.final_sql or "", score
 
 
 def score_turn(trajectory: Trajectory) -> TurnScore:

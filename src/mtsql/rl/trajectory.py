@@ -6,7 +6,7 @@ Legend: `ids`, `loss_mask` and `logprobs` have one entry for each token after th
 from dataclasses import dataclass, field
 
 from mtsql.agent.env import Outcome, SqlEnv
-from mtsql.learner.packing import Sample
+from mtsql.learner.packing import Sample, TokenScores
 from mtsql.sql.dialogues import Turn
 
 
@@ -36,6 +36,8 @@ class Trajectory:
     reply_spans: list[tuple[int, int]] = field(default_factory=list)
     max_tokens: int = 0
     """The budget for `ids`; 0 if there is none."""
+    scores: TokenScores = field(default_factory=TokenScores)
+    """What the learner computes for each token, where the trajectory is trained on."""
 
     def add_context(self, ids: list[int]) -> None:
         """Append tokens the policy did not choose; they are never trained on."""
@@ -74,4 +76,5 @@ class Trajectory:
             loss_mask=self.loss_mask,
             advantages=advantages,
             old_logprobs=self.logprobs,
+            scores=self.scores,
         )

@@ -51,6 +51,7 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "env.num_sql_workers",
     "trackers",
+    "trajectories.",
 )
 """Keys that a resumed run may change. Of these, only the batch and engine sizes change its
 numbers, and `schedule_updates` those of updates to come. `check_unchanged` adds `eval_turns`."""
@@ -58,16 +59,15 @@ NEW_RUN = "--model.path CHECKPOINT/model"
 OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
-    ".": r"\.(model|training\.png|leave_out\.tsv|report\.md|demonstrations\.jsonl|"
-    r"config(-[0-9]+)?\.yaml|"
-    r"(inputs|scores|audit|farming|gold|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
+    ".": r"\.(model|training\.png|leave_out\.tsv|report\.md|demonstrations\.jsonl|config(-[0-9]+)?"
+    r"\.yaml|(inputs|scores|audit|farming|gold|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|held_out|dev|dev_seen)-[0-9]+\.json\.partial",
     "predictions": r"\..+\.sql\.partial",
     "rounds": r"\.base\.(partial|old)",
     "rounds/round*": r"\.(model|pool\.jsonl|chat_template\.jinja|"
     r"(coverage|held_out|dev|dev_seen)\.json)\.(partial|old)",
-    "trajectories": r"\.update-[0-9]+\.txt\.partial",
+    "trajectories": r"\..+\.(txt|jsonl\.gz)\.partial",
 }
 """Folder inside a run -> pattern of what a killed process leaves half written or half deleted."""
 REPLACED = re.compile(r"\.(update-[0-9]+)\.replaced")

@@ -27,6 +27,7 @@ from mtsql.files import (
     parse_json,
     print_line,
     read_lines,
+    write_bytes,
     write_text,
 )
 from mtsql.run.commit import git_commit
@@ -193,15 +194,18 @@ class RunLog:
         if self.is_main:
             self._write(self.folder / name, json.dumps(value, indent=1) + "\n")
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write(self, path: Path, content: str | bytes) -> None:
         if not self.folder.is_dir():  # it is not made again, because its metrics are lost
             raise WriteError(f"{path}: cannot be written: the run folder was deleted")
-        write_text(path, text)
+        if isinstance(content, bytes):
+            write_bytes(path, content)
+        else:
+            write_text(path, content)
 
-    def trajectories(self, update: int, text: str) -> None:
-        """Write the text of an update's trajectories. `update` counts finished updates."""
+    def trajectories(self, name: str, content: str | bytes) -> None:
+        """Write a file of trajectories: as text for a reader, or compressed records."""
         if self.is_main:
-            self._write(self.folder / "trajectories" / f"update-{update:05d}.txt", text)
+            self._write(self.folder / "trajectories" / name, content)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
