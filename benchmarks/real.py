@@ -56,7 +56,7 @@ class Flags:
     """Threads of a step."""
     epochs: float = 0.15
     """Passes of stage 1 over the demonstrations."""
-    updates: int = 40
+    updates: int = 16
     """Updates of stage 2."""
     dialogues: int = 0
     """Dialogues of SParC dev on which a trained model is evaluated, from the first on. 0: all."""
