@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "compare two evaluations turn by turn, with intervals",
     "schema": "write the tables.json of database files",
     "plan": "say whether a recipe fits on GPUs, and how long it takes",
+    "chat": "talk to a model about a database, in the terminal or the browser",
     "demos": "write demonstrations made from gold SQL, for a cold start",
     "measure": "find out which settings are fastest on this machine",
     "env": "print the versions and the hardware, for a bug report",
