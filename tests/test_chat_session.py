@@ -168,12 +168,17 @@ def test_an_empty_question_and_wrong_numbers_are_refused(talk):
 
 
 def test_json_and_csv_hold_every_kind_of_value(talk):
-    sql = "SELECT NULL AS n, x'00ff' AS b, 9e999 AS i, 'a\"\n,<b>' AS t, 2.5 AS f, 7 AS i"
+    sql = (
+        "SELECT NULL AS n, x'00ff' AS b, 9e999 AS i, 'a\"\n,<b>' AS t, 2.5 AS f, 7 AS i, "
+        "9007199254740993 AS big"
+    )
     turn = ended(talk([answer(sql)]).ask("what ?"))
     data = json.loads(json.dumps(turn_as_data(turn), allow_nan=False))
-    assert data["rows"] == [[None, "X'00FF'", "inf", 'a"\n,<b>', 2.5, 7]]
-    assert data["columns"] == ["n", "b", "i", "t", "f", "i"] and data["summary"] == "1 row"
-    assert csv_text(turn.result) == 'n,b,i,t,f,i\n,X\'00FF\',inf,"a""\n,<b>",2.5,7\n'
+    big = "9007199254740993"
+    assert data["rows"] == [[None, "X'00FF'", "inf", 'a"\n,<b>', 2.5, 7, big]]
+    assert data["columns"] == ["n", "b", "i", "t", "f", "i", "big"] and data["summary"] == "1 row"
+    header, _, rest = csv_text(turn.result).partition("\n")
+    assert header == "n,b,i,t,f,i,big" and rest == f',X\'00FF\',inf,"a""\n,<b>",2.5,7,{big}\n'
     assert event_as_data(Sampled("x")) == {"kind": "sampled", "text": "x"}
     many = QueryResult(QueryStatus.OK, tuple((i,) for i in range(9)), ("a",))
     assert event_as_data(Ended(ChatTurn("q", "s", "answered", many)), 2)["turn"] == {

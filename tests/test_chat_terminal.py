@@ -70,7 +70,7 @@ def test_a_piped_question_shows_each_step_and_the_table(say):
         "--------\n"
         "       2\n"
         "1 row\n"
-        "(33 tokens, 0.5 s)\n"
+        "(21 tokens, 0.5 s)\n"
     )
     assert "\x1b" not in out and "\r" not in out
 
@@ -99,7 +99,7 @@ def test_sql_by_hand_changes_the_history_and_is_exported(say, tmp_path):
     assert [turn["query"] for turn in dialogue["interaction"]] == [NAMES, COUNT]
     assert (tmp_path / "rows.csv").read_text() == "count(*)\n2\n"
     assert out.count("rows.csv: 1 row") == 2 and "error: db/shop.sqlite exists" in out
-    after = out.split("undone; 1 question in")[1]
+    after = out.split("undone; 1 question in", 2)[2]
     assert f"SQL: {COUNT}" in after  # the edit was taken back, too
     assert after.endswith("there are no earlier questions in this dialogue\n")
     assert "error: there is nothing to undo" in after

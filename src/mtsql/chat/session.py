@@ -19,6 +19,8 @@ from mtsql.sql.sandbox import QueryResult
 if TYPE_CHECKING:  # torch takes seconds to import, and the screens need none
     from mtsql.chat.agent import Agent
 
+MAX_EXACT = 2**53
+"""A larger integer is rounded by programs that read the numbers of JSON as floating point."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -135,10 +137,13 @@ def event_as_data(event: Event, max_rows: int | None = None) -> dict[str, Any]:
 
 
 def plain_cell(cell: object) -> object:
-    """A cell as JSON and CSV have it: a blob as hexadecimal digits, an infinity as a text."""
+    """A cell as JSON and CSV have it. Texts stand for a blob (hexadecimal digits), an infinity, and
+    an integer that readers of JSON round."""
     if isinstance(cell, bytes):
         return f"X'{cell.hex().upper()}'"
     if isinstance(cell, float) and not math.isfinite(cell):
+        return str(cell)
+    if isinstance(cell, int) and abs(cell) > MAX_EXACT:
         return str(cell)
     return cell
 

@@ -81,8 +81,8 @@ def steps_of_reply(reply: Reply, text: str, before: Sequence[str]) -> Iterator[S
         case ParseError() as error:
             yield Step("malformed", error.value, text)
         case ToolCall(name, arguments):
-            sql = arguments.get("code")
-            shown = sql if isinstance(sql, str) else str(arguments)
+            code = arguments.get("code")
+            shown = code if isinstance(code, str) else str(arguments)
             yield Step(_name_of_call(name, shown, before), _one_line(shown), sql=shown)
 
 

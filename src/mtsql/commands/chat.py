@@ -88,7 +88,7 @@ def main(words: Sequence[str]) -> None:
     flags = spelled_out(words, Config)
     config = parse_config(Config, flags, __doc__)  # a wrong flag is named before anything is loaded
 
-    from mtsql.chat.run import converse  # it imports torch, which takes seconds
+    from mtsql.chat.run import converse  # it imports transformers, which takes seconds
 
     code = converse(config, flags)
     if code:
