@@ -49,7 +49,7 @@ def ended(events):
 
 def test_the_text_streams_before_its_steps(talk):
     episode = [call(COUNT, think="é 漢 🙂 count"), answer(COUNT, ran=Verdict.PASS)]
-    events = list(talk(episode).ask("how many ?"))
+    events = list(talk(episode).ask("how many singers ?" * 60))  # it is read in several steps
     pieces = [event for event in events if isinstance(event, Sampled)]
     assert "".join(piece.text for piece in pieces) == "".join(map(format_reply, episode))
     assert "\ufffd" not in "".join(piece.text for piece in pieces) and len(pieces) > 20
@@ -58,7 +58,7 @@ def test_the_text_streams_before_its_steps(talk):
     first_step = next(i for i, event in enumerate(events) if isinstance(event, Did))
     num_before = sum(isinstance(event, Sampled) for event in events[:first_step])
     assert 10 < num_before < len(pieces)
-    assert isinstance(events[0], Reading) and events[0].num_done <= events[0].num_all
+    assert isinstance(events[0], Reading) and 0 < events[0].num_done < events[0].num_all
     assert isinstance(events[-1], Ended) and events[-1].turn.result.rows == ((2,),)
 
 

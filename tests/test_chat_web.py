@@ -154,8 +154,9 @@ def test_one_question_at_a_time_and_stop_at_any_time(serve):
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(tmp_path, monkeypatch):
     """A browser on the page of a server in a process of its own, whose episodes are hostile."""
+    monkeypatch.setattr("helpers.browser.SECS", 300.0)
     (tmp_path / "db").mkdir()
     hostile = [
         call(HOSTILE, think="<img src=x onerror='document.title=3'>"),
@@ -170,12 +171,14 @@ def page(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    address = process.stdout.readline().split()[1]
-    with browser(tmp_path / "browser") as tab:
-        tab.open(address, "document.querySelector('#examples button')")
-        yield tab
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    try:
+        address = process.stdout.readline().split()[1]
+        with browser(tmp_path / "browser") as tab:
+            tab.open(address, "document.querySelector('#examples button')")
+            yield tab
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def write(page, text):
@@ -201,8 +204,15 @@ def test_every_control_works_in_a_browser_and_hostile_text_stays_text(page, tmp_
     assert page.run("document.querySelector('.step').open") is False
     page.point(".step summary", click=True)
     assert page.run("document.querySelector('.step pre').textContent").startswith("<img")
+    num_open = "document.querySelectorAll('details.step[open]').length"
+    assert page.run(num_open) == 1
     write(page, "who is there ?")
     page.wait(f"{count} === 2 && {IS_IDLE}")
+    assert page.run(num_open) == 1  # what was open stays open
+    page.point("#fold", click=True)
+    assert page.run("document.querySelectorAll('details.step:not([open])').length") == 0
+    page.point("#fold", click=True)
+    assert page.run(num_open) == 0
     # SQL by hand
     page.point("#turns .turn:last-child .tools button", click=True)
     page.run("document.querySelector('.edit').value = 'SELECT nme FROM singer'")

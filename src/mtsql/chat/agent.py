@@ -5,7 +5,7 @@ Ctrl-C reaches the caller only, and the engine ends between two of its steps.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -100,15 +100,15 @@ class Agent:
         env = SqlEnv(Turn("chat:0:0", 0, "", "who?", ""), self.database, *self._how)
         return self.renderer.template_difference(*sample_exchange(env))
 
-    def ask(self, turn: Turn) -> Iterator[Event | Played]:
+    def ask(self, turn: Turn) -> Generator[Event | Played, None, None]:
         """Play a question: what happens, as it happens, and at last the episode.
 
         If the caller leaves, also by Ctrl-C, the generation stops before the next token. ValueError
         if the agent was stopped from another thread.
         """
         events: SimpleQueue[Event | Future[Played]] = SimpleQueue()
-        self._stop.clear()
-        playing = self._thread.submit(self._play, turn, events.put)
+        stop = self._stop = Flag()  # its own: an episode that was stopped may not have ended yet
+        playing = self._thread.submit(self._play, turn, events.put, stop)
         playing.add_done_callback(events.put)
         try:
             while not isinstance(event := events.get(), Future):
@@ -117,7 +117,7 @@ class Agent:
         except Stopped:
             raise ValueError("stopped: the question is not part of the conversation") from None
         finally:
-            self._stop.set()
+            stop.set()
             playing.exception()  # waits for its end
 
     def stop(self) -> None:
@@ -146,7 +146,7 @@ class Agent:
         stop_ids = self.renderer.stop_ids
         self._engine = StreamingEngine(weights, stop_ids, config.sampling, limits)
 
-    def _play(self, turn: Turn, put: Tell) -> Played:
+    def _play(self, turn: Turn, put: Tell, stop: Flag) -> Played:
         steps: list[Step] = []
 
         def tell(event: Event) -> None:
@@ -155,7 +155,7 @@ class Agent:
             put(event)
 
         start = time.monotonic()
-        self._engine.listen(self.renderer, tell, self._stop)
+        self._engine.listen(self.renderer, tell, stop)
         try:
             [played] = rollout(
                 self._engine,

@@ -3,8 +3,9 @@
 // Everything from a database or a model becomes text by textContent, never markup.
 
 const byId = (id) => document.getElementById(id);
-let unfolded = false;
+let isUnfolded = false;
 let isBusy = false;
+let shown = []; // what stands on the page of each turn: its JSON and its element
 
 function make(name, className, text) {
   const element = document.createElement(name);
@@ -36,7 +37,7 @@ function stepElement(step) {
   line.append(make("span", "summary" + kind, shortened(step.summary)));
   outer.append(line);
   if (details) {
-    outer.open = unfolded;
+    outer.open = isUnfolded;
     if (step.sql) outer.append(make("pre", "sql", step.sql));
     if (step.text) outer.append(make("pre", "", step.text));
   }
@@ -135,7 +136,13 @@ function showState(state) {
   byId("database").textContent = state.database;
   byId("model").textContent = state.model;
   byId("schema").textContent = state.schema + (state.values ? "\n\nvalues: " + state.values : "");
-  byId("turns").replaceChildren(...state.turns.map((turn, i) => turnElement(turn, i + 1)));
+  // A turn that has not changed keeps its element, and with it the steps that are open.
+  shown = state.turns.map((turn, i) => {
+    const json = JSON.stringify(turn);
+    const isSame = shown[i]?.json === json;
+    return { json, element: isSame ? shown[i].element : turnElement(turn, i + 1) };
+  });
+  byId("turns").replaceChildren(...shown.map((one) => one.element));
   byId("memory").replaceChildren(...state.memory.map(memoryElement));
   byId("memory-box").hidden = !state.memory.length;
   byId("export").hidden = !state.turns.length && state.dialogue === 1;
@@ -155,6 +162,12 @@ function exampleElement(question) {
   button.type = "button";
   button.addEventListener("click", () => ask(question));
   return button;
+}
+
+function fold() {
+  isUnfolded = !isUnfolded;
+  byId("fold").textContent = isUnfolded ? "Fold steps" : "Unfold steps";
+  for (const step of document.querySelectorAll("details.step")) step.open = isUnfolded;
 }
 
 async function change(path, body) {
@@ -195,9 +208,11 @@ async function ask(question) {
   const live = make("pre", "live", "");
   element.append(live);
   byId("turns").append(element);
+  window.scrollTo(0, document.body.scrollHeight);
   let failed = null;
   try {
     for await (const event of linesOf(await send("ask", { question }))) {
+      const isAtEnd = innerHeight + scrollY > document.body.scrollHeight - 200;
       if (event.kind === "reading") {
         live.textContent = `reading ${event.num_done} of ${event.num_all} tokens`;
         live.dataset.isReading = "1";
@@ -212,18 +227,17 @@ async function ask(question) {
       } else if (event.kind === "error") {
         failed = event.error;
       }
-      element.scrollIntoView({ block: "end" });
+      if (isAtEnd) window.scrollTo(0, document.body.scrollHeight);
     }
   } catch (error) {
     failed = error.message;
   }
-  setBusy(false);
   await refresh();
+  setBusy(false);
   if (failed !== null) {
-    byId("question").value = question;
+    byId("question").value ||= question;
     showError(failed);
   }
-  window.scrollTo(0, document.body.scrollHeight);
   byId("question").focus();
 }
 
@@ -257,6 +271,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && isBusy) send("stop", {});
 });
 byId("stop").addEventListener("click", () => send("stop", {}));
+byId("fold").addEventListener("click", fold);
 byId("undo").addEventListener("click", () => change("undo", {}));
 byId("new").addEventListener("click", () => change("new", {}));
 refresh();

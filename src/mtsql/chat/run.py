@@ -12,7 +12,6 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
 from mtsql.chat.agent import Agent, AgentConfig
 from mtsql.chat.conversation import Conversation
-from mtsql.chat.events import Ended
 from mtsql.chat.screen import Screen
 from mtsql.chat.session import Session, turn_as_data
 from mtsql.chat.start import newest_embedded, open_database, toy_database
@@ -171,19 +170,16 @@ def ask_all(session: Session, screen: Screen, config: ChatConfig) -> int:
     """Ask the questions of --ask one after the other. Returns the exit code."""
     all_ran = True
     for question in config.ask:
-        if not config.json:
-            screen.question(question)
-        turn = None
-        for event in session.ask(question):
-            if isinstance(event, Ended):
-                turn = event.turn
-            if not config.json:
-                screen.show(event)
-        if turn is None:
-            raise RuntimeError("the episode did not end")
-        all_ran = all_ran and turn.has_rows
         if config.json:
-            print_line(as_json(turn_as_data(turn)))
+            for _ in session.ask(question):
+                pass
+            print_line(as_json(turn_as_data(session.conversation.turn())))
+        else:
+            screen.question(question)
+            with screen.live():
+                for event in session.ask(question):
+                    screen.show(event)
+        all_ran = all_ran and session.conversation.turn().has_rows
     return 0 if all_ran else NO_ANSWER
 
 

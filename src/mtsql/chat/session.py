@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,7 @@ class Session:
         self.conversation = conversation
         self._written: set[Path] = set()
 
-    def ask(self, question: str) -> Iterator[Event]:
+    def ask(self, question: str) -> Generator[Event, None, None]:
         """Ask a question: what happens, as it happens, and at last `Ended`.
 
         If the caller leaves before that, the generation stops and the conversation is as it was.
@@ -52,6 +52,8 @@ class Session:
         if played.num_prompt > self.agent.config.max_prompt_tokens:
             most = self.agent.config.max_prompt_tokens
             ending = f"the prompt has {played.num_prompt} tokens, max_prompt_tokens is {most}"
+            if self.conversation.turns:
+                ending += "; a new dialogue has no history in it"
         return self.conversation.answered(
             question, played.sql, ending, played.steps, played.num_sampled, played.secs
         )
