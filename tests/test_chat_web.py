@@ -174,7 +174,7 @@ def page(tmp_path, monkeypatch):
     try:
         address = process.stdout.readline().split()[1]
         with browser(tmp_path / "browser") as tab:
-            tab.open(address, "document.querySelector('#examples button')")
+            tab.open(address, "document.querySelector('#examples button') !== null")
             yield tab
     finally:
         process.send_signal(signal.SIGINT)
