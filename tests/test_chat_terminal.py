@@ -62,7 +62,6 @@ def test_a_piped_question_shows_each_step_and_the_table(say):
         "correct   SELECT count(*) FROM singer\n"
         "execute   1 row\n"
         "verify    the result: pass\n"
-        "answer    SELECT count(*) FROM singer\n"
         "\n"
         "SELECT count(*) FROM singer\n"
         "\n"
@@ -239,5 +238,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(tmp_path):
     time.sleep(2.1)  # a further signal within two seconds is the same one
     terminal.type("\x03")  # at the prompt it ends nothing
     terminal.wait("stopped")
+    time.sleep(2.1)
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.close() == 143

@@ -127,7 +127,8 @@ function openEditor(answer, turn, number, button) {
 function turnElement(turn, number) {
   const element = make("section", "turn");
   element.append(make("h2", "", turn.question));
-  for (const step of turn.steps) element.append(stepElement(step));
+  const steps = turn.steps.filter((step) => step.name !== "answer"); // it stands below
+  element.append(...steps.map(stepElement));
   element.append(answerElement(turn, number));
   return element;
 }
@@ -223,7 +224,7 @@ async function ask(question) {
         live.scrollTop = live.scrollHeight;
       } else if (event.kind === "did") {
         live.textContent = "";
-        live.before(stepElement(event.step));
+        if (event.step.name !== "answer") live.before(stepElement(event.step));
       } else if (event.kind === "error") {
         failed = event.error;
       }

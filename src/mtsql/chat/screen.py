@@ -185,7 +185,7 @@ class Screen:
         """A step: in one line, and what it hides below it, if steps are not folded."""
         room = max(10, self.width - NAME_WIDTH)
         name = Text(f"{step.name:<{NAME_WIDTH}}", "dim")
-        if self.is_folded and step.name == "think":
+        if self.is_folded and step.name in ("think", "answer"):  # the answer stands below
             return
         has_sql = step.name in SQL_STEPS and step.sql is not None
         summary = harmless(step.summary)
