@@ -57,9 +57,11 @@ MAY_IMPORT = {
     "sources": {"run", "rl", "learner.packing", "model.sizes", "session"},
     "warm_start": {"run", "rl", "workbench"},
     "dry": {"run", "rl", "agent", "branch", "eval_cells", "model", "sql", "lines", "workbench"},
+    "chat": {"agent", "engine", "judge", "model", "model_notes", "rl", "run", "sql"},
     "commands": {
         "agent",
         "audit",
+        "chat",
         "demos",
         "engine",
         "judge",

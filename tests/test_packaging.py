@@ -134,7 +134,9 @@ def metadata_of(wheel: Path) -> Message:
 def test_the_wheel_holds_all_modules_the_licence_and_complete_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    kinds = (".py", ".html", ".css", ".js")
+    files = [path for path in (ROOT / "src" / "mtsql").rglob("*") if path.suffix in kinds]
+    modules = {str(path.relative_to(ROOT / "src")) for path in files}
     folder = f"mtsql-{PROJECT['version']}.dist-info"
     own = {f"{folder}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "top_level.txt")}
     own |= {f"{folder}/entry_points.txt", f"{folder}/licenses/LICENSE", f"{folder}/licenses/NOTICE"}

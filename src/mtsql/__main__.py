@@ -16,6 +16,7 @@ COMMANDS = {
     "view": "write a page to look at the trajectories of one run or two",
     "schema": "write the tables.json of database files",
     "plan": "say whether a recipe fits on GPUs, and how long it takes",
+    "chat": "talk to a model about a database, in the terminal or the browser",
     "demos": "write demonstrations made from gold SQL, for a cold start",
     "measure": "find out which settings are fastest on this machine",
     "env": "print the versions and the hardware, for a bug report",

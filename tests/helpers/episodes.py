@@ -3,13 +3,16 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtsql.agent.env import EnvConfig, SqlEnv
 from mtsql.agent.prompts import PromptStyle
 from mtsql.agent.reply import Answer, Reply, ToolCall, Verdict, format_reply
-from mtsql.rl.trajectory import Trajectory
 from mtsql.sql.dialogues import Turn
 from mtsql.sql.schema import Database, schema_from_sqlite
+
+if TYPE_CHECKING:
+    from mtsql.rl.trajectory import Trajectory
 
 EXEC, MEMORY = ("exec_sql",), ("memory_retrieve",)
 BOTH = EXEC + MEMORY
@@ -59,8 +62,10 @@ def make_env(
     return SqlEnv(turn, database, EnvConfig(**config), style)
 
 
-def play(env: SqlEnv, replies: list[Reply | str]) -> Trajectory:
+def play(env: SqlEnv, replies: list[Reply | str]) -> "Trajectory":
     """Play replies until they or the episode end. The trajectory has no tokens."""
+    from mtsql.rl.trajectory import Trajectory  # it imports torch, which some tests do without
+
     for reply in replies:
         env.step(reply if isinstance(reply, str) else format_reply(reply))
     return Trajectory(env.turn, 0, [], env)

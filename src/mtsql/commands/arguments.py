@@ -14,14 +14,16 @@ def spelled_out(words: Sequence[str], kind: type) -> list[str]:
 
     Of the fields of `kind`, a list may be given as `--databases one two`, which becomes
     `--databases=["one", "two"]`, and a bool as `--keep_distinct`, which becomes
-    `--keep_distinct=true`. Words before the first flag belong to the first field, if it is a list.
-    Everything else stays as it is.
+    `--keep_distinct=true`. Words before the first flag belong to the first field, if it is a list;
+    a single word also if it is `str | None`. Everything else stays as it is.
     """
     hints = get_type_hints(kind)
     rest = list(words)
     first = next(iter(hints))
-    if rest and not rest[0].startswith("-") and get_origin(hints[first]) in (tuple, list):
-        rest.insert(0, f"--{first}")
+    if rest and not rest[0].startswith("-"):
+        is_single = hints[first] == (str | None) and (len(rest) == 1 or rest[1].startswith("-"))
+        if is_single or get_origin(hints[first]) in (tuple, list):
+            rest.insert(0, f"--{first}")
     out = []
     while rest:
         word = rest.pop(0)
