@@ -1,10 +1,13 @@
 """Experiment trackers: what they are given, and what a resumed run does. The packages of the real
 ones are not needed, except for one test with TensorBoard's own files."""
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import train_rl
@@ -13,12 +16,15 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import ProjectConfiguration
 
+from helpers.collecting import scored
+from mtsql.rl.scored import Scored
+from mtsql.rl.trajectory_table import trajectory_table
 from mtsql.run import trackers
 from mtsql.run.checkpoint import Checkpoint
 from mtsql.run.config import parse_config
 from mtsql.run.launch import make_accelerator
 from mtsql.run.runlog import RunLog
-from mtsql.run.trackers import start_trackers, tracked_numbers
+from mtsql.run.trackers import log_table, markdown_table, start_trackers, tracked_numbers
 from mtsql.session import check_folder
 
 ROW = {"time": 1.5, "stage": "rl", "update": 3, "reward": 0.5, "loss": None, "outcome/answered": 1}
@@ -69,8 +75,9 @@ class Recorded:
     process_index: int = 0
     num_processes: int = 1
     options: list[dict] = field(default_factory=list)
+    trackers: list = field(default_factory=list)
 
-    def init_trackers(self, project: str, config: dict, init_kwargs: dict) -> None:
+    def init_trackers(self, project: str, init_kwargs: dict) -> None:
         self.options.append(init_kwargs)
 
 
@@ -146,6 +153,92 @@ def test_a_resumed_run_goes_on_under_its_name_after_its_checkpoint(tmp_path, mon
     for name, key in (("wandb", "id"), ("trackio", "name")):
         assert resumed[name] == first[name] and first[name]["resume"] == "allow"
         assert other[name][key] != first[name][key]
+
+
+class MlflowTracker(ListTracker):
+    """What our code knows of Accelerate's tracker for MLflow."""
+
+    name = "mlflow"
+
+    @property
+    def tracker(self) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(run_id="chosen by mlflow"))
+
+
+def test_mlflow_goes_on_under_its_own_name_and_parameters(tmp_path):
+    first, resumed = (Recorded(trackers=[MlflowTracker()]) for _ in range(2))
+    for accelerator in (first, resumed):
+        start_trackers(accelerator, tmp_path, Config(), 0)
+    assert [one.options[0]["mlflow"]["run_id"] for one in (first, resumed)] == [
+        None,
+        "chosen by mlflow",
+    ]
+    # MLflow refuses a parameter that has changed, such as `resume`.
+    assert [len(one.trackers[0].configurations) for one in (first, resumed)] == [1, 0]
+
+
+HOSTILE = "a | b\n<script>alert(1)</script> [x](y) `**"
+
+
+def test_a_markdown_table_keeps_hostile_text_as_text():
+    lines = markdown_table(["x", "y", "z"], [[HOSTILE, 0.123456, None]]).split("\n")
+    assert len(lines) == 3 and lines[2].count("|") == 4 and "<" not in lines[2]
+    assert html.unescape(lines[2]) == f"| {' '.join(HOSTILE.split())} | 0.1235 | - |"
+
+
+@dataclass
+class TableTracker:
+    """Keeps the tables that it is given, as Accelerate's trackers take them."""
+
+    name: str
+    tables: list[tuple] = field(default_factory=list)
+
+    @property
+    def writer(self) -> SimpleNamespace:
+        return SimpleNamespace(add_text=lambda *given: self.tables.append(given))
+
+    def log_table(self, name: str, columns: list, data: list, step: int) -> None:
+        self.tables.append((name, columns, data, step))
+
+
+def test_trackers_get_a_table_each_in_its_own_way(tmp_path):
+    board, wandb, other = (TableTracker(name) for name in ("tensorboard", "wandb", "list"))
+    accelerator = Recorded(trackers=[board, wandb, other])
+    log = RunLog(tmp_path / "run", Config(), track_table=partial(log_table, accelerator))
+    log.table("trajectories", ["turn", "reward"], [["t", 1.0]], 3)
+    log.table("trajectories", ["turn", "reward"], [], 4)
+    text = "| turn | reward |\n| --- | --- |\n| t | 1 |"
+    assert board.tables == [("trajectories", text, 3)]
+    assert wandb.tables == [("trajectories", ["turn", "reward"], [["t", 1.0]], 3)]
+    assert not other.tables
+
+
+def test_a_table_that_fails_is_a_warning(tmp_path, capsys):
+    def fail(*_):
+        raise ConnectionError("gone")
+
+    log = RunLog(tmp_path / "run", Config(), track_table=fail)
+    for update in (1, 2):
+        log.table("trajectories", ["x"], [["y"]], update)
+    assert capsys.readouterr().out.count("warning: tracker: a table was not logged") == 1
+
+
+def test_the_table_of_an_update_has_the_siblings_of_a_few_groups():
+    def one(reward: float, sql: str | None, turn: int = 0) -> Scored:
+        made = scored(reward, turn_id=f"t{turn}")
+        made.trajectory.turn = SimpleNamespace(turn_id=f"t{turn}", question="q?\x1b", sql="GOLD")
+        made.trajectory.env.final_sql = sql
+        made.components = {"ex": reward}
+        return made
+
+    groups = [[one(0.0, None, n), one(1.0 + n, "SELECT 1", n)] for n in range(9)]
+    groups[8][1].advantages = [0.5, 0.5]
+    columns, rows = trajectory_table(groups)
+    assert len(rows) == 8 and len({row[0] for row in rows}) == 4
+    first = dict(zip(columns, rows[0], strict=True))
+    assert first["answer"] == "SELECT 1" and first["question"] == "q?\\x1b"
+    assert first["reward"] == first["reward/ex"] == 9.0 and first["advantages"] == "+0.500"
+    assert dict(zip(columns, rows[1], strict=True))["answer"] == ""
 
 
 def test_a_run_without_trackers_starts_none(tmp_path):
