@@ -3,6 +3,8 @@ ones are not needed, except for one test with TensorBoard's own files."""
 
 import html
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +19,7 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import ProjectConfiguration
 
 from helpers.collecting import scored
+from helpers.runs import clean_environment
 from mtsql.rl.scored import Scored
 from mtsql.rl.trajectory_table import trajectory_table
 from mtsql.run import trackers
@@ -288,3 +291,62 @@ def test_tensorboard_shows_each_update_of_a_resumed_run_once(tmp_path):
         accelerator.trackers[0].finish()
     expected = [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
     assert scalars(tmp_path / "tensorboard/mtsql") == {"rl/reward": expected}
+
+
+TABLE = (["turn", "answer", "reward"], [["dev:0:1", HOSTILE, 1.5], ["dev:0:1", "", 0.0]])
+
+
+def text_of_tensorboard(folder: Path) -> list[tuple[int, str]]:
+    """The steps and texts of the table of trajectories in TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found = events.Tensors("trajectories/text_summary")
+    return [(one.step, one.tensor_proto.string_val[0].decode()) for one in found]
+
+
+def test_tensorboard_shows_the_table_as_text(tmp_path):
+    pytest.importorskip("tensorboard")
+    project = ProjectConfiguration(logging_dir=str(tmp_path))
+    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_config=project)
+    start_trackers(accelerator, tmp_path, Config(), 0)
+    log_table(accelerator, "trajectories", *TABLE, 3)
+    accelerator.trackers[0].finish()
+    assert text_of_tensorboard(tmp_path / "mtsql") == [(3, markdown_table(*TABLE))]
+
+
+TRACKIO = """
+import json, sys
+from pathlib import Path
+from accelerate import Accelerator
+from mtsql.run.trackers import log_table, start_trackers, tracked_numbers
+from test_trackers import TABLE, Config
+accelerator = Accelerator(cpu=True, log_with=["trackio"])
+start_trackers(accelerator, Path(sys.argv[1]), Config(), 0)
+for update in (1, 2):
+    accelerator.log(tracked_numbers({"stage": "rl", "reward": update / 2}), update)
+log_table(accelerator, "trajectories", *TABLE, 2)
+accelerator.end_training()
+from trackio.sqlite_storage import SQLiteStorage
+[run] = SQLiteStorage.get_runs("mtsql")
+print(json.dumps([run, SQLiteStorage.get_logs("mtsql", run)]))
+"""
+
+
+@pytest.mark.slow
+def test_trackio_keeps_numbers_and_the_table(tmp_path):
+    pytest.importorskip("trackio")
+    run = tmp_path / "my-run"
+    run.mkdir()
+    env = {**clean_environment(), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    words = [sys.executable, "-c", TRACKIO, str(run)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    name, logs = json.loads(done.stdout.splitlines()[-1])
+    assert name.startswith("my-run-")
+    rewards = [(row["step"], row["rl/reward"]) for row in logs if "rl/reward" in row]
+    assert rewards == [(1, 0.5), (2, 1.0)]
+    [table] = [row["trajectories"] for row in logs if "trajectories" in row]
+    columns, rows = TABLE
+    assert table["_value"] == [dict(zip(columns, row, strict=True)) for row in rows]

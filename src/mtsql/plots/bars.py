@@ -102,7 +102,12 @@ def _abilities(data: str, models: Sequence[Scored]) -> Drawn | None:
     series = [model.series for model in models]
     for name in dict.fromkeys(series):  # no line from one run to the next
         places = [place for place, other in enumerate(series) if other == name]
-        style = {"color": "black", "markersize": 9, "linewidth": 1.0, "markeredgecolor": "white"}
+        style: dict[str, Any] = {
+            "color": "black",
+            "markersize": 9,
+            "linewidth": 1.0,
+            "markeredgecolor": "white",
+        }
         [line] = right.plot(places, [values[place] for place in places], "--*", **style)
     for place, value in enumerate(values):
         right.annotate(

@@ -94,7 +94,7 @@ class LiveScreen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(MAX_WIDTH, options.max_width - 1)
         room = console.height - LEFT_FREE
-        shown = []
+        shown: list[list[Segment]] = []
         if self.bars.tasks:
             shown += console.render_lines(self.bars, options.update_width(width), pad=False)
         elif self.lines:

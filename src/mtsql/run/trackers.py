@@ -100,11 +100,10 @@ def log_table(
         elif tracker.name == "wandb":
             tracker.log_table(name, columns=list(columns), data=list(map(list, rows)), step=step)
         elif tracker.name == "trackio":
-            import pandas
             import trackio
 
-            frame = pandas.DataFrame(list(rows), columns=list(columns))
-            tracker.log({name: trackio.Table(dataframe=frame)}, step=step)
+            table = trackio.Table(columns=list(columns), data=list(map(list, rows)))
+            tracker.log({name: table}, step=step)
         elif tracker.name == "mlflow":
             import mlflow
 
