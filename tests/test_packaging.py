@@ -30,7 +30,7 @@ TRACKERS = {"mlflow", "trackio"}
 """What run/trackers.py imports if the user names it, and says how to install if it is missing."""
 PACKAGES = {"yaml": "pyyaml"}
 """Modules whose package has another name."""
-TOOLS = {"ruff", "mypy", "pre-commit", "types-psutil", "types-pyyaml"}
+TOOLS = {"ruff", "mypy", "pre-commit", "pytest-xdist", "types-psutil", "types-pyyaml"}
 """What is run, or read by mypy, and not imported."""
 
 

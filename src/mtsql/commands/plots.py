@@ -5,16 +5,17 @@
     mtsql plots runs/eval-warm runs/eval-rl --names "warm start" "+ RL"
     mtsql plots runs/rl --updates 0 20 40
 
-A RUN is a folder of train_rl.py or of eval.py, or a file eval/SPLIT-UPDATE.json
-of a training run. Training runs, also unfinished ones, give the reward and the
-reply length by curriculum stage and the held-out EX and EM over the updates.
-Evaluations give EX by turn and by hardness, the five abilities with EX, and
-the aha share, with 95 % intervals (bootstrap by dialogue); of a training run
-the first and the last evaluation are compared. Only checkpoints that have
-played the same turns stand in one figure.
+A RUN is a folder of train_rl.py or of eval.py, or a file
+eval/SPLIT-UPDATE.json of a training run. Training runs, also unfinished ones,
+give the reward and the reply length by curriculum stage and the held-out EX
+and EM over the updates. Evaluations give EX by turn and by hardness, the five
+abilities with EX, and the aha share, with 95 % intervals (bootstrap by
+dialogue); of a training run the first and the last evaluation are compared.
+Only checkpoints that have played the same turns stand in one figure.
 
-Each figure is written as PNG, as SVG and, its data, as CSV. The folder is that
-of --out, or else the folder `figures` in the run, of several runs beside them.
+Each figure is written as PNG, as SVG and, its data, as CSV. The folder is
+that of --out, or else the folder `figures` in the run, of several runs beside
+them.
 """
 
 import os

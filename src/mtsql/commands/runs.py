@@ -6,15 +6,14 @@
     mtsql runs runs --csv runs.csv
 
 Runs are looked for in FOLDER and below it. `done` counts finished updates of
-train_rl.py or optimizer steps of train_sft.py; for eval.py it says whether all
-parts are there. `time` is the time on the clock of all its processes' work,
-repetitions after a kill not included. Scores of a training run are those of its
-model. Below each run stand the keys of its configuration that have another
-value in another run of the same kind.
+train_rl.py or optimizer steps of train_sft.py; for eval.py it says whether
+all parts are there. `time` is the time on the clock of all work that is kept.
+Scores of a training run are those of its model. Below each run stand the keys
+of its configuration that have another value in another run of the same kind.
 
-The runs are ranked by --by, the highest first: a score such as dev_ex, or a key
-of metrics.jsonl, of which the mean of the newest five rows counts. Without
---by it is held_out_ex, dev_ex or dev_seen_ex, whichever a run has first.
+The runs are ranked by --by, the highest first: a score such as dev_ex, or a
+key of metrics.jsonl, of which the mean of the newest five rows counts. Without
+--by it is held_out_ex, dev_ex or dev_seen_ex, whichever is there first.
 """
 
 import csv
