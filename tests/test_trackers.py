@@ -343,8 +343,9 @@ def test_trackio_keeps_numbers_and_the_table(tmp_path):
     words = [sys.executable, "-c", TRACKIO, str(run)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    name, logs = json.loads(done.stdout.splitlines()[-1])
-    assert name.startswith("my-run-")
+    # Trackio prints, too, also after the end.
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('["my-run-')]
+    logs = json.loads(line)[1]
     rewards = [(row["step"], row["rl/reward"]) for row in logs if "rl/reward" in row]
     assert rewards == [(1, 0.5), (2, 1.0)]
     [table] = [row["trajectories"] for row in logs if "trajectories" in row]

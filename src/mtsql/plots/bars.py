@@ -62,7 +62,7 @@ def _grouped(data: str, models: Sequence[Scored], key: str, names: Sequence[str]
         return None
     figure = new_figure(HEIGHT, f"EX by {key}: {data}")
     axes = figure.subplots()
-    counts = [next(row[place].count for row in found if row[place]) for place in used]
+    counts = [next(one.count for row in found if (one := row[place])) for place in used]
     for number, row in enumerate(found):
         _draw_bars(axes, [row[place] for place in used], number, len(models), 0)
     labels = [f"{names[place]}\n{count} turns" for place, count in zip(used, counts, strict=True)]

@@ -82,7 +82,7 @@ def axes_line(axes: Axes, place: int) -> Any:
     return axes.plot([], [], linewidth=1.6, markersize=4, **style)[0]
 
 
-def _band(values: Sequence[float], window: int) -> tuple[list[float], list[float], list[float]]:
+def _band(values: list[float], window: int) -> tuple[list[float], list[float], list[float]]:
     """-> (mean, mean - deviation, mean + deviation) of the `window` values around each one."""
     middle = sum(values) / len(values)  # squares of values around zero lose no digits
     mean = smoothed(values, window)

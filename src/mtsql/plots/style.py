@@ -28,7 +28,7 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "ooo")
 WIDTH = 7.2
 """Inches: the text width of a page."""
 DPI = 200
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -103,7 +103,7 @@ def save(drawn: Drawn, folder: Path) -> None:
     writer.writerow(drawn.header)
     writer.writerows([_cell(value) for value in row] for row in drawn.rows)
     write_text(folder / f"{drawn.name}.csv", table.getvalue())
-    files = {
+    files: dict[Path, dict[str, Any]] = {
         folder / f"{drawn.name}.png": {"dpi": DPI, "metadata": {"Software": None}},
         folder / f"{drawn.name}.svg": {"metadata": {"Date": None}},
     }
