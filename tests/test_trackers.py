@@ -180,7 +180,7 @@ def test_mlflow_goes_on_under_its_own_name_and_parameters(tmp_path):
     assert [len(one.trackers[0].configurations) for one in (first, resumed)] == [1, 0]
 
 
-HOSTILE = "a | b\n<script>alert(1)</script> [x](y) `**"
+HOSTILE = "a | b\n<script>alert(1)</script> [x](y) `** & '#1' \"q\" _"
 
 
 def test_a_markdown_table_keeps_hostile_text_as_text():

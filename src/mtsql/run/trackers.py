@@ -11,7 +11,6 @@ resumed.
     mlflow        MLFLOW_TRACKING_URI, or files in the current folder: mlflow ui
 """
 
-import html
 import json
 import re
 import secrets
@@ -129,8 +128,8 @@ def _as_text(cell: Cell) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.4g}"
-    text = html.escape(" ".join(str(cell).split()))
-    return re.sub(r"[\\`*_{}\[\]()#+!|~]", lambda mark: f"&#{ord(mark[0])};", text)
+    text = " ".join(str(cell).split())
+    return re.sub(r"[&<>'\"\\`*_{}\[\]()#+!|~]", lambda mark: f"&#{ord(mark[0])};", text)
 
 
 def _identity(run: Path) -> dict[str, str]:
