@@ -45,6 +45,7 @@ from mtsql.learner.step import Learner, minibatches
 from mtsql.lines import UpdateLines, announce
 from mtsql.model.policy import ModelConfig
 from mtsql.model_notes import prompt_style
+from mtsql.not_finite import require_finite
 from mtsql.plan.memory import require_memory
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.checks import EvalSplit, check_config, max_tokens, with_evaluation
@@ -54,12 +55,20 @@ from mtsql.rl.kept import KeptConfig
 from mtsql.rl.rewards import RewardConfig
 from mtsql.rl.samples import compute_advantages, measure_kl
 from mtsql.rl.scored import Group, num_right, turn_of
-from mtsql.rl.update_metrics import learning_flops, update_metrics
-from mtsql.rl_run import Progress, evaluate_held_out, first_progress, report, save_selected
+from mtsql.rl.update_metrics import update_metrics
+from mtsql.rl_run import (
+    Progress,
+    evaluate_held_out,
+    first_progress,
+    flops_of_learning,
+    report,
+    save_selected,
+)
 from mtsql.run.checkpoint import CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
 from mtsql.run.length import with_kept_schedule
+from mtsql.run.live import live_screen
 from mtsql.run.ranks import Ranks
 from mtsql.run.seeds import require_seed, seed_update
 from mtsql.run.signals import no_interrupt, peers_may_stop
@@ -187,7 +196,7 @@ def main(config: Config) -> None:
     if config.dry_run:
         return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
-    with run_folder(Ranks.of(accelerator), Path(config.run)):
+    with run_folder(Ranks.of(accelerator), Path(config.run)), live_screen():
         run(config, accelerator)
 
 
@@ -322,21 +331,8 @@ def learn(
     )
     for part in parts:
         results.append(learner.optimizer_step(part, lr))
+        require_finite(results[-1], part, learner.ranks, Path(config.run), update + 1)
     return results, engine_gap
-
-
-def flops_of_learning(
-    config: Config, session: Session, samples: list[Sample], trained: list[Sample]
-) -> float:
-    """Operations of `learn` on this rank, for the metrics. `trained` have a gradient."""
-    return learning_flops(
-        samples,
-        trained,
-        session.meter.model,
-        num_passes=config.num_passes,
-        has_reference=bool(config.loss.kl_coef),
-        is_recomputed=config.old_logprobs == "recomputed",
-    )
 
 
 def record(curriculum: Curriculum, groups: list[Group], ranks: Ranks, num_attempts: int) -> None:

@@ -25,7 +25,7 @@ from mtsql.agent.prompts import PromptStyle
 from mtsql.demos.config import GoldConfig
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
-from mtsql.files import print_line
+from mtsql.files import print_line, read_rows
 from mtsql.learner.optimizer import OptimConfig, learning_rate
 from mtsql.learner.packing import Sample
 from mtsql.learner.step import Learner, sample_order
@@ -33,6 +33,7 @@ from mtsql.lines import StepLines, announce, is_finished, listed, stage_2, took
 from mtsql.model.policy import ModelConfig
 from mtsql.model.sizes import BUDGETS, require_room_in_batch
 from mtsql.model_notes import prompt_style
+from mtsql.not_finite import require_finite
 from mtsql.plan.memory import require_memory
 from mtsql.rl.embeddings import check_embedding
 from mtsql.rl.pool_source import check_pool
@@ -42,8 +43,8 @@ from mtsql.rounds import collect_round, evaluate_round, round_folder, start_weig
 from mtsql.run.checkpoint import Checkpoint, CheckpointConfig, resumed
 from mtsql.run.inputs import check_places
 from mtsql.run.launch import make_accelerator, run_folder, run_script
+from mtsql.run.live import live_screen
 from mtsql.run.ranks import Ranks
-from mtsql.run.runlog import read_rows
 from mtsql.run.screen import activity
 from mtsql.run.seeds import require_seed
 from mtsql.run.signals import no_interrupt
@@ -229,7 +230,7 @@ def main(config: Config) -> None:
         return dry_run(config, main)
     accelerator = make_accelerator(config.model.mixed_precision, config.trackers, config.run)
     ranks = Ranks.of(accelerator)
-    with run_folder(ranks, Path(config.run)):
+    with run_folder(ranks, Path(config.run)), live_screen():
         config, begun = resumed(config)
         check_folder(config, begun, accelerator)
         announce(config, ranks, begun)
@@ -347,6 +348,7 @@ def train_on(
             with no_interrupt():
                 with session.log.timer("step"):
                     stats = learner.optimizer_step(mine, lr)
+                require_finite(stats, mine, learner.ranks, session.folder, progress.update + 1)
                 lines.add(step + 1, progress.update + 1, lr, stats, everyones)
                 progress.update += 1
                 progress.done = step + 1

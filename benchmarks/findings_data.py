@@ -19,10 +19,10 @@ from typing import Any
 from findings_run import Steps
 from findings_steps import Step, flops_of
 
-from mtsql.files import parse_json, read_json, write_text
+from mtsql.files import parse_json, read_json, read_rows, write_text
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, BAD_STARTS
 from mtsql.rl.evaluate import dialogue_of
-from mtsql.run.runlog import read_rows, writing
+from mtsql.run.runlog import writing
 from mtsql.sql.runnable import folded
 
 VERDICTS, RUNS = "verdicts.jsonl.gz", "runs.json"

@@ -24,9 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtsql.files import read_json, read_lines, write_text
+from mtsql.files import read_json, read_lines, read_rows, write_text
 from mtsql.rl.curriculum import CurriculumConfig
-from mtsql.run.runlog import read_rows
 
 if TYPE_CHECKING:
     import train_rl

@@ -31,11 +31,10 @@ from findings_verdicts import HARDNESS_AND_TURNS, Verdicts, em, everything, ex
 from matplotlib.figure import Figure
 
 from mtsql.agent.env import Outcome
-from mtsql.files import read_json, write_text
+from mtsql.files import read_json, read_rows, write_text
 from mtsql.judge.crossed_intervals import Estimate
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, share
 from mtsql.run.plots import COLOURS
-from mtsql.run.runlog import read_rows
 from mtsql.run.screen import duration
 
 VERDICTS, FACTS, PAGE, PICTURE = "real_verdicts.jsonl.gz", "real.json", "real.md", "real.png"

@@ -26,9 +26,11 @@ TESTS = [*(ROOT / "tests").rglob("*.py")]
 BENCHMARKS = [*(ROOT / "benchmarks").rglob("*.py")]
 PEERS = {"trl", "datasets"}
 """What only the benchmarks that compare with TRL import; benchmarks/trl_peer.py says so."""
+TRACKERS = {"mlflow", "trackio"}
+"""What run/trackers.py imports if the user names it, and says how to install if it is missing."""
 PACKAGES = {"yaml": "pyyaml"}
 """Modules whose package has another name."""
-TOOLS = {"ruff", "mypy", "pre-commit", "types-psutil", "types-pyyaml"}
+TOOLS = {"ruff", "mypy", "pre-commit", "pytest-xdist", "types-psutil", "types-pyyaml"}
 """What is run, or read by mypy, and not imported."""
 
 
@@ -58,7 +60,7 @@ def imported(paths: list[Path]) -> set[str]:
 
 def test_what_the_product_imports_is_declared_and_nothing_else():
     optional = names(PROJECT["optional-dependencies"]["gpu"])
-    assert imported(PRODUCT) == names(PROJECT["dependencies"]) | optional
+    assert imported(PRODUCT) == names(PROJECT["dependencies"]) | optional | TRACKERS
 
 
 def test_what_tests_and_benchmarks_import_is_declared():

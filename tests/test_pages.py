@@ -1,6 +1,7 @@
 """The Python blocks of docs/ are executed, its data is read, and it explains every key of
 metrics.jsonl."""
 
+import ast
 import importlib
 import json
 import re
@@ -34,15 +35,17 @@ from mtsql.model.policy import (
 from mtsql.model.rendering import Renderer
 from mtsql.model.tokenizer import train_tokenizer
 from mtsql.model_notes import notes_of
+from mtsql.not_finite import require_finite
 from mtsql.rl.advantages import AdvantageConfig
 from mtsql.rl.rollout import rollout
 from mtsql.rl.update_metrics import update_metrics
 from mtsql.run.ranks import Ranks
+from mtsql.run.runlog import NotFinite
 from mtsql.sql.dialogues import Turn, load_corpus
 from mtsql.sql.query import QueryStatus
 
 DOCS = ROOT / "docs"
-EXECUTED = {"runs.md", "serving.md"}
+EXECUTED = {"metrics.md", "serving.md", "warnings.md"}
 SQL = "SELECT count(*) FROM singer"
 
 
@@ -59,8 +62,8 @@ def test_every_python_block_of_the_pages_is_executed_here():
 
 
 def explained_keys() -> dict[str, str]:
-    """Key -> the line of docs/runs.md that explains it."""
-    section = (DOCS / "runs.md").read_text().partition("## What do the keys")[2]
+    """Key -> the line of docs/metrics.md that explains it."""
+    section = (DOCS / "metrics.md").read_text().partition("## What does each key mean")[2]
     table = section.partition("\n## ")[0]
     found = {}
     for line in table.splitlines():
@@ -72,7 +75,7 @@ def explained_keys() -> dict[str, str]:
 
 
 def unexplained(keys: set[str]) -> set[str]:
-    """The keys that docs/runs.md does not explain. `reward/NAME` stands for any component."""
+    """The keys that docs/metrics.md does not explain. `reward/NAME` stands for any component."""
     explained = explained_keys()
     patterns = [key.replace("NAME", r"\w+").replace("STATUS", r"\w+") for key in explained]
     return {key for key in keys if not any(re.fullmatch(p, key) for p in patterns)}
@@ -88,6 +91,31 @@ def test_every_metric_of_an_update_is_explained():
     metrics = update_metrics([group], [], [step | stats], config, Ranks())
     assert not unexplained(set(metrics))
     assert unexplained({"reward_sum", "loss/entropi"}) == {"reward_sum", "loss/entropi"}
+
+
+def keys_in(file: str, functions: tuple[str, ...] = ()) -> set[str]:
+    """The constant keys of the dictionaries in a source file that have the key `stage` or are in
+    one of the functions."""
+    tree = ast.parse((ROOT / "src/mtsql" / file).read_text())
+    places = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = [node for place in places if place.name in functions for node in ast.walk(place)]
+    found: set[str] = set()
+    for node in [*ast.walk(tree), *inside]:
+        if isinstance(node, ast.Dict):
+            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            found |= keys if "stage" in keys or node in inside else set()
+    return found
+
+
+def test_the_keys_that_the_sources_write_are_explained():
+    files = ("rl_run.py", "eval_run.py", "rounds.py", "lines.py")
+    written = {file: keys_in(file) for file in files}
+    assert all(written.values()) and "history" in written["eval_run.py"]
+    written["coverage"] = keys_in("rl/coverage.py", ("coverage_metrics",))
+    written["rollouts"] = keys_in("rl/rollout_metrics.py", ("rollout_metrics", "rollout_rates"))
+    written["collect"] = keys_in("rl/collect.py", ("collect",))
+    for place, keys in written.items():
+        assert keys and not unexplained(keys), place
 
 
 @pytest.mark.slow
@@ -117,17 +145,26 @@ def test_the_warnings_and_outcomes_of_the_page_are_those_of_the_code():
         assert f"| `{name}` |" in text, name
     for name in re.findall(r"`(max_\w+|reply_tokens)`:", text):
         assert name in {outcome.value for outcome in Outcome}
-    assert "| `queries/STATUS` |" in (DOCS / "runs.md").read_text() and len(QueryStatus) == 5
+    assert "| `queries/STATUS` |" in (DOCS / "metrics.md").read_text() and len(QueryStatus) == 5
 
 
-def test_the_code_of_runs_reads_the_rows_of_a_run(tmp_path, monkeypatch, capsys):
+def test_the_code_of_metrics_reads_the_rows_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     row = {"stage": "rl", "update": 1, "curriculum_stage": 0, "reward": 1.256, "num_steps": 1}
     Path("runs/rl").mkdir(parents=True)
     rows = [row, {"stage": "eval", "update": 1}]
     Path("runs/rl/metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    run_blocks("runs.md")
+    run_blocks("metrics.md")
     assert capsys.readouterr().out == "1 0 1.26 1\n"
+
+
+def test_the_code_of_warnings_reads_a_kept_batch(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sample = Sample([1, 2], [3], [1], advantages=[1.0], old_logprobs=[float("nan")])
+    with pytest.raises(NotFinite):
+        require_finite({"loss": float("nan")}, [sample], Ranks(), Path("runs/rl"), 7)
+    assert run_blocks("warnings.md")["batch"].ids.tolist() == [1, 2, 3]
+    assert capsys.readouterr().out == "['loss'] [0] 1\n"
 
 
 def test_the_csv_of_the_data_page_is_a_corpus(tmp_path):

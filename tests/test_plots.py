@@ -9,7 +9,7 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 
-from mtsql.run.plots import STAGE_NOTE, _smoothed, plot_training, training_figure
+from mtsql.run.plots import STAGE_NOTE, plot_training, smoothed, training_figure
 
 WEIGHTS = {"ex": 1.0, "em": 1.0, "propose": 0.8, "overlong": 0.5}
 TOY = {"data": {"toy_folder": "data/toyworld", "dev": None}}
@@ -46,11 +46,11 @@ def axes_of(rows: list[dict], config: dict | None = None) -> tuple[Axes, Axes]:
 def test_the_figure_of_a_very_long_run_takes_seconds():
     values = [float(number % 7) for number in range(100_000)]
     begun = time.perf_counter()
-    smooth = _smoothed(values, 5000)
+    smooth = smoothed(values, 5000)
     assert time.perf_counter() - begun < 2
     assert smooth[50_000] == pytest.approx(sum(values[47_500:52_501]) / 5001)
     assert smooth[0] == pytest.approx(sum(values[:2501]) / 2501)
-    assert _smoothed([1.0, 2.0, 6.0], 5) == [3.0, 3.0, 3.0]
+    assert smoothed([1.0, 2.0, 6.0], 5) == [3.0, 3.0, 3.0]
 
 
 def labels(axes: Axes) -> list[str]:

@@ -37,6 +37,7 @@ KNOWN = (
     "nvcc --version",
     "cp ",
     "tensorboard ",
+    "trackio ",
 )
 """How a command may begin that is not one of ours."""
 

@@ -19,11 +19,10 @@ from helpers.runs import FLAGS, SMALL_RL, finish, stop_when
 from mtsql import warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
-from mtsql.files import WriteError
+from mtsql.files import WriteError, read_rows
 from mtsql.model.policy import EmbeddedConfig, ModelConfig, resolved
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED, run_script
-from mtsql.run.runlog import read_rows
 from mtsql.run.signals import no_interrupt
 from mtsql.sql.datasets import DataConfig
 

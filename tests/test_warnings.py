@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtsql.rl.warnings import CHECKS, WINDOW, new_warnings
+from mtsql.rl.warnings import CHECKS, FLAT_UPDATES, WINDOW, new_warnings
 
 GOOD = {
     "num_steps": 1,
@@ -76,6 +76,27 @@ def test_many_preemptions():
     assert given(many, *[{}] * 9) == []
 
 
+def test_a_ratio_outside_its_band():
+    assert given(*[{"loss/ratio": 1.0, "loss/ratio_far": 0.05}] * 9) == [(WINDOW, "ratio")]
+    assert given(*[{"loss/ratio": 1.3, "loss/ratio_far": 0.0}] * 9) == [(WINDOW, "ratio")]
+    assert given(*[{"loss/ratio": 1.02, "loss/ratio_far": 0.01}] * 9) == []
+
+
+def test_a_reward_that_does_not_rise_within_a_stage():
+    flat = [{"curriculum_stage": 1, "reward": 1.0 + 0.1 * (n % 2)} for n in range(40)]
+    assert given(*flat) == [(FLAT_UPDATES, "flat_reward")]
+    rising = [row | {"reward": row["reward"] + 0.01 * n} for n, row in enumerate(flat)]
+    assert given(*rising) == []
+    falls_between_stages = [{"curriculum_stage": n // 20, "reward": 1.0} for n in range(80)]
+    assert given(*falls_between_stages) == []
+    assert given(*[{"curriculum_stage": 0, "reward": 0.0}] * 30) == [(30, "flat_reward")]
+
+
+def test_queries_that_met_the_clock():
+    assert given({}, {"sql_deadlines": 2}, {"sql_deadlines": 1}) == [(2, "sql_deadlines")]
+    assert given(*[{"sql_deadlines": 0}] * 9) == []
+
+
 def test_a_rollout_that_waits_for_sql():
     assert given(*[{"sql_wait_frac": 0.7}] * 9) == [(WINDOW, "sql_wait")]
     assert given(*[{"sql_wait_frac": 0.4}] * 9) == []
@@ -102,9 +123,14 @@ def test_each_text_says_what_to_do(name):
         "preemptions": 99,
         "sql_wait_frac": 0.9,
         "engine_gap": 0.5,
+        "loss/ratio": 1.5,
+        "loss/ratio_far": 0.5,
+        "curriculum_stage": 0,
+        "reward": 0.0,
+        "sql_deadlines": 3,
         "warning": None,
     }
     rows = [{**GOOD, "update": u, "warning": None} for u in range(1, 6)]
-    rows += [{**GOOD, **bad, "update": u} for u in range(6, 11)]
+    rows += [{**GOOD, **bad, "update": u} for u in range(6, 11 + 30 * (name == "flat_reward"))]
     text = new_warnings(rows)[name]
     assert "; " in text and any(verb in text for verb in ("raise", "lower", "set"))

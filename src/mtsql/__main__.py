@@ -12,6 +12,8 @@ from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
 COMMANDS = {
     "audit": "look at a data set, and at what the reward pays, before training",
     "score": "score a file of predictions by the official rules (EX and EM)",
+    "plots": "draw the figures of the paper from runs and evaluations",
+    "runs": "list the runs in a folder: scores, hours, what differs",
     "compare": "compare two evaluations turn by turn, with intervals",
     "view": "write a page to look at the trajectories of one run or two",
     "schema": "write the tables.json of database files",

@@ -52,6 +52,18 @@ def read_lines(path: Path | str, what: str = "") -> list[str]:
     return text.split("\n") if text else []
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, or of another file with a JSON object in each line. ValueError
+    that names the file and the line for a damaged line."""
+    rows = []
+    for number, line in enumerate(read_lines(file), 1):
+        row = parse_json(line, f"{file}, line {number}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: expected keys with values")
+        rows.append(row)
+    return rows
+
+
 def file_digest(path: Path | str) -> str:
     """A hash of a file's bytes, which are not held in memory at once. ValueError that names a file
     that cannot be read."""

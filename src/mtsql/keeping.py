@@ -4,6 +4,7 @@ from mtsql.rl.collect import Played
 from mtsql.rl.kept import KeptConfig, KeptGroup, file_content, is_kept, packed
 from mtsql.rl.scored import Group, turn_of
 from mtsql.rl.trajectory_record import evaluation_record, update_records
+from mtsql.rl.trajectory_table import trajectory_table
 from mtsql.rl.trajectory_text import update_text
 from mtsql.session import Session
 
@@ -11,10 +12,11 @@ from mtsql.session import Session
 def keep_trajectories(
     session: Session, groups: list[Group], update: int, stage: int, config: KeptConfig
 ) -> None:
-    """Write the trajectories of an update: some as text for a reader, and those that `config` keeps
-    as records. `update` counts finished updates, `stage` the stages from 0. All ranks call this."""
+    """Write the trajectories of an update: some as text for a reader, those that `config` keeps as
+    records, and a table for the trackers. `update` counts finished updates, `stage` the stages from 0. All ranks call this."""
     renderer = session.workbench.renderer
     session.log.trajectories(f"update-{update:05d}.txt", update_text(groups, renderer.text))
+    session.log.table("trajectories", *trajectory_table(groups), update)
     kept = [
         (turn_of(group), packed(update_records(group, renderer, update, stage)))
         for group in groups

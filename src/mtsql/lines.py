@@ -19,6 +19,7 @@ from mtsql.model.attention_path import describe_path, main_device, path_for
 from mtsql.model.flops import FlopMeter
 from mtsql.model.policy import policy_shape, resolved
 from mtsql.model_notes import differences, notes_file, prompt_style, read_notes
+from mtsql.panel import step_panel, update_panel
 from mtsql.rl.checks import with_evaluation
 from mtsql.rl.rollout_metrics import rollout_rates
 from mtsql.rl.update_metrics import work_of
@@ -26,6 +27,7 @@ from mtsql.rl.warnings import new_warnings
 from mtsql.run.checkpoint import Checkpoint
 from mtsql.run.config import config_diff, flat, to_dict
 from mtsql.run.implied import old_run
+from mtsql.run.live import current
 from mtsql.run.ranks import Ranks
 from mtsql.run.recipes import flattened, nested, read_recipe, read_yaml
 from mtsql.run.runlog import RunLog
@@ -55,6 +57,8 @@ LEGEND = (
 STEP_COLUMNS = {"loss": 6, "lr": 7, "grad": 5, "tokens/s": 8, "left": 5}
 LEFT_WINDOW = 10
 """The newest updates, whose mean duration gives the time left."""
+PANEL_SECS = 0.5
+"""Seconds between two looks of the live display at the rows of SFT."""
 NEEDS_RECIPE = "and a recipe: the defaults are for the embedded model (docs/recipes.md)"
 NEVER_SHOWN = ("run", "resume", "from_run", "keep")
 """Keys that the first line of a run does not repeat."""
@@ -88,17 +92,26 @@ class UpdateLines:
         if not self.log.is_main:
             return
         self.updates.append(self.log.rows[-1])
-        if not self.table.num_lines:
-            self.log.print(LEGEND)
-        self.log.print(self._line(row))
+        self._show(row)
         for name, text in warnings.items():
             self.log.print(f"warning: {name}: {text}")
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Show an update: on a terminal in the live display, elsewhere as a line."""
+        left = secs_left(self.log.rows, self.num_updates, self.eval_every)
+        live = current()
+        if live is not None:
+            live.show(update_panel(self.log.rows, self.num_updates, left))
+            return
+        if not self.table.num_lines:
+            self.log.print(LEGEND)
+        self.log.print(self._line(row, left))
 
     def _place(self, update: int) -> str:
         """Which update it is, of how many if that leaves the line in 80 columns."""
         return f"{update}/{self.num_updates}" if self.num_updates < 10_000 else str(update)
 
-    def _line(self, row: dict[str, Any]) -> str:
+    def _line(self, row: dict[str, Any], left: float) -> str:
         kl = row["loss/kl"] if row["loss/kl"] is not None else row.get("reward_kl")
         return self.table.line(
             self._place(row["update"]),
@@ -114,7 +127,7 @@ class UpdateLines:
             rate(row["rollout_tokens_per_sec"]),
             rate(row["learn_tokens_per_sec"]),
             percent(row["learn_mfu"]),
-            duration(secs_left(self.log.rows, self.num_updates, self.eval_every)),
+            duration(left),
         )
 
 
@@ -186,10 +199,20 @@ class StepLines:
             "peak_flops": self.meter.peak,
         }
         self.log.metrics(row)
-        self.since.append(stats)
         now = time.monotonic()
         is_first = num_done == self.first + 1  # it is slower than the others: no time left
         is_last = num_done == self.num_steps
+        secs_per_step = (now - self.begun) / (num_done - self.first)
+        left = None if is_first and not is_last else secs_per_step * (self.num_steps - num_done)
+        live = current() if self.log.is_main else None
+        if live is not None:
+            if is_last:
+                live.show(())  # what follows is another stage
+            elif is_first or now - self.last_line >= PANEL_SECS:
+                live.show(step_panel(self.log.rows, self.stage, num_done, self.num_steps, left))
+                self.last_line = now
+            return
+        self.since.append(stats)
         if not is_first and not is_last and now - self.last_line < LINE_SECS:
             return
         mean = {
@@ -197,15 +220,13 @@ class StepLines:
             for key in ("loss", "grad_norm")
         }
         tokens = sum(one["num_computed"] for one in self.since)
-        secs_per_step = (now - self.begun) / (num_done - self.first)
-        num_left = self.num_steps - num_done
         line = self.table.line(
             f"{num_done}/{self.num_steps}",
             short(mean["loss"]),
             f"{lr:.1e}".replace("e-0", "e-"),
             short(mean["grad_norm"]),
             rate(tokens / max(now - self.last_line, 1e-9)),
-            "-" if is_first and not is_last else duration(secs_per_step * num_left),
+            "-" if left is None else duration(left),
         )
         self.log.print(line)
         self.last_line = now

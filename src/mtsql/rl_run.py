@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from mtsql.branch import keep_past_stages
 from mtsql.files import print_line
 from mtsql.keeping import keep_played
+from mtsql.learner.packing import Sample
 from mtsql.lines import change, listed, same_flags, took
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
 from mtsql.rl.rollout_metrics import engine_metrics, sweep_metrics
+from mtsql.rl.update_metrics import learning_flops
 from mtsql.run.checkpoint import Checkpoint, best_checkpoint, kept_chunks
 from mtsql.run.launch import NothingLearned
 from mtsql.run.plots import plot_training
@@ -193,6 +195,21 @@ def probe(
         }
     )
     return build_curriculum(counts, config, seed)
+
+
+def flops_of_learning(
+    config: "train_rl.Config", session: Session, samples: list[Sample], trained: list[Sample]
+) -> float:
+    """Operations of the learning of an update on this rank, for the metrics. `trained` are the
+    samples with a gradient."""
+    return learning_flops(
+        samples,
+        trained,
+        session.meter.model,
+        num_passes=config.num_passes,
+        has_reference=bool(config.loss.kl_coef),
+        is_recomputed=config.old_logprobs == "recomputed",
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import RunLog, check_free, writing
 from mtsql.run.seeds import seed_update
 from mtsql.run.signals import ignore_stops
-from mtsql.run.trackers import Tracker, start_trackers
+from mtsql.run.trackers import Tracker, log_table, start_trackers
 from mtsql.sql import held_out
 from mtsql.sql.datasets import DataConfig
 from mtsql.workbench import Workbench, digest, set_up
@@ -216,7 +217,8 @@ def open_session(
         state = begun.state if begun else {}
         resume_at = (state.get("update", 0), state.get("metrics_bytes", 0))
     track = accelerator.log if config.trackers else None
-    log = RunLog(run, config, ranks.is_main, resume_at, track)
+    track_table = partial(log_table, accelerator) if config.trackers else None
+    log = RunLog(run, config, ranks.is_main, resume_at, track, track_table)
     if ranks.is_main:
         if config.resume:
             keep_length(run, config)

@@ -1,7 +1,8 @@
 """What the numbers of the updates warn of. Each warning has a name and is given once in a run.
 
 The warnings depend on the rows of metrics.jsonl only. Each row has the names of those that were
-given with it, so a resumed run does not repeat them. Only `sql_wait` depends on the clock.
+given with it, so a resumed run does not repeat them. Only `sql_wait` and `sql_deadlines`
+depend on the clock.
 """
 
 from collections.abc import Callable
@@ -30,6 +31,15 @@ MAX_SQL_WAIT = 0.5
 MAX_ENGINE_GAP = 0.05
 """Mean difference of log-probs: the ratios are then wrong by 5 % before the first optimizer step, a
 quarter of the usual clipping range of 0.2. Rounding to bfloat16 gives less."""
+
+MAX_RATIO_FAR = 0.02
+"""Fraction of the tokens whose ratio is above 2 or below 1/2. Their gradient is clipped away or
+far too large, and it is 0 with one optimizer step an update."""
+RATIO_BAND = (0.9, 1.1)
+"""The mean ratio of good updates. It is 1 if the policy has not moved since the rollout."""
+FLAT_UPDATES = 30
+"""Updates of one curriculum stage after which a reward that has not risen is worth a warning. The
+paper's stages have 30 to 60."""
 
 
 def new_warnings(rows: list[Row]) -> dict[str, str]:
@@ -128,6 +138,52 @@ def _engine_gap(rows: list[Row]) -> str | None:
     )
 
 
+def _ratio(rows: list[Row]) -> str | None:
+    far = _mean(rows[-WINDOW:], "loss/ratio_far")
+    ratio = _mean(rows[-WINDOW:], "loss/ratio")
+    if len(rows) < WINDOW or far is None or ratio is None:
+        return None
+    if far <= MAX_RATIO_FAR and RATIO_BAND[0] <= ratio <= RATIO_BAND[1]:
+        return None
+    return (
+        f"in the last {WINDOW} updates the mean ratio of new to old probabilities was {ratio:.2g}, "
+        f"and {far:.1%} of the tokens had one above 2 or below 1/2: the steps of an update go too "
+        "far; lower optim.lr, num_passes or minibatches"
+    )
+
+
+def _flat_reward(rows: list[Row]) -> str | None:
+    """The reward of the last updates, if they are of one stage and the mean of their second half is
+    not above that of the first by more than the noise of this difference."""
+    newest = [row for row in rows[-FLAT_UPDATES:] if row.get("reward") is not None]
+    if len(newest) < FLAT_UPDATES or len({row.get("curriculum_stage") for row in newest}) > 1:
+        return None
+    half = FLAT_UPDATES // 2
+    parts = [[row["reward"] for row in part] for part in (newest[:half], newest[half:])]
+    before, now = (sum(part) / half for part in parts)
+    squares = sum((value - mean) ** 2 for part, mean in zip(parts, (before, now)) for value in part)
+    noise = (squares / (FLAT_UPDATES - 2) * 2 / half) ** 0.5
+    if now - before > noise:
+        return None
+    return (
+        f"the reward has not risen in the last {FLAT_UPDATES} updates of stage "
+        f"{newest[-1].get('curriculum_stage', 0) + 1}: {before:.3g} and then {now:.3g}, with a "
+        f"noise of {noise:.2g}; raise optim.lr or turns_per_update, or look at reward/NAME and at "
+        "the trajectories"
+    )
+
+
+def _sql_deadlines(rows: list[Row]) -> str | None:
+    count = rows[-1].get("sql_deadlines")
+    if not count:
+        return None
+    return (
+        f"{count} queries of update {rows[-1]['update']} met the time limit, so their results "
+        "depend on how fast the machine is; raise env.query.timeout_secs, or lower "
+        "env.query.max_vm_steps, which ends a query at the same place everywhere"
+    )
+
+
 CHECKS: dict[str, Callable[[list[Row]], str | None]] = {
     "no_step": _no_step,
     "zero_variance": _zero_variance,
@@ -137,11 +193,14 @@ CHECKS: dict[str, Callable[[list[Row]], str | None]] = {
     "preempted": _preempted,
     "sql_wait": _sql_wait,
     "engine_gap": _engine_gap,
+    "ratio": _ratio,
+    "flat_reward": _flat_reward,
+    "sql_deadlines": _sql_deadlines,
 }
 """Name of a warning -> its text if the last row gives it, else None."""
 
 
 def _mean(rows: list[Row], key: str) -> float | None:
     """The mean of a key over the rows that have a value; None if there are none."""
-    values = [row[key] for row in rows if row[key] is not None]
+    values = [row[key] for row in rows if row.get(key) is not None]
     return sum(values) / len(values) if values else None

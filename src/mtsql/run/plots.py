@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mtsql.files import read_rows
 from mtsql.run.recipes import read_yaml
-from mtsql.run.runlog import read_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Colours that the colour-blind can tell apart (Okabe and Ito)."""
@@ -41,9 +41,15 @@ def plot_training(metrics_file: Path, png: Path) -> None:
     config_file = metrics_file.with_name("config.yaml")
     config = read_yaml(config_file) if config_file.is_file() else {}
     figure = training_figure(rows, config, metrics_file.resolve().parent.name)
-    partial = png.with_name(f".{png.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, png)
+    save_figure(figure, png, dpi=120)
+
+
+def save_figure(figure: Figure, file: Path, **options: Any) -> None:
+    """Write a figure in the format that the file's name ends with, completely or not at all.
+    OSError if it cannot be written. options: those of matplotlib's savefig."""
+    partial = file.with_name(f".{file.name}.partial")
+    figure.savefig(partial, format=file.suffix[1:], **options)
+    os.replace(partial, file)
 
 
 def training_figure(rows: list[Row], config: dict[str, Any], run: str) -> Figure:
@@ -100,9 +106,9 @@ def _draw_rewards(axes: Axes, updates: list[Row], config: dict) -> None:
     axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label=label)
     axes.plot(x, mean, **style, alpha=0.7, label="mean of an update")
     label = f"moving mean ({window} updates)"
-    for _, stage in [] if is_short else _stages(updates):
+    for _, stage in [] if is_short else stages_of(updates):
         x = [row["update"] for row in stage]
-        smooth = _smoothed([row["reward"] for row in stage], window)
+        smooth = smoothed([row["reward"] for row in stage], window)
         axes.plot(x, smooth, color="black", linewidth=2, label=label)
         label = ""  # once in the legend
     bottom, top = min(low), max(high)
@@ -162,7 +168,7 @@ def _draw_scores(axes: Axes, evals: list[Row], config: dict) -> None:
 
 def _shade_stages(axes: Axes, updates: list[Row], has_labels: bool) -> None:
     """Each curriculum stage in a grey of its own. Stages count from 1 for the reader."""
-    stages = _stages(updates)
+    stages = stages_of(updates)
     numbers = sorted({number for number, _ in stages})
     for number, stage in stages:
         first, last = stage[0]["update"], stage[-1]["update"]
@@ -183,13 +189,13 @@ def _shade_stages(axes: Axes, updates: list[Row], has_labels: bool) -> None:
         axes.set_xlabel(STAGE_NOTE, fontsize="small", loc="left")
 
 
-def _stages(updates: list[Row]) -> list[tuple[int, list[Row]]]:
+def stages_of(updates: list[Row]) -> list[tuple[int, list[Row]]]:
     """Each stage with its rows, in the order of the updates."""
     groups = groupby(updates, key=lambda row: row["curriculum_stage"])
     return [(number, list(rows)) for number, rows in groups]
 
 
-def _smoothed(values: list[float], window: int) -> list[float]:
+def smoothed(values: list[float], window: int) -> list[float]:
     """The mean of the `window` values around each one; of fewer at both ends."""
     half = window // 2
     sums = list(accumulate(values, initial=0.0))  # a sum per place would be slow in a long run

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +24,8 @@ from mtsql.files import (
     WriteError,
     append_line,
     has_half_character,
-    parse_json,
     print_line,
-    read_lines,
+    read_rows,
     write_bytes,
     write_text,
 )
@@ -34,7 +33,7 @@ from mtsql.run.commit import git_commit
 from mtsql.run.config import save_config
 from mtsql.run.recipes import in_a_line
 from mtsql.run.screen import activity, wrapped
-from mtsql.run.trackers import tracked_numbers
+from mtsql.run.trackers import Row, tracked_numbers
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
 
@@ -69,16 +68,18 @@ class RunLog:
         is_main: bool = True,
         resume_at: tuple[int, int] | None = None,
         track: Callable[[dict[str, float], int | None], None] | None = None,
+        track_table: Callable[[str, Sequence[str], Sequence[Row], int], None] | None = None,
     ) -> None:
         """ValueError if the folder already holds a run, because nothing is ever overwritten.
 
         `resume_at` is (update, bytes of metrics.jsonl) of the checkpoint of a resumed run. Lines
         after it are deleted, because their updates are repeated. `track(numbers, update)` gets the
-        numbers of each new line.
+        numbers of each new line, and `track_table(name, columns, rows, update)` each table.
         """
         self.folder = Path(folder)
         self.is_main = is_main
         self._track = track
+        self._track_table = track_table
         self._tracker_failed = False
         self.rows: list[dict[str, Any]] = []
         """The lines of metrics.jsonl, on the main rank."""
@@ -150,14 +151,25 @@ class RunLog:
 
     def _copy_to_trackers(self, row: dict[str, Any]) -> None:
         """Give a row to the trackers. The first time that one of them fails, a warning says why."""
-        if self._track is None:
-            return
+        if self._track is not None:
+            with self._tracking("a row"):
+                self._track(tracked_numbers(row), row.get("update"))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Row], update: int) -> None:
+        """Give a table of an update to the trackers, on the main rank. Nothing else keeps it."""
+        if self._track_table is not None and self.is_main and rows:
+            with self._tracking("a table"):
+                self._track_table(name, columns, rows, update)
+
+    @contextmanager
+    def _tracking(self, what: str) -> Iterator[None]:
+        """A tracker that fails inside the `with` does not end the run."""
         try:
-            self._track(tracked_numbers(row), row.get("update"))
+            yield
         except COPY_ERRORS as error:
             if not self._tracker_failed:
                 reason = f"{type(error).__name__}: {in_a_line(error)}"
-                self.print(f"warning: tracker: a row was not logged, the run goes on ({reason})")
+                self.print(f"warning: tracker: {what} was not logged, the run goes on ({reason})")
             self._tracker_failed = True
 
     def total(self, name: str) -> float:
@@ -206,18 +218,6 @@ class RunLog:
         """Write a file of trajectories: as text for a reader, or compressed records."""
         if self.is_main:
             self._write(self.folder / "trajectories" / name, content)
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. ValueError that names the file and the line for a damaged
-    line."""
-    rows = []
-    for number, line in enumerate(read_lines(file), 1):
-        row = parse_json(line, f"{file}, line {number}")
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: expected keys with values")
-        rows.append(row)
-    return rows
 
 
 @contextmanager

@@ -1,25 +1,17 @@
 """What a program shows while it runs: lines of at most 80 columns and, on a terminal, one live bar
-below them for what is going on right now. In a pipe or a file there is no bar and no control
-character.
+below them for what is going on right now, below which a training run has more (live.py). In a pipe
+or a file there is no bar and no control character.
 """
 
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from mtsql.files import print_line
+from mtsql.run.live import bar_columns, current, is_terminal
 
 WIDTH = 80
 HEADER_EVERY = 20
@@ -46,7 +38,11 @@ def activity(
     Only the main rank has `is_shown`, so the numbers are those of its own share. Without
     `has_lines` there are no lines, because others have their numbers.
     """
-    if is_shown and _is_terminal():
+    live = current()
+    if is_shown and live is not None:
+        with live.activity(title, unit) as show:
+            yield show
+    elif is_shown and is_terminal():
         with _bar(title, unit) as show:
             yield show
     elif is_shown and has_lines:
@@ -55,17 +51,9 @@ def activity(
         yield lambda num_done, num_all: None
 
 
-def _is_terminal() -> bool:
-    return sys.stdout.isatty() and Console().is_interactive
-
-
 @contextmanager
 def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    text = TextColumn("{task.description}", markup=False)
-    count = TextColumn("{task.fields[count]}", markup=False)
-    columns: list[ProgressColumn] = [text, BarColumn(15), count, TimeElapsedColumn()]
-    left = TimeRemainingColumn(compact=True)
-    with Progress(*columns, left, transient=True, refresh_per_second=4) as bar:
+    with Progress(*bar_columns(), transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=None, count="")
 
         def show(num_done: int, num_all: int) -> None:

@@ -1,0 +1,1 @@
+"""Figures of finished and of running runs: what `mtsql plots` draws."""
