@@ -13,7 +13,8 @@ def keep_trajectories(
     session: Session, groups: list[Group], update: int, stage: int, config: KeptConfig
 ) -> None:
     """Write the trajectories of an update: some as text for a reader, those that `config` keeps as
-    records, and a table for the trackers. `update` counts finished updates, `stage` the stages from 0. All ranks call this."""
+    records, and a table for the trackers. `update` counts finished updates, `stage` the stages
+    from 0. All ranks call this."""
     renderer = session.workbench.renderer
     session.log.trajectories(f"update-{update:05d}.txt", update_text(groups, renderer.text))
     session.log.table("trajectories", *trajectory_table(groups), update)

@@ -145,8 +145,8 @@ def _spelled_out(argv: list[str]) -> list[str]:
 
 def _recipes_first(argv: list[str]) -> list[str]:
     """The flags with `--config` and its values before all others."""
-    recipes = []
-    others = []
+    recipes: list[str] = []
+    others: list[str] = []
     for place, word in enumerate(argv):
         is_value = place > 0 and argv[place - 1] == "--config"
         is_recipe = is_value or word == "--config" or word.startswith("--config=")
