@@ -15,6 +15,7 @@ import train_rl
 from helpers.adapter_folders import learner_logprobs
 from helpers.collecting import scored
 from helpers.episodes import answer, call, singers
+from helpers.kept_records import write_run
 from helpers.pages import PAGES, ROOT, blocks
 from helpers.runs import FLAGS, SMALL_RL, finish, start
 from mtsql.agent.env import Outcome, SqlEnv
@@ -45,7 +46,7 @@ from mtsql.sql.dialogues import Turn, load_corpus
 from mtsql.sql.query import QueryStatus
 
 DOCS = ROOT / "docs"
-EXECUTED = {"metrics.md", "serving.md", "warnings.md"}
+EXECUTED = {"metrics.md", "serving.md", "trajectories.md", "warnings.md"}
 SQL = "SELECT count(*) FROM singer"
 
 
@@ -156,6 +157,16 @@ def test_the_code_of_metrics_reads_the_rows_of_a_run(tmp_path, monkeypatch, caps
     Path("runs/rl/metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     run_blocks("metrics.md")
     assert capsys.readouterr().out == "1 0 1.26 1\n"
+
+
+def test_the_code_of_trajectories_reads_what_a_run_has_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("runs/rl"), range(7, 8), num_dialogues=1, size=2)
+    run_blocks("trajectories.md")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {line[1] for line in lines} == {"0", "1"}
+    assert {line[2] for line in lines} == {"exec_sql", "answer"}
+    assert all(int(line[-1]) > 0 for line in lines)
 
 
 def test_the_code_of_warnings_reads_a_kept_batch(tmp_path, monkeypatch, capsys):

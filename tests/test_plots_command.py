@@ -145,9 +145,8 @@ def test_several_runs_share_axes_and_evaluations_join_runs_with_the_same_turns(t
     assert {row[0] for row in reward.rows} == {"x/rl", "y/rl"}
     chosen = read_sources(paths[:1], updates=[0, 2]).sets["dev"]
     assert [one.name for one in chosen] == ["rl, update 0", "rl, update 2"]
-    assert (
-        read_sources(paths[2:], history="predicted").sets["sparc dev"][0].mean("ex").value == 50.0
-    )
+    own = read_sources(paths[2:], history="predicted").sets
+    assert own["sparc dev, predicted history"][0].mean("ex").value == 50.0
 
 
 def test_other_turns_have_figures_of_their_own(tmp_path):

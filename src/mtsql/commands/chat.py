@@ -1,9 +1,9 @@
 """Talk to a model about a database.
 
     mtsql chat my.sqlite --model runs/rl/model
-    mtsql chat                                      # the embedded model, a database of its world
+    mtsql chat                            # the embedded model and its world
     mtsql chat my.sqlite --model runs/rl/model --web
-    mtsql chat my.sqlite --model runs/rl/model --ask "how many singers are there ?" --json
+    mtsql chat my.sqlite --model MODEL --ask "how many singers ?" --json
 
 The schema is read from the SQLite file, and nothing is ever written to it. The
 agent works as in training: it proposes SQL, runs it, verifies the result, asks
