@@ -92,7 +92,7 @@ def test_a_difference_of_few_turns_is_not_taken_for_sure() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_dialogues", "share"), [(60, 0.03), (30, 0.2), (293, 0.03)])
+@pytest.mark.parametrize(("num_dialogues", "share"), [(30, 0.2), (293, 0.03)])
 def test_equal_systems_differ_in_5_percent_of_all_samples(num_dialogues: int, share: float) -> None:
     random = np.random.default_rng(0)
     num_alarms = 0
@@ -126,7 +126,7 @@ def test_an_interval_holds_the_true_figure_in_95_percent_of_all_samples() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_dialogues", "share"), [(293, 0.8), (150, 0.5), (60, 0.95)])
+@pytest.mark.parametrize(("num_dialogues", "share"), [(293, 0.8), (60, 0.95)])
 def test_coverage(num_dialogues: int, share: float) -> None:
     assert 0.9 <= _coverage(num_dialogues, share, 600) <= 0.975
 

@@ -191,8 +191,9 @@ def test_the_wrapped_policy_is_freed_before_the_process_group(tmp_path):
     assert re.findall(r"freed inside the group: (True|False)", out) == ["True"] * 4
 
 
-@pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["loud", "quiet"])
-@pytest.mark.parametrize("case", ["every rank", "main rank", "other rank"])
+@pytest.mark.parametrize(
+    ("case", "quiet"), [("every rank", []), ("main rank", ["-q"]), ("other rank", [])]
+)
 def test_a_mistake_on_two_processes_is_the_last_line(case, quiet, tmp_path):
     flags, words, script = ["--num_updates", "2"], "this rank cannot read it", ROOT / "train_rl.py"
     if case == "every rank":

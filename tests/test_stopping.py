@@ -44,8 +44,16 @@ def begin(folder, name, flags, launcher=()):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one", "two"])
-@pytest.mark.parametrize("whom", ["all", "the launcher", "the launcher, by SIGKILL"])
+@pytest.mark.parametrize(
+    ("whom", "launcher"),
+    [
+        ("the launcher", ONE),
+        ("all", TWO),
+        ("the launcher", TWO),
+        ("the launcher, by SIGKILL", TWO),
+    ],
+    ids=["the launcher of one", "all", "the launcher", "the launcher, by SIGKILL"],
+)
 def test_sigterm_writes_a_checkpoint_under_a_launcher(whom, launcher, folder):
     process, run = begin(folder, "launched", LONG, launcher)
     processes = psutil.Process(process.pid).children(recursive=True)
