@@ -188,10 +188,13 @@ class Terminal:
         return before
 
     def close(self):
-        """The rest of the output and the exit code."""
+        """The rest of the output and the exit code. A conversation that does not end is killed."""
+        end = time.monotonic() + 60
         try:
-            while more := os.read(self.terminal, 1 << 16):
-                self.text += more.decode()
+            while time.monotonic() < end:
+                if select.select([self.terminal], [], [], 1)[0]:
+                    self.text += os.read(self.terminal, 1 << 16).decode()
+            self.process.kill()
         except OSError:  # the other end is closed
             pass
         os.close(self.terminal)
@@ -213,6 +216,7 @@ def test_a_terminal_of_any_size(tmp_path, rows, columns):
     terminal.wait("SQL: ")
     terminal.type(" WHERE age > 30\n")  # the line is filled with the SQL so far
     terminal.wait("1 row")
+    terminal.wait("? ")  # a Ctrl-D that comes before the prompt is lost
     terminal.type("\x04")
     assert terminal.close() == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text).splitlines()
