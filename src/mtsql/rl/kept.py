@@ -25,8 +25,8 @@ class KeptConfig:
     """Which trajectories are kept as compressed JSON Lines, in RUN/trajectories."""
 
     keep_frac: float = 1.0
-    """Fraction of the turns whose trajectories are kept, chosen by a hash of the turn and the update.
-    A group is kept as a whole. 0: none."""
+    """Fraction of the turns whose trajectories are kept, chosen by a hash of turn and update. A
+    group is kept as a whole. 0: none."""
     max_mb: float = 4.0
     """Maximum size of a file, in megabytes as compressed. An update has a file, and so has each
     split or part of an evaluation. Turns that do not fit are left out."""
