@@ -1,13 +1,14 @@
 """A step that is not finite stops a training, and what it learned from can be read back."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import train_rl
 
 from helpers.learning import make_learner, sample_of
 from helpers.thread_ranks import on_ranks
-from mtsql.learner.packing import Sample
+from mtsql.learner.packing import Sample, TokenScores
 from mtsql.not_finite import read_batch, require_finite
 from mtsql.run.ranks import Ranks
 from mtsql.run.runlog import NotFinite
@@ -37,6 +38,14 @@ def test_the_batch_is_read_back_as_it_was(tmp_path):
     assert (second.prompt_ids, second.ids, second.loss_mask) == ([1], [5], [1])
     assert about["update"] == 7 and about["faulty_samples"] == [1]
     assert about["not_finite"] == ["loss", "grad_norm"] and about["stats"]["grad_norm"] == math.inf
+
+
+def test_what_a_step_wrote_into_its_samples_is_not_kept(tmp_path):
+    used = replace(GOOD, scores=TokenScores([math.nan], [0.5]))
+    with pytest.raises(NotFinite, match="all numbers of its samples are finite"):
+        require_finite(STATS, [used], Ranks(), tmp_path, 7)
+    [sample], _ = read_batch(tmp_path / "not_finite/update-00007.jsonl")
+    assert sample == GOOD and sample.scores is None
 
 
 def test_a_fault_of_the_weights_alone_is_said(tmp_path):

@@ -11,7 +11,7 @@ the step are those of the newest checkpoint; the step has spoilt those in memory
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from mtsql.run.runlog import NotFinite
 
 FOLDER = "not_finite"
 """In the run folder."""
+INPUTS = {field.name for field in fields(Sample)} - {"scores"}
+"""What a step reads of a sample. It writes `scores`, so these are not kept."""
 PER_TOKEN = ("advantages", "old_logprobs", "ref_logprobs", "sampled_logprobs")
 
 
@@ -60,11 +62,12 @@ def read_batch(file: Path | str) -> tuple[list[Sample], dict[str, Any]]:
     if not rows or "not_finite" not in rows[0]:
         raise ValueError(f"{file}, line 1: expected the keys of a file of {FOLDER}/")
     about = {**rows[0], "stats": {k: float(v) for k, v in rows[0]["stats"].items()}}
-    names = {field.name for field in fields(Sample)}
     samples = []
     for number, row in enumerate(rows[1:], 2):
-        if row.keys() != names:
-            raise ValueError(f"{file}, line {number}: expected the keys {', '.join(sorted(names))}")
+        if row.keys() != INPUTS:
+            raise ValueError(
+                f"{file}, line {number}: expected the keys {', '.join(sorted(INPUTS))}"
+            )
         numbers = {
             key: None if row[key] is None else [float(value) for value in row[key]]
             for key in PER_TOKEN
@@ -81,7 +84,8 @@ def _has_fault(sample: Sample) -> bool:
 def _lines(about: dict[str, Any], samples: Sequence[Sample]) -> Iterator[str]:
     yield json.dumps(_plain(about), allow_nan=False) + "\n"
     for sample in samples:
-        yield json.dumps(_plain(asdict(sample)), allow_nan=False) + "\n"
+        inputs = {name: getattr(sample, name) for name in sorted(INPUTS)}
+        yield json.dumps(_plain(inputs), allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -94,7 +94,9 @@ function answerElement(turn, number) {
     link.download = "result.csv";
     tools.append(link);
   }
-  const cost = turn.is_edited ? "edited by you" : `${turn.num_sampled} tokens, ${turn.secs.toFixed(1)} s`;
+  const cost = turn.is_edited
+    ? "edited by you"
+    : `${turn.num_sampled} tokens, ${turn.secs.toFixed(1)} s`;
   tools.append(make("span", "note", cost));
   answer.append(tools);
   return answer;

@@ -59,8 +59,8 @@ NEW_RUN = "--model.path CHECKPOINT/model"
 OLDER_SOURCE = "by a source without this key, which cannot be resumed: "
 NAME = re.compile("update-([0-9]+)")
 LEFTOVERS = {
-    ".": r"\.(model|training\.png|leave_out\.tsv|report\.md|demonstrations\.jsonl|config(-[0-9]+)?"
-    r"\.yaml|(inputs|scores|audit|farming|gold|tracker-id|versions(-[0-9]+)?)\.json)\.(partial|old)",
+    ".": r"\.(model|training\.png|leave_out\.tsv|report\.md|demonstrations\.jsonl|config(-\d+)?"
+    r"\.yaml|(inputs|scores|audit|farming|gold|tracker-id|versions(-\d+)?)\.json)\.(partial|old)",
     "checkpoints": r"\.update-[0-9]+\.(partial|old)",
     "eval": r"\.(train|held_out|dev|dev_seen)-[0-9]+\.json\.partial",
     "predictions": r"\..+\.sql\.partial",

@@ -19,7 +19,9 @@ async function loadIndex() {
     group.place = place;
     group.right = group.samples.filter((one) => one.ex).length / group.samples.length;
     group.words = [group.turn_id, group.db_id, group.question, group.gold_sql]
-      .concat(group.samples.map((one) => one.answer)).join("\n").toLowerCase();
+      .concat(group.samples.map((one) => one.answer))
+      .join("\n")
+      .toLowerCase();
   });
   linkTurns();
 }
@@ -35,7 +37,11 @@ function linkTurns() {
     return map.get(key);
   };
   for (const group of data.groups) {
-    group.versions = put(versions, JSON.stringify([group.part, group.turn_id, group.question]), group);
+    group.versions = put(
+      versions,
+      JSON.stringify([group.part, group.turn_id, group.question]),
+      group,
+    );
     const dialogue = [group.run, group.part, group.update, group.dialogue_id];
     group.dialogue = put(dialogues, JSON.stringify(dialogue), group);
   }

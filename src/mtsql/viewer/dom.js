@@ -16,12 +16,15 @@ const byId = (id) => document.getElementById(id);
 // A number for people: at most three decimal places, a true minus, and a sign if asked for.
 function shown(number, signed = false, digits = 3) {
   if (number === null || number === undefined) return "–";
-  const text = Math.abs(number).toFixed(digits).replace(/\.?0+$/, "");
+  const text = Math.abs(number)
+    .toFixed(digits)
+    .replace(/\.?0+$/, "");
   const sign = number < 0 && Number(text) ? "−" : signed && Number(text) ? "+" : "";
   return sign + text;
 }
 
-const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+const plural = (count, one, many = `${one}s`) =>
+  `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
 // A part of the page that is filled when it is opened for the first time.
 function folded(summary, fill, attributes = {}) {

@@ -4,12 +4,15 @@ const FILTERS = {
   run: { label: "Run", of: (group) => runName(group.run) },
   part: { label: "Part", of: (group) => group.part },
   update: { label: "Update", of: (group) => String(group.update) },
-  stage: { label: "Stage", of: (group) => group.curriculum_stage === null ? "" : String(group.curriculum_stage + 1) },
+  stage: {
+    label: "Stage",
+    of: (group) => (group.curriculum_stage === null ? "" : String(group.curriculum_stage + 1)),
+  },
   hardness: { label: "Hardness", of: (group) => group.hardness },
   turn: { label: "Turn", of: (group) => String(group.turn + 1) },
   database: { label: "Database", of: (group) => group.db_id },
   ending: { label: "Ending", of: (_, sample) => sample.outcome },
-  right: { label: "Answer", of: (_, sample) => sample.ex ? "right by EX" : "wrong by EX" },
+  right: { label: "Answer", of: (_, sample) => (sample.ex ? "right by EX" : "wrong by EX") },
   error: { label: "Error", of: (_, sample) => sample.error },
   change: { label: "Change", of: (group) => group.change },
 };
@@ -21,7 +24,8 @@ function inOrder(name, values) {
   const number = (text) => Number(text);
   if (name === "hardness") return values.sort((a, b) => HARDNESS.indexOf(a) - HARDNESS.indexOf(b));
   return values.every((one) => one !== "" && !Number.isNaN(number(one)))
-    ? values.sort((a, b) => number(a) - number(b)) : values.sort();
+    ? values.sort((a, b) => number(a) - number(b))
+    : values.sort();
 }
 
 function buildFilters(onChange) {
@@ -36,36 +40,70 @@ function buildFilters(onChange) {
     }
     if (counts.size < 2 && !(name === "change" && counts.size)) continue;
     const options = inOrder(name, [...counts.keys()]).map((value) =>
-      el("option", { value }, `${value} (${counts.get(value)})`));
-    const select = el("select", { name, onchange: () => {
-      filters.values[name] = select.value;
-      onChange();
-    } }, el("option", { value: "" }, "all"), options);
+      el("option", { value }, `${value} (${counts.get(value)})`),
+    );
+    const select = el(
+      "select",
+      {
+        name,
+        onchange: () => {
+          filters.values[name] = select.value;
+          onChange();
+        },
+      },
+      el("option", { value: "" }, "all"),
+      options,
+    );
     form.append(el("label", null, label, select));
   }
-  const rewards = data.groups.flatMap((group) => group.samples.map((one) => one.reward)).filter((one) => one !== null);
+  const rewards = data.groups
+    .flatMap((group) => group.samples.map((one) => one.reward))
+    .filter((one) => one !== null);
   if (rewards.length) {
-    const [low, high] = rewards.reduce(([a, b], one) => [Math.min(a, one), Math.max(b, one)], [Infinity, -Infinity]);
+    const [low, high] = rewards.reduce(
+      ([a, b], one) => [Math.min(a, one), Math.max(b, one)],
+      [Infinity, -Infinity],
+    );
     const bound = (name, label, hint) => {
-      const input = el("input", { name, type: "number", step: "any", placeholder: shown(hint), oninput: () => {
-        filters[name] = input.value === "" ? null : Number(input.value);
-        onChange();
-      } });
+      const input = el("input", {
+        name,
+        type: "number",
+        step: "any",
+        placeholder: shown(hint),
+        oninput: () => {
+          filters[name] = input.value === "" ? null : Number(input.value);
+          onChange();
+        },
+      });
       return el("label", null, label, input);
     };
     form.append(bound("least", "Reward from", low), bound("most", "to", high));
-    const box = el("input", { type: "checkbox", name: "spread", onchange: () => {
-      filters.spread = box.checked;
-      onChange();
-    } });
+    const box = el("input", {
+      type: "checkbox",
+      name: "spread",
+      onchange: () => {
+        filters.spread = box.checked;
+        onChange();
+      },
+    });
     form.append(el("label", { class: "check" }, box, "unequal rewards only"));
   }
-  form.append(el("button", { type: "button", id: "clear", onclick: () => {
-    form.reset();
-    byId("search").value = "";
-    Object.assign(filters, { values: {}, least: null, most: null, spread: false, words: [] });
-    onChange();
-  } }, "Clear"));
+  form.append(
+    el(
+      "button",
+      {
+        type: "button",
+        id: "clear",
+        onclick: () => {
+          form.reset();
+          byId("search").value = "";
+          Object.assign(filters, { values: {}, least: null, most: null, spread: false, words: [] });
+          onChange();
+        },
+      },
+      "Clear",
+    ),
+  );
   byId("search").addEventListener("input", (event) => {
     filters.words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
     onChange();

@@ -1,11 +1,19 @@
 // Start, keys, and the address: `#12` is the group at place 12.
 
 const KEYS = [
-  ["j k", "next, previous group"], ["h l", "previous, next sample of the group"],
-  ["[ ]", "previous, next turn of the dialogue"], ["s", "siblings side by side"],
-  ["v", "versions side by side: the other run, or another update"], ["t", "tokens or replies"],
-  ["c", "next colour of the tokens"], [", .", "previous, next token with its numbers"],
-  ["/", "search"], ["f", "filters"], ["m", "light or dark"], ["Esc", "close, back to the list"], ["?", "these keys"],
+  ["j k", "next, previous group"],
+  ["h l", "previous, next sample of the group"],
+  ["[ ]", "previous, next turn of the dialogue"],
+  ["s", "siblings side by side"],
+  ["v", "versions side by side: the other run, or another update"],
+  ["t", "tokens or replies"],
+  ["c", "next colour of the tokens"],
+  [", .", "previous, next token with its numbers"],
+  ["/", "search"],
+  ["f", "filters"],
+  ["m", "light or dark"],
+  ["Esc", "close, back to the list"],
+  ["?", "these keys"],
 ];
 
 function goTo(place) {
@@ -66,18 +74,35 @@ function goBack() {
 }
 
 const ACTIONS = {
-  j: () => stepGroup(1), ArrowDown: () => stepGroup(1), k: () => stepGroup(-1), ArrowUp: () => stepGroup(-1),
-  h: () => stepSample(-1), ArrowLeft: () => stepSample(-1), l: () => stepSample(1), ArrowRight: () => stepSample(1),
-  "[": () => stepTurn(-1), "]": () => stepTurn(1), s: () => setMode("siblings"), v: () => setMode("versions"),
-  t: () => byId("tokens")?.click(), c: nextLayer, ",": () => stepToken(-1), ".": () => stepToken(1),
-  "/": () => byId("search").focus(), f: toggleFilters, m: switchTheme, "?": () => byId("help").showModal(), Escape: goBack,
+  j: () => stepGroup(1),
+  ArrowDown: () => stepGroup(1),
+  k: () => stepGroup(-1),
+  ArrowUp: () => stepGroup(-1),
+  h: () => stepSample(-1),
+  ArrowLeft: () => stepSample(-1),
+  l: () => stepSample(1),
+  ArrowRight: () => stepSample(1),
+  "[": () => stepTurn(-1),
+  "]": () => stepTurn(1),
+  s: () => setMode("siblings"),
+  v: () => setMode("versions"),
+  t: () => byId("tokens")?.click(),
+  c: nextLayer,
+  ",": () => stepToken(-1),
+  ".": () => stepToken(1),
+  "/": () => byId("search").focus(),
+  f: toggleFilters,
+  m: switchTheme,
+  "?": () => byId("help").showModal(),
+  Escape: goBack,
 };
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
   const isTyping = event.target.matches("input:not([type=checkbox]), select");
   if (isTyping && event.key !== "Escape") return;
-  const isScrolling = event.key.startsWith("Arrow") && byId("detail").contains(document.activeElement);
+  const isScrolling =
+    event.key.startsWith("Arrow") && byId("detail").contains(document.activeElement);
   const action = isScrolling ? null : ACTIONS[event.key];
   if (!action) return;
   event.preventDefault();
@@ -87,17 +112,37 @@ function onKey(event) {
 async function start() {
   await loadIndex();
   let hasPointed = false; // whether the mouse was used last, so that keys may leave a filter
-  addEventListener("pointerdown", () => { hasPointed = true; }, true);
-  addEventListener("keydown", () => { hasPointed = false; }, true);
+  addEventListener(
+    "pointerdown",
+    () => {
+      hasPointed = true;
+    },
+    true,
+  );
+  addEventListener(
+    "keydown",
+    () => {
+      hasPointed = false;
+    },
+    true,
+  );
   buildFilters(() => {
     byId("list").scrollTop = 0;
     showList();
     if (hasPointed && document.activeElement.matches("select")) document.activeElement.blur();
   });
-  byId("help").append(el("h2", null, "Keys"), el("table", null, KEYS.map(([key, text]) =>
-    el("tr", null, el("th", { scope: "row" }, key), el("td", null, text)))),
+  byId("help").append(
+    el("h2", null, "Keys"),
+    el(
+      "table",
+      null,
+      KEYS.map(([key, text]) =>
+        el("tr", null, el("th", { scope: "row" }, key), el("td", null, text)),
+      ),
+    ),
     ...data.notes.map((note) => el("p", { class: "quiet" }, note)),
-    el("form", { method: "dialog" }, el("button", null, "Close")));
+    el("form", { method: "dialog" }, el("button", null, "Close")),
+  );
   byId("help-button").addEventListener("click", () => byId("help").showModal());
   byId("theme").addEventListener("click", switchTheme);
   byId("toggle-filters").addEventListener("click", toggleFilters);

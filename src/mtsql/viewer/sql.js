@@ -1,9 +1,15 @@
 // SQL in colours, and results as tables.
 
-const SQL_WORDS = new Set(("select distinct from where group by having order limit offset join inner left right " +
-  "outer full cross natural on using as and or not in exists between like glob is null case when then else end " +
-  "union all intersect except asc desc with recursive values cast collate").split(" "));
-const SQL_TOKEN = /(--[^\n]*|\/\*[\s\S]*?(?:\*\/|$))|('(?:[^']|'')*'?)|("(?:[^"]|"")*"?|`[^`]*`?|\[[^\]]*\]?)|(\b\d+(?:\.\d+)?\b)|([A-Za-z_][\w$]*)(?=(\s*\()?)|\s+|[\s\S]/g;
+const SQL_WORDS = new Set(
+  (
+    "select distinct from where group by having order limit offset join inner left right " +
+    "outer full cross natural on using as and or not in exists between like glob is null " +
+    "case when then else end " +
+    "union all intersect except asc desc with recursive values cast collate"
+  ).split(" "),
+);
+const SQL_TOKEN =
+  /(--[^\n]*|\/\*[\s\S]*?(?:\*\/|$))|('(?:[^']|'')*'?)|("(?:[^"]|"")*"?|`[^`]*`?|\[[^\]]*\]?)|(\b\d+(?:\.\d+)?\b)|([A-Za-z_][\w$]*)(?=(\s*\()?)|\s+|[\s\S]/g;
 
 function sqlNode(text, tag = "code") {
   const node = el(tag, { class: "sql" });
@@ -39,16 +45,55 @@ function resultNode(result, title) {
   }
   const size = plural(result.num_rows, "row");
   const left = result.num_columns - result.columns.length;
-  const rest = result.num_rows > result.rows.length ? `, the first ${result.rows.length} are shown` : "";
-  head.append(el("span", { class: "quiet" }, ` ${size}${rest}${left ? `; ${plural(left, "more column")}` : ""}`));
-  const isNumber = result.columns.map((_, place) => result.rows.some((row) => row[place] !== null) &&
-    result.rows.every((row) => row[place] === null || /^-?\d+(\.\d+)?(e[-+]?\d+)?$/i.test(row[place])));
-  const cell = (value, place) => el("td", { class: isNumber[place] ? "number" : null },
-    value === null ? el("i", { class: "quiet" }, "NULL") : value);
-  return el("div", { class: "result" }, head,
-    el("div", { class: "wide" }, el("table", null,
-      el("thead", null, el("tr", null, result.columns.map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", null, result.rows.map((row) => el("tr", null, row.map(cell)))))));
+  const rest =
+    result.num_rows > result.rows.length ? `, the first ${result.rows.length} are shown` : "";
+  head.append(
+    el(
+      "span",
+      { class: "quiet" },
+      ` ${size}${rest}${left ? `; ${plural(left, "more column")}` : ""}`,
+    ),
+  );
+  const isNumber = result.columns.map(
+    (_, place) =>
+      result.rows.some((row) => row[place] !== null) &&
+      result.rows.every(
+        (row) => row[place] === null || /^-?\d+(\.\d+)?(e[-+]?\d+)?$/i.test(row[place]),
+      ),
+  );
+  const cell = (value, place) =>
+    el(
+      "td",
+      { class: isNumber[place] ? "number" : null },
+      value === null ? el("i", { class: "quiet" }, "NULL") : value,
+    );
+  return el(
+    "div",
+    { class: "result" },
+    head,
+    el(
+      "div",
+      { class: "wide" },
+      el(
+        "table",
+        null,
+        el(
+          "thead",
+          null,
+          el(
+            "tr",
+            null,
+            result.columns.map((name) => el("th", { scope: "col" }, name)),
+          ),
+        ),
+        el(
+          "tbody",
+          null,
+          result.rows.map((row) => el("tr", null, row.map(cell))),
+        ),
+      ),
+    ),
+  );
 }
 
 // Gold and answer, clause by clause. `clauses` are [name, gold, answer, differs]. A short table has
@@ -61,12 +106,38 @@ function clausesNode(sample, isShort) {
   const answer = isShort ? sqlNode(sample.answer, "pre") : null;
   if (!listed.length) return el("div", { class: "clauses" }, answer, rest);
   const rows = listed.map(([name, gold, answer, differs]) => {
-    const side = (text) => text ? sqlNode(text) : el("span", { class: "quiet" }, "–");
-    const mark = el("span", { class: "mark", title: differs ? "differs" : "same" }, differs ? "≠" : "=");
-    return el("tr", { class: differs ? "differs" : null }, el("th", { scope: "row" }, mark, " ", name),
-      el("td", null, side(gold)), el("td", null, side(answer)));
+    const side = (text) => (text ? sqlNode(text) : el("span", { class: "quiet" }, "–"));
+    const mark = el(
+      "span",
+      { class: "mark", title: differs ? "differs" : "same" },
+      differs ? "≠" : "=",
+    );
+    return el(
+      "tr",
+      { class: differs ? "differs" : null },
+      el("th", { scope: "row" }, mark, " ", name),
+      el("td", null, side(gold)),
+      el("td", null, side(answer)),
+    );
   });
-  return el("div", { class: "clauses wide" }, answer, el("table", null,
-    el("thead", null, el("tr", null, ["", "Gold", "Answer"].map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", null, rows)), rest);
+  return el(
+    "div",
+    { class: "clauses wide" },
+    answer,
+    el(
+      "table",
+      null,
+      el(
+        "thead",
+        null,
+        el(
+          "tr",
+          null,
+          ["", "Gold", "Answer"].map((text) => el("th", { scope: "col" }, text)),
+        ),
+      ),
+      el("tbody", null, rows),
+    ),
+    rest,
+  );
 }

@@ -15,8 +15,9 @@ function layerValues(sample, layer) {
   sample.replies.forEach((reply, number) => {
     for (let place = reply.start; place < reply.end; place++) replyOf[place] = number;
   });
-  const credit = sample.replies.map((reply, number) => reply.earned === null ? null
-    : reply.earned - (number ? sample.replies[number - 1].earned : 0));
+  const credit = sample.replies.map((reply, number) =>
+    reply.earned === null ? null : reply.earned - (number ? sample.replies[number - 1].earned : 0),
+  );
   return sample.tokens.map((_, place) => {
     const reply = replyOf[place];
     if (reply === null || !sample.loss_mask[place]) return null;
@@ -30,7 +31,9 @@ function layerValues(sample, layer) {
 
 // The same scale for all siblings, so that their colours can be compared.
 function scaleOf(samples, layer) {
-  const values = samples.flatMap((sample) => layerValues(sample, layer)).filter((one) => one !== null);
+  const values = samples
+    .flatMap((sample) => layerValues(sample, layer))
+    .filter((one) => one !== null);
   if (layer === "trained") return { hasValues: true, kind: "trained" };
   const size = layer === "ratio" ? (one) => Math.abs(Math.log(Math.max(one, 1e-9))) : Math.abs;
   const top = values.reduce((most, one) => Math.max(most, size(one)), 0);
@@ -55,18 +58,28 @@ function legendNode(scale) {
     return el("span", { class: "key" }, mark, text);
   };
   if (scale.kind === "trained") {
-    return [box("var(--trained)", "sampled and trained on"), box("var(--untrained)", "sampled, not trained on"),
-      el("span", { class: "key quiet" }, "plain: written by the environment")];
+    return [
+      box("var(--trained)", "sampled and trained on"),
+      box("var(--untrained)", "sampled, not trained on"),
+      el("span", { class: "key quiet" }, "plain: written by the environment"),
+    ];
   }
-  if (!scale.hasValues) return [el("span", { class: "quiet" }, "not computed for these trajectories")];
+  if (!scale.hasValues)
+    return [el("span", { class: "quiet" }, "not computed for these trajectories")];
   const limit = scale.layer === "ratio" ? Math.exp(scale.top) : scale.top;
   const full = "color-mix(in srgb, var(--low) 75%, transparent)";
   if (scale.kind === "sequence") {
-    return [box(full, `${scale.layer === "logprob" ? "−" : ""}${shown(limit)}`), el("span", { class: "key quiet" }, "plain: 0")];
+    return [
+      box(full, `${scale.layer === "logprob" ? "−" : ""}${shown(limit)}`),
+      el("span", { class: "key quiet" }, "plain: 0"),
+    ];
   }
   const low = scale.layer === "ratio" ? 1 / limit : -limit;
-  return [box(full, shown(low)), box("color-mix(in srgb, var(--high) 75%, transparent)", shown(limit)),
-    el("span", { class: "key quiet" }, scale.layer === "ratio" ? "plain: 1" : "plain: 0")];
+  return [
+    box(full, shown(low)),
+    box("color-mix(in srgb, var(--high) 75%, transparent)", shown(limit)),
+    el("span", { class: "key quiet" }, scale.layer === "ratio" ? "plain: 1" : "plain: 0"),
+  ];
 }
 
 function tokensNode(sample, layer, scale) {
@@ -74,7 +87,11 @@ function tokensNode(sample, layer, scale) {
   const node = el("pre", { class: "tokens" });
   sample.tokens.forEach((text, place) => {
     if (text === "") return;
-    const span = el("span", { class: sample.loss_mask[place] ? "t" : "t env", "data-place": place }, text);
+    const span = el(
+      "span",
+      { class: sample.loss_mask[place] ? "t" : "t env", "data-place": place },
+      text,
+    );
     const colour = colourOf(values[place], scale);
     if (colour) span.style.background = colour;
     node.append(span);
@@ -85,14 +102,18 @@ function tokensNode(sample, layer, scale) {
 }
 
 function tokenFacts(sample, place) {
-  const facts = [["token", `${JSON.stringify(sample.tokens[place])}, id ${sample.ids[place]}, place ${place}`]];
-  if (!sample.loss_mask[place]) return [...facts, ["", "written by the environment, not trained on"]];
+  const facts = [
+    ["token", `${JSON.stringify(sample.tokens[place])}, id ${sample.ids[place]}, place ${place}`],
+  ];
+  if (!sample.loss_mask[place])
+    return [...facts, ["", "written by the environment, not trained on"]];
   const value = (layer) => layerValues(sample, layer)[place];
   const logprob = value("logprob");
   facts.push(["log-prob", `${shown(logprob, false, 4)} (p ${shown(Math.exp(logprob), false, 4)})`]);
   for (const layer of ["entropy", "ratio", "advantage", "credit"]) {
     const number = value(layer);
-    if (number !== null) facts.push([layer, shown(number, layer === "advantage" || layer === "credit", 4)]);
+    if (number !== null)
+      facts.push([layer, shown(number, layer === "advantage" || layer === "credit", 4)]);
   }
   facts.push(["", value("trained") ? "sampled and trained on" : "sampled, not trained on"]);
   return facts;
@@ -101,8 +122,11 @@ function tokenFacts(sample, place) {
 function showTip(span) {
   const sample = span.closest(".tokens").sample;
   const tip = byId("tip");
-  tip.replaceChildren(...tokenFacts(sample, Number(span.dataset.place)).map(([name, text]) =>
-    el("div", null, name ? el("b", null, `${name} `) : null, text)));
+  tip.replaceChildren(
+    ...tokenFacts(sample, Number(span.dataset.place)).map(([name, text]) =>
+      el("div", null, name ? el("b", null, `${name} `) : null, text),
+    ),
+  );
   tip.hidden = false;
   document.querySelectorAll(".t.here").forEach((one) => one.classList.remove("here"));
   span.classList.add("here");
@@ -117,7 +141,8 @@ function placeTip() {
   const at = span.getClientRects()[0] || span.getBoundingClientRect();
   const size = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(at.left, innerWidth - size.width - 8))}px`;
-  tip.style.top = `${at.bottom + size.height + 10 > innerHeight ? Math.max(4, at.top - size.height - 6) : at.bottom + 6}px`;
+  const isLow = at.bottom + size.height + 10 > innerHeight;
+  tip.style.top = `${isLow ? Math.max(4, at.top - size.height - 6) : at.bottom + 6}px`;
 }
 
 function hideTip() {
