@@ -2,13 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -86,9 +87,15 @@ def stop_when(process: subprocess.Popen, is_time: Callable[[], object], number: 
 
 
 def kill_when(process: subprocess.Popen, is_time: Callable[[], object]) -> None:
-    """Kill all processes of a started run as soon as `is_time()` is true."""
-    stop_when(process, is_time, signal.SIGKILL)
+    """Kill all processes of a started run as soon as `is_time()` is true. A launcher gives each
+    rank a session of its own, so the ranks are looked up; else they would go on for a while."""
+    wait_until(is_time, process)
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    psutil.wait_procs(everyone)
 
 
 def wait_until(is_time: Callable[[], object], process: subprocess.Popen) -> None:

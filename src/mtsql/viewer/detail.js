@@ -10,6 +10,7 @@ const MODES = {
 async function showDetail() {
   const box = byId("detail");
   const about = data.groups[list.current];
+  const drawing = (view.drawing = {}); // a later call, which may end earlier, replaces it
   hideTip();
   if (!about) {
     box.replaceChildren(
@@ -25,7 +26,7 @@ async function showDetail() {
   if (view.mode === "versions" && about.versions.length < 2) view.mode = "one";
   view.sample = Math.min(view.sample, about.samples.length - 1);
   const group = { ...(await groupOf(about.place)), about };
-  if (list.current !== about.place) return; // another one was chosen meanwhile
+  if (view.drawing !== drawing) return;
   const columns =
     view.mode === "siblings"
       ? group.samples.map((sample) => [sample, group])
@@ -33,7 +34,7 @@ async function showDetail() {
   if (view.mode === "versions") {
     const other = otherVersion(about);
     const found = { ...(await groupOf(other.place)), about: other };
-    if (list.current !== about.place) return;
+    if (view.drawing !== drawing) return;
     const pair = [
       [found.samples[Math.min(view.sample, found.samples.length - 1)], found],
       columns[0],

@@ -1,7 +1,7 @@
 // The list of groups: only the rows that can be seen exist.
 
 const ROW_HEIGHT = 62;
-const list = { groups: [], current: null };
+const list = { groups: [], current: null, address: "" };
 
 function showList() {
   list.groups = listedGroups();

@@ -16,8 +16,10 @@ const KEYS = [
   ["?", "these keys"],
 ];
 
+// The browser tells of a new address later, perhaps after the next key, so it is followed at once.
 function goTo(place) {
   location.hash = place === null ? "" : `#${place}`;
+  follow();
 }
 
 function follow() {
@@ -25,6 +27,7 @@ function follow() {
   const place = found && data.groups[Number(found[1])] ? Number(found[1]) : null;
   if (place !== list.current) view.other = null;
   list.current = place;
+  list.address = location.hash;
   document.body.classList.toggle("has-detail", place !== null);
   followCurrent();
   return showDetail();
@@ -148,7 +151,9 @@ async function start() {
   byId("toggle-filters").addEventListener("click", toggleFilters);
   byId("list").addEventListener("scroll", drawRows);
   addEventListener("resize", drawRows);
-  addEventListener("hashchange", follow);
+  addEventListener("hashchange", () => {
+    if (location.hash !== list.address) follow(); // by the buttons of the browser
+  });
   addEventListener("keydown", onKey);
   byId("detail").addEventListener("scroll", placeTip);
   byId("detail").addEventListener("mouseover", (event) => {
