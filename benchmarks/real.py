@@ -52,6 +52,8 @@ class Flags:
     """Folder with sparc/, cosql/, tables.json and database/."""
     seed: int = 0
     """Seed of both stages."""
+    jobs: int = 1
+    """Steps that run at once. The trainings wait for each other, the evaluations do not."""
     threads: int = 2
     """Threads of a step."""
     epochs: float = 0.15
@@ -129,7 +131,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     if command == "run":
         check_inputs(flags)
-        return findings_command.run_steps(steps, 1, flags.threads)
+        return findings_command.run_steps(steps, flags.jobs, flags.threads)
     report(flags, steps)
     return 0
 
