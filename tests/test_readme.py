@@ -82,8 +82,8 @@ def script_config(words: list[str]) -> object | None:
     path = ROOT / words[number]
     flags = words[number + 1 :]
     assert path.is_file(), path
-    if path.parent.name == "tools":
-        return None  # it has a positional argument
+    if path.parent.name in ("docs", "tools"):
+        return None  # it takes no flags, or a positional argument
     module = importlib.import_module(path.stem)
     kind = getattr(module, "Config", None) or module.Flags
     if hasattr(module, "COMMANDS"):  # its first word is one of them
