@@ -1,4 +1,4 @@
-"""TRL and datasets read a pool. Skipped without them:
+"""TRL reads a pool. Skipped without them:
 
 pip install trl pytest; python -m pytest tests/test_pool_trl.py
 """
@@ -86,14 +86,6 @@ def test_the_code_of_the_page_gives_our_tokens(tmp_path, monkeypatch):
 def labels_of(record):
     pairs = zip(record["ids"], record["loss_mask"])
     return [-100] * len(record["prompt_ids"]) + [id if mask else -100 for id, mask in pairs]
-
-
-def test_datasets_reads_a_pool_unchanged(tmp_path):
-    from datasets import load_dataset
-
-    file, record, _ = pool_of(tmp_path, tiny_tokenizer())
-    [row] = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path))
-    assert row == record
 
 
 def test_trl_tokenizes_a_pool_as_we_do_with_our_template(tmp_path):
