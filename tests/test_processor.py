@@ -46,7 +46,10 @@ WIDE = MIN_BFLOAT16_WIDTH
         (None, XEON_AMX, WIDE, "bfloat16"),
         (None, XEON_AMX, WIDE - 1, "float32"),
         (None, XEON, WIDE, "float32"),
-        (None, EPYC, WIDE, "float32"),
+        (None, EPYC, WIDE, "bfloat16"),
+        (None, EPYC, WIDE - 1, "float32"),
+        (None, OLD_EPYC, WIDE, "float32"),
+        (None, Processor("Intel", AVX512 | {"avx512_bf16"}), WIDE, "float32"),  # not measured
         (None, ARM, WIDE, "float32"),
         (None, Processor(), WIDE, "float32"),
     ],

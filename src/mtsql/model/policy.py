@@ -133,9 +133,10 @@ class ModelConfig:
     lora: AdapterConfig = AdapterConfig()
     """Adapters instead of full-parameter training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the computation. auto: bfloat16 on GPUs since Ampere, and on CPUs with AMX if the
-    model is at least 384 wide; float32 elsewhere. A run keeps what auto meant at its start. Trained
-    weights are always float32; under LoRA the frozen ones have this type."""
+    """Type of the computation. auto: bfloat16 on GPUs since Ampere, and, if the model is at least
+    384 wide, on CPUs with AMX and on AMD's with AVX512-BF16; float32 elsewhere. A run keeps what
+    auto meant at its start. Trained weights are always float32; under LoRA the frozen ones have
+    this type."""
     few_rows: int | None = None
     """On a CPU, decode matmuls of at most this many rows have the weight as their left operand,
     which is faster on some processors. 0: none. null: by processor and type."""

@@ -17,7 +17,7 @@ DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.
 AMPERE = (8, 0)
 """The first compute capability of NVIDIA's GPUs that multiplies bfloat16."""
 MIN_BFLOAT16_WIDTH = 384
-"""Width of the residual stream from which bfloat16 is faster on a CPU with AMX. In narrower models
+"""Width of the residual stream from which bfloat16 is faster on a CPU. In narrower models
 the small operators between the matmuls take most of the time, and these are no faster."""
 MAX_FEW_ROWS = 64
 AMD_FEW_ROWS = 8
@@ -57,12 +57,15 @@ def pick_dtype(capability: tuple[int, int] | None, processor: Processor, width: 
     """What `model.dtype` auto means: the type that this machine computes a model of this width in.
 
     `capability` is the compute capability of the GPU that computes, None without a GPU. GPUs before
-    Ampere have no fast bfloat16, and CPUs without AMX were not measured or are slower in it.
+    Ampere have no fast bfloat16. Measured: Xeons with AMX and an AMD with AVX512-BF16 are faster in
+    it if the model is wide, CPUs without such instructions are slower; others were not measured.
     """
     if capability is not None:
         return "bfloat16" if capability >= AMPERE else "float32"
-    has_amx = "amx_bf16" in processor.flags
-    return "bfloat16" if has_amx and width >= MIN_BFLOAT16_WIDTH else "float32"
+    is_fast = "amx_bf16" in processor.flags or (
+        processor.maker == "AMD" and "avx512_bf16" in processor.flags
+    )
+    return "bfloat16" if is_fast and width >= MIN_BFLOAT16_WIDTH else "float32"
 
 
 def pick_few_rows(dtype: torch.dtype, processor: Processor) -> int:
