@@ -34,6 +34,14 @@ LINE_SECS = 60.0
 STOP_SECS = 120.0
 """Seconds that a stopped step has to write its checkpoint."""
 PR_SET_PDEATHSIG = 1
+LAUNCHER = ("-m", "accelerate.commands.launch")
+
+
+def launched(step: Step) -> list[str]:
+    """The words before the script, as a user types them."""
+    if step.num_processes == 1:
+        return ["python"]
+    return ["accelerate", "launch", f"--num_processes={step.num_processes}"]
 
 
 @dataclass
@@ -142,7 +150,7 @@ class Steps:
         flags = state.flags
         if not flags:
             flags = [*step.flags, *([step.equal.describe()] if step.equal else [])]
-        return ["python", step.script, *flags, f"--run={self._run_folder(step)}"]
+        return [*launched(step), step.script, *flags, f"--run={self._run_folder(step)}"]
 
     def _run_folder(self, step: Step) -> Path:
         return self.folder / step.key
@@ -204,13 +212,14 @@ class Steps:
                 pass
         # --run comes last: a recipe that comes later would win over it.
         words = [f"--resume={run}"] if is_begun else [*state.flags, f"--run={run}"]
-        command = [sys.executable, str(self.scripts / step.script), *words]
+        launcher = [*LAUNCHER, *launched(step)[2:]] if step.num_processes > 1 else []
+        command = [sys.executable, *launcher, str(self.scripts / step.script), *words]
         self._file(step, ".log").parent.mkdir(parents=True, exist_ok=True)
         state.num_starts += 1
         state.exit_code = None
         self._write(step)
         with open(self._file(step, ".log"), "ab") as log:
-            log.write(f"$ {shlex.join(['python', step.script, *words])}\n".encode())
+            log.write(f"$ {shlex.join([*launched(step), step.script, *words])}\n".encode())
             log.flush()
             process = subprocess.Popen(
                 command,

@@ -124,6 +124,7 @@ class Step:
 
     name: unique in a seed. flags: without --run. needs: names of steps of the same seed that come
     before. turns_of: the step whose turns the demonstrations of this one are cut down to.
+    num_processes: ranks that share its work.
     """
 
     seed: int
@@ -133,6 +134,7 @@ class Step:
     needs: tuple[str, ...] = ()
     equal: Equal | None = None
     turns_of: str | None = None
+    num_processes: int = 1
 
     @property
     def key(self) -> str:

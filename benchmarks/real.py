@@ -54,8 +54,10 @@ class Flags:
     """Seed of both stages."""
     jobs: int = 1
     """Steps that run at once. The trainings wait for each other, the evaluations do not."""
+    processes: int = 1
+    """Processes of stage 2, which share its rollouts and its batch."""
     threads: int = 2
-    """Threads of a step."""
+    """Threads of a process."""
     epochs: float = 0.15
     """Passes of stage 1 over the demonstrations."""
     updates: int = 16
@@ -96,7 +98,8 @@ def plan(flags: Flags) -> list[Step]:
         return (*given, f"--max_dialogues={scaled(num)}", "--timed_turns=0", *more)
 
     def step(name: str, script: str, flags_of_it: Sequence[str], *needs: str) -> Step:
-        return Step(flags.seed, name, script, tuple(flags_of_it), needs)
+        ranks = flags.processes if name == "rl" else 1
+        return Step(flags.seed, name, script, tuple(flags_of_it), needs, num_processes=ranks)
 
     recipes = os.path.relpath(ROOT / "configs")
     sft = (f"--config={recipes}/sft_sparc_smollm2.yaml", f"--model.path={flags.model}")
