@@ -116,9 +116,9 @@ def run_command(text: str, session: Session, screen: Screen, reader: "Reader") -
             conversation.begin()
             screen.print("a new dialogue; /export writes the earlier ones, too")
         case "export":
-            screen.print(session.export(Path(rest).expanduser()))
+            screen.print(session.export(Path(rest)))
         case "csv":
-            screen.print(session.export_csv(Path(rest).expanduser()))
+            screen.print(session.export_csv(Path(rest)))
         case "help":
             show_help(screen)
         case "quit" | "exit":
