@@ -129,6 +129,28 @@ def test_the_bars_are_the_figures_of_the_turns():
     ]
 
 
+@pytest.mark.parametrize("num_right", [0, 8])
+def test_an_axis_of_shares_has_no_mark_below_0_or_above_all(tmp_path, num_right):
+    run = training(tmp_path / "rl", num_right)
+    sources = read_sources([run])
+    rows = turns(num_right, "rr")  # no episode whose first query failed
+    models = [Scored(name, "dev", rows) for name in ("a", "b")]
+    figures = [*training_figures(sources.trainings)[2:], *evaluation_figures({"dev": models})]
+    assert len(figures) == 5
+    for drawn in figures:
+        drawn.figure.canvas.draw()
+        for axes in drawn.figure.axes:
+            marks = axes.get_yticks()
+            most = 1 if axes.get_ylabel().endswith("0 to 1") else 100
+            assert len(marks) > 2 and 0 <= min(marks) and max(marks) <= most, drawn.name
+            low, high = axes.get_xlim()  # a group without bars has its room
+            if drawn.name != "held_out":
+                assert all(low < place < high for place in axes.get_xticks()), drawn.name
+    by_turn, aha = (figures[place].figure.axes[0] for place in (1, 4))
+    assert [label.get_text() for label in by_turn.get_xticklabels()] == ["1\n1 turn", "2\n1 turn"]
+    assert aha.get_xticklabels()[0].get_text() == "failed or returned nothing (none)"
+
+
 def test_several_runs_share_axes_and_evaluations_join_runs_with_the_same_turns(tmp_path):
     paths = [training(tmp_path / "x/rl", 6), training(tmp_path / "y/rl", 7, 3)]
     paths.append(evaluation(tmp_path / "eval", 5))

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from mtsql.files import read_rows
 from mtsql.run.recipes import read_yaml
@@ -164,6 +164,7 @@ def _draw_scores(axes: Axes, evals: list[Row], config: dict) -> None:
         max(-2, 10 * math.floor((min(seen) - 2) / 10)),
         min(102, 10 * math.ceil((max(seen) + 2) / 10)),
     )
+    axes.yaxis.set_major_locator(ShareLocator(100.0))
 
 
 def _shade_stages(axes: Axes, updates: list[Row], has_labels: bool) -> None:
@@ -187,6 +188,20 @@ def _shade_stages(axes: Axes, updates: list[Row], has_labels: bool) -> None:
             )
     if has_labels and len(numbers) > 1:
         axes.set_xlabel(STAGE_NOTE, fontsize="small", loc="left")
+
+
+class ShareLocator(AutoLocator):
+    """Marks of an axis of shares: none below 0 or above `most`, where the axis may only have room
+    for its points."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """The marks between two ends of the axis."""
+        marks = super().tick_values(max(0.0, vmin), min(self.most, vmax))
+        return [mark for mark in marks if -1e-9 <= mark <= self.most * (1 + 1e-9)]
 
 
 def stages_of(updates: list[Row]) -> list[tuple[int, list[Row]]]:
