@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import Progress
 
 from mtsql.files import print_line
@@ -53,7 +54,9 @@ def activity(
 
 @contextmanager
 def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    with Progress(*bar_columns(), transient=True, refresh_per_second=4) as bar:
+    console = Console()
+    columns = bar_columns(console.width)
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=None, count="")
 
         def show(num_done: int, num_all: int) -> None:
