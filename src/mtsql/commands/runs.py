@@ -60,6 +60,8 @@ def main(words: Sequence[str]) -> None:
     runs, faults = find_runs(folder)
     for fault in faults:
         print_line(wrapped(_one_line(f"left out: {fault}")))
+    if faults and not runs:
+        raise ValueError(f"{folder}: none of its runs can be read")
     if not runs:
         raise ValueError(f"{folder}: no run in it, which would have a metrics.jsonl")
     by = config.by or next((key for key in USUAL if any(key in run.scores for run in runs)), None)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtsql.files import read_rows
 from mtsql.judge.comparison import read_evaluation
 from mtsql.judge.intervals import Interval, mean_interval
+from mtsql.run.metrics_file import read_metrics
 
 Row = dict[str, Any]
 MAX_NAME = 40
@@ -147,7 +147,7 @@ def _training(path: Path, name: str) -> Training | None:
     file = path / "metrics.jsonl"
     if not file.is_file() or (path / "scores.json").is_file():
         return None
-    rows = read_rows(file)
+    rows = read_metrics(file)
     updates = [row for row in rows if row.get("stage") == "rl"]
     evals = [row for row in rows if row.get("stage") == "eval" and "data" not in row]
     if not updates and not evals:

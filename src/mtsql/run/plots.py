@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
-from mtsql.files import read_rows
+from mtsql.run.metrics_file import read_metrics
 from mtsql.run.recipes import read_yaml
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -37,7 +37,7 @@ def plot_training(metrics_file: Path, png: Path) -> None:
     """Draw the figure of an RL run from its metrics.jsonl and the config.yaml beside it, at any
     time after the first evaluation. `png` is complete or not there; OSError if it cannot be
     written."""
-    rows = read_rows(metrics_file)
+    rows = read_metrics(metrics_file)
     config_file = metrics_file.with_name("config.yaml")
     config = read_yaml(config_file) if config_file.is_file() else {}
     figure = training_figure(rows, config, metrics_file.resolve().parent.name)
