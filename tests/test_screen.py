@@ -54,6 +54,7 @@ def test_a_duration_is_readable_from_seconds_to_days():
         "2d04h",
         "10d",
     ]
+    assert duration(float("inf")) == "-"  # the sum of damaged rows
 
 
 def test_a_long_line_is_broken_between_words_only():

@@ -224,6 +224,10 @@ class Reader:
         except EOFError:
             self.screen.print()
             return None
+        except KeyboardInterrupt:
+            if self.is_terminal:  # what follows does not stand behind the line that was typed
+                self.screen.print()
+            raise
 
     def _piped(self, prompt: str) -> str | None:
         line = sys.stdin.readline()

@@ -3,6 +3,7 @@ below them for what is going on right now, below which a training run has more (
 or a file there is no bar and no control character.
 """
 
+import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -148,7 +149,9 @@ def rate(per_second: float | None) -> str:
 
 def duration(secs: float) -> str:
     """A time with at most five characters, up to 27 years: 0:07, 12:34 (minutes and seconds),
-    3h05m, 23h, 2d04h or 12d."""
+    3h05m, 23h, 2d04h or 12d. - for what is not finite."""
+    if not math.isfinite(secs):
+        return "-"
     if secs < 3600:
         return f"{int(secs) // 60}:{int(secs) % 60:02}"
     minutes = int(secs) // 60
