@@ -148,6 +148,8 @@ def test_a_missing_key_is_named(runs):
         ([], "runs needs one folder, found 0: mtsql runs runs"),
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "empty: no run in it, which would have a metrics.jsonl"),
+        (["runs", "--csv", "runs/a/metrics.jsonl"], "--csv runs/a/metrics.jsonl: the table replac"),
+        (["x" * 300], f"{'x' * 80}: File name too long"),
         (["runs", "--by", "dev_exx"], "by: no run has the score dev_exx; did you mean dev_ex?"),
     ],
 )

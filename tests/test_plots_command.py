@@ -217,7 +217,9 @@ def test_names_are_the_shortest_ends_that_differ():
         (["rl", "--updates", "3"], "updates: no run has an evaluation at update 3; found 0, 2, 4"),
         (["eval", "--history", "own"], "eval: it has no part with own history"),
         (["sft"], "sft: a run of train_sft.py has no updates and no held-out scores to draw"),
-        (["new"], "new: no scores.json in this folder"),
+        (["new"], "new: this run has no update and no evaluation yet"),
+        (["other"], "other: neither metrics.jsonl of a run nor scores.json of eval.py in it"),
+        (["x" * 300], f"{'x' * 80}: File name too long"),
         (["torn"], "torn/metrics.jsonl, line 1: not JSON"),
         (["rl", "--out", "torn/metrics.jsonl"], "torn/metrics.jsonl/reward.csv: cannot be written"),
     ],
@@ -226,6 +228,7 @@ def test_a_wrong_word_is_one_line(tmp_path, monkeypatch, words, error):
     monkeypatch.chdir(tmp_path)
     training(tmp_path / "rl", 6)
     evaluation(tmp_path / "eval", 5)
+    Path("other").mkdir()
     for name, text in (("sft", '{"stage": "sft"}\n'), ("new", ""), ("torn", '{"stage": ')):
         Path(name).mkdir()
         Path(name, "metrics.jsonl").write_text(text)

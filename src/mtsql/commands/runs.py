@@ -56,6 +56,10 @@ def main(words: Sequence[str]) -> None:
     config = parse_config(Config, spelled_out(words, Config), __doc__)
     if len(config.folder) != 1:
         raise ValueError(f"runs needs one folder, found {len(config.folder)}: mtsql runs runs")
+    if config.csv is not None and not config.csv.lower().endswith(".csv"):
+        raise ValueError(
+            f"--csv {config.csv}: the table replaces this file, so its name ends with .csv"
+        )
     folder = Path(config.folder[0])
     runs, faults = find_runs(folder)
     for fault in faults:

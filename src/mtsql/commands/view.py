@@ -59,6 +59,8 @@ def main(words: Sequence[str]) -> None:
     )
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file in it")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the page replaces this file, so its name ends with .html")
     data = PageData(list(config.runs))
     for number, run in enumerate(config.runs):
         found = kept_files(Path(run), config.updates)
