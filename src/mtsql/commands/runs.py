@@ -48,7 +48,7 @@ class Config:
     lowest: bool = False
     """Whether the lowest score is the best one."""
     csv: str | None = None
-    """File for the table with all scores and all keys that differ."""
+    """File NAME.csv for the table with all scores and all keys that differ."""
 
 
 def main(words: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ class Config:
     updates: tuple[int, ...] = ()
     """Updates to show, such as 1 20 40, with the evaluations after them. Without any: all."""
     out: str | None = None
-    """File to write. null: view.html in the folder of the first run."""
+    """File to write, NAME.html. null: view.html in the folder of the first run."""
     max_mb: float = 40.0
     """Maximum size of all files that the page is made of, in megabytes. Of more, some updates are
     shown, evenly spread; which ones are left out is printed."""
