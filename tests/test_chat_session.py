@@ -1,6 +1,8 @@
 """A conversation without a screen and without a model: state, history, undo, files."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +115,33 @@ def test_an_exported_conversation_is_a_corpus_of_ours(talk, tmp_path):
         session.export(tmp_path / "other.json")
     with pytest.raises(ValueError, match="shop.sqlite exists"):
         session.export_csv(tmp_path / "db" / "shop.sqlite")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~nobody-has-this-name/x.json", "cannot be written"),
+        ("x" * 300, "cannot be written: File name too long"),
+        ("a\0b", "cannot be written: embedded null"),
+        ("loop/x.json", "cannot be written"),
+        ("db/shop.sqlite-wal", "SQLite would read it with the database"),
+        ("db/../db/shop.sqlite-journal", "SQLite would read it with the database"),
+        ("mine.json", "exists and holds dialogues: name a new file"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_lost(
+    talk, tmp_path, monkeypatch, name, words
+):
+    monkeypatch.chdir(tmp_path)
+    session = talk([answer(COUNT)])
+    ended(session.ask("how many ?"))
+    session.export(Path("mine.json"))
+    Path("loop").symlink_to("loop")
+    before = snapshot(tmp_path / "db"), Path("mine.json").read_text()
+    with pytest.raises(ValueError, match=f"^{re.escape(name)}.*{words}"):
+        session.export_csv(Path(name))
+    assert (snapshot(tmp_path / "db"), Path("mine.json").read_text()) == before
+    assert len(session.conversation.turns) == 1
 
 
 def test_a_question_without_sql_is_named_and_left_out_by_training(talk, tmp_path):

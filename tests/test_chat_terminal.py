@@ -240,8 +240,11 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(tmp_path):
     shown = terminal.wait("result: 1 row")
     assert "1. how many ?" in shown and "why" not in shown.split("/memory")[1]
     time.sleep(2.1)  # a further signal within two seconds is the same one
-    terminal.type("\x03")  # at the prompt it ends nothing
-    terminal.wait("stopped")
+    terminal.type("/edit\n")
+    terminal.wait("SQL: ")
+    terminal.type("\x03")  # at a prompt it ends nothing
+    before = terminal.wait("stopped")
+    assert "\n" in before and not re.sub(r"\x1b\[[0-9;]*m", "", before.split("\n")[-1])
     time.sleep(2.1)
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.close() == 143

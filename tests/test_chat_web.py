@@ -3,9 +3,12 @@
 import http.client
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -127,11 +130,62 @@ def test_nobody_without_the_token_gets_anything(serve):
         ("undo", {}, 422, "nothing to undo"),
         ("new", {}, 422, "still empty"),
         ("drop", {}, 404, "not found"),
+        ("ask", {"question": None}, 422, "question: expected a text"),
+        ("edit", {"number": 1, "sql": {"a": 1}}, 422, "sql: expected a text"),
     ],
 )
 def test_wrong_requests_are_named(serve, path, body, status, words):
     found, _, text = request(serve([answer(COUNT)]), "POST", path, body)
     assert found == status and words in json.loads(text)["error"]
+
+
+def test_a_tab_that_shows_another_conversation_changes_nothing(serve):
+    server = serve([answer(COUNT)])
+    ask(server, "how many ?")
+    old = json.loads(request(server, "GET", "state")[2])["version"]
+    assert request(server, "POST", "new", {"version": old})[0] == 200  # in the other tab
+    ask(server, "who ?")
+    for path, body in (
+        ("edit", {"number": 1, "sql": NAMES}),
+        ("undo", {}),
+        ("new", {}),
+        ("ask", {"question": "and ?"}),
+    ):
+        status, _, text = request(server, "POST", path, {**body, "version": old})
+        assert status == 409 and "in another tab" in json.loads(text)["error"], path
+    state = json.loads(request(server, "GET", "state")[2])
+    assert state["dialogue"] == 2 and [one["sql"] for one in state["turns"]] == [COUNT]
+    edit = {"number": 1, "sql": NAMES, "version": state["version"]}
+    assert request(server, "POST", "edit", edit)[0] == 200
+
+
+def raw(server, content, is_reset=False):
+    """What comes back for these bytes; the connection may be reset at once."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        connection.sendall(content)
+        if is_reset:
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            return b""
+        return connection.recv(1000)
+
+
+def test_a_connection_that_is_reset_and_a_broken_request_print_nothing(serve, capsys):
+    server = serve([answer(COUNT)])
+    host = f"Host: 127.0.0.1:{server.server_port}\r\n"
+    for path in ("*", "http://[", f"http://[/{server.token}/state", "//["):
+        assert b"404" in raw(server, f"GET {path} HTTP/1.1\r\n{host}\r\n".encode())
+    for _ in range(5):
+        raw(server, f"GET /{server.token}/state HTTP/1.1\r\n{host}\r\n".encode(), is_reset=True)
+    body = b'{"question": "who ?"}'
+    head = f"POST /{server.token}/ask HTTP/1.1\r\n{host}Content-Length: {len(body)}\r\n\r\n"
+    raw(server, head.encode() + body, is_reset=True)
+    end = time.monotonic() + 60
+    while server.session.conversation.is_empty:  # the question is answered all the same
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert request(server, "GET", "state")[0] == 200
+    assert capsys.readouterr().err == ""
 
 
 def test_an_empty_question_is_an_event_with_an_error(serve):

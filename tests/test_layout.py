@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "keeping",
         "learner.packing",
         "lines",
+        "panel",
         "session",
         "branch",
         "sql.held_out",

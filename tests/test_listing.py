@@ -8,6 +8,7 @@ import yaml
 
 from mtsql.__main__ import main
 from mtsql.run.listing import find_runs, ranked
+from mtsql.run.metrics_file import read_metrics
 
 UPDATE = {"stage": "rl", "curriculum_stage": 0, "reward": 1.0, "wall_secs": 1800.0}
 
@@ -106,11 +107,49 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(runs, capsys):
 
 
 @pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"update": None}, "update is null: expected a number"),
+        ({"update": 1.5}, "update is 1.5: expected a whole number"),
+        ({"update": [1]}, "update is [1]: expected a whole number"),
+        ({"curriculum_stage": "one"}, 'curriculum_stage is "one": expected a whole number'),
+        ({"reward": "high"}, 'reward is "high": expected a finite number'),
+        ({"reward": float("inf")}, "reward is Infinity: expected a finite number"),
+        ({"wall_secs": True}, "wall_secs is true: expected a finite number"),
+        ({"stage": ["rl"]}, 'stage is ["rl"]: expected a text'),
+        ({"stage": "eval", "dev_ex": "x"}, 'dev_ex is "x": expected a finite number'),
+    ],
+)
+def test_a_damaged_value_is_named_by_lists_and_figures(runs, capsys, change, fault):
+    row = UPDATE | {"update": 1} | change
+    file = write_run(runs / "bad", [UPDATE | {"update": 1}, row]) / "metrics.jsonl"
+    file.write_text(file.read_text().replace("Infinity", "1e999"))  # valid JSON
+    for command in ("plots", "runs"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "bad"])
+        said = f"{stop.value.code}{capsys.readouterr().out}".replace("\n  ", " ")
+        assert f"bad/metrics.jsonl, line 2: {fault}" in said, command
+        assert (command == "runs") == ("bad: none of its runs can be read" in said)
+
+
+def test_a_missing_key_is_named(runs):
+    for key in ("stage", "update", "curriculum_stage", "reward"):
+        row = {name: value for name, value in (UPDATE | {"update": 1}).items() if name != key}
+        (runs / "bad.jsonl").write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=f"bad.jsonl, line 1: the key {key} is missing"):
+            read_metrics(runs / "bad.jsonl")
+    (runs / "bad.jsonl").write_text('{"stage": "eval", "data": "sparc dev", "dev_ex": null}')
+    assert len(read_metrics(runs / "bad.jsonl")) == 1  # a row of eval.py
+
+
+@pytest.mark.parametrize(
     ("words", "error"),
     [
         ([], "runs needs one folder, found 0: mtsql runs runs"),
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "empty: no run in it, which would have a metrics.jsonl"),
+        (["runs", "--csv", "runs/a/metrics.jsonl"], "--csv runs/a/metrics.jsonl: the table replac"),
+        (["x" * 300], f"{'x' * 80}: File name too long"),
         (["runs", "--by", "dev_exx"], "by: no run has the score dev_exx; did you mean dev_ex?"),
     ],
 )

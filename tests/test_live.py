@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from rich.console import Console
 
-from mtsql.panel import step_panel, update_panel
+from mtsql.panel import show_held_out, step_panel, update_panel
 from mtsql.run import live
 from mtsql.run.live import LiveScreen, laid_out, live_screen, sparkline
 from mtsql.run.screen import activity
@@ -45,6 +45,18 @@ def test_the_panel_of_an_update_has_every_number_that_matters():
     # 4 * 50 s of updates and 10 s of the second evaluation; the first one has no row before it.
     assert any(text.startswith("time rollouts 57.1 %  learning 28.6 %  eval") for text in found)
     assert found[-1] == "warned entropy (update 2)  no_step (update 2)"
+
+
+def test_an_evaluation_is_in_the_panel_before_the_next_update(monkeypatch):
+    screen = LiveScreen(Console(file=io.StringIO()))
+    rows = [EVALUATIONS[0], update(1), update(2)]
+    screen.show(update_panel(rows, 40, 305.0))
+    show_held_out([*rows, EVALUATIONS[1]])  # without a live display of the process
+    assert "held-out dev EX 34.0" in texts(screen.lines)
+    monkeypatch.setattr(live, "_current", screen)
+    show_held_out([*rows, EVALUATIONS[1]])
+    assert "held-out dev EX 34.0 -> 41.5 (update 2)" in texts(screen.lines)
+    assert len(screen.lines) == len(update_panel(rows, 40, 305.0))
 
 
 def test_the_panel_of_sft_has_its_step_and_loss():
@@ -87,6 +99,19 @@ def test_the_display_is_never_larger_than_the_terminal(width, height):
     assert len(lines) <= max(1, height - 3)
     assert max(len(line) for line in lines) < min(width, 79)
     assert lines[0].startswith("update 1/")
+
+
+@pytest.mark.parametrize(("width", "expected"), [(70, "0:00:"), (60, "0:00:"), (45, "")])
+def test_a_narrow_terminal_shows_whole_numbers_of_what_goes_on(width, expected):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=20)
+    screen = LiveScreen(console)
+    with screen.activity("update 12/40: rollout", "episodes") as show:
+        show(61, 128)
+        console.print(screen)
+    line = next(line for line in out.getvalue().splitlines() if "rollout" in line)
+    assert "61/128 episodes" in line and "--:--" in line and "\u2026" not in line
+    assert expected in line and ("\u2501" in line) == (width == 70)
 
 
 def test_a_narrower_terminal_breaks_the_lines_that_are_there():

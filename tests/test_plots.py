@@ -98,6 +98,8 @@ def test_ex_and_em_of_every_split_are_shown_by_name():
     assert labels(scores) == ["dev_seen", *seen, "dev", *unseen]
     low, high = scores.get_ylim()
     assert (low, high) == (30, 90)
+    _, scores = axes_of([evaluation(0, dev_ex=0.0, dev_em=100.0)])
+    assert min(scores.get_yticks()) == 0 and max(scores.get_yticks()) == 100
     _, scores = axes_of(rows, TOY)
     assert [labels(scores)[place] for place in (0, 3)] == [
         "dev_seen (seen databases)",

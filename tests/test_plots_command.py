@@ -129,6 +129,28 @@ def test_the_bars_are_the_figures_of_the_turns():
     ]
 
 
+@pytest.mark.parametrize("num_right", [0, 8])
+def test_an_axis_of_shares_has_no_mark_below_0_or_above_all(tmp_path, num_right):
+    run = training(tmp_path / "rl", num_right)
+    sources = read_sources([run])
+    rows = turns(num_right, "rr")  # no episode whose first query failed
+    models = [Scored(name, "dev", rows) for name in ("a", "b")]
+    figures = [*training_figures(sources.trainings)[2:], *evaluation_figures({"dev": models})]
+    assert len(figures) == 5
+    for drawn in figures:
+        drawn.figure.canvas.draw()
+        for axes in drawn.figure.axes:
+            marks = axes.get_yticks()
+            most = 1 if axes.get_ylabel().endswith("0 to 1") else 100
+            assert len(marks) > 2 and 0 <= min(marks) and max(marks) <= most, drawn.name
+            low, high = axes.get_xlim()  # a group without bars has its room
+            if drawn.name != "held_out":
+                assert all(low < place < high for place in axes.get_xticks()), drawn.name
+    by_turn, aha = (figures[place].figure.axes[0] for place in (1, 4))
+    assert [label.get_text() for label in by_turn.get_xticklabels()] == ["1\n1 turn", "2\n1 turn"]
+    assert aha.get_xticklabels()[0].get_text() == "failed or returned nothing (none)"
+
+
 def test_several_runs_share_axes_and_evaluations_join_runs_with_the_same_turns(tmp_path):
     paths = [training(tmp_path / "x/rl", 6), training(tmp_path / "y/rl", 7, 3)]
     paths.append(evaluation(tmp_path / "eval", 5))
@@ -195,7 +217,9 @@ def test_names_are_the_shortest_ends_that_differ():
         (["rl", "--updates", "3"], "updates: no run has an evaluation at update 3; found 0, 2, 4"),
         (["eval", "--history", "own"], "eval: it has no part with own history"),
         (["sft"], "sft: a run of train_sft.py has no updates and no held-out scores to draw"),
-        (["new"], "new: no scores.json in this folder"),
+        (["new"], "new: this run has no update and no evaluation yet"),
+        (["other"], "other: neither metrics.jsonl of a run nor scores.json of eval.py in it"),
+        (["x" * 300], f"{'x' * 80}: File name too long"),
         (["torn"], "torn/metrics.jsonl, line 1: not JSON"),
         (["rl", "--out", "torn/metrics.jsonl"], "torn/metrics.jsonl/reward.csv: cannot be written"),
     ],
@@ -204,6 +228,7 @@ def test_a_wrong_word_is_one_line(tmp_path, monkeypatch, words, error):
     monkeypatch.chdir(tmp_path)
     training(tmp_path / "rl", 6)
     evaluation(tmp_path / "eval", 5)
+    Path("other").mkdir()
     for name, text in (("sft", '{"stage": "sft"}\n'), ("new", ""), ("torn", '{"stage": ')):
         Path(name).mkdir()
         Path(name, "metrics.jsonl").write_text(text)

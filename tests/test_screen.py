@@ -54,6 +54,7 @@ def test_a_duration_is_readable_from_seconds_to_days():
         "2d04h",
         "10d",
     ]
+    assert duration(float("inf")) == "-"  # the sum of damaged rows
 
 
 def test_a_long_line_is_broken_between_words_only():
@@ -152,3 +153,16 @@ def test_in_a_pipe_there_is_no_control_character(variables):
     env = {**os.environ, **variables}
     out = subprocess.check_output([sys.executable, "-c", CODE], env=env)
     assert out == b"a line\nthe end\n"
+
+
+def test_a_terminal_without_utf_8_has_neither_a_bar_nor_escapes():
+    main, side = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    env |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    with subprocess.Popen([sys.executable, "-c", CODE], stdout=side, env=env):
+        os.close(side)
+        shown = b""
+        while b"the end\r\n" not in shown:
+            shown += os.read(main, 4096)
+    os.close(main)
+    assert shown == b"a line\r\nthe end\r\n"

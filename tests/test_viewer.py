@@ -119,7 +119,7 @@ def test_a_page_of_too_many_files_has_those_that_are_spread_over_the_run():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no gzip", "damaged"),
+        (b"no gzip", "not compressed by gzip, or damaged: name a run folder"),
         (gzip.compress(b"{}\n")[:-9], "damaged"),
         (gzip.compress(b"{}\n"), "line 1: not a trajectory"),
         (gzip.compress(b'{"format": 2}\n'), "line 1: its format is 2"),
@@ -151,6 +151,8 @@ def test_what_cannot_be_shown_is_a_line(tmp_path):
         ([run, "--updates", "9"], "no trajectories of update 9"),
         ([run, "--max_mb", "0"], "max_mb is 0"),
         ([run, "--out", tmp_path], "is a folder"),
+        ([run, "--out", run / "metrics.jsonl"], "so its name ends with .html"),
+        (["x" * 300], "x: File name too long"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(["view", *map(str, words)])

@@ -143,6 +143,49 @@ def test_every_colour_of_the_token_layer(page, tmp_path):
     assert not page.errors
 
 
+def test_what_shows_nothing_is_shown(page, tmp_path):
+    """Line ends, control characters, and characters that turn the text around them."""
+    ends = {"tokens": ["\n"] * 3, "ids": [1] * 3, "loss_mask": [1] * 3, "logprobs": [0.0] * 3}
+    [one] = group(0, 0, 1, question="a\u202eb\x1b[31m \U0001f469\u200d\U0001f680")
+    reply = one["replies"][0] | {"start": 0, "end": 3, "think": "", "sql": "", "result": None}
+    data = PageData(["runs/a"])
+    data.add(0, [one | ends | {"replies": [reply]}])
+    page.open(written(tmp_path, data), READY)
+    page.key("j")
+    assert page.wait("document.querySelector('#detail h2')?.textContent") == (
+        "a\\u202eb\\x1b[31m \U0001f469\u200d\U0001f680"
+    )
+    assert 'Only white space: "\\n\\n\\n"' in page.run("byId('detail').textContent")
+    page.key("t")
+    page.wait("!!document.querySelector('.tokens')")
+    assert page.run("document.querySelector('.tokens').textContent") == "\u21b5\n" * 3
+    assert not page.errors
+
+
+def test_each_evaluation_of_a_training_run_has_its_update(page, tmp_path):
+    data = PageData(["runs/a", "runs/eval"])
+    for run, update, part in ((0, 0, "dev"), (0, 2, "dev"), (1, 0, "dev")):
+        data.add(run, group(0, 0, 1, update=update, part=part))
+    page.open(written(tmp_path, data), READY)
+    names = page.run("data.groups.map(nameOf)")
+    assert names == ["run A, dev, update 0", "run A, dev, update 2", "run B, dev"]
+    assert page.run("byId('title').textContent").startswith("A: runs/a, B: runs/eval ")
+
+
+def test_a_damaged_group_is_named_and_the_others_are_shown(page, tmp_path):
+    data = PageData(["runs/a"])
+    for dialogue in range(2):
+        data.add(0, group(dialogue, 0, 1))
+    damaged = [one | {"replies": [None]} for one in group(2, 0, 1)]
+    data.add(0, damaged)
+    page.open(written(tmp_path, data), READY)
+    page.run("goTo(2)")
+    page.wait("byId('detail').textContent.includes('train:2:0 cannot be shown')")
+    page.key("k")
+    page.wait("!!document.querySelector('.sample')")
+    assert not page.errors
+
+
 def test_hostile_data_stays_text_at_every_width(page, tmp_path):
     data = PageData([f"runs/{HOSTILE}"])
     fields = {"question": HOSTILE, "db_id": HOSTILE, "gold_sql": HOSTILE, "answer": HOSTILE}

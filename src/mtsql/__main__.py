@@ -1,5 +1,6 @@
 """The command `mtsql`, also `python -m mtsql`."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ COMMANDS = {
 """Each sub-command, in one line. The module of the same name in `mtsql/commands/` runs it; it is
 imported only then, so that a command that needs no torch starts at once."""
 HELP = ("-h", "--help")
+NAME_FAULTS = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)
+"""Errors of a file or folder that the user has named, wherever it is looked up."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -49,6 +52,11 @@ def main(words: Sequence[str] | None = None) -> None:
         except ValueError as error:
             text = in_one_line(f"error: {error}")
             raise SystemExit(text.encode("utf-8", "backslashreplace").decode()) from error
+        except OSError as error:
+            if error.errno not in NAME_FAULTS:
+                raise
+            name = ascii(error.filename)[1:-1]
+            raise SystemExit(f"error: {name:.80}: {error.strerror}") from error
         except KeyboardInterrupt as stop:
             ignore_stops()
             print(name_of(stop), file=sys.stderr, flush=True)

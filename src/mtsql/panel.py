@@ -4,7 +4,7 @@ SFT, in a few named lines."""
 from collections.abc import Sequence
 from typing import Any
 
-from mtsql.run.live import Lines, sparkline
+from mtsql.run.live import Lines, current, sparkline
 from mtsql.run.screen import duration, percent, rate, short
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ def update_panel(rows: Sequence[Row], num_updates: int, secs_left: float) -> Lin
                 f"KL {short(kl)}",
                 f"grad {short(row['grad_norm'])}",
                 f"zero-variance {percent(row.get('zero_variance_frac'))} %",
-                f"length {short(row.get('response_tokens'))}",
+                f"length {short(row.get('response_tokens'))} tokens",
             ),
         ),
         (
@@ -62,6 +62,14 @@ def update_panel(rows: Sequence[Row], num_updates: int, secs_left: float) -> Lin
         ("time", _times(rows)),
         ("warned", _warnings(updates)),
     )
+
+
+def show_held_out(rows: Sequence[Row]) -> None:
+    """Put the newest evaluation into the live display of this process, if there is one. rows: all
+    rows of the run."""
+    live = current()
+    if live is not None:
+        live.replace("held-out", _held_out(rows))
 
 
 def step_panel(

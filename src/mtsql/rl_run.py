@@ -10,6 +10,7 @@ from mtsql.files import print_line
 from mtsql.keeping import keep_played
 from mtsql.learner.packing import Sample
 from mtsql.lines import change, listed, same_flags, took
+from mtsql.panel import show_held_out
 from mtsql.rl.collect import Collector
 from mtsql.rl.curriculum import Curriculum, CurriculumConfig, build_curriculum
 from mtsql.rl.evaluate import scores_as_rows, summarize
@@ -151,6 +152,7 @@ def evaluate_held_out(
         keep_played(session, played[split], split, update, config.trajectories)
     metrics |= engine_metrics(counts, session.meter, session.ranks, log.secs("eval"))
     log.metrics(metrics)
+    show_held_out(log.rows)
     draw(log)
     return scores
 

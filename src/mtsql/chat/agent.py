@@ -197,7 +197,7 @@ def truncated_reply(played: Trajectory, renderer: Renderer) -> Step | None:
         return None
     start, end = played.reply_spans[-1]
     text = renderer.decode(played.ids[start:end])
-    return Step("truncated", f"{played.outcome.value} after {end - start} tokens", text)
+    return Step("truncated", f"after {end - start} tokens", text)
 
 
 def engine_limits(shape: ModelShape, max_tokens: int, dtype: torch.dtype) -> EngineConfig:

@@ -54,6 +54,8 @@ class Conversation:
         self.env = env
         self.evidence = evidence
         self.dialogues: Dialogues = ((),)
+        self.version = 0
+        """The number of changes so far; undoing is one."""
         self._before: list[Dialogues] = []
 
     @property
@@ -141,6 +143,7 @@ class Conversation:
         if not self._before:
             raise ValueError("there is nothing to undo")
         self.dialogues = self._before.pop()
+        self.version += 1
 
     def memory(self) -> list[MemoryEntry]:
         """What memory_retrieve knows when the next question is asked: all turns with their SQL,
@@ -173,3 +176,4 @@ class Conversation:
     def _change(self, dialogues: Dialogues) -> None:
         self._before.append(self.dialogues)
         self.dialogues = dialogues
+        self.version += 1

@@ -5,24 +5,41 @@
 const byId = (id) => document.getElementById(id);
 let isUnfolded = false;
 let isBusy = false;
+let version = 0; // of the conversation that the page shows
 let shown = []; // what stands on the page of each turn: its JSON and its element
+
+// Characters that show nothing, or that turn the direction of the text around them, as escapes. The
+// joiner of emoji stays.
+function visible(text) {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (char) => {
+    if ("\n\t\u200d".includes(char)) return char;
+    const code = char.codePointAt(0);
+    const size = code < 0x100 ? 2 : code < 0x10000 ? 4 : 8;
+    return `\\${{ 2: "x", 4: "u", 8: "U" }[size]}${code.toString(16).padStart(size, "0")}`;
+  });
+}
 
 function make(name, className, text) {
   const element = document.createElement(name);
   if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
+  if (text !== undefined) element.textContent = visible(text);
   return element;
 }
 
 function showError(text) {
-  byId("error").textContent = text;
+  byId("error").textContent = visible(text);
 }
+
+// The fetch fails, or the lines of an answer end too early, if the server has gone.
+const ENDED = "the conversation has ended: mtsql chat no longer runs";
 
 async function send(path, body) {
   const response = await fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
+  }).catch(() => {
+    throw new Error(ENDED);
   });
   if (!response.ok) throw new Error((await response.json()).error);
   return response;
@@ -136,9 +153,11 @@ function turnElement(turn, number) {
 }
 
 function showState(state) {
-  byId("database").textContent = state.database;
-  byId("model").textContent = state.model;
-  byId("schema").textContent = state.schema + (state.values ? "\n\nvalues: " + state.values : "");
+  version = state.version;
+  byId("database").textContent = visible(state.database);
+  byId("model").textContent = visible(state.model);
+  const values = state.values ? `\n\nvalues: ${state.values}` : "";
+  byId("schema").textContent = visible(state.schema + values);
   // A turn that has not changed keeps its element, and with it the steps that are open.
   shown = state.turns.map((turn, i) => {
     const json = JSON.stringify(turn);
@@ -174,12 +193,15 @@ function fold() {
 }
 
 async function change(path, body) {
-  if (isBusy) return;
+  if (isBusy) {
+    showError("the model is still answering: stop it, or wait");
+    return;
+  }
   showError("");
   try {
-    showState(await (await send(path, body)).json());
+    showState(await (await send(path, { ...body, version })).json());
   } catch (error) {
-    showError(error.message);
+    if (await refresh()) showError(error.message);
   }
 }
 
@@ -214,7 +236,7 @@ async function ask(question) {
   window.scrollTo(0, document.body.scrollHeight);
   let failed = null;
   try {
-    for await (const event of linesOf(await send("ask", { question }))) {
+    for await (const event of linesOf(await send("ask", { question, version }))) {
       const isAtEnd = innerHeight + scrollY > document.body.scrollHeight - 200;
       if (event.kind === "reading") {
         live.textContent = `reading ${event.num_done} of ${event.num_all} tokens`;
@@ -222,7 +244,7 @@ async function ask(question) {
       } else if (event.kind === "sampled") {
         if (live.dataset.isReading) live.textContent = "";
         delete live.dataset.isReading;
-        live.append(event.text);
+        live.append(visible(event.text));
         live.scrollTop = live.scrollHeight;
       } else if (event.kind === "did") {
         live.textContent = "";
@@ -235,22 +257,27 @@ async function ask(question) {
   } catch (error) {
     failed = error.message;
   }
-  await refresh();
+  const isThere = await refresh();
   setBusy(false);
-  if (failed !== null) {
+  if (failed !== null || !isThere) {
     byId("question").value ||= question;
-    showError(failed);
+    if (isThere) showError(failed);
   }
   byId("question").focus();
 }
 
+// Show the conversation as it is now. Returns whether the server is there.
 async function refresh() {
   try {
     showState(await (await fetch("state")).json());
+    return true;
   } catch {
-    showError("the conversation has ended: mtsql chat no longer runs");
+    showError(ENDED);
+    return false;
   }
 }
+
+const stop = () => send("stop", {}).catch((error) => showError(error.message));
 
 function submitQuestion() {
   const box = byId("question");
@@ -271,9 +298,13 @@ byId("question").addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && isBusy) send("stop", {});
+  if (event.key === "Escape" && isBusy) stop();
 });
-byId("stop").addEventListener("click", () => send("stop", {}));
+byId("stop").addEventListener("click", stop);
+// Another tab may have changed the conversation.
+addEventListener("focus", () => {
+  if (!isBusy) refresh();
+});
 byId("fold").addEventListener("click", fold);
 byId("undo").addEventListener("click", () => change("undo", {}));
 byId("new").addEventListener("click", () => change("new", {}));

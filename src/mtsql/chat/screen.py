@@ -21,6 +21,7 @@ from mtsql.chat.events import Did, Ended, Event, Reading, Sampled
 from mtsql.chat.session import progress
 from mtsql.chat.steps import Step, counted, describe
 from mtsql.files import printing
+from mtsql.run.live import can_draw
 from mtsql.sql.sandbox import QueryResult
 
 PIPE_WIDTH = 120
@@ -139,7 +140,7 @@ class Screen:
     @contextmanager
     def live(self) -> Iterator[None]:
         """Inside, the reply is shown while it is sampled, and erased when its steps are known."""
-        if not self.is_live:
+        if not self.is_live or not can_draw(self.console):
             yield
             return
         with Live(console=self.console, transient=True, refresh_per_second=10) as self._live:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the screens need none
 
 MAX_EXACT = 2**53
 """A larger integer is rounded by programs that read the numbers of JSON as floating point."""
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""Ends of the names of files that belong to an SQLite database."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -30,7 +32,7 @@ class Session:
     def __init__(self, agent: "Agent", conversation: Conversation) -> None:
         self.agent = agent
         self.conversation = conversation
-        self._written: set[Path] = set()
+        self._written: dict[Path, str] = {}  # the files of this conversation, with their kinds
 
     def ask(self, question: str) -> Generator[Event, None, None]:
         """Ask a question: what happens, as it happens, and at last `Ended`.
@@ -62,7 +64,7 @@ class Session:
         """Write all dialogues in SParC's format. Returns what was written, in a line. ValueError as
         in `write` and `Conversation.as_sparc`."""
         conversation = self.conversation
-        self.write(file, conversation.sparc_text())
+        self.write(file, conversation.sparc_text(), "dialogues")
         num_turns = sum(map(len, conversation.dialogues))
         line = f"{file}: {counted(num_turns, 'question')}"
         without = conversation.num_without_sql()
@@ -77,17 +79,34 @@ class Session:
         """Write the result of an answer as CSV. Returns what was written, in a line. ValueError as
         in `write`, and if the answer has no result."""
         turn = self.conversation.turn(number)
-        self.write(file, csv_text(rows_of(turn)))
+        self.write(file, csv_text(rows_of(turn)), "a result")
         return f"{file}: {describe(rows_of(turn))}"
 
-    def write(self, file: Path, text: str) -> None:
-        """Write a file. ValueError if it exists and this conversation has not written it, so that
-        neither the database nor the user's work is lost."""
-        place = file.resolve()
-        if place.exists() and place not in self._written:
-            raise ValueError(f"{file} exists: name a new file")
-        write_text(file, text)
-        self._written.add(place)
+    def write(self, file: Path, text: str, kind: str) -> None:
+        """Write a file. ValueError if it exists and this conversation has not written the same kind
+        of text to it, or if SQLite would read it with the database, so that neither the database
+        nor the user's work is lost."""
+        place, is_there = _place_of(file)
+        if is_there and self._written.get(place) != kind:
+            holds = f" and holds {self._written[place]}" if place in self._written else ""
+            raise ValueError(f"{file} exists{holds}: name a new file")
+        database = self.conversation.database.path.resolve()
+        if place in [database.with_name(database.name + end) for end in SIDE_FILES]:
+            raise ValueError(f"{file}: SQLite would read it with the database: name another file")
+        write_text(place, text)
+        self._written[place] = kind
+
+
+def _place_of(file: Path) -> tuple[Path, bool]:
+    """-> (the file's whole path, whether there is something). ValueError that names the file if no
+    file can have this name."""
+    try:
+        place = file.expanduser().resolve()
+        return place, place.exists()
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"{file}: cannot be written: {error.strerror}") from error
+    except (RuntimeError, ValueError) as error:  # ~nobody, a link to itself, a zero byte
+        raise ValueError(f"{file}: cannot be written: {error}") from error
 
 
 def rows_of(turn: ChatTurn) -> QueryResult:

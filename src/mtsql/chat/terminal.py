@@ -116,9 +116,9 @@ def run_command(text: str, session: Session, screen: Screen, reader: "Reader") -
             conversation.begin()
             screen.print("a new dialogue; /export writes the earlier ones, too")
         case "export":
-            screen.print(session.export(Path(rest).expanduser()))
+            screen.print(session.export(Path(rest)))
         case "csv":
-            screen.print(session.export_csv(Path(rest).expanduser()))
+            screen.print(session.export_csv(Path(rest)))
         case "help":
             show_help(screen)
         case "quit" | "exit":
@@ -224,6 +224,10 @@ class Reader:
         except EOFError:
             self.screen.print()
             return None
+        except KeyboardInterrupt:
+            if self.is_terminal:  # what follows does not stand behind the line that was typed
+                self.screen.print()
+            raise
 
     def _piped(self, prompt: str) -> str | None:
         line = sys.stdin.readline()

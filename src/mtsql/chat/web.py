@@ -6,10 +6,13 @@ database or a model is sent as JSON, and the page shows it as text.
 
 Under the token: GET `` (the page), `page.css`, `page.js`, `state`, `export`, `csv?number=1`; POST
 `ask` (a line of JSON for each event, as it happens), `stop`, `edit`, `undo`, `new` (the new state).
+Those that change the conversation may name the `version` of the state that their page shows; if it
+is not the newest one, because another tab has changed the conversation, they are refused.
 """
 
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -42,6 +45,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 BUSY = "the model is still answering: stop it, or wait"
+STALE = "the conversation was changed in another tab, and is shown anew: look, and try again"
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -61,6 +65,11 @@ class ChatServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.lock = threading.Lock()  # held by the one request that changes the conversation
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing if a browser has closed its connection, as it does at a reload."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         """Where the page is. Whoever knows it can talk to the model, and nobody else can."""
@@ -75,6 +84,7 @@ class ChatServer(ThreadingHTTPServer):
             "schema": schema_text(conversation.database.schema),
             "values": conversation.evidence,
             "questions": self.questions,
+            "version": conversation.version,
             "dialogue": len(conversation.dialogues),
             "turns": [turn_as_data(turn, self.max_rows) for turn in conversation.turns],
             "memory": [
@@ -143,12 +153,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _change(self, path: str, body: dict[str, Any]) -> None:
         conversation = self.server.session.conversation
+        if body.get("version", conversation.version) != conversation.version:
+            self._refuse(HTTPStatus.CONFLICT, STALE)  # the page shows another conversation
+            return
         try:
             if path == "ask":
-                self._ask(str(body.get("question", "")))
+                self._ask(_text(body, "question"))
                 return
             if path == "edit":
-                conversation.edit(_whole(body.get("number")), str(body.get("sql", "")))
+                conversation.edit(_whole(body.get("number")), _text(body, "sql"))
             elif path == "undo":
                 conversation.undo()
             else:
@@ -189,7 +202,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _path(self) -> str | None:
         """The path after the token; None without it, or for another host than the loopback."""
-        _, token, *rest = urlsplit(self.path).path.split("/")[:3]
+        try:
+            _, token, *rest = urlsplit(self.path).path.split("/")[:3]
+        except ValueError:  # no path, or no address at all
+            return None
         is_known = secrets.compare_digest(token.encode(), self.server.token.encode())
         hosts = (f"{HOST}:{self.server.server_port}", f"localhost:{self.server.server_port}")
         if not is_known or self.headers.get("Host") not in hosts or not rest:
@@ -236,10 +252,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in {"Content-Type": kind, **HEADERS, **(headers or {})}.items():
             self.send_header(name, value)
-        self.end_headers()
+        with suppress(OSError):  # the page was closed
+            self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Print nothing: the terminal shows the address only."""
+
+
+def _text(body: dict[str, Any], key: str) -> str:
+    """A text of a request. ValueError for anything else."""
+    value = body.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key}: expected a text")
+    return value
 
 
 def _whole(value: object) -> int:

@@ -48,7 +48,7 @@ class Config:
     lowest: bool = False
     """Whether the lowest score is the best one."""
     csv: str | None = None
-    """File for the table with all scores and all keys that differ."""
+    """File NAME.csv for the table with all scores and all keys that differ."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -56,10 +56,16 @@ def main(words: Sequence[str]) -> None:
     config = parse_config(Config, spelled_out(words, Config), __doc__)
     if len(config.folder) != 1:
         raise ValueError(f"runs needs one folder, found {len(config.folder)}: mtsql runs runs")
+    if config.csv is not None and not config.csv.lower().endswith(".csv"):
+        raise ValueError(
+            f"--csv {config.csv}: the table replaces this file, so its name ends with .csv"
+        )
     folder = Path(config.folder[0])
     runs, faults = find_runs(folder)
     for fault in faults:
         print_line(wrapped(_one_line(f"left out: {fault}")))
+    if faults and not runs:
+        raise ValueError(f"{folder}: none of its runs can be read")
     if not runs:
         raise ValueError(f"{folder}: no run in it, which would have a metrics.jsonl")
     by = config.by or next((key for key in USUAL if any(key in run.scores for run in runs)), None)

@@ -34,7 +34,7 @@ class Config:
     updates: tuple[int, ...] = ()
     """Updates to show, such as 1 20 40, with the evaluations after them. Without any: all."""
     out: str | None = None
-    """File to write. null: view.html in the folder of the first run."""
+    """File to write, NAME.html. null: view.html in the folder of the first run."""
     max_mb: float = 40.0
     """Maximum size of all files that the page is made of, in megabytes. Of more, some updates are
     shown, evenly spread; which ones are left out is printed."""
@@ -59,6 +59,8 @@ def main(words: Sequence[str]) -> None:
     )
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file in it")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the page replaces this file, so its name ends with .html")
     data = PageData(list(config.runs))
     for number, run in enumerate(config.runs):
         found = kept_files(Path(run), config.updates)

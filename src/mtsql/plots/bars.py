@@ -12,6 +12,7 @@ from mtsql.judge.aggregate import TURNS
 from mtsql.judge.hardness import HARDNESS
 from mtsql.plots.sources import Estimate, Row, Scored, estimate
 from mtsql.plots.style import Drawn, bar_style, finish, legend, new_figure
+from mtsql.run.plots import ShareLocator
 
 ABILITIES = {
     "call_execute": "call: execute",
@@ -65,9 +66,11 @@ def _grouped(data: str, models: Sequence[Scored], key: str, names: Sequence[str]
     counts = [next(one.count for row in found if (one := row[place])) for place in used]
     for number, row in enumerate(found):
         _draw_bars(axes, [row[place] for place in used], number, len(models), 0)
-    labels = [f"{names[place]}\n{count} turns" for place, count in zip(used, counts, strict=True)]
-    axes.set_xticks(range(len(used)), labels)
-    axes.tick_params(axis="x", length=0)
+    labels = [
+        f"{names[place]}\n{count} turn{'' if count == 1 else 's'}"
+        for place, count in zip(used, counts, strict=True)
+    ]
+    _name_groups(axes, labels)
     finish(axes, "", "EX, % of the turns")
     _set_top(axes, [one for row in found for one in row if one], 100.0)
     _name_models(figure, models)
@@ -90,8 +93,7 @@ def _abilities(data: str, models: Sequence[Scored]) -> Drawn | None:
     axes = figure.subplots()
     for number, name in enumerate(used):
         _draw_bars(axes, [row[name] for row in found], number, len(used), 2)
-    axes.set_xticks(range(len(models)), [_broken(model.name) for model in models], parse_math=False)
-    axes.tick_params(axis="x", length=0)
+    _name_groups(axes, [_broken(model.name) for model in models])
     finish(axes, "", "mean over the episodes, 0 to 1")
     _set_top(axes, [one for row in found for one in row.values() if one], 1.0)
     scores = [model.mean("ex") for model in models]
@@ -119,8 +121,9 @@ def _abilities(data: str, models: Sequence[Scored]) -> Drawn | None:
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
         )
     low, high = min(values), max(values)
-    room = max(5.0, high - low)
+    room = max(20.0, high - low)
     right.set_ylim(max(-2.0, low - room), min(104.0, high + 0.5 * room))
+    right.yaxis.set_major_locator(ShareLocator(100.0))
     patches = [Patch(**bar_style(number)) for number in range(len(used))]
     legend(figure, [*patches, line], [*(ABILITIES[name] for name in used), "EX (right axis)"])
     table: list[tuple[Any, ...]] = [
@@ -155,8 +158,11 @@ def _aha(data: str, models: Sequence[Scored]) -> Drawn | None:
     axes = figure.subplots()
     for number, row in enumerate(found):
         _draw_bars(axes, row, number, len(models), 0, with_counts=True)
-    axes.set_xticks(range(len(starts)), starts)
-    axes.tick_params(axis="x", length=0)
+    without = [all(row[place] is None for row in found) for place in range(len(starts))]
+    _name_groups(
+        axes,
+        [f"{start} (none)" if no else start for start, no in zip(starts, without, strict=True)],
+    )
     finish(axes, "", "EX, % of these episodes")
     _set_top(axes, [one for row in found for one in row if one], 100.0)
     _name_models(figure, models)
@@ -206,10 +212,18 @@ def _draw_bars(
             )
 
 
+def _name_groups(axes: Axes, names: Sequence[str]) -> None:
+    """The name of each group under its bars. A group without bars has its room, too."""
+    axes.set_xticks(range(len(names)), names, parse_math=False)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.tick_params(axis="x", length=0)
+
+
 def _set_top(axes: Axes, found: Sequence[Estimate], most: float) -> None:
     """From 0 to a little above the highest interval."""
     top = max(max(one.value, *(one.interval or (0.0,))) for one in found)
     axes.set_ylim(0, min(most, max(top, 0.05 * most)) * 1.15)
+    axes.yaxis.set_major_locator(ShareLocator(most))
 
 
 def _name_models(figure: Any, models: Sequence[Scored]) -> None:

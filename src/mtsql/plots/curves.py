@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mtsql.plots.sources import Row, Training
 from mtsql.plots.style import Drawn, finish, legend, line_style, new_figure
-from mtsql.run.plots import MIN_WINDOW, smoothed, stages_of
+from mtsql.run.plots import MIN_WINDOW, ShareLocator, smoothed, stages_of
 
 PANEL = 1.9
 """Inches of one panel."""
@@ -17,6 +17,8 @@ SPLITS = {
     "held_out": "held_out (training databases that are held out)",
     "dev_seen": "dev_seen (databases of the training)",
 }
+LEAST_ROOM = 10.0
+"""Percentage points that an axis of EX or EM has at least: small changes do not fill it."""
 MAX_MARKERS = 40
 """Points of a line that are marked one by one."""
 
@@ -128,21 +130,35 @@ def _held_out(trainings: Sequence[Training]) -> Drawn | None:
     table: list[tuple[Any, ...]] = []
     for row_of_panels, split in zip(panels, splits, strict=True):
         for axes, metric in zip(row_of_panels, ("ex", "em"), strict=True):
+            seen: list[float] = []
             for place, one in enumerate(trainings):
                 found = _points(one, split, metric)
                 if found:
                     _draw_points(axes, found, place, len(trainings))
+                    seen += [end for one in found.values() for end in one[:3] if end is not None]
                     table += [
                         (one.name, split, update, metric, value, low, high, count)
                         for update, (value, low, high, count) in found.items()
                     ]
             finish(axes, SPLITS.get(split, split), f"{metric.upper()}, % of the turns")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            if seen:
+                _set_range(axes, min(seen), max(seen))
     for axes in panels[-1]:
         axes.set_xlabel("finished updates (bars: 95 % intervals)")
     lines = [axes_line(panels[0][0], place) for place in range(len(trainings))]
     legend(figure, lines, [one.name for one in trainings])
     return Drawn("held_out", figure, header, table)
+
+
+def _set_range(axes: Axes, low: float, high: float) -> None:
+    """A little more than from `low` to `high`, in percent, and nothing that is no share."""
+    missing = max(0.0, LEAST_ROOM - (high - low))
+    low = max(0.0, min(low - missing / 2, 100.0 - LEAST_ROOM))
+    high = min(100.0, max(high + missing / 2, low + LEAST_ROOM))
+    margin = 0.05 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(ShareLocator(100.0))
 
 
 Point = tuple[float, float | None, float | None, int | None]

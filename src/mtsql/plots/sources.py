@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtsql.files import read_rows
 from mtsql.judge.comparison import read_evaluation
 from mtsql.judge.intervals import Interval, mean_interval
+from mtsql.run.metrics_file import read_metrics
 
 Row = dict[str, Any]
 MAX_NAME = 40
@@ -143,11 +143,14 @@ def _readable(name: str) -> str:
 
 
 def _training(path: Path, name: str) -> Training | None:
-    """The training run in a folder, None for something else."""
+    """The training run in a folder, None for an evaluation. ValueError for another folder."""
     file = path / "metrics.jsonl"
-    if not file.is_file() or (path / "scores.json").is_file():
+    has_scores = (path / "scores.json").is_file()
+    if path.is_dir() and not file.is_file() and not has_scores:
+        raise ValueError(f"{path}: neither metrics.jsonl of a run nor scores.json of eval.py in it")
+    if not file.is_file() or has_scores:
         return None
-    rows = read_rows(file)
+    rows = read_metrics(file)
     updates = [row for row in rows if row.get("stage") == "rl"]
     evals = [row for row in rows if row.get("stage") == "eval" and "data" not in row]
     if not updates and not evals:
@@ -156,7 +159,7 @@ def _training(path: Path, name: str) -> Training | None:
                 f"{path}: a run of train_sft.py has no updates and no held-out scores to draw: "
                 "evaluate its model by eval.py, and name that folder"
             )
-        return None
+        raise ValueError(f"{path}: this run has no update and no evaluation yet")
     held_out = {}
     for row in evals:
         for split in (key[:-3] for key in row if key.endswith("_ex")):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mtsql.files import read_json, read_rows
+from mtsql.files import read_json
 from mtsql.run.config import flat
+from mtsql.run.metrics_file import read_metrics
 from mtsql.run.recipes import read_yaml
 
 Row = dict[str, Any]
@@ -83,7 +84,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def read_run(folder: Path, name: str) -> Run | None:
     """The run in a folder; None if nothing is logged yet. ValueError that names the file if one of
     its files is damaged."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     file = folder / "config.yaml"
     config = flat(read_yaml(file)) if file.is_file() else {}
     secs = sum(row.get("wall_secs") or 0.0 for row in rows)

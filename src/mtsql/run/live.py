@@ -30,13 +30,24 @@ MAX_WIDTH = 78
 LEFT_FREE = 4
 """Lines of the terminal that the display leaves to what is printed."""
 NAME_WIDTH = 9
+BAR_FROM = 68
+"""Columns of a terminal from which there is room for a bar beside the numbers of what goes on."""
+ELAPSED_FROM = 52
+"""Columns from which the time that has passed stands beside the time that is left."""
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _current: "LiveScreen | None" = None
 
 
 def is_terminal() -> bool:
-    """Whether the standard output is a terminal that can draw a line again."""
-    return sys.stdout.isatty() and Console().is_interactive
+    """Whether the standard output is a terminal that can draw a line again, and that has the
+    characters of bars and ellipses."""
+    return sys.stdout.isatty() and can_draw(Console())
+
+
+def can_draw(console: Console) -> bool:
+    """Whether the console is interactive and shows all characters. One that lacks some would get
+    escapes in their place, which are wider than they count for."""
+    return console.is_interactive and console.encoding.startswith("utf")
 
 
 def current() -> "LiveScreen | None":
@@ -65,7 +76,7 @@ class LiveScreen:
     """What is drawn: `activity` adds a bar for a while, `show` replaces the lines."""
 
     def __init__(self, console: Console) -> None:
-        self.bars = Progress(*bar_columns(), console=console)
+        self.bars = Progress(*bar_columns(console.width), console=console)
         self.lines: Lines = ()
         self.live = _FittingLive(
             self, console=console, transient=True, vertical_overflow="crop", refresh_per_second=4
@@ -75,6 +86,10 @@ class LiveScreen:
         """Replace the named lines."""
         self.lines = lines
         self.live.refresh()
+
+    def replace(self, name: str, parts: Sequence[str]) -> None:
+        """Replace the line of this name, if there is one."""
+        self.show([(one, parts if one == name else old) for one, old in self.lines])
 
     @contextmanager
     def activity(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
@@ -125,11 +140,14 @@ class _FittingLive(Live):
         return super().process_renderables(renderables)
 
 
-def bar_columns() -> list[ProgressColumn]:
-    """The columns of a bar: what, how far, how much, the time that has passed and is left."""
+def bar_columns(width: int) -> list[ProgressColumn]:
+    """The columns of a bar in a terminal of this width: what, how far, how much, the time that has
+    passed and is left. A narrow terminal has what fits."""
     text = TextColumn("{task.description}", markup=False)
     count = TextColumn("{task.fields[count]}", markup=False)
-    return [text, BarColumn(15), count, TimeElapsedColumn(), TimeRemainingColumn(compact=True)]
+    bar = [BarColumn(15)] if width >= BAR_FROM else []
+    elapsed = [TimeElapsedColumn()] if width >= ELAPSED_FROM else []
+    return [text, *bar, count, *elapsed, TimeRemainingColumn(compact=True)]
 
 
 def laid_out(lines: Lines, width: int) -> list[tuple[str, str]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 
-from mtsql.files import read_rows
+from mtsql.run.metrics_file import read_metrics
 from mtsql.run.recipes import read_yaml
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -37,7 +37,7 @@ def plot_training(metrics_file: Path, png: Path) -> None:
     """Draw the figure of an RL run from its metrics.jsonl and the config.yaml beside it, at any
     time after the first evaluation. `png` is complete or not there; OSError if it cannot be
     written."""
-    rows = read_rows(metrics_file)
+    rows = read_metrics(metrics_file)
     config_file = metrics_file.with_name("config.yaml")
     config = read_yaml(config_file) if config_file.is_file() else {}
     figure = training_figure(rows, config, metrics_file.resolve().parent.name)
@@ -164,6 +164,7 @@ def _draw_scores(axes: Axes, evals: list[Row], config: dict) -> None:
         max(-2, 10 * math.floor((min(seen) - 2) / 10)),
         min(102, 10 * math.ceil((max(seen) + 2) / 10)),
     )
+    axes.yaxis.set_major_locator(ShareLocator(100.0))
 
 
 def _shade_stages(axes: Axes, updates: list[Row], has_labels: bool) -> None:
@@ -187,6 +188,20 @@ def _shade_stages(axes: Axes, updates: list[Row], has_labels: bool) -> None:
             )
     if has_labels and len(numbers) > 1:
         axes.set_xlabel(STAGE_NOTE, fontsize="small", loc="left")
+
+
+class ShareLocator(AutoLocator):
+    """Marks of an axis of shares: none below 0 or above `most`, where the axis may only have room
+    for its points."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """The marks between two ends of the axis."""
+        marks = super().tick_values(max(0.0, vmin), min(self.most, vmax))
+        return [mark for mark in marks if -1e-9 <= mark <= self.most * (1 + 1e-9)]
 
 
 def stages_of(updates: list[Row]) -> list[tuple[int, list[Row]]]:

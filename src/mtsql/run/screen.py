@@ -3,11 +3,13 @@ below them for what is going on right now, below which a training run has more (
 or a file there is no bar and no control character.
 """
 
+import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import Progress
 
 from mtsql.files import print_line
@@ -53,7 +55,9 @@ def activity(
 
 @contextmanager
 def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    with Progress(*bar_columns(), transient=True, refresh_per_second=4) as bar:
+    console = Console()
+    columns = bar_columns(console.width)
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=None, count="")
 
         def show(num_done: int, num_all: int) -> None:
@@ -145,7 +149,9 @@ def rate(per_second: float | None) -> str:
 
 def duration(secs: float) -> str:
     """A time with at most five characters, up to 27 years: 0:07, 12:34 (minutes and seconds),
-    3h05m, 23h, 2d04h or 12d."""
+    3h05m, 23h, 2d04h or 12d. - for what is not finite."""
+    if not math.isfinite(secs):
+        return "-"
     if secs < 3600:
         return f"{int(secs) // 60}:{int(secs) % 60:02}"
     minutes = int(secs) // 60

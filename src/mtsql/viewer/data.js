@@ -13,6 +13,10 @@ async function loadIndex() {
   data.runs = index.runs;
   data.notes = index.notes;
   data.groups = index.groups;
+  // Runs of train_rl.py; those of eval.py are of no update.
+  data.trained = new Set(
+    data.groups.filter((one) => one.part === "train" || one.update).map((one) => one.run),
+  );
   data.packed = byId("groups").textContent.trim().split("\n");
   byId("groups").remove();
   data.groups.forEach((group, place) => {
@@ -84,7 +88,7 @@ function runName(number) {
 
 function nameOf(group) {
   const parts = [group.part];
-  if (group.part === "train" || group.update) parts.push(`update ${group.update}`);
+  if (data.trained.has(group.run)) parts.push(`update ${group.update}`);
   if (group.curriculum_stage !== null) parts.push(`stage ${group.curriculum_stage + 1}`);
   if (data.runs.length > 1) parts.unshift(`run ${runName(group.run)}`);
   return parts.join(", ");

@@ -7,7 +7,16 @@ const MODES = {
   versions: ["Versions", "The same turn in another update or in the other run (v)"],
 };
 
-async function showDetail() {
+// A damaged record is named in place of its group; the others can be shown all the same.
+function showDetail() {
+  return drawDetail().catch((error) => {
+    const about = data.groups[list.current];
+    const text = `${about.turn_id} cannot be shown, because its records are damaged: `;
+    byId("detail").replaceChildren(el("p", { class: "empty bad" }, text + error.message));
+  });
+}
+
+async function drawDetail() {
   const box = byId("detail");
   const about = data.groups[list.current];
   const drawing = (view.drawing = {}); // a later call, which may end earlier, replaces it

@@ -1,5 +1,16 @@
 // Elements are made here and nowhere else. Text from data is only ever a text node.
 
+// Characters that show nothing, or that turn the direction of the text around them, as escapes. The
+// joiner of emoji stays.
+function visible(text) {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (char) => {
+    if ("\n\t\u200d".includes(char)) return char;
+    const code = char.codePointAt(0);
+    const size = code < 0x100 ? 2 : code < 0x10000 ? 4 : 8;
+    return `\\${{ 2: "x", 4: "u", 8: "U" }[size]}${code.toString(16).padStart(size, "0")}`;
+  });
+}
+
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -7,7 +18,8 @@ function el(tag, attributes, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.flat(Infinity).filter((one) => one !== null && one !== undefined));
+  const parts = children.flat(Infinity).filter((one) => one !== null && one !== undefined);
+  node.append(...parts.map((one) => (typeof one === "string" ? visible(one) : one)));
   return node;
 }
 

@@ -62,6 +62,10 @@ function repliesNode(sample) {
       if (reply.earned !== null)
         head.append(el("span", { class: "quiet" }, `earned so far ${shown(reply.earned)}`));
       const text = sample.tokens.slice(reply.start, reply.end).join("");
+      const whole = () =>
+        text.trim()
+          ? el("pre", { class: "text" }, text)
+          : el("p", { class: "quiet" }, `Only white space: ${JSON.stringify(text)}`);
       const hasParts = reply.think || reply.sql || reply.result;
       const observed =
         reply.observation &&
@@ -77,8 +81,8 @@ function repliesNode(sample) {
         reply.think ? el("p", { class: "think" }, reply.think) : null,
         reply.sql ? sqlNode(reply.sql, "pre") : null,
         hasParts
-          ? folded("Text of the reply", () => el("pre", { class: "text" }, text))
-          : el("pre", { class: "text" }, text),
+          ? folded("Text of the reply", whole)
+          : whole(),
         resultNode(reply.result, "Result"),
         observed || null,
       );

@@ -15,7 +15,7 @@ function showList() {
   byId("title").replaceChildren(
     data.runs
       .map((name, number) => (data.runs.length > 1 ? `${runName(number)}: ${name}` : name))
-      .join("  "),
+      .join(", "),
     el(
       "span",
       { class: "quiet" },

@@ -101,7 +101,10 @@ def read_records(file: Path) -> Iterator[Record]:
         with gzip.open(file, "rt", encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 yield _checked(parse_json(line, f"{file}, line {number}"), f"{file}, line {number}")
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+    except gzip.BadGzipFile as error:
+        advice = f"name a run folder, or a file trajectories/*{SUFFIX} of it"
+        raise ValueError(f"{file}: not compressed by gzip, or damaged: {advice}") from error
+    except (EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: damaged, copy it again: {error}") from error
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from error

@@ -15,7 +15,7 @@ function sqlNode(text, tag = "code") {
   const node = el(tag, { class: "sql" });
   let plain = "";
   const flush = () => {
-    if (plain) node.append(plain);
+    if (plain) node.append(visible(plain));
     plain = "";
   };
   for (const found of text.slice(0, 20000).matchAll(SQL_TOKEN)) {

@@ -82,6 +82,13 @@ function legendNode(scale) {
   ];
 }
 
+// A line end has a mark, because a token may be nothing else.
+function withLineEnds(text) {
+  const lines = text.split("\n");
+  const ends = lines.slice(1).map((line) => [el("span", { class: "end" }, "↵"), "\n", line]);
+  return [lines[0], ends];
+}
+
 function tokensNode(sample, layer, scale) {
   const values = layerValues(sample, layer);
   const node = el("pre", { class: "tokens" });
@@ -90,7 +97,7 @@ function tokensNode(sample, layer, scale) {
     const span = el(
       "span",
       { class: sample.loss_mask[place] ? "t" : "t env", "data-place": place },
-      text,
+      withLineEnds(text),
     );
     const colour = colourOf(values[place], scale);
     if (colour) span.style.background = colour;
