@@ -103,6 +103,9 @@ GOOD = "--model.path models/good"
         ("--preset grppo", "preset"),
         ("--resume nowhere", "resume nowhere"),
         ("--run file", "run file"),
+        (f"--run {'x' * 300}", "File name too long"),
+        (f"--model.path {'x' * 300}", "File name too long"),
+        (f"--resume {'x' * 300}", "too long"),
         # combinations
         ("--group_size 1", "group_size"),
         ("--num_updates 0", "num_updates"),

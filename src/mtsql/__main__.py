@@ -1,13 +1,12 @@
 """The command `mtsql`, also `python -m mtsql`."""
 
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 
-from mtsql.files import in_one_line, prepare_output, print_line, print_page
+from mtsql.files import fault_of_name, in_one_line, prepare_output, print_line, print_page
 from mtsql.run.signals import exit_code, ignore_stops, name_of, stoppable
 
 COMMANDS = {
@@ -27,8 +26,6 @@ COMMANDS = {
 """Each sub-command, in one line. The module of the same name in `mtsql/commands/` runs it; it is
 imported only then, so that a command that needs no torch starts at once."""
 HELP = ("-h", "--help")
-NAME_FAULTS = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)
-"""Errors of a file or folder that the user has named, wherever it is looked up."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -53,10 +50,10 @@ def main(words: Sequence[str] | None = None) -> None:
             text = in_one_line(f"error: {error}")
             raise SystemExit(text.encode("utf-8", "backslashreplace").decode()) from error
         except OSError as error:
-            if error.errno not in NAME_FAULTS:
+            fault = fault_of_name(error)
+            if fault is None:
                 raise
-            name = ascii(error.filename)[1:-1]
-            raise SystemExit(f"error: {name:.80}: {error.strerror}") from error
+            raise SystemExit(f"error: {fault}") from error
         except KeyboardInterrupt as stop:
             ignore_stops()
             print(name_of(stop), file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ line separators of Unicode may stand inside a JSON string. All readers of text f
 functions.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,9 @@ from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+NAME_FAULTS = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)
+"""Errors of a file or folder that the user has named, wherever it is looked up."""
 
 
 class WriteError(ValueError):
@@ -247,6 +251,14 @@ def print_page(text: str) -> None:
 def in_one_line(text: str) -> str:
     """A message in one line, since names in it, for example of columns, may have line breaks."""
     return " ".join(text.splitlines())
+
+
+def fault_of_name(error: OSError) -> str | None:
+    """What to tell a user about an error of a file or folder that the user has named, wherever it
+    was looked up; None for an error that has another cause."""
+    if error.errno not in NAME_FAULTS or error.filename is None:
+        return None
+    return f"{ascii(error.filename)[1:-1]:.80}: {error.strerror}"
 
 
 def named(path: Path | str, what: str) -> str:

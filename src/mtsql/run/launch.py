@@ -29,7 +29,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from mtsql.files import WriteError, in_one_line, prepare_output
+from mtsql.files import WriteError, fault_of_name, in_one_line, prepare_output
 from mtsql.run.checkpoint import clean, what_is_kept
 from mtsql.run.config import parse_config
 from mtsql.run.locks import RunLock
@@ -77,6 +77,11 @@ def run_script(main: Callable, kind: type, description: str, presets: Path | Non
             main(config)
         except ValueError as error:
             end_with(in_one_line(f"error: {error}"), 1)
+        except OSError as error:
+            fault = fault_of_name(error)
+            if fault is None:
+                raise
+            end_with(f"error: {fault}", 1)
         except NothingLearned as error:
             leave_group()
             end_with(f"warning: {error}", NOTHING_LEARNED)
