@@ -111,14 +111,15 @@ def plan(flags: Flags) -> list[Step]:
         step("rl", "train_rl.py", (*rl, *training, updates, *small), "sft"),
     ]
     more = flags.more_dialogues
-    for name in ("sft", "rl"):
-        model = f"{place}/{name}/model"
-        own = score(model, sparc, more, history="predicted")
-        steps += [
-            step(f"eval-{name}", "eval.py", score(model, sparc, flags.dialogues), name),
-            step(f"eval-{name}-cosql", "eval.py", score(model, cosql, more), name),
-            step(f"eval-{name}-predicted", "eval.py", own, name),
-        ]
+    models = {name: f"{place}/{name}/model" for name in ("sft", "rl")}
+    for kind, data, num, history in (
+        ("", sparc, flags.dialogues, "gold"),
+        ("-cosql", cosql, more, "gold"),
+        ("-predicted", sparc, more, "predicted"),
+    ):
+        for name, model in models.items():
+            flags_of_it = score(model, data, num, history=history)
+            steps.append(step(f"eval-{name}{kind}", "eval.py", flags_of_it, name))
     alone = score(flags.model, sparc, flags.untrained_dialogues, *ALONE)
     return [*steps, step("eval-untrained", "eval.py", alone)]
 
