@@ -41,7 +41,8 @@ def launched(step: Step) -> list[str]:
     """The words before the script, as a user types them."""
     if step.num_processes == 1:
         return ["python"]
-    return ["accelerate", "launch", f"--num_processes={step.num_processes}"]
+    ranks = f"--num_processes={step.num_processes}"
+    return ["accelerate", "launch", ranks, "--main_process_port=0"]  # 0: a free one
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Flags:
     """Threads of a process."""
     epochs: float = 0.15
     """Passes of stage 1 over the demonstrations."""
-    updates: int = 16
+    updates: int = 8
     """Updates of stage 2."""
     dialogues: int = 0
     """Dialogues of SParC dev on which a trained model is evaluated, from the first on. 0: all."""

@@ -90,7 +90,7 @@ def test_the_flags_of_each_step_are_those_of_its_script(module):
         config = importlib.import_module(step.script.removesuffix(".py")).Config
         parse_config(config, [f"--run=runs/real/{step.key}", *step.flags], "")
     kinds = ("", "-cosql", "-predicted")
-    evaluations = [f"eval-{name}{kind}" for name in ("sft", "rl") for kind in kinds]
+    evaluations = [f"eval-{name}{kind}" for kind in kinds for name in ("sft", "rl")]
     assert seen == ["sft", "rl", *evaluations, "eval-untrained"]
 
 
