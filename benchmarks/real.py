@@ -11,7 +11,8 @@ It needs SParC and CoSQL in data/ (docs/data.md). `run` runs what is not finishe
 learns from demonstrations that are made from gold SQL, stage 2 is curriculum GRPO, and each model
 is evaluated on SParC dev and, out of domain, on CoSQL dev, and the untrained one on SParC dev.
 `report` writes real.md, real.png, real.json and real_verdicts.jsonl.gz to `report_folder`. Without
-a finished evaluation it makes the page from the two files that are there. `list` and `report` take
+a finished evaluation it makes the page from the two files that are there. The page contains
+real_notes.md of that folder, if there is one, which is written by hand. `list` and `report` take
 the flags that `run` was given; the report of a try needs its own `report_folder`.
 """
 
@@ -53,7 +54,7 @@ class Flags:
     seed: int = 0
     """Seed of both stages."""
     jobs: int = 1
-    """Steps that run at once. The trainings wait for each other, the evaluations do not."""
+    """Steps that run at once. Stage 2 waits for stage 1, and an evaluation for its model."""
     processes: int = 1
     """Processes of stage 2, which share its rollouts and its batch."""
     threads: int = 2

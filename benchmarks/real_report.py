@@ -3,7 +3,8 @@
 real_verdicts.jsonl.gz    a line for each turn, model and history (`findings_data.Verdict`); its
                           split is the data set
 real.json                 figures of the evaluations, curves of the trainings, times, versions
-real.md, real.png         the page and its figure, made from the two
+real_notes.md             written by hand: what the figures do not say; may be missing
+real.md, real.png         the page and its figure, made from these files
 """
 
 import json
@@ -31,12 +32,13 @@ from findings_verdicts import HARDNESS_AND_TURNS, Verdicts, em, everything, ex
 from matplotlib.figure import Figure
 
 from mtsql.agent.env import Outcome
-from mtsql.files import read_json, read_rows, write_text
+from mtsql.files import read_json, read_rows, read_text, write_text
 from mtsql.judge.crossed_intervals import Estimate
 from mtsql.rl.eval_figures import ABILITY_DEFINITIONS, share
 from mtsql.run.plots import COLOURS
 from mtsql.run.screen import duration
 
+NOTES = "real_notes.md"
 VERDICTS, FACTS, PAGE, PICTURE = "real_verdicts.jsonl.gz", "real.json", "real.md", "real.png"
 MODELS = {"untrained": "untrained", "sft": "stage 1", "rl": "stage 2"}
 SPARC, COSQL = "sparc dev", "cosql dev"
@@ -135,11 +137,12 @@ def write_report(folder: Path, num_resamples: int) -> None:
     facts = read_keys(folder / FACTS, keys)
     v = Verdicts(read_verdicts(folder / VERDICTS), num_resamples)
     save(draw(facts["curves"]), folder / PICTURE)
-    write_text(folder / PAGE, page(v, facts))
+    notes = read_text(folder / NOTES).splitlines() if (folder / NOTES).is_file() else []
+    write_text(folder / PAGE, page(v, facts, notes))
 
 
-def page(v: Verdicts, facts: dict[str, Any]) -> str:
-    """real.md."""
+def page(v: Verdicts, facts: dict[str, Any], notes: list[str]) -> str:
+    """real.md. notes: lines that were written by hand."""
     secs = sum(step["secs"] for step in facts["steps"])
     lines = [
         "# SmolLM2-135M on SParC",
@@ -151,6 +154,7 @@ def page(v: Verdicts, facts: dict[str, Any]) -> str:
         "",
         *verdict_lines(v),
         *selection_lines(facts["selected"]),
+        *notes,
         "",
         "![Stage 1 and stage 2](real.png)",
         "",

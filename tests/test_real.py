@@ -109,8 +109,11 @@ def test_both_stages_hold_out_the_same_databases(module):
 
 def test_the_report_says_what_was_wanted_and_what_was_found(module, finished):
     folder = Path(finished.report_folder)
+    folder.mkdir()
+    (folder / "real_notes.md").write_text("- Written by hand.\n")
     assert module("real").main(report_of(finished)) == 0
     text = (folder / "real.md").read_text()
+    assert "training databases that were held out of both stages.\n- Written by hand.\n" in text
     assert "wanted 20: reached" in text
     assert "wanted 3, and the interval above 0: reached" in text
     assert "weights of update 30 of 40. They have the highest EX on training databases" in text
