@@ -64,7 +64,8 @@ class Flags:
     updates: int = 8
     """Updates of stage 2."""
     dialogues: int = 0
-    """Dialogues of SParC dev on which a trained model is evaluated, from the first on. 0: all."""
+    """Dialogues of SParC dev on which a trained model is evaluated, spread over the databases. 0:
+    all."""
     more_dialogues: int = 150
     """The same of CoSQL dev, and of SParC dev with the model's own answers as history."""
     untrained_dialogues: int = 60

@@ -215,8 +215,7 @@ def selection_lines(selected: dict[str, Any] | None) -> list[str]:
 
 
 def turn_lines(v: Verdicts) -> list[str]:
-    """On how many turns each model was evaluated. The untrained one plays only the first
-    dialogues."""
+    """On how many turns each model was evaluated."""
     parts = []
     for data in (SPARC, COSQL):
         counts = []
@@ -229,10 +228,7 @@ def turn_lines(v: Verdicts) -> list[str]:
             parts.append(f"{data}: {', '.join(counts)}")
     if not parts:
         return []
-    return [
-        f"Evaluated with gold history, from the first dialogue of the file on: {'; '.join(parts)}.",
-        "",
-    ]
+    return [f"Evaluated with gold history: {'; '.join(parts)}.", ""]
 
 
 def scores(v: Verdicts) -> list[str]:

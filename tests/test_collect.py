@@ -9,6 +9,7 @@ from mtsql.rl import collect, rewards, sweep
 from mtsql.rl.curriculum import CurriculumConfig
 from mtsql.rl.rollout_metrics import rollout_metrics
 from mtsql.rl.samples import has_signal
+from mtsql.sql.dialogues import Corpus
 
 TURNS = [f"t{i}" for i in range(8)]
 FIRST = ["t7", "t6", "t3"]
@@ -99,7 +100,7 @@ def test_the_probe_plays_chunks_of_turns_of_a_database_and_keeps_them(monkeypatc
 
 
 def test_an_evaluation_plays_all_splits_with_one_engine(monkeypatch):
-    corpora = {split: SimpleNamespace(turns=[]) for split in ("train", "dev", "dev_seen")}
+    corpora = {split: Corpus([], {}) for split in ("train", "dev", "dev_seen")}
     collector = collector_of([], corpora=corpora)
     monkeypatch.setattr(collect, "evaluate", lambda *args, **options: ([], []))
     scores, work, played = collector.evaluate_held_out(0)

@@ -44,6 +44,24 @@ def test_a_turn_has_the_earlier_turns_as_history(load):
     assert corpus.skipped == []
 
 
+def test_a_sample_is_spread_over_the_databases(load):
+    entries = [dialogue("one", *["SELECT 0"] * count) for count in (3, 2, 1)]
+    corpus = load([*entries, dialogue("two", "SELECT 1", "SELECT 2")])
+
+    def ids(found):
+        return [one.dialogue_id for one in found]
+
+    assert ids(corpus.sample_dialogues(2)) == ["train:0", "train:3"]
+    assert ids(corpus.sample_dialogues(3)) == ["train:0", "train:3", "train:1"]
+    for more_than_all in (4, 99):
+        spread = ["train:0", "train:3", "train:1", "train:2"]
+        assert ids(corpus.sample_dialogues(more_than_all)) == spread
+    assert corpus.sample_dialogues(0) == corpus.dialogues
+    turns = [turn.turn_id for turn in corpus.sample_turns(4)]
+    assert turns == ["train:0:0", "train:0:1", "train:0:2", "train:3:0"]
+    assert corpus.sample_turns(0) == corpus.turns
+
+
 def test_spider_entries_are_dialogues_of_one_turn(load):
     entries = [
         {"db_id": "two", "question": "q", "query": "SELECT 1"},

@@ -90,8 +90,8 @@ class Matrix:
 
     def turns_of(self, cell: Cell) -> list[Turn]:
         """The turns of a cell that this rank plays: whole dialogues."""
-        dialogues = self.workbench.corpora[cell.data_set.name].dialogues
-        mine = self.ranks.share(dialogues[: self.config.max_dialogues or None])
+        corpus = self.workbench.corpora[cell.data_set.name]
+        mine = self.ranks.share(corpus.sample_dialogues(self.config.max_dialogues))
         return [turn for dialogue in mine for turn in dialogue.turns]
 
     def play_missing(self, model: CausalLM, show: Show) -> None:
@@ -136,7 +136,7 @@ class Matrix:
         work = engine_metrics(engine.counts, self.meter, self.ranks, secs)
         del engine  # its cache is freed before the next one is made
         corpus = self.workbench.corpora[cell.data_set.name]
-        dialogues = corpus.dialogues[: config.max_dialogues or None]
+        dialogues = corpus.sample_dialogues(config.max_dialogues)
         turns = [turn for one in dialogues for turn in one.turns]
         ordered = [group_of[turn.turn_id] for turn in turns]
         result = {

@@ -170,8 +170,8 @@ def corpora_of(config: Any) -> dict[str, Corpus]:
         splits = ("train", held_out) if held_out else ("train",)
         return load_corpora(config.data, splits, is_training=True)
     found = {one.name: load_split(one.data, one.split) for one in data_sets(config)}
-    most = config.max_dialogues or None
-    return {name: replace(one, dialogues=one.dialogues[:most]) for name, one in found.items()}
+    most = config.max_dialogues
+    return {name: replace(one, dialogues=one.sample_dialogues(most)) for name, one in found.items()}
 
 
 def make_folder(folder: Path) -> None:

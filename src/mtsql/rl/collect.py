@@ -249,10 +249,11 @@ class Collector:
     ) -> tuple[dict[str, list[TurnScore]], EngineCounts, dict[str, list[Played]]]:
         """The scores of all ranks for each split other than train, what this rank's engines have
         counted, and this rank's trajectories of each split, with their scores: greedy episodes with
-        gold history. At most `max_turns` turns of a split are played (0 = all)."""
+        gold history. At most `max_turns` turns of a split are played (0 = all), of all its
+        databases (`Corpus.sample_turns`)."""
         greedy = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
         turns_of = {
-            split: self.ranks.share(corpus.turns[: max_turns or None])
+            split: self.ranks.share(corpus.sample_turns(max_turns))
             for split, corpus in self.corpora.items()
             if split != "train"
         }

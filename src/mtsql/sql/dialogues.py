@@ -1,6 +1,8 @@
 """Dialogues and their turns, each with the schema and the file of its database."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -76,6 +78,27 @@ class Corpus:
     def turns(self) -> list[Turn]:
         """The turns of all dialogues, in their order."""
         return [turn for dialogue in self.dialogues for turn in dialogue.turns]
+
+    def sample_dialogues(self, max_dialogues: int) -> list[Dialogue]:
+        """At most `max_dialogues` of them (0 = all), spread over the databases, because a data set
+        lists the dialogues about a database one after another: the first dialogue about each
+        database, then the second one about each, and so on."""
+        if not max_dialogues:
+            return self.dialogues
+        num_before: Counter[str] = Counter()
+        places = []
+        for dialogue in self.dialogues:
+            places.append(num_before[dialogue.db_id])
+            num_before[dialogue.db_id] += 1
+        spread = sorted(zip(places, self.dialogues, strict=True), key=itemgetter(0))  # stable
+        return [dialogue for _, dialogue in spread[:max_dialogues]]
+
+    def sample_turns(self, max_turns: int) -> list[Turn]:
+        """At most `max_turns` turns (0 = all), in the order of `sample_dialogues`."""
+        if not max_turns:
+            return self.turns
+        dialogues = self.sample_dialogues(max_turns)  # each has a turn
+        return [turn for dialogue in dialogues for turn in dialogue.turns][:max_turns]
 
     @property
     def ex(self) -> ExRule:
