@@ -41,8 +41,8 @@ def test_coherence_is_worth_more_at_later_turns_and_in_harder_queries(headroom):
     """No table by hardness is a matter of chance here: each level has more than 90 turns."""
     by_turn, by_hardness = losses(headroom[1]["only the last SQL"])
     assert by_turn["1"] == 0 and by_turn["2"] < by_turn["3"]
-    assert min(by_turn["3"], by_turn["4"], by_turn["> 4"]) > 33
-    assert min(by_hardness["hard"], by_hardness["extra"]) > by_hardness["easy"] + 5
+    assert min(by_turn["3"], by_turn["4"], by_turn["> 4"]) > 20
+    assert min(by_hardness["hard"], by_hardness["extra"]) > by_hardness["easy"]
     by_turn, by_hardness = losses(headroom[1]["no history"])
     assert by_turn["1"] == 0 and min(by_turn["3"], by_turn["4"], by_turn["> 4"]) > 80
     assert by_hardness["extra"] > by_hardness["easy"] + 20

@@ -13,6 +13,10 @@ NUM_CHILDREN = 45
 NUM_PARENTS_WITH_CHILD = 8
 """Children belong to the first eight parents only, so at least two parents have no child."""
 
+CODES = "ABCDEFGH"
+"""The codes that databases add to text values: what people call `red` is `red C` in one column and
+`red A` in another. So only the database shows how a value is spelled."""
+
 SHARED_NUMBER_SHARE = 0.4
 """Share of the databases in which the parent's number column is one of the child's, too, so that a
 query that joins the tables has to say which it means."""
@@ -57,11 +61,11 @@ def _draw_rows(domain: Domain, table: str, rng: random.Random) -> list[tuple]:
     num_rows = NUM_CHILDREN if table == domain.child else NUM_PARENTS
     names = [name.title() for name in rng.sample(NAMES, num_rows)]
     columns: list = [range(1, num_rows + 1), names]
+    domain.values[table, "name"] = tuple(names)
     for column in domain.categories(table):
         said = rng.sample(CATEGORIES[column], min(4, len(CATEGORIES[column])))
         drawn = said + rng.choices(said, k=num_rows - len(said))  # each value at least once
-        styles = rng.choices((str.title, str.upper), k=len(said))
-        spelled = {value: style(value) for value, style in zip(said, styles, strict=True)}
+        spelled = {value: f"{value} {rng.choice(CODES)}" for value in said}
         domain.values[table, column] = tuple(sorted(set(drawn)))
         domain.spelling[table, column] = spelled
         columns.append([spelled[value] for value in drawn])

@@ -23,8 +23,8 @@ from mtsql.toyworld.references import Shown, refer, shown_by
 from mtsql.toyworld.states import Domain, Filter, RunQuery, State, to_sql
 
 FOLLOW_UPS = {
-    "filter": (6, 4),
-    "value": (6, 6),
+    "filter": (8, 10),
+    "value": (12, 26),
     "summary": (5, 4),
     "columns": (2, 1),
     "sort": (1, 1),
@@ -35,14 +35,14 @@ FOLLOW_UPS = {
     "drop": (1, 2),
     "correct": (2, 4),
     "subject": (1, 1),
-    "before": (0, 6),
-    "first": (0, 6),
-    "result": (12, 60),
+    "before": (0, 4),
+    "first": (0, 4),
+    "result": (10, 30),
 }
 """Kind of a follow-up -> its weight at turn 2 and at later turns."""
 NUM_TURNS = {2: 3, 3: 4, 4: 4, 5: 2, 6: 1}
 """Number of turns of a dialogue -> its weight."""
-FILTER_KINDS = ("text", "text", "text", "number", "nested", "join")
+FILTER_KINDS = ("text", "text", "text", "text", "number", "nested", "join")
 SUMMARY_KINDS = ("count", "average", "group", "most", "most")
 COLUMN_KINDS = ("add", "parent", "except")
 MAX_ROWS = 25

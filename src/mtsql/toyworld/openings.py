@@ -1,6 +1,6 @@
 """Questions of the embedded world that stand alone: they open a dialogue, or change its subject.
 
-They quote a text value as the database spells it. Follow-ups say it in lower case.
+They quote a text value or a name as the database spells it. Follow-ups leave the value's code out.
 """
 
 import random
@@ -24,9 +24,19 @@ OPENINGS = {
     "has": 1,
     "childless": 1,
     "both": 1,
+    "row": 5,
 }
 """Kind of an opening question -> its weight."""
-SUBJECTS = {"number": 3, "best": 3, "most": 3, "has": 2, "join": 2, "having": 1, "average": 1}
+SUBJECTS = {
+    "number": 3,
+    "best": 3,
+    "most": 3,
+    "has": 2,
+    "join": 2,
+    "having": 1,
+    "average": 1,
+    "row": 3,
+}
 """Kind of a question that changes the subject -> its weight."""
 CHILD_SHARE = 0.85
 """Share of the conversations that begin with the child table."""
@@ -69,6 +79,12 @@ def _about_one_table(
         words, state = first_by_number(state, domain, rng)
         return f"which {table} has the {words} ?", state
 
+    if kind == "row":
+        column = rng.choice((*domain.categories(table), *domain.numbers(table)))
+        f = Filter(table, "name", "=", rng.choice(domain.values[table, "name"]))
+        return f"what is the {column} of {f.value!r} ?", replace(
+            state, columns=(column,), filters=(f,)
+        )
     if kind == "nested":
         f = above_average(domain, table, rng)
     elif kind == "text":
@@ -126,8 +142,8 @@ def quoted_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
 
 
 def text_filter(domain: Domain, table: str, rng: random.Random) -> Filter:
-    """A filter on a text column. The question says the value in lower case, and no database spells
-    it so."""
+    """A filter on a text column. The question says the value without its code, and no database
+    spells it so."""
     column = rng.choice(domain.categories(table))
     said = rng.choice(domain.values[table, column])
     return Filter(table, column, "=", domain.spelling[table, column][said], said)

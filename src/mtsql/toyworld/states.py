@@ -21,7 +21,7 @@ class Domain:
     """One database of two tables: each `child` row belongs to a `parent` row.
 
     spelling[table, column]: a value as people say it -> the value as the database spells it.
-    values[table, column]: the values of the column, as people say them.
+    values[table, column]: the values of the column, as people say them; those of `name` too.
     """
 
     db_id: str
@@ -94,9 +94,14 @@ class State:
     childless: bool = False
 
     @property
+    def is_of_named_row(self) -> bool:
+        """Whether it asks about the row with a given name."""
+        return any((f.table, f.column) == (self.table, "name") for f in self.filters)
+
+    @property
     def is_list(self) -> bool:
         """Whether the result is a list of rows of the table, in the order of the table or not."""
-        is_one = self.aggregate or self.group or self.limit
+        is_one = self.aggregate or self.group or self.limit or self.is_of_named_row
         return not (is_one or self.excluded or self.also or self.childless)
 
     @property
