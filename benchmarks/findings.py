@@ -7,8 +7,9 @@
 
 `run` runs what is not finished. Ctrl-C stops it; the same command goes on from the checkpoints.
 `report` reads the run folders, if an evaluation is finished, and writes verdicts.jsonl.gz,
-runs.json, three pages and three figures to `report_folder`. Else it makes the pages and the figures
-from the two files that are there, so anyone can compute the intervals again. `list` and `report`
+runs.json, three pages and three figures to `report_folder`. Seeds that only the two files there
+have are kept, so machines can run a seed each. Without a finished evaluation it makes the pages and
+the figures from the two files, so anyone can compute the intervals again. `list` and `report`
 take the flags that `run` was given; the report of a try needs its own `report_folder`.
 """
 
@@ -17,7 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import findings_command
-from findings_data import VERDICTS, gather, has_files, read_runs, read_verdicts, write
+from findings_data import (
+    VERDICTS,
+    gather,
+    has_files,
+    read_runs,
+    read_verdicts,
+    with_other_seeds,
+    write,
+)
 from findings_report import write_report
 from findings_run import Steps
 from findings_steps import Sizes, plan
@@ -73,7 +82,10 @@ def report(flags: Flags, steps: Steps) -> None:
     earlier report."""
     folder = Path(flags.report_folder)
     if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
-        write(*gather(steps), folder)
+        found = gather(steps)
+        if has_files(folder):
+            found = with_other_seeds(*found, folder)
+        write(*found, folder)
     write_report(read_verdicts(folder / VERDICTS), read_runs(folder), folder, flags.resamples)
     print_line(f"{folder / 'README.md'} is written")
 

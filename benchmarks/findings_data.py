@@ -80,6 +80,40 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
     }
 
 
+def with_other_seeds(
+    verdicts: list[Verdict], runs: dict[str, Any], folder: Path
+) -> tuple[list[Verdict], dict[str, Any]]:
+    """The same with the seeds that only the files in the folder have, which came from another
+    machine, or from this one before its runs were deleted. ValueError if their commands differ."""
+    new = {step["seed"]: _commands(runs, step["seed"]) for step in runs["steps"]}
+    old_runs = read_runs(folder)
+    others = {step["seed"] for step in old_runs["steps"] if step["is_done"]} - set(new)
+    for seed in sorted(others):
+        theirs = _commands(old_runs, seed)
+        for seed_now, ours in new.items():
+            if theirs != ours:
+                name = next(key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
+                raise ValueError(
+                    f"{folder / RUNS}: {name} of seed {seed} has another command than that of seed "
+                    f"{seed_now}: give the flags that it had, or name another --report_folder"
+                )
+    kept = [verdict for verdict in read_verdicts(folder / VERDICTS) if verdict.seed in others]
+    steps = [step for step in old_runs["steps"] if step["seed"] in others] + runs["steps"]
+    steps.sort(key=lambda step: step["seed"])  # stable
+    return sorted(kept + verdicts, key=lambda one: one.seed), {**runs, "steps": steps}
+
+
+def _commands(runs: dict[str, Any], seed: int) -> dict[str, list[str]]:
+    """Name of a step -> its command, without the seed and the flag that depends on other steps."""
+    found = {}
+    for step in runs["steps"]:
+        if step["seed"] == seed:
+            words = [word.replace(f"seed{seed}/", "") for word in step["command"]]
+            own = (f"--seed={seed}", *([f"{step['equal']}="] if step.get("equal") else []))
+            found[step["name"]] = [word for word in words if not word.startswith(own)]
+    return found
+
+
 def write(verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path) -> None:
     """Write both files."""
     write_verdicts(verdicts, folder / VERDICTS)
@@ -199,6 +233,8 @@ def facts_of(steps: Steps, step: Step) -> dict[str, Any]:
         "secs": state.secs,
         "num_starts": state.num_starts,
     }
+    if step.equal is not None:
+        facts["equal"] = step.equal.flag
     run = steps.folder / step.key
     if state.is_done and step.script != "eval.py":
         rows = read_rows(run / "metrics.jsonl")

@@ -239,3 +239,36 @@ def test_unreadable_files_are_named(module, tmp_path):
     words = ["report", f"--folder={made}/x", f"--report_folder={made}/y"]
     with pytest.raises(ValueError, match="run the steps first"):
         module("findings").main(words)
+
+
+def runs_of(seed: int, epochs: str = "1.2") -> dict:
+    """What runs.json holds for one seed with a step that depends on others."""
+    place = f"runs/seed{seed}"
+    commands = {
+        "base": ["python", "train_sft.py", f"--seed={seed}", f"--run={place}/base"],
+        "short": ["python", "x.py", f"--sft.epochs={epochs}{seed}", f"--run={place}/short"],
+    }
+    steps = [
+        {"seed": seed, "name": name, "command": words, "is_done": True, "secs": 1.0}
+        for name, words in commands.items()
+    ]
+    steps[1]["equal"] = "--sft.epochs"
+    return {"machine": {}, "versions": {}, "steps": steps}
+
+
+def test_seeds_of_another_machine_are_kept(module, tmp_path):
+    data = module("findings_data")
+    by_seed = {seed: [v for v in verdicts(module) if v.seed == seed][:9] for seed in (0, 1, 2)}
+    data.write(by_seed[2], runs_of(2), tmp_path)
+    for seed in (0, 1):
+        data.write(*data.with_other_seeds(by_seed[seed], runs_of(seed), tmp_path), tmp_path)
+    found = data.read_verdicts(tmp_path / data.VERDICTS)
+    assert found == by_seed[0] + by_seed[1] + by_seed[2]
+    assert [step["seed"] for step in data.read_runs(tmp_path)["steps"]] == [0, 0, 1, 1, 2, 2]
+    again, runs = data.with_other_seeds(by_seed[1][:3], runs_of(1), tmp_path)
+    assert [v for v in again if v.seed == 1] == by_seed[1][:3] and len(runs["steps"]) == 6
+
+    other = runs_of(3)
+    other["steps"][0]["command"].append("--data.toy_folder=else")
+    with pytest.raises(ValueError, match="base of seed 0 has another command than that of seed 3"):
+        data.with_other_seeds([], other, tmp_path)
