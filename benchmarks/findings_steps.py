@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NUM_ROUNDS = 3
 HARD_SHARE = 0.15
 """The hard stage is the last one with at least this share of the updates."""
+CURRICULUM = CurriculumConfig(probe_samples=3, bounds=(0.6, 0.3, 0.0), shares=(0.2, 0.5, 0.3))
+"""Three stages, as in the paper, though the last one teaches a model of this size little."""
 NO_PROCESS = tuple(
     f"--reward.weights.{name}=0" for name in ("propose", "exec_verify", "memory_verify")
 )
@@ -47,10 +49,10 @@ LEARNING_STAGES = ("sft", "round", "collect", "probe", "rl")
 class Sizes:
     """How much each step does. The defaults take an hour or more for a seed on one core."""
 
-    base_share: float = 0.55
-    """The base model's share of the quick start's warm start, in passes over demonstrations. With
-    much less, the model copies no name from its schema and solves nothing."""
-    round_turns: int = 1000
+    base_epochs: float = 0.665
+    """Passes of the base model over the world's demonstrations. With much less, the model copies no
+    value that it sees and solves nothing."""
+    round_turns: int = 800
     """Training turns that the rounds roll out, and whose gold SQL the short horizon learns."""
     round_samples: int = 6
     """Rollouts of each turn in a round."""
@@ -58,20 +60,20 @@ class Sizes:
     """Passes of a round over the trajectories of all rounds so far."""
     round_lr: float = 1e-3
     """Highest learning rate of a round and of the short SFT, which start from a trained model."""
-    updates: int = 40
+    updates: int = 24
     """Updates of RL."""
     turns_per_update: int = 16
     """Groups of an update."""
     probe_turns: int = 512
     """Training turns that are probed for the curriculum."""
-    along_every: int = 10
+    along_every: int = 8
     """Updates between two evaluations along the run of the process reward."""
-    dialogues: int = 0
-    """Dialogues of each split in an evaluation. 0: all. A number only serves to try the program."""
+    dialogues: int = 130
+    """Dialogues of each split in an evaluation, spread over its databases. 0: all."""
 
     def __post_init__(self) -> None:
-        if min(self.base_share, self.round_epochs, self.round_lr) <= 0:
-            raise ValueError("sizes.base_share, round_epochs and round_lr must be above 0")
+        if min(self.base_epochs, self.round_epochs, self.round_lr) <= 0:
+            raise ValueError("sizes.base_epochs, round_epochs and round_lr must be above 0")
         names = ("round_turns", "round_samples", "updates", "turns_per_update", "along_every")
         for name in (*names, "probe_turns"):
             if getattr(self, name) < 1:
@@ -97,7 +99,7 @@ class Sizes:
             turns_per_update=part(self.turns_per_update, 4),
             probe_turns=part(self.probe_turns, 16),
             along_every=part(self.along_every, 1),
-            dialogues=self.dialogues or max(2, round(300 * scale)),
+            dialogues=part(self.dialogues, 2) or max(2, round(300 * scale)),
         )
 
 
@@ -154,7 +156,7 @@ def plan(
 
 
 def quick_start() -> "train_rl.Config":
-    """The defaults of train_rl.py: its budgets and its curriculum."""
+    """The defaults of train_rl.py, whose budgets the steps share."""
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))
     import train_rl
@@ -201,10 +203,8 @@ class _SeedSteps:
 
     def add_rounds(self) -> None:
         """The base model and the rounds that start from it."""
-        warm_start = self.defaults.warm_start
-        assert warm_start is not None  # the default makes one
-        epochs = self.sizes.base_share * warm_start.epochs
-        self._add("base", "train_sft.py", (*self.long, f"--sft.epochs={epochs:g}"))
+        epochs = f"--sft.epochs={self.sizes.base_epochs:g}"
+        self._add("base", "train_sft.py", (*self.long, epochs))
         self._score("base", "base")
         flags = (
             "--source=self",
@@ -253,7 +253,7 @@ class _SeedSteps:
 
     def add_variants(self) -> None:
         """RL from the last round with other rewards, other credit and fewer tools."""
-        hard = hard_stage_start(self.defaults.curriculum, self.sizes.updates)
+        hard = hard_stage_start(CURRICULUM, self.sizes.updates)
         variants = {
             "process-hard": (f"--reward.process_from={hard}",),
             "reply": ("--advantage.credit=reply", "--advantage.baseline=leave_one_out"),
@@ -288,6 +288,9 @@ class _SeedSteps:
             f"--model.path={start}",
             f"--turns_per_update={self.sizes.turns_per_update}",
             f"--curriculum.max_probe_turns={self.sizes.probe_turns}",
+            f"--curriculum.probe_samples={CURRICULUM.probe_samples}",
+            f"--curriculum.bounds={list(CURRICULUM.bounds)}",
+            f"--curriculum.shares={list(CURRICULUM.shares)}",
         )
         if not any(flag.startswith("--eval_turns") for flag in flags):
             flags = (*flags, "--eval_every=0", "--eval_turns=16")
