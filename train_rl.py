@@ -105,7 +105,7 @@ class Config:
     recipes, and flags after it win over it. null: none."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    num_updates: int = 40
+    num_updates: int = 28
     """Number of updates, each a rollout and `num_passes * minibatches` optimizer steps."""
     schedule_updates: int | None = None
     """Updates over which the learning rate and the curriculum's stages are laid out. Further
@@ -132,7 +132,7 @@ class Config:
     """Maximum tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
     """Maximum tokens of a prompt. Episodes of turns with a longer one end at once, as truncated."""
-    eval_every: int = 20
+    eval_every: int = 14
     """Updates between two evaluations. 0: only before the first update and after the last."""
     eval_turns: int = 300
     """Held-out turns per split and evaluation, spread over its databases. 0: all."""
@@ -157,14 +157,14 @@ class Config:
     engine: EngineConfig = EngineConfig(max_rows=128)
     sampling: SamplingConfig = SamplingConfig(max_reply_tokens=96, max_trajectory_tokens=640)
     curriculum: CurriculumConfig = CurriculumConfig(
-        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.2, 0.5, 0.3)
+        probe_samples=3, max_probe_turns=512, bounds=(0.6, 0.3, 0.0), shares=(0.25, 0.75, 0.0)
     )
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig(zero_variance="drop")
     """How rewards become advantages. By default zero-variance groups do not count, as in the
     results in README.md."""
     loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=0.0))
-    optim: OptimConfig = OptimConfig(lr=1.5e-4, schedule="cosine")
+    optim: OptimConfig = OptimConfig(lr=2.5e-4, schedule="cosine")
     """The optimizer. One update is one step of the schedule, which is constant in the paper and in
     the recipes."""
     checkpoint: CheckpointConfig = CheckpointConfig()

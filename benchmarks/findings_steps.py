@@ -62,6 +62,8 @@ class Sizes:
     """Highest learning rate of a round and of the short SFT, which start from a trained model."""
     updates: int = 24
     """Updates of RL."""
+    rl_lr: float = 2e-4
+    """Highest learning rate of RL, which falls by a cosine, as in the quick start."""
     turns_per_update: int = 16
     """Groups of an update."""
     probe_turns: int = 512
@@ -72,8 +74,8 @@ class Sizes:
     """Dialogues of each split in an evaluation, spread over its databases. 0: all."""
 
     def __post_init__(self) -> None:
-        if min(self.base_epochs, self.round_epochs, self.round_lr) <= 0:
-            raise ValueError("sizes.base_epochs, round_epochs and round_lr must be above 0")
+        if min(self.base_epochs, self.round_epochs, self.round_lr, self.rl_lr) <= 0:
+            raise ValueError("sizes.base_epochs, round_epochs, round_lr and rl_lr must be above 0")
         names = ("round_turns", "round_samples", "updates", "turns_per_update", "along_every")
         for name in (*names, "probe_turns"):
             if getattr(self, name) < 1:
@@ -287,6 +289,7 @@ class _SeedSteps:
         given = (
             f"--model.path={start}",
             f"--turns_per_update={self.sizes.turns_per_update}",
+            f"--optim.lr={self.sizes.rl_lr:g}",
             f"--curriculum.max_probe_turns={self.sizes.probe_turns}",
             f"--curriculum.probe_samples={CURRICULUM.probe_samples}",
             f"--curriculum.bounds={list(CURRICULUM.bounds)}",

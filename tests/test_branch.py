@@ -19,7 +19,9 @@ from mtsql.run.config import parse_config, save_config
 from mtsql.run.inputs import changed_inputs, keep_inputs
 from mtsql.run.length import with_kept_schedule
 
-OLD = Config(run="old", seed=7, optim=OptimConfig(schedule="constant"), group_size=3)
+OLD = Config(
+    run="old", seed=7, num_updates=40, optim=OptimConfig(schedule="constant"), group_size=3
+)
 
 
 @pytest.fixture

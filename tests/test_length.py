@@ -16,7 +16,7 @@ from mtsql.run.recipes import read_yaml
 @pytest.fixture
 def run(tmp_path):
     """The folder of a run of 40 updates with a constant rate."""
-    constant = Config(optim=OptimConfig(schedule="constant"))
+    constant = Config(num_updates=40, optim=OptimConfig(schedule="constant"))
     save_config(constant, tmp_path / "config.yaml")
     return tmp_path
 
@@ -51,7 +51,7 @@ def test_the_new_length_stays_with_the_run(run):
 
 
 def test_a_rate_that_falls_is_not_prolonged_without_a_word(tmp_path):
-    save_config(Config(), tmp_path / "config.yaml")
+    save_config(Config(num_updates=40), tmp_path / "config.yaml")
     words = (
         f"num_updates is 60, but optim.schedule=cosine of {tmp_path} ends after 40 updates: keep "
         r"the rate that it ends at \(--schedule_updates 40\), or lay out .*updates 60\)"
