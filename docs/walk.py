@@ -107,7 +107,7 @@ assert turn.sql not in renderer.text(prompt)
 # ## 3. A policy with four habits
 # A model with random weights writes noise, and a group of rewards that are all 0 teaches nothing.
 # So ours first learns, by SFT for this one prompt, four habits. One is good: it sees that its query
-# counts nothing, looks at the data, and corrects itself. The rewards have to find it out. (A real
+# returns nothing, looks at the data, and corrects itself. The rewards have to find it out. (A real
 # warm start has many prompts, and good habits only.)
 # In the trainer: `train_sft.py`, `src/mtsql/rl/replay.py`.
 
@@ -116,7 +116,7 @@ title("3. A policy with four habits", "train_sft.py")
 value = turn.sql.split("'")[1]  # as the database spells it
 good = replay(turn, demonstrations[turn.turn_id], make_env(turn), renderer)
 lessons = [good.to_sample([])]
-as_asked = turn.sql.replace(value, value.lower())
+as_asked = turn.sql.replace(value, value[:-2])  # without the code that the database adds
 malformed = f'<tool_call>\n{{"name": "exec_sql", "sql": "{turn.sql}"}}\n</tool_call>'
 habits = {
     "answers at once, by a lucky guess": f"<answer_sql>{turn.sql}</answer_sql>",

@@ -228,7 +228,7 @@ def test_the_embedded_model_learns_whole_texts_first(tmp_path, small_world):
 
     begun = tokens("a")
     assert len(begun) == 8
-    assert min(begun[:3]) > 2 * max(begun[3:])  # 0.4 * 8 is rounded to 3 steps
+    assert min(begun[:3]) > 1.5 * max(begun[3:])  # 0.4 * 8 is rounded to 3 steps
     model = ModelConfig(path=str(tmp_path / "a/model"))
     train_sft.main(replace(config, model=model, run=str(tmp_path / "b")))
     assert tokens("b")[3:] == begun[3:]
