@@ -120,14 +120,14 @@ def test_a_page_of_too_many_files_has_those_that_are_spread_over_the_run():
     ("content", "message"),
     [
         (b"no gzip", "not compressed by gzip, or damaged: name a run folder"),
-        (gzip.compress(b"{}\n")[:-9], "damaged"),
-        (gzip.compress(b"{}\n"), "line 1: not a trajectory"),
-        (gzip.compress(b'{"format": 2}\n'), "line 1: its format is 2"),
+        (gzip.compress(b"{}\n", mtime=0)[:-9], "damaged"),
+        (gzip.compress(b"{}\n", mtime=0), "line 1: not a trajectory"),
+        (gzip.compress(b'{"format": 2}\n', mtime=0), "line 1: its format is 2"),
         (packed([record() | {"turn": "1"}]), "line 1: turn is '1'"),
         (packed([{"format": 1}]), "line 1: the key part is missing"),
-        (gzip.compress(b"[1]\n"), "line 1: not a trajectory"),
-        (gzip.compress(b"{\n"), "line 1: not JSON"),
-        (gzip.compress(b"\xff\n"), "damaged"),
+        (gzip.compress(b"[1]\n", mtime=0), "line 1: not a trajectory"),
+        (gzip.compress(b"{\n", mtime=0), "line 1: not JSON"),
+        (gzip.compress(b"\xff\n", mtime=0), "damaged"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
