@@ -3,7 +3,7 @@
     python benchmarks/findings.py list                       # the steps and their states
     python benchmarks/findings.py run                        # hours; after a kill the same command
     python benchmarks/findings.py report                     # docs/findings/ from the finished runs
-    python benchmarks/findings.py run --scale 0.02 --seeds [0] --folder runs/try    # half an hour
+    python benchmarks/findings.py run --scale 0.02 --seeds [0] --folder runs/try
 
 `run` runs what is not finished. Ctrl-C stops it; the same command goes on from the checkpoints.
 `report` reads the run folders, if an evaluation is finished, and writes verdicts.jsonl.gz,

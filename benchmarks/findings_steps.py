@@ -50,8 +50,8 @@ class Sizes:
     """How much each step does. The defaults take an hour or more for a seed on one core."""
 
     base_epochs: float = 0.95
-    """Passes of the base model over the world's demonstrations. With fewer, it hardly copies a value
-    that it sees: after 0.665 it solves 14 % of the held-out turns."""
+    """Passes of the base model over the world's demonstrations. With fewer, it hardly copies what
+    it sees: after 0.665 it solves 14 % of the held-out turns."""
     round_turns: int = 800
     """Training turns that the rounds roll out, and whose gold SQL the short horizon learns."""
     round_samples: int = 6
@@ -60,7 +60,8 @@ class Sizes:
     """Passes of a round over the trajectories of all rounds so far."""
     round_lr: float = 3e-4
     """Highest learning rate of a round and of the short SFT, which start from a trained model. At
-    1e-3 and from a weaker base model, EM fell by 13 points in three rounds (LOG.md, 2026-11-30)."""
+    1e-3 and from a weaker base model, EM on unseen databases fell by 13 points in three rounds
+    (LOG.md, 2026-11-30)."""
     updates: int = 24
     """Updates of RL."""
     rl_lr: float = 2e-4

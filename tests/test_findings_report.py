@@ -241,12 +241,12 @@ def test_unreadable_files_are_named(module, tmp_path):
         module("findings").main(words)
 
 
-def runs_of(seed: int, epochs: str = "1.2") -> dict:
+def runs_of(seed: int) -> dict:
     """What runs.json holds for one seed with a step that depends on others."""
     place = f"runs/seed{seed}"
     commands = {
         "base": ["python", "train_sft.py", f"--seed={seed}", f"--run={place}/base"],
-        "short": ["python", "x.py", f"--sft.epochs={epochs}{seed}", f"--run={place}/short"],
+        "short": ["python", "x.py", f"--sft.epochs=1.2{seed}", f"--run={place}/short"],
     }
     steps = [
         {"seed": seed, "name": name, "command": words, "is_done": True, "secs": 1.0}

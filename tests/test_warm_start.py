@@ -228,8 +228,9 @@ def test_the_embedded_model_learns_whole_texts_first(tmp_path, small_world):
 
     begun = tokens("a")
     assert len(begun) == 8
-    assert min(begun[:3]) > 1.5 * max(begun[3:])  # 0.4 * 8 is rounded to 3 steps
     model = ModelConfig(path=str(tmp_path / "a/model"))
     train_sft.main(replace(config, model=model, run=str(tmp_path / "b")))
-    assert tokens("b")[3:] == begun[3:]
+    own = tokens("b")  # the same samples, without a loss on whole texts
+    assert all(begun[i] > 2 * own[i] for i in range(3))  # 0.4 * 8 is rounded to 3 steps
+    assert own[3:] == begun[3:]
     assert max(tokens("b")) < min(begun[:3])
