@@ -17,7 +17,7 @@ from mtsql.learner.step import Learner
 from mtsql.rl import sweep
 from mtsql.run.checkpoint import what_is_kept
 
-SOLVED = {"train:166:0": 0, "train:5:0": 0, "train:129:1": 1}
+SOLVED = {"train:136:0": 0, "train:9:3": 0, "train:1:2": 1}
 """The turns that are solved, with the round in which they are. Six turns are played."""
 HELD_OUT = {"eval_split": "dev", "eval_turns": 2}
 
@@ -79,9 +79,9 @@ def die_in_step(patch, number):
 def test_rounds_keep_right_rollouts_and_say_what_they_have_solved(straight):
     for text in (
         "round 0: 6 turns, 2 rollouts of each round 0: solved 2 of 6 turns, added 2 trajectories",
-        "solved so far 33.3% of 6 turns: easy 0.0%, medium 25.0%, hard 100.0%; by turn: "
-        "1 100.0%, 2 0.0%, 3 0.0%, 4 0.0%, > 4 0.0%; whole dialogues 33.3%",
-        "rollouts: 16.7% right; 1.0 replies and 11 tokens on average; ended: answered 100.0%",
+        "solved so far 33.3% of 6 turns: easy 50.0%, medium 100.0%, hard 0.0%, extra "
+        "0.0%; by turn: 1 50.0%, 3 0.0%, 4 50.0%; whole dialogues 33.3%",
+        "rollouts: 16.7% right; 1.0 replies and 9 tokens on average; ended: answered 100.0%",
         "round 0: dev EX 0.0 EM 0.0 (2 turns) round 1: 4 turns, 2 rollouts of each",
         "round 1: solved 1 of 4 turns, added 1 trajectories",
         "solved so far 50.0% of 6 turns",
@@ -99,7 +99,7 @@ def test_each_round_leaves_its_pool_coverage_scores_and_model(straight):
     first, second = ["collect", "round0", "eval"], ["collect", "round1", "round1", "eval"]
     assert [row["stage"] for row in rows] == first + second
     assert rows[0]["solved_frac"] == pytest.approx(1 / 3)
-    assert rows[3]["solved_frac/medium"] == pytest.approx(1 / 2) and rows[3]["num_turns"] == 4
+    assert rows[3]["solved_frac/hard"] == pytest.approx(1 / 2) and rows[3]["num_turns"] == 4
     assert rows[0]["num_episodes"] == 12 and rows[0]["num_sampled"] == 60
     for number in (0, 1):
         folder = run / f"rounds/round{number}"

@@ -42,7 +42,7 @@ def test_the_same_seed_writes_the_same_files(world, tmp_path):
 def test_demonstrations_are_those_of_the_measured_tables(world):
     """The tables of README.md were measured with demonstrations that this code still writes."""
     content = (world / "demonstrations.jsonl").read_bytes()
-    assert hashlib.blake2b(content, digest_size=8).hexdigest() == "70691bdc617f1e66"
+    assert hashlib.blake2b(content, digest_size=8).hexdigest() == "99cabf63e6fc086c"
 
 
 def test_a_written_world_is_left_alone_and_another_one_is_refused(world):
@@ -51,6 +51,29 @@ def test_a_written_world_is_left_alone_and_another_one_is_refused(world):
     with pytest.raises(ValueError, match="another world"):
         write_toy_world(world, 4, SIZE)
     assert [(world / name).stat().st_mtime_ns for name in FILES] == times
+
+
+def test_an_empty_folder_is_filled_and_one_with_other_files_is_refused(tmp_path):
+    size = WorldConfig(1, 1, 1, 0, 0)
+    (tmp_path / "empty").mkdir()
+    write_toy_world(tmp_path / "empty", 0, size)
+    assert (tmp_path / "empty" / "toyworld.json").is_file()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("notes", "file"):
+        with pytest.raises(ValueError, match="holds another world"):
+            write_toy_world(tmp_path / name, 0, size)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "least"),
+    [("num_train_databases", 0, 1), ("num_dev_databases", -3, 1), ("train_dialogues", -1, 0)],
+)
+def test_a_size_that_cannot_be_is_refused_by_name(name, number, least):
+    with pytest.raises(ValueError, match=f"{name} is {number}: it must be at least {least}"):
+        WorldConfig(**{name: number})
 
 
 def test_the_stamp_of_a_world_covers_every_file_of_its_code():

@@ -1,9 +1,11 @@
 """The dialogues of the embedded world: what a question keeps, drops, refers to or corrects decides
 its result, and the demonstrations make the corresponding mistakes."""
 
+import re
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 
@@ -97,7 +99,7 @@ def test_what_a_question_drops_is_dropped(dialogues):
         assert set(earlier[-1].state.filters) < set(turn.keeps.filters)
     for turn, earlier, _ in turns_of(dialogues, "drop"):
         [gone] = added(earlier[-1].state, turn.state)
-        assert turn.question == f"and with any {gone.column} ?"
+        assert turn.question == f"and with any {gone.column} ?" != "and with any name ?"
     for turn, _, _ in turns_of(dialogues, "subject"):
         assert turn.base is None and turn.alone is None
 
@@ -107,7 +109,12 @@ def test_a_correction_takes_back_what_the_last_question_said(dialogues):
     for turn, earlier, _ in turns_of(dialogues, "correct"):
         words = turn.question.split()
         kinds[words[0], earlier[-1].kind] += 1
-        if earlier[-1].kind == "filter":
+        if earlier[-1].kind == "value":
+            [taken_back] = added(earlier[-1].state, earlier[-2].state)
+            [new] = added(turn.state, earlier[-1].state)
+            assert taken_back not in turn.state.filters
+            assert (new.table, new.column) == (taken_back.table, taken_back.column)
+        elif earlier[-1].kind == "filter":
             assert earlier[-1].state.filters[-1] not in turn.state.filters
             assert earlier[-1].state.filters[-1] in turn.of_last.filters
         elif words[0] == "sorry":
@@ -116,6 +123,54 @@ def test_a_correction_takes_back_what_the_last_question_said(dialogues):
             assert after in (*turn.state.columns, turn.state.order)
     assert {("no", "filter"), ("no", "value")} <= set(kinds)
     assert sum(count for (word, _), count in kinds.items() if word == "sorry") >= 5
+
+
+def test_a_question_about_a_named_row_fits_a_row_of_one_table_only(dialogues):
+    num, num_in_both = 0, 0
+    for turn, _, domain in [*turns_of(dialogues, "opening"), *turns_of(dialogues, "subject")]:
+        state = turn.state
+        if not (state.is_of_named_row and turn.question.startswith("what is the")):
+            continue
+        num += 1
+        other = domain.other_table(state.table)
+        if state.filters[0].value in domain.values[other, "name"]:
+            num_in_both += 1
+            assert (other, state.columns[0]) not in domain.values
+    assert num > num_in_both >= 5
+
+
+def test_rows_are_left_out_where_names_tell_them_apart(dialogues):
+    turns = [turn for turn, _, _ in turns_of(dialogues, "columns")]
+    states = [turn.state for turn in turns if turn.question.startswith("leave out")]
+    assert states and all("name" in state.columns for state in states)
+
+
+def test_a_value_that_is_spoken_of_is_the_last_one_of_its_column(dialogues):
+    for turn, earlier, _ in turns_of(dialogues, "result"):
+        shown = turn.shown
+        for before, later in pairwise(earlier[shown.turn :]):
+            values = {
+                "name" if f.of_row else f.column: f.value
+                for f in later.state.all_filters()
+                if f.table == shown.table and f not in before.state.all_filters()
+            }
+            assert values.get(shown.column, shown.value) == shown.value, (turn, later)
+
+
+def test_an_agent_that_misread_the_schema_thinks_what_the_error_says(made):
+    folder, dialogues = made
+    num = 0
+    for dialogue in dialogues:
+        db_id = dialogue.domain.db_id
+        path = folder / "database" / db_id / f"{db_id}.sqlite"
+        with closing(sqlite3.connect(path)) as connection:
+            for first, second in (pair for steps in dialogue.steps for pair in pairwise(steps)):
+                found = re.fullmatch(r"(\w+) is not there", second["think"])
+                if found:
+                    with pytest.raises(sqlite3.OperationalError, match=rf"[ .]{found[1]}$"):
+                        connection.execute(first["sql"])
+                    num += 1
+    assert num >= 20
 
 
 def test_only_the_earlier_result_shows_the_value_that_is_spoken_of(made):

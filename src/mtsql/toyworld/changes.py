@@ -58,7 +58,11 @@ def other_value(state: State, domain: Domain, rng: random.Random) -> Change | No
     texts = [f for f in state.filters if f.column in CATEGORIES and not (f.of_row or f.negated)]
     if not texts:
         return None
-    old = rng.choice(texts)
+    return another_value(rng.choice(texts), domain, rng)
+
+
+def another_value(old: Filter, domain: Domain, rng: random.Random) -> Change:
+    """Another value of the column of this filter on a text, in its place."""
     spelling = domain.spelling[old.table, old.column]
     said = rng.choice([value for value in spelling if spelling[value] != old.value])
     new = Filter(old.table, old.column, "=", spelling[said], said)
@@ -88,7 +92,8 @@ def without_column(state: State, rng: random.Random) -> Change | None:
         return None
     dropped = rng.choice(state.filters)
     names = [f.column for f in state.filters]
-    if names.count(dropped.column) > 1 or dropped.of_row:
+    # "With any name" would not say whose name.
+    if names.count(dropped.column) > 1 or dropped.of_row or dropped.column == "name":
         return None
 
     def drop(s: State) -> State:
@@ -241,7 +246,9 @@ def columns(kind: str, state: State, domain: Domain, rng: random.Random) -> Chan
             return replace(s, with_parent=True)
 
         return Change(f"also show the name of their {domain.parent}", with_parent)
-    if kind == "except" and not is_joined(state, domain) and not state.order:
+    # EXCEPT compares rows, and only a name says which row it is.
+    is_by_name = "name" in state.columns and not is_joined(state, domain)
+    if kind == "except" and is_by_name and not state.order:
         f = text_filter(domain, table, rng)
         if state.has_filter_on(table, f.column):
             return None

@@ -43,12 +43,12 @@ and asks the memory after the query has found nothing."""
 LOOKS_FIRST_FROM = 0.85
 """From this number on, the agent looks up a spelling before any query. Below it, the agent guesses
 the spelling and then looks it up."""
+WRONG_TURN_FROM = 0.85
+"""From this number on, the first query changes the last turn where the question means another."""
 FORGETS_FROM = 0.95
 """From this number on, the first query forgets the filters that the question keeps."""
 KEEPS_FROM = 0.9
 """From this number on, the first query keeps filters that the question drops."""
-WRONG_TURN_FROM = 0.85
-"""From this number on, the first query changes the last turn where the question means another."""
 MISREADS_BELOW = 0.1
 """Below this number, the first query has a wrong table, alias or column name, and fails."""
 AMBIGUOUS_BELOW = 0.2
@@ -132,20 +132,14 @@ def _look_up(
     draw: float,
     recalls: bool,
     run: RunQuery,
-) -> Plan | None:
-    """Look up how the database spells a value: at once, or after a guess that found nothing.
-
-    None if the agent guesses and the spelling of the question is right.
-    """
+) -> Plan:
+    """Look up how the database spells a value: at once, or after a guess that found nothing."""
     gold = to_sql(state, domain)
     guess = to_sql(state, domain, lambda f: f.said if f in unknown else f.value)
     column = unknown[-1].column
     look, finding = _look(unknown)
 
-    looks_first = draw >= LOOKS_FIRST_FROM
-    if not looks_first and guess == gold:
-        return None
-    if not looks_first and _finds_nothing(run(guess)):
+    if draw < LOOKS_FIRST_FROM and _finds_nothing(run(guess)):
         plan = looked_up(guess, look, gold, recalls)
         return thinking(plan, {1: "nothing , look", 2: finding})
     # A guess that is wrong, but whose rows would not show it, is not demonstrated.
@@ -167,19 +161,20 @@ def _finds_nothing(rows: list[tuple] | None) -> bool:
 def _misread_dialogue(
     turn: AskedTurn, gold: str, domain: Domain, draw: float, run: RunQuery
 ) -> Plan | None:
-    """Query with filters that are dropped, without filters that are kept, or for the wrong turn,
-    and let the result or the memory show it."""
+    """Query for the wrong turn, without filters that are kept, or with filters that are dropped,
+    and let the result or the memory show it. A turn with an unknown spelling is not misread: with
+    the look-up, that would take five replies."""
     wrong: State | None = None
     thought = ""
-    if draw >= FORGETS_FROM and turn.forgets is not None:
+    if draw >= WRONG_TURN_FROM and turn.of_last is not None:
+        wrong = turn.of_last
+        thought = "not the last question"
+    elif draw >= FORGETS_FROM and turn.forgets is not None:
         wrong = turn.forgets
         thought = f"keep {min(say(f) for f in turn.state.filters if f not in wrong.filters)}"
     elif draw >= KEEPS_FROM and turn.keeps is not None:
         wrong = turn.keeps
         thought = f"drop {min(say(f) for f in wrong.filters if f not in turn.state.filters)}"
-    elif draw >= WRONG_TURN_FROM and turn.of_last is not None:
-        wrong = turn.of_last
-        thought = "not the last question"
     if wrong is None:
         return None
     query = to_sql(wrong, domain)
@@ -194,10 +189,11 @@ def _misread_dialogue(
 def _misread_schema(
     gold: str, domain: Domain, recalls: bool, rng: random.Random, run: RunQuery
 ) -> Plan | None:
-    wrong, name = _misread(gold, domain, rng)
-    if wrong == gold or run(wrong) is not None:
+    wrong = _misread(gold, domain, rng)
+    column = run.missing_column(wrong)
+    if not column:
         return None
-    return thinking(mended(wrong, gold, recalls), {1: f"{name} is not there"})
+    return thinking(mended(wrong, gold, recalls), {1: f"{column} is not there"})
 
 
 def _omit_alias(gold: str, recalls: bool, run: RunQuery) -> Plan | None:
@@ -207,8 +203,8 @@ def _omit_alias(gold: str, recalls: bool, run: RunQuery) -> Plan | None:
     return thinking(mended(bare, gold, recalls), {1: "name is in both tables"})
 
 
-def _misread(gold: str, domain: Domain, rng: random.Random) -> tuple[str, str]:
-    """-> (the query as a careless reader of the schema writes it, the name that is wrong in it).
+def _misread(gold: str, domain: Domain, rng: random.Random) -> str:
+    """The query as a careless reader of the schema writes it.
 
     What is wrong: the other table, the other table's alias, or a column that no table has. The
     query is returned unchanged if nothing in it can be misread.
@@ -219,20 +215,17 @@ def _misread(gold: str, domain: Domain, rng: random.Random) -> tuple[str, str]:
     columns = (*domain.categories(table), *domain.numbers(table))
     used = [column for column in columns if re.search(rf"\b{column}\b", gold)]
     if used and rng.random() < WRONG_TABLE_SHARE:
-        return re.sub(rf"\b{table}\b", domain.other_table(table), gold), used[0]
+        return re.sub(rf"\b{table}\b", domain.other_table(table), gold)
     known = {*domain.child_categories, *domain.child_numbers}
     wrong = rng.choice(sorted({*CATEGORIES, *NUMBERS} - known))
-    if not used:
-        return gold, ""
-    return re.sub(rf"\b{used[0]}\b", wrong, gold), wrong
+    return re.sub(rf"\b{used[0]}\b", wrong, gold) if used else gold
 
 
-def _with_other_alias(gold: str, rng: random.Random) -> tuple[str, str]:
+def _with_other_alias(gold: str, rng: random.Random) -> str:
     found = re.finditer(r"T[12]\.(\w+)", gold)
     places = [match for match in found if match[1] not in ("id", "name")]
     if not places:
-        return gold, ""
+        return gold
     place = rng.choice(places)
     alias = "T2" if place[0].startswith("T1") else "T1"
-    wrong = gold[: place.start()] + alias + gold[place.start() + 2 :]
-    return wrong, place[1]
+    return gold[: place.start()] + alias + gold[place.start() + 2 :]

@@ -90,11 +90,19 @@ class Dialogue:
     shown: list[Shown] = field(default_factory=list)
 
     def add(self, turn: AskedTurn, domain: Domain, run: RunQuery) -> None:
-        """Add a turn. A value that is shown again, or another one of the same column, takes the
-        place of the earlier one, because "that singer" is the last one that was shown."""
+        """Add a turn. A value that its result shows, or that its question names, takes the place of
+        an earlier one of the same column: "that singer" is the last one that was spoken of."""
         rows = run(to_sql(turn.state, domain)) or []
         new = shown_by(len(self.turns), turn.state, rows, domain)
+        before = self.turns[-1].state.all_filters() if self.turns else ()
+        named = {_value(f) for f in turn.state.all_filters() if f not in before}
+        columns = {(table, column) for table, column, _ in named}
         self.turns.append(turn)
+        self.shown = [
+            old
+            for old in self.shown
+            if (old.table, old.column) not in columns or (old.table, old.column, old.value) in named
+        ]
         if new is not None:
             self.shown = [
                 old for old in self.shown if (old.table, old.column) != (new.table, new.column)
@@ -200,10 +208,10 @@ def _of_earlier(
 def _correction(turns: Sequence[AskedTurn], domain: Domain, rng: random.Random) -> AskedTurn | None:
     """The user takes back a part of the last question."""
     last = turns[-1]
-    if last.kind == "value":
-        change = changes.other_value(last.state, domain, rng)
-        if change is None:
-            return None
+    if last.kind == "value" and last.base is not None:
+        before = turns[last.base].state.filters
+        [new] = [f for f in last.state.filters if f not in before]
+        change = changes.another_value(new, domain, rng)
         words = f"no , i meant {change.after_but.removeprefix('for ')}"
         return _changed(words, "correct", change, len(turns) - 1, turns, domain)
     if last.kind == "filter" and last.base is not None:

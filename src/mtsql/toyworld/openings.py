@@ -80,11 +80,7 @@ def _about_one_table(
         return f"which {table} has the {words} ?", state
 
     if kind == "row":
-        column = rng.choice((*domain.categories(table), *domain.numbers(table)))
-        f = Filter(table, "name", "=", rng.choice(domain.values[table, "name"]))
-        return f"what is the {column} of {f.value!r} ?", replace(
-            state, columns=(column,), filters=(f,)
-        )
+        return _about_named_row(table, domain, rng)
     if kind == "nested":
         f = above_average(domain, table, rng)
     elif kind == "text":
@@ -96,6 +92,19 @@ def _about_one_table(
     if kind == "count":
         return f"how many {things} have {say(f)} ?", replace(state, aggregate="count")
     return f"which {things} have {say(f)} ?", state
+
+
+def _about_named_row(table: str, domain: Domain, rng: random.Random) -> tuple[str, State]:
+    """A value of a row, which the question calls by its name only: no row of the other table has
+    both that name and that column."""
+    name = rng.choice(domain.values[table, "name"])
+    columns = (*domain.categories(table), *domain.numbers(table))
+    other = domain.other_table(table)
+    if name in domain.values[other, "name"]:
+        columns = tuple(column for column in columns if column not in domain.numbers(other))
+    column = rng.choice(columns)
+    f = Filter(table, "name", "=", name)
+    return f"what is the {column} of {name!r} ?", State(table, columns=(column,), filters=(f,))
 
 
 def _about_groups(kind: str, domain: Domain, rng: random.Random) -> tuple[str, State]:

@@ -4,6 +4,8 @@ A conversation is a state (table, columns, filters, ...) that each turn changes.
 state as SQL in one canonical form.
 """
 
+import re
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,8 +14,29 @@ ABOVE_AVERAGE = "above average"
 OPPOSITE = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 """Operator -> the operator that selects the other rows."""
 
-RunQuery = Callable[[str], list[tuple] | None]
-"""A function from a query to its rows, or to None if the query fails."""
+
+@dataclass(frozen=True)
+class RunQuery:
+    """Runs queries on one database."""
+
+    connection: sqlite3.Connection
+
+    def __call__(self, sql: str) -> list[tuple] | None:
+        """Its rows; None if it fails."""
+        try:
+            return self.connection.execute(sql).fetchall()
+        except sqlite3.Error:
+            return None
+
+    def missing_column(self, sql: str) -> str:
+        """The column, without a table, that the error of a query names because there is none of
+        that name; empty if the query does not fail so."""
+        try:
+            self.connection.execute(sql)
+        except sqlite3.Error as error:
+            found = re.fullmatch(r"no such column: (?:\w+\.)?(\w+)", str(error))
+            return found[1] if found else ""
+        return ""
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,12 @@ class WorldConfig:
     """Dialogues of dev.json for each held-out database."""
 
     def __post_init__(self) -> None:
-        if min(self.num_train_databases, self.num_dev_databases) < 1:
-            raise ValueError(
-                "toy size: num_train_databases and num_dev_databases must be at least 1"
-            )
+        for name, number in asdict(self).items():
+            least = int(name.endswith("_databases"))
+            if number < least:
+                raise ValueError(
+                    f"the size of the world: {name} is {number}: it must be at least {least}"
+                )
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,14 @@ def write_toy_world(folder: Path, seed: int = 0, size: WorldConfig = WorldConfig
     """Write the world for `seed` to `folder`: tables.json, train.json, dev_seen.json, dev.json,
     demonstrations.jsonl and database/. Its stamp, toyworld.json, says what it was made from.
 
-    A folder that already holds this very world is left alone. ValueError if it holds anything
-    else: a world of another seed or size, or one that other code wrote.
+    A folder that already holds this very world is left alone, and an empty one is filled.
+    ValueError if it holds anything else: a world of another seed or size, one that other code
+    wrote, or other files.
     """
     folder = Path(folder)
     made_from = {"seed": seed, **asdict(size)}
     stamp = {"code": _hash_of_sources(), **made_from}
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         found = _read_stamp(folder)
         if found == stamp:
             return
@@ -203,13 +206,7 @@ def _add_dialogues(
     rng = random.Random(f"{seed}/dialogues/{domain.db_id}")
     seen: set[tuple[str, ...]] = set()
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-
-        def run(sql: str) -> list[tuple] | None:
-            try:
-                return connection.execute(sql).fetchall()
-            except sqlite3.Error:
-                return None
-
+        run = RunQuery(connection)
         for split, count in counts.items():
             for _ in range(count):
                 made[split].append(_make_dialogue(domain, rng, run, seen))
