@@ -52,11 +52,12 @@ class Sizes:
     base_epochs: float = 0.95
     """Passes of the base model over the world's demonstrations. With fewer, it hardly copies what
     it sees: after 0.665 it solves 14 % of the held-out turns."""
-    round_turns: int = 800
-    """Training turns that the rounds roll out, and whose gold SQL the short horizon learns."""
-    round_samples: int = 6
+    round_turns: int = 300
+    """Training turns that the rounds roll out, and whose gold SQL the short horizon learns. Rounds
+    of 800 turns and 6 samples leave RL nothing to gain (LOG.md, 2026-11-30)."""
+    round_samples: int = 4
     """Rollouts of each turn in a round."""
-    round_epochs: float = 1.2
+    round_epochs: float = 1.0
     """Passes of a round over the trajectories of all rounds so far."""
     round_lr: float = 3e-4
     """Highest learning rate of a round and of the short SFT, which start from a trained model. At
@@ -64,8 +65,9 @@ class Sizes:
     (LOG.md, 2026-11-30)."""
     updates: int = 24
     """Updates of RL."""
-    rl_lr: float = 2e-4
-    """Highest learning rate of RL, which falls by a cosine, as in the quick start."""
+    rl_lr: float = 2.5e-4
+    """Learning rate of RL. It is constant, because a cosine would leave the hard stage, the last
+    one, a rate of nearly 0."""
     turns_per_update: int = 16
     """Groups of an update."""
     probe_turns: int = 512
@@ -292,6 +294,7 @@ class _SeedSteps:
             f"--model.path={start}",
             f"--turns_per_update={self.sizes.turns_per_update}",
             f"--optim.lr={self.sizes.rl_lr:g}",
+            "--optim.schedule=constant",
             f"--curriculum.max_probe_turns={self.sizes.probe_turns}",
             f"--curriculum.probe_samples={CURRICULUM.probe_samples}",
             f"--curriculum.bounds={list(CURRICULUM.bounds)}",
