@@ -63,7 +63,7 @@ class Sizes:
     """Highest learning rate of a round and of the short SFT, which start from a trained model. At
     1e-3 and from a weaker base model, EM on unseen databases fell by 13 points in three rounds
     (LOG.md, 2026-11-30)."""
-    updates: int = 24
+    updates: int = 16
     """Updates of RL."""
     rl_lr: float = 2.5e-4
     """Learning rate of RL. It is constant, because a cosine would leave the hard stage, the last
@@ -72,7 +72,7 @@ class Sizes:
     """Groups of an update."""
     probe_turns: int = 512
     """Training turns that are probed for the curriculum."""
-    along_every: int = 8
+    along_every: int = 4
     """Updates between two evaluations along the run of the process reward."""
     dialogues: int = 130
     """Dialogues of each split in an evaluation, spread over its databases. 0: all."""

@@ -181,10 +181,10 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     assert len((place / "base" / "calls").read_text().splitlines()) == 1  # it was finished
     assert json.loads((place / "rounds.json").read_text())["secs"] > state["secs"]
     assert not (place / "eval-outcome").exists()
-    # Three times the operations of the short SFT: 3 * 3.6 passes. A probe of 5 is in the 30 of
-    # process and in the 15 of the short RL: 25 / 10 * 24 updates.
+    # Three times the operations of the short SFT: 3 * 3 passes. A probe of 5 is in the 30 of
+    # process and in the 15 of the short RL: 25 / 10 * 16 updates.
     assert "--sft.epochs=9" in (place / "short-sft-compute" / "calls").read_text()
-    assert "--num_updates=60" in (place / "short-rl-compute" / "calls").read_text()
+    assert "--num_updates=40" in (place / "short-rl-compute" / "calls").read_text()
     [line] = (place / "demonstrations.jsonl").read_text().splitlines()
     assert json.loads(line)["turn_id"] == "train:0:1"
     assert (place / "eval-no-memory" / "calls").is_file()
