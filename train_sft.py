@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from mtsql.agent.env import EnvConfig
 from mtsql.agent.prompts import PromptStyle
+from mtsql.copying import copy_texts
 from mtsql.demos.config import GoldConfig
 from mtsql.dry.run import dry_run
 from mtsql.engine.engine import EngineConfig, SamplingConfig
@@ -66,8 +67,9 @@ class SftConfig:
     whole_text_frac: float | None = None
     """Fraction of the optimizer steps, the first ones, in which the loss is taken over whole texts:
     prompts with the SQL of earlier turns, and observations. It is the pretraining of a model that
-    starts from nothing. null: 0.4 for the embedded model, 0 for a model that `model.path` names and
-    for own rollouts."""
+    starts from nothing. On the embedded world, each of these steps has texts to copy from, too
+    (src/mtsql/copying.py). null: 0.4 for the embedded model, 0 for a model that `model.path` names
+    and for own rollouts."""
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper, as we read it: 16). A model that
     starts from nothing learns to copy from a schema in about a thousand steps, and hardly in a
@@ -343,6 +345,9 @@ def train_on(
             everyones = [samples[place] for place in chunk]
             if step < num_whole:
                 everyones = [sample.whole_text() for sample in everyones]
+                if config.data.is_toy:
+                    rng = random.Random(f"{config.seed}/copies/{step}")
+                    everyones += copy_texts(session.workbench.tokenizer, rng)
             mine = session.ranks.share(everyones)
             lr = learning_rate(sft.optim, step, num_steps)
             with no_interrupt():

@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "workbench": {"rl", "run.screen", "agent", "engine", "model", "sql", "model_notes"},
     "session": {"run", "learner", "model", "model_notes", "sql", "workbench"},
     "plan": {"engine", "learner", "model", "rl.checks", "rl.sweep", "run", "sql"},
+    "copying": {"learner.packing", "toyworld"},
     "keeping": {"rl", "session"},
     "not_finite": {"run", "learner"},
     "panel": {"run"},
