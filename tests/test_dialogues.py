@@ -44,7 +44,7 @@ def test_a_turn_has_the_earlier_turns_as_history(load):
     assert corpus.skipped == []
 
 
-def test_a_sample_is_spread_over_the_databases(load):
+def test_a_sample_is_spread_over_the_databases_and_in_the_order_of_the_file(load):
     entries = [dialogue("one", *["SELECT 0"] * count) for count in (3, 2, 1)]
     corpus = load([*entries, dialogue("two", "SELECT 1", "SELECT 2")])
 
@@ -52,14 +52,18 @@ def test_a_sample_is_spread_over_the_databases(load):
         return [one.dialogue_id for one in found]
 
     assert ids(corpus.sample_dialogues(2)) == ["train:0", "train:3"]
-    assert ids(corpus.sample_dialogues(3)) == ["train:0", "train:3", "train:1"]
-    for more_than_all in (4, 99):
-        spread = ["train:0", "train:3", "train:1", "train:2"]
-        assert ids(corpus.sample_dialogues(more_than_all)) == spread
-    assert corpus.sample_dialogues(0) == corpus.dialogues
+    assert ids(corpus.sample_dialogues(3)) == ["train:0", "train:1", "train:3"]
+    for all_of_them in (0, 4, 99):
+        assert corpus.sample_dialogues(all_of_them) == corpus.dialogues
+        assert corpus.sample_turns(2 * all_of_them) == corpus.turns
     turns = [turn.turn_id for turn in corpus.sample_turns(4)]
     assert turns == ["train:0:0", "train:0:1", "train:0:2", "train:3:0"]
-    assert corpus.sample_turns(0) == corpus.turns
+    # The second dialogue about `one` is chosen last, so it is the one that is cut off.
+    turns = [turn.turn_id for turn in corpus.sample_turns(6)]
+    assert turns == [f"train:{place}" for place in ("0:0", "0:1", "0:2", "1:0", "3:0", "3:1")]
+    for sample in (corpus.sample_dialogues, corpus.sample_turns):
+        with pytest.raises(ValueError, match="a sample of -1: the number must not be negative"):
+            sample(-1)
 
 
 def test_spider_entries_are_dialogues_of_one_turn(load):

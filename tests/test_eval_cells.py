@@ -1,6 +1,5 @@
 """The parts of an evaluation: their names, and which flags make them."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import eval as eval_script
@@ -64,8 +63,10 @@ def test_sampling_has_a_seed_and_several_samples(model):
 
 
 def test_the_turns_that_are_not_scored_are_those_of_the_dialogues_in_use():
-    dialogues = [SimpleNamespace(dialogue_id=f"dev:{name}") for name in ("0", "2:goal")]
-    corpus = Corpus(dialogues, {}, [Skip("dev.json", 1, "no SQL", 3), Skip("dev.json", 5, "", 4)])
-    assert num_skipped(corpus, dialogues) == 7
-    assert num_skipped(corpus, dialogues[:1]) == 0
-    assert num_skipped(replace(corpus, dialogues=dialogues * 2), dialogues) == 3
+    dialogues = [SimpleNamespace(dialogue_id=f"dev:{name}") for name in ("7", "0", "2:goal")]
+    skips = [Skip("dev.json", index, "no SQL", num) for index, num in ((1, 8), (2, 3), (7, 4))]
+    corpus = Corpus(dialogues, {}, skips)
+    assert num_skipped(corpus, dialogues) == 15
+    assert num_skipped(corpus, dialogues[1:]) == num_skipped(corpus, dialogues[:0:-1]) == 3
+    assert num_skipped(corpus, dialogues[:1]) == 4
+    assert num_skipped(corpus, dialogues[1:2]) == 0

@@ -104,11 +104,12 @@ def cells_of(config: CellConfig) -> list[Cell]:
 
 
 def num_skipped(corpus: Corpus, dialogues: Sequence[Dialogue]) -> int:
-    """The turns of a file that cannot be scored, up to the last of the dialogues that are."""
+    """The turns that cannot be scored: those of the whole file if all its dialogues are played,
+    else those that the dialogues which are played have lost."""
     if len(dialogues) == len(corpus.dialogues):
         return sum(skip.num_turns for skip in corpus.skipped)
-    numbers = re.findall(r":(\d+)", dialogues[-1].dialogue_id)
-    return sum(skip.num_turns for skip in corpus.skipped if skip.index <= int(numbers[-1]))
+    played = {int(re.findall(r":(\d+)", one.dialogue_id)[-1]) for one in dialogues}
+    return sum(skip.num_turns for skip in corpus.skipped if skip.index in played)
 
 
 @dataclass(frozen=True)

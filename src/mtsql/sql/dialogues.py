@@ -80,25 +80,35 @@ class Corpus:
         return [turn for dialogue in self.dialogues for turn in dialogue.turns]
 
     def sample_dialogues(self, max_dialogues: int) -> list[Dialogue]:
-        """At most `max_dialogues` of them (0 = all), spread over the databases, because a data set
-        lists the dialogues about a database one after another: the first dialogue about each
-        database, then the second one about each, and so on."""
-        if not max_dialogues:
-            return self.dialogues
-        num_before: Counter[str] = Counter()
-        places = []
-        for dialogue in self.dialogues:
-            places.append(num_before[dialogue.db_id])
-            num_before[dialogue.db_id] += 1
-        spread = sorted(zip(places, self.dialogues, strict=True), key=itemgetter(0))  # stable
-        return [dialogue for _, dialogue in spread[:max_dialogues]]
+        """At most `max_dialogues` of them (0 = all), in their order. They are spread over the
+        databases, because a data set lists the dialogues about a database one after another: the
+        first dialogue about each database is chosen, then the second one about each, and so on.
+        ValueError for a negative number."""
+        return [self.dialogues[place] for place in sorted(self._spread(max_dialogues))]
 
     def sample_turns(self, max_turns: int) -> list[Turn]:
-        """At most `max_turns` turns (0 = all), in the order of `sample_dialogues`."""
-        if not max_turns:
-            return self.turns
-        dialogues = self.sample_dialogues(max_turns)  # each has a turn
-        return [turn for dialogue in dialogues for turn in dialogue.turns][:max_turns]
+        """At most `max_turns` turns (0 = all), in their order. Dialogues are chosen as by
+        `sample_dialogues` until they have enough turns; the one that is chosen last may lose its
+        last turns. So the turns are about as many databases as dialogues fit: 16 turns in
+        dialogues of four are about four. ValueError for a negative number."""
+        chosen = [
+            (place, turn)
+            for place in self._spread(max_turns)
+            for turn in self.dialogues[place].turns
+        ]
+        return [turn for _, turn in sorted(chosen[: max_turns or None], key=itemgetter(0))]
+
+    def _spread(self, most: int) -> list[int]:
+        """The places of at most `most` dialogues (0 = all), in the order in which they are
+        chosen."""
+        if most < 0:
+            raise ValueError(f"a sample of {most}: the number must not be negative (0 = all)")
+        num_before: Counter[str] = Counter()
+        found = []
+        for place, dialogue in enumerate(self.dialogues):
+            found.append((num_before[dialogue.db_id], place))
+            num_before[dialogue.db_id] += 1
+        return [place for _, place in sorted(found)][: most or None]
 
     @property
     def ex(self) -> ExRule:
