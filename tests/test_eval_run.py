@@ -19,6 +19,7 @@ from mtsql.agent.env import EnvConfig
 from mtsql.agent.reply import Verdict
 from mtsql.engine.sampling import SamplingConfig
 from mtsql.judge.official_files import read_predictions
+from mtsql.judge.score_files import score_files
 from mtsql.model.flops import FlopMeter, ModelFlops
 from mtsql.model.policy import ModelConfig, load_tokenizer
 from mtsql.model.rendering import Renderer
@@ -118,6 +119,37 @@ def test_every_data_set_is_played_with_both_histories(world, engines, capsys):
     report = Path("runs/eval/report.md").read_text()
     assert "| aha, episodes | 1 of 1 | 1 of 1 |" in report and "schema_linking: it shows" in report
     assert "- parts: 4 of 4 are finished\n- decoding: greedy\n" in report
+
+
+@pytest.mark.parametrize(("most", "num_skipped"), [(0, 1), (2, 0), (3, 1)])
+def test_mtsql_score_gives_the_same_figures(world, engines, tmp_path, most, num_skipped):
+    """Also of a part of the dialogues, which are spread over the databases. Dialogue 0 about `one`
+    and dialogue 2 about `two` are the first; the turn without SQL is one of dialogue 1."""
+    turns = [("one", WHO, NAMES, 0), ("one", OLD, OLD_NAMES, 0), ("one", WHERE, COUNTRIES, 1)]
+    turns += [("one", "why ?", "", 1), ("two", LAST, COUNT, 2)]
+    lines = [",".join(map(str, turn)) for turn in turns]
+    (tmp_path / "dev.csv").write_text("\n".join(["db_id,question,sql,dialogue", *lines]))
+    columns = [[-1, "*"], [0, "name"], [0, "country"], [0, "age"]]
+    entry = {"table_names_original": ["singer"], "column_names_original": columns}
+    entry |= {"column_types": ["text"] * 3 + ["number"], "primary_keys": [], "foreign_keys": []}
+    entries = [entry | {"db_id": name} for name in ("one", "two")]
+    Path("tables.json").write_text(json.dumps(entries))
+    for one in entries:
+        singers(tmp_path / f"{one['db_id']}.sqlite")
+    data = DataConfig(dev="dev.csv", databases=".", tables="tables.json")
+    [result] = run(world, data=data, out_of_domain=(), history="gold", max_dialogues=most)[
+        "results"
+    ]
+    [gold] = Path("runs/eval/predictions").glob("*.gold.sql")
+    predictions = gold.with_name(gold.name.replace(".gold", ""))
+    report = score_files(gold, predictions, Path("tables.json"), [tmp_path])
+    figures = report.summary.by_hardness["all"]
+    assert figures.count == result["all"]["count"] == (3 if most == 2 else 4)
+    assert round(100 * figures.ex, 2) == result["all"]["ex"]
+    assert round(100 * figures.em, 2) == result["all"]["em"]
+    assert result["skipped"] == num_skipped
+    ids = [row["turn_id"] for row in result["turns"]]
+    assert ids == sorted(ids)  # as in the file
 
 
 def test_samples_vote_by_what_their_answers_return(world, engines):

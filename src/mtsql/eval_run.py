@@ -21,6 +21,7 @@ from mtsql.eval_cells import Cell, CellConfig, cells_of, num_skipped, read_finis
 from mtsql.eval_report import figure, markdown
 from mtsql.files import print_line, write_text
 from mtsql.judge.error_classes import ERROR_DEFINITIONS
+from mtsql.judge.official_files import gold_text
 from mtsql.model.decoder import CausalLM
 from mtsql.model.flops import FlopMeter
 from mtsql.model.rendering import Renderer
@@ -157,7 +158,7 @@ class Matrix:
         }
         if trajectories:
             self.log.trajectories(f"{cell.file_stem}.jsonl.gz", trajectories)
-        self.keep(cell, result, ordered, work)
+        self.keep(cell, result, turns, ordered, work)
 
     def new_engine(self, model: CausalLM) -> Engine:
         """An engine with an empty cache."""
@@ -191,6 +192,7 @@ class Matrix:
         self,
         cell: Cell,
         result: dict[str, Any],
+        turns: list[Turn],
         groups: list[list[TurnScore]],
         work: dict[str, Any],
     ) -> None:
@@ -217,6 +219,8 @@ class Matrix:
         em = figure(whole["em"], whole["em_interval"])
         print_line(f"{cell.name}: EX {ex} EM {em}, {whole['count']} turns")
         place = folder / "predictions" / cell.file_stem
+        golds = ((dialogue_of(turn.turn_id), turn.sql, turn.db_id) for turn in turns)
+        write_text(f"{place}.gold.sql", gold_text(golds))
         write_text(f"{place}.sql", predictions_text([group[0] for group in groups]))
         if self.config.num_samples > 1:
             chosen = [group[vote(group)] for group in groups]

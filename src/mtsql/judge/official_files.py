@@ -144,12 +144,23 @@ def _require_database(path: Path) -> None:
 
 def predictions_text(predictions: Iterable[tuple[str, str | None]]) -> str:
     """The prediction file of (dialogue, SQL) pairs, with a blank line between two dialogues."""
+    return _in_interactions((dialogue, prediction_line(sql)) for dialogue, sql in predictions)
+
+
+def gold_text(golds: Iterable[tuple[str, str, str]]) -> str:
+    """The gold file of (dialogue, SQL, database id), with a blank line between two dialogues."""
+    return _in_interactions(
+        (name, f"{prediction_line(sql)}\t{db_id}") for name, sql, db_id in golds
+    )
+
+
+def _in_interactions(pairs: Iterable[tuple[str, str]]) -> str:
     lines = []
     last = None
-    for dialogue, sql in predictions:
+    for dialogue, line in pairs:
         if last is not None and dialogue != last:
             lines.append("")
-        lines.append(prediction_line(sql))
+        lines.append(line)
         last = dialogue
     return "\n".join(lines) + "\n"
 
