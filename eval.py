@@ -63,7 +63,8 @@ class Config:
     """Further files to score, of data sets that the model was not trained on. They share
     `data.tables` and `data.databases`. Each is called after its folder and its name."""
     max_dialogues: int = 0
-    """Maximum number of dialogues of a data set, spread over its databases. 0: all."""
+    """Maximum number of dialogues of a data set, about different databases as far as there are any.
+    0: all."""
     max_prompt_tokens: int = 4000
     """Maximum tokens of a prompt. Turns with a longer one count as wrong."""
     num_samples: int = 1

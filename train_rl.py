@@ -135,7 +135,8 @@ class Config:
     eval_every: int = 14
     """Updates between two evaluations. 0: only before the first update and after the last."""
     eval_turns: int = 300
-    """Held-out turns per split and evaluation, spread over its databases. 0: all."""
+    """Held-out turns per split and evaluation, in dialogues about different databases as far as
+    there are any: 16 turns in dialogues of four reach four databases. 0: all."""
     eval_splits: tuple[EvalSplit, ...] | None = None
     """Splits to evaluate. null: held_out, which is training databases that `data.hold_out` keeps
     from training; without any, dev_seen and dev."""

@@ -249,8 +249,8 @@ class Collector:
     ) -> tuple[dict[str, list[TurnScore]], EngineCounts, dict[str, list[Played]]]:
         """The scores of all ranks for each split other than train, what this rank's engines have
         counted, and this rank's trajectories of each split, with their scores: greedy episodes with
-        gold history. At most `max_turns` turns of a split are played (0 = all), of all its
-        databases (`Corpus.sample_turns`)."""
+        gold history. At most `max_turns` turns of a split are played (0 = all): those of
+        `Corpus.sample_turns`, which reaches as many databases as their dialogues can."""
         greedy = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
         turns_of = {
             split: self.ranks.share(corpus.sample_turns(max_turns))

@@ -44,7 +44,8 @@ class SelfTaughtConfig:
     """The split that the model of each round is scored on, greedily and with gold history. Nothing
     is selected by it. null: none."""
     eval_turns: int = 0
-    """Score at most this many of its turns, spread over its databases. 0: all."""
+    """Score at most this many of its turns, in dialogues about different databases as far as there
+    are any. 0: all."""
     max_easy: int = 2
     """Maximum number of trajectories kept for a turn that is easy or was always solved: those with
     the fewest interactions."""
