@@ -8,9 +8,10 @@
 `run` runs what is not finished. Ctrl-C stops it; the same command goes on from the checkpoints.
 `report` reads the run folders, if an evaluation is finished, and writes verdicts.jsonl.gz,
 runs.json, three pages and three figures to `report_folder`. Seeds that only the two files there
-have are kept, so machines can run a seed each. Without a finished evaluation it makes the pages and
-the figures from the two files, so anyone can compute the intervals again. `list` and `report`
-take the flags that `run` was given; the report of a try needs its own `report_folder`.
+have are kept, so machines can run a seed each, with the same flags and the same world. Without a
+finished evaluation it makes the pages and the figures from the two files, so anyone can compute the
+intervals again. `list` and `report` take the flags that `run` was given; the report of a try
+needs its own `report_folder`.
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ from findings_data import (
     has_files,
     read_runs,
     read_verdicts,
-    with_other_seeds,
     write,
 )
+from findings_merge import with_other_seeds
 from findings_report import write_report
 from findings_run import Steps
 from findings_steps import Sizes, plan
@@ -81,9 +82,10 @@ def report(flags: Flags, steps: Steps) -> None:
     """Write the report, from the runs if an evaluation is finished and else from the files of an
     earlier report."""
     folder = Path(flags.report_folder)
-    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_files(folder)):
+    has_both = has_files(folder)
+    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_both):
         found = gather(steps)
-        if has_files(folder):
+        if has_both:
             found = with_other_seeds(*found, folder)
         write(*found, folder)
     write_report(read_verdicts(folder / VERDICTS), read_runs(folder), folder, flags.resamples)

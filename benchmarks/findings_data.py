@@ -1,7 +1,7 @@
 """The verdicts and figures that the report of benchmarks/findings.py is made from.
 
     verdicts.jsonl.gz     a line for each turn, model and seed: `Verdict`, without what is null
-    runs.json             what was run, how long it took, on what
+    runs.json             what was run and how long it took; machine and versions of each seed
 
 `gather` reads them from the run folders, `read_verdicts` and `read_runs` from these files.
 """
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from findings_run import Steps
@@ -29,6 +30,28 @@ VERDICTS, RUNS = "verdicts.jsonl.gz", "runs.json"
 ABILITIES = tuple(ABILITY_DEFINITIONS)
 ALONG = "process"
 """The training that is evaluated along its run."""
+
+
+Kinds = dict[str, tuple[type, ...]]
+"""Key -> the types that its value may have."""
+NUMBER = (int, float)
+ORIGIN_KINDS: Kinds = {"seed": (int,), "machine": (dict,), "versions": (dict,)}
+STEP_KINDS: Kinds = {
+    "seed": (int,),
+    "name": (str,),
+    "command": (list,),
+    "is_done": (bool,),
+    "secs": NUMBER,
+}
+MORE_KINDS: Kinds = {"flops": NUMBER, "optimizer_steps": (int,), "equal": (str,)}
+"""Keys that a step may have."""
+VERDICT_KINDS: Kinds = {
+    **dict.fromkeys(("model", "split", "history", "turn_id", "turn", "hardness"), (str,)),
+    **dict.fromkeys(("seed", "ex", "em", "replies", "is_aha", "starts_bad"), (int,)),
+    "at": (int, NoneType),
+    "abilities": (list,),
+}
+ABILITY = {int, float, NoneType}
 
 
 @dataclass(frozen=True)
@@ -74,43 +97,19 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
         elif step.name == ALONG:
             verdicts += _along(step, run)
     return verdicts, {
-        "machine": machine(),
-        "versions": versions(steps),
+        "seeds": origins(steps),
         "steps": [facts_of(steps, step) for step in steps.steps],
     }
 
 
-def with_other_seeds(
-    verdicts: list[Verdict], runs: dict[str, Any], folder: Path
-) -> tuple[list[Verdict], dict[str, Any]]:
-    """The same with the seeds that only the files in the folder have, which came from another
-    machine, or from this one before its runs were deleted. ValueError if their commands differ."""
-    new = {step["seed"]: _commands(runs, step["seed"]) for step in runs["steps"]}
-    old_runs = read_runs(folder)
-    others = {step["seed"] for step in old_runs["steps"] if step["is_done"]} - set(new)
-    for seed in sorted(others):
-        theirs = _commands(old_runs, seed)
-        for seed_now, ours in new.items():
-            if theirs != ours:
-                name = next(key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
-                raise ValueError(
-                    f"{folder / RUNS}: {name} of seed {seed} has another command than that of seed "
-                    f"{seed_now}: give the flags that it had, or name another --report_folder"
-                )
-    kept = [verdict for verdict in read_verdicts(folder / VERDICTS) if verdict.seed in others]
-    steps = [step for step in old_runs["steps"] if step["seed"] in others] + runs["steps"]
-    steps.sort(key=lambda step: step["seed"])  # stable
-    return sorted(kept + verdicts, key=lambda one: one.seed), {**runs, "steps": steps}
-
-
-def _commands(runs: dict[str, Any], seed: int) -> dict[str, list[str]]:
-    """Name of a step -> its command, without the seed and the flag that depends on other steps."""
-    found = {}
-    for step in runs["steps"]:
-        if step["seed"] == seed:
-            words = [word.replace(f"seed{seed}/", "") for word in step["command"]]
-            own = (f"--seed={seed}", *([f"{step['equal']}="] if step.get("equal") else []))
-            found[step["name"]] = [word for word in words if not word.startswith(own)]
+def origins(steps: Steps) -> list[dict[str, Any]]:
+    """The versions that each seed has run with, and the machine that reports it. Seeds that were
+    not started are left out."""
+    found = []
+    for seed in sorted({step.seed for step in steps.steps}):
+        known = versions(steps, seed)
+        if known:
+            found.append({"seed": seed, "machine": machine(), "versions": known})
     return found
 
 
@@ -148,17 +147,65 @@ def read_verdicts(file: Path) -> list[Verdict]:
             found.append(Verdict(**values))
         except TypeError as error:
             raise ValueError(f"{where}: no verdict: {error}") from error
+        require_kinds(vars(found[-1]), VERDICT_KINDS, where)
+        abilities = found[-1].abilities
+        if len(abilities) != len(ABILITIES) or not {type(one) for one in abilities} <= ABILITY:
+            raise ValueError(
+                f"{where}: abilities is {abilities}: expected {len(ABILITIES)} numbers or null"
+            )
     return found
 
 
 def has_files(folder: Path) -> bool:
-    """Whether the folder has both files."""
-    return (folder / VERDICTS).is_file() and (folder / RUNS).is_file()
+    """Whether the folder has both files. ValueError if it has one of them only, which a report
+    would replace."""
+    missing = [name for name in (VERDICTS, RUNS) if not (folder / name).is_file()]
+    if len(missing) == 1:
+        [found] = {VERDICTS, RUNS} - set(missing)
+        raise ValueError(
+            f"report_folder {folder}: {found} is there without {missing[0]}, and a report would "
+            f"replace it: bring {missing[0]} back, delete {found}, or name another --report_folder"
+        )
+    return not missing
 
 
 def read_runs(folder: Path) -> dict[str, Any]:
-    """What `runs.json` holds. ValueError that names the file if it is damaged."""
-    return read_keys(folder / RUNS, ("machine", "versions", "steps"))
+    """What `runs.json` holds. ValueError that names the file and the key if it is damaged."""
+    runs = read_keys(folder / RUNS, ("seeds", "steps"))
+    require_list(runs, "seeds", ORIGIN_KINDS, folder / RUNS)
+    require_steps(runs, folder / RUNS)
+    return runs
+
+
+def require_steps(values: dict[str, Any], file: Path) -> None:
+    """ValueError that names the file and the key if its `steps` are not those of `facts_of`."""
+    require_list(values, "steps", STEP_KINDS, file)
+    for number, step in enumerate(values["steps"]):
+        where = f"{file}: steps[{number}]"
+        require_kinds(step, {key: kind for key, kind in MORE_KINDS.items() if key in step}, where)
+        if not all(isinstance(word, str) for word in step["command"]):
+            raise ValueError(f"{where}.command is {step['command']}: expected a list of texts")
+
+
+def require_list(values: dict[str, Any], key: str, kinds: Kinds, file: Path) -> None:
+    """ValueError that names the file and the key if the value is no list of objects of these
+    kinds."""
+    require_kinds(values, {key: (list,)}, str(file))
+    for number, one in enumerate(values[key]):
+        require_kinds(one, kinds, f"{file}: {key}[{number}]")
+
+
+def require_kinds(values: Any, kinds: Kinds, where: str) -> None:
+    """ValueError that begins with `where` and names the key if a value is missing or of another
+    kind."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}: expected an object")
+    for key, expected in kinds.items():
+        if key not in values:
+            raise ValueError(f"{where}: {key} is missing")
+        if type(values[key]) not in expected:  # True is no number
+            names = " or ".join("null" if one is NoneType else one.__name__ for one in expected)
+            raise ValueError(f"{where}: {key} is {values[key]!r}: expected {names}")
 
 
 def read_keys(file: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -254,11 +301,11 @@ def machine() -> dict[str, Any]:
     return {"processor": platform.machine(), "cores": os.cpu_count()}
 
 
-def versions(steps: Steps) -> dict[str, Any]:
-    """The versions and the commit with which the first step has run."""
+def versions(steps: Steps, seed: int) -> dict[str, Any]:
+    """The versions and the commit with which the first step of a seed has run."""
     for step in steps.steps:
         file = steps.folder / step.key / "versions.json"
-        if file.is_file():
+        if step.seed == seed and file.is_file():
             versions: dict[str, Any] = read_json(file)
             return {key: value for key, value in versions.items() if key != "command"}
     return {}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from findings_claims import CHAIN, NO_FIGURES, SHORT, Comparison, Finding, findings
-from findings_data import RUNS, VERDICTS, Verdict
+from findings_data import RUNS, VERDICTS, Verdict, read_keys
 from findings_figures import draw
 from findings_verdicts import HARDNESS_AND_TURNS, SPLITS, Verdicts, aha, em, having
 
-from mtsql.files import read_json, write_text
+from mtsql.files import write_text
 from mtsql.judge.crossed_intervals import Estimate
 from mtsql.run.screen import duration
 
@@ -72,7 +72,7 @@ def write_report(
     """Write the three pages and the figures into the folder of the verdicts."""
     v = Verdicts(verdicts, num_resamples)
     draw(v, folder)
-    real = read_json(folder / REAL) if (folder / REAL).is_file() else None
+    real = read_keys(folder / REAL, ["untrained"]) if (folder / REAL).is_file() else None
     write_text(folder / "README.md", page(v, runs, real))
     write_text(folder / "tables.md", tables(v))
     write_text(folder / "commands.md", commands(runs))
@@ -294,14 +294,14 @@ def commands(runs: dict[str, Any]) -> str:
     totals = [sum(s["secs"] for s in steps if s["seed"] == seed) for seed in seeds]
     rows.append(("all", *map(duration, totals), "", ""))
     header = ("step", *(f"seed {seed}" for seed in seeds), "TFLOPs", "optimizer steps")
-    versions = ", ".join(f"{key} {value}" for key, value in runs["versions"].items())
-    machine = ", ".join(f"{value} {key}" for key, value in runs["machine"].items())
     lines = [
         "# Commands of the findings",
         "",
         f"`{RUNS}` and `{VERDICTS}` hold what this report is made from. Times are in "
         "minutes and seconds, of one process; operations are those of rollouts and "
-        f"learning, without evaluations. {versions}; {machine}.",
+        "learning, without evaluations.",
+        "",
+        *origin_lines(runs["seeds"]),
         "",
         "Equal data: the short horizon learns the gold SQL of the turns that the rounds roll out, "
         "with as many passes as the trajectories of the first round get in all three, and its RL "
@@ -319,6 +319,19 @@ def commands(runs: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def origin_lines(origins: Iterable[dict[str, Any]]) -> list[str]:
+    """A line for each machine with its versions, and the seeds that come from it."""
+    seeds: dict[str, list[int]] = {}
+    for one in origins:
+        machine = [f"{value} {key}" for key, value in one["machine"].items()]
+        versions = [f"{key} {value}" for key, value in one["versions"].items()]
+        seeds.setdefault("; ".join(map(", ".join, (versions, machine))), []).append(one["seed"])
+    return [
+        f"- seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}: {about}"
+        for about, found in seeds.items()
+    ]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

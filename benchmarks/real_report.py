@@ -20,6 +20,7 @@ from findings_data import (
     machine,
     read_keys,
     read_verdicts,
+    require_steps,
     verdict_of,
     versions,
     write_verdicts,
@@ -76,7 +77,7 @@ def gather(steps: Steps) -> tuple[list[Verdict], dict[str, Any]]:
         "curves": curves,
         "selected": selected,
         "machine": machine(),
-        "versions": versions(steps),
+        "versions": versions(steps, steps.steps[0].seed),
         "steps": [facts_of(steps, step) for step in steps.steps],
     }
 
@@ -135,6 +136,7 @@ def write_report(folder: Path, num_resamples: int) -> None:
     """Write the page and the figure from the two files."""
     keys = ("evaluations", "curves", "selected", "machine", "versions", "steps")
     facts = read_keys(folder / FACTS, keys)
+    require_steps(facts, folder / FACTS)
     v = Verdicts(read_verdicts(folder / VERDICTS), num_resamples)
     save(draw(facts["curves"]), folder / PICTURE)
     notes = read_text(folder / NOTES).splitlines() if (folder / NOTES).is_file() else []

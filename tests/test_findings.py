@@ -4,6 +4,7 @@ import importlib
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -203,6 +204,16 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     )
     assert (verdict.model, verdict.is_aha, verdict.starts_bad) == ("base", 1, 1)
     assert {one.at for one in others if one.model == "process"} == {None, 0, 20, 40}
+
+    # The plan has seeds 0 to 2, and the files have seed 1 of another machine, which is kept.
+    data, folder = module("findings_data"), fakes / "report"
+    text = (folder / "runs.json").read_text().replace("seed0", "seed1").replace("d=0", "d=1")
+    runs = json.loads(text.replace('"seed": 0', '"seed": 1'))
+    data.write([replace(one, seed=1) for one in [verdict, *others]], runs, folder)
+    assert module("findings").main([*report, "--resamples=20"]) == 0
+    assert {one.seed for one in data.read_verdicts(folder / data.VERDICTS)} == {0, 1}
+    page = (folder / "README.md").read_text()
+    assert "Seeds 0, 1; 12 held-out turns" in page and f"{len(runs['steps'])} of" in page
 
 
 @pytest.mark.slow

@@ -25,8 +25,11 @@ RATES = {
 """The chance that a model is right on a turn."""
 NUM_DIALOGUES = 40
 RUNS = {
-    "machine": {"cores": 2},
-    "versions": {"torch": "2"},
+    "seeds": [
+        {"seed": 0, "machine": {"cores": 2}, "versions": {"torch": "2"}},
+        {"seed": 1, "machine": {"cores": 2}, "versions": {"torch": "2"}},
+        {"seed": 2, "machine": {"cores": 8}, "versions": {"torch": "3", "git": "abc"}},
+    ],
     "steps": [
         {
             "seed": 0,
@@ -192,7 +195,9 @@ def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch
     assert "| extra |" in (made / "tables.md").read_text()
     assert "`real.json` is missing" in page
     assert "1 of 2 steps are not finished" in page
-    assert "| base | 1:05 | not done | 2.0 | 7 |" in (made / "commands.md").read_text()
+    commands = (made / "commands.md").read_text()
+    assert "| base | 1:05 | not done | 2.0 | 7 |" in commands
+    assert "- seeds 0, 1: torch 2; 2 cores\n- seed 2: torch 3, git abc; 8 cores\n" in commands
     files = ("README.md", "tables.md", "commands.md", "chain.png", "gains.png", "along.png")
     before = {name: (made / name).read_bytes() for name in files}
     for name in files:
@@ -233,42 +238,58 @@ def test_unreadable_files_are_named(module, tmp_path):
         (made / "verdicts.jsonl.gz").write_bytes(damaged)
         with pytest.raises(ValueError, match="verdicts.jsonl.gz: cannot be read"):
             data.read_verdicts(made / data.VERDICTS)
-    (made / "runs.json").write_text('{"machine": {}}')
-    with pytest.raises(ValueError, match="runs.json: versions is missing"):
+    (made / "runs.json").write_text('{"seeds": []}')
+    with pytest.raises(ValueError, match="runs.json: steps is missing"):
         data.read_runs(made)
     words = ["report", f"--folder={made}/x", f"--report_folder={made}/y"]
     with pytest.raises(ValueError, match="run the steps first"):
         module("findings").main(words)
 
 
-def runs_of(seed: int) -> dict:
-    """What runs.json holds for one seed with a step that depends on others."""
-    place = f"runs/seed{seed}"
-    commands = {
-        "base": ["python", "train_sft.py", f"--seed={seed}", f"--run={place}/base"],
-        "short": ["python", "x.py", f"--sft.epochs=1.2{seed}", f"--run={place}/short"],
-    }
-    steps = [
-        {"seed": seed, "name": name, "command": words, "is_done": True, "secs": 1.0}
-        for name, words in commands.items()
-    ]
-    steps[1]["equal"] = "--sft.epochs"
-    return {"machine": {}, "versions": {}, "steps": steps}
+STEP = RUNS["steps"][0]
 
 
-def test_seeds_of_another_machine_are_kept(module, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": None}, "runs.json: steps is None: expected list"),
+        ({"steps": [{}]}, r"runs.json: steps\[0\]: seed is missing"),
+        ({"steps": [3]}, r"runs.json: steps\[0\] is 3: expected an object"),
+        (
+            {"steps": [STEP | {"command": None}]},
+            r"runs.json: steps\[0\]: command is None: expected list",
+        ),
+        (
+            {"steps": [STEP | {"command": [1]}]},
+            r"runs.json: steps\[0\].command is \[1\]: expected a list of",
+        ),
+        ({"steps": [STEP | {"is_done": 1}]}, r"runs.json: steps\[0\]: is_done is 1: expected bool"),
+        ({"steps": [STEP | {"seed": "0"}]}, r"runs.json: steps\[0\]: seed is '0': expected int"),
+        ({"steps": [STEP | {"flops": "9"}]}, r"steps\[0\]: flops is '9': expected int or float"),
+        ({"seeds": [{"seed": 0, "machine": {}}]}, r"runs.json: seeds\[0\]: versions is missing"),
+    ],
+)
+def test_a_damaged_runs_json_is_named(module, tmp_path, change, words):
+    (tmp_path / "runs.json").write_text(json.dumps(RUNS | change))
+    with pytest.raises(ValueError, match=words):
+        module("findings_data").read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": "1"}, "gz, line 2: seed is '1': expected int"),
+        ({"seed": True}, "line 2: seed is True: expected int"),
+        ({"turn_id": 3}, "line 2: turn_id is 3: expected str"),
+        ({"at": "8"}, "line 2: at is '8': expected int or null"),
+        ({"abilities": [1.0]}, r"line 2: abilities is \[1.0\]: expected 5 numbers or null"),
+        ({"abilities": ["a"] * 5}, "line 2: abilities is .*: expected 5 numbers or null"),
+    ],
+)
+def test_a_damaged_verdict_is_named(module, tmp_path, change, words):
     data = module("findings_data")
-    by_seed = {seed: [v for v in verdicts(module) if v.seed == seed][:9] for seed in (0, 1, 2)}
-    data.write(by_seed[2], runs_of(2), tmp_path)
-    for seed in (0, 1):
-        data.write(*data.with_other_seeds(by_seed[seed], runs_of(seed), tmp_path), tmp_path)
-    found = data.read_verdicts(tmp_path / data.VERDICTS)
-    assert found == by_seed[0] + by_seed[1] + by_seed[2]
-    assert [step["seed"] for step in data.read_runs(tmp_path)["steps"]] == [0, 0, 1, 1, 2, 2]
-    again, runs = data.with_other_seeds(by_seed[1][:3], runs_of(1), tmp_path)
-    assert [v for v in again if v.seed == 1] == by_seed[1][:3] and len(runs["steps"]) == 6
-
-    other = runs_of(3)
-    other["steps"][0]["command"].append("--data.toy_folder=else")
-    with pytest.raises(ValueError, match="base of seed 0 has another command than that of seed 3"):
-        data.with_other_seeds([], other, tmp_path)
+    [good, *_] = verdicts(module)
+    lines = [json.dumps(one) for one in (vars(good), vars(good) | change)]
+    (tmp_path / data.VERDICTS).write_bytes(gzip.compress("\n".join(lines).encode()))
+    with pytest.raises(ValueError, match=words):
+        data.read_verdicts(tmp_path / data.VERDICTS)
