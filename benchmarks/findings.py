@@ -10,12 +10,12 @@
 runs.json, three pages and three figures to `report_folder`. Seeds that only the two files there
 have are kept, so machines can run a seed each, with the same flags and the same world. Without a
 finished evaluation it makes the pages and the figures from the two files, so anyone can compute the
-intervals again. `list` and `report` take the flags that `run` was given; the report of a try
-needs its own `report_folder`.
+intervals again. `list` and `report` take the flags that `run` was given; the report of a try, or of
+other sizes, needs its own `report_folder`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import findings_command
@@ -83,13 +83,23 @@ def report(flags: Flags, steps: Steps) -> None:
     earlier report."""
     folder = Path(flags.report_folder)
     has_both = has_files(folder)
-    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_both):
+    size = other_size(flags.sizes)
+    if findings_command.is_from_runs(flags, Flags.report_folder, steps, has_both, size):
         found = gather(steps)
         if has_both:
             found = with_other_seeds(*found, folder)
         write(*found, folder)
     write_report(read_verdicts(folder / VERDICTS), read_runs(folder), folder, flags.resamples)
     print_line(f"{folder / 'README.md'} is written")
+
+
+def other_size(sizes: Sizes) -> str:
+    """The first size that is not the default, in words; empty if all are."""
+    for one in fields(Sizes):
+        value = getattr(sizes, one.name)
+        if value != one.default:
+            return f"sizes.{one.name} is {value}, not {one.default}"
+    return ""
 
 
 if __name__ == "__main__":

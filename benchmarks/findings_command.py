@@ -4,6 +4,7 @@ of a plan of steps."""
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from findings_run import Steps
@@ -71,20 +72,24 @@ def show(steps: Steps) -> None:
     print_line(f"\n{duration(secs)} so far{rest}, if the steps run one after another")
 
 
-def is_from_runs(flags: ReportFlags, usual_folder: str, steps: Steps, has_files: bool) -> bool:
+def is_from_runs(
+    flags: ReportFlags, usual_folder: str, steps: Steps, has_files: bool, other_size: str = ""
+) -> bool:
     """Whether a report is made from the runs, of which an evaluation is finished; else from the
     files of an earlier report. Prints which.
 
     usual_folder: the default of report_folder. has_files: whether the files of an earlier report
-    are there. ValueError if there is neither, for a number of resamples below 1, and if the report
-    of a try would replace that of the whole experiment.
+    are there. other_size: what is not as in the whole experiment, besides the scale. ValueError if
+    there is neither, for a number of resamples below 1, and if the report of a try would replace
+    that of the whole experiment.
     """
     if flags.resamples < 1:
         raise ValueError(f"resamples is {flags.resamples}: it must be at least 1")
-    if flags.scale < 1 and flags.report_folder == usual_folder:
+    reason = f"scale is {flags.scale:g}" if flags.scale < 1 else other_size
+    if reason and Path(flags.report_folder).resolve() == Path(usual_folder).resolve():
         raise ValueError(
-            f"scale is {flags.scale:g}: the report of a try would replace the one in "
-            f"{flags.report_folder}: name another --report_folder"
+            f"{reason}: the report of a try would replace the one in {flags.report_folder}: name "
+            "another --report_folder"
         )
     evaluations = [step for step in steps.steps if step.script == "eval.py"]
     num_done = sum(steps.states[step.key].is_done for step in evaluations)

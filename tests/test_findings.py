@@ -270,14 +270,21 @@ def test_an_error_in_the_runner_stops_the_steps_that_run(fakes, module, monkeypa
     assert state["exit_code"] == -signal.SIGTERM and not state["is_done"]
 
 
-def test_two_runners_and_the_report_of_a_try_are_refused(fakes, module):
+def test_two_runners_and_the_report_of_a_try_are_refused(fakes, module, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with (
         RunLock(fakes / "runs"),
         pytest.raises(ValueError, match=r"folder .*/runs: in use by process"),
     ):
         runner(module, fakes).run(2, 1)
-    words = ["report", "--scale=0.5", f"--folder={fakes / 'none'}"]
-    with pytest.raises(ValueError, match="name another --report_folder"):
-        module("findings").main(words)
+    usual = module("findings").Flags.report_folder
+    for words in (
+        ["--scale=0.5"],
+        *(["--scale=0.5", f"--report_folder={name}"] for name in (f"./{usual}/", ROOT / usual)),
+        ["--sizes.updates=2"],
+    ):
+        reason = "scale is 0.5" if "--scale=0.5" in words else "sizes.updates is 2, not 24"
+        with pytest.raises(ValueError, match=f"{reason}: .* name another --report_folder"):
+            module("findings").main(["report", f"--folder={fakes / 'none'}", *map(str, words)])
     with pytest.raises(ValueError, match="resamples is 0"):
         module("findings").main(["report", "--resamples=0", f"--folder={fakes / 'none'}"])
