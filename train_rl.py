@@ -105,7 +105,7 @@ class Config:
     recipes, and flags after it win over it. null: none."""
     seed: int = 0
     """Seed of weights, order and sampling."""
-    num_updates: int = 28
+    num_updates: int = 20
     """Number of updates, each a rollout and `num_passes * minibatches` optimizer steps."""
     schedule_updates: int | None = None
     """Updates over which the learning rate and the curriculum's stages are laid out. Further
@@ -132,7 +132,7 @@ class Config:
     """Maximum tokens per micro-batch and rank."""
     max_prompt_tokens: int = 4000
     """Maximum tokens of a prompt. Episodes of turns with a longer one end at once, as truncated."""
-    eval_every: int = 14
+    eval_every: int = 10
     """Updates between two evaluations. 0: only before the first update and after the last."""
     eval_turns: int = 300
     """Held-out turns per split and evaluation, in dialogues about different databases as far as

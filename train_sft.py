@@ -62,7 +62,7 @@ class SftConfig:
     """Supervised passes over trajectories. Only the policy's own tokens are trained on, except in
     the first part of the embedded model's steps (`whole_text_frac`)."""
 
-    epochs: float = 0.95
+    epochs: float = 0.75
     """Passes over the samples."""
     whole_text_frac: float | None = None
     """Fraction of the optimizer steps, the first ones, in which the loss is taken over whole texts:
