@@ -39,7 +39,7 @@ OTHERS = (
     "process-without-memory",
 )
 WORDS = {
-    "base": "a short SFT of the random embedded model on demonstrations",
+    "base": "SFT of the random embedded model on demonstrations",
     "round1": "self-taught SFT, first round, from base",
     "round2": "second round",
     "round3": "third round; all long-horizon RL starts here",

@@ -2,7 +2,7 @@
 
 One seed, with the names of its steps:
 
-    base                         a short SFT of the random embedded model on demonstrations
+    base                         SFT of the random embedded model on demonstrations
     +- rounds                    three rounds of self-taught SFT: round1, round2, round3
     |  +- outcome                RL from round3, reward EX + EM
     |  +- process                the same with the process reward; evaluated along the run
@@ -49,9 +49,8 @@ LEARNING_STAGES = ("sft", "round", "collect", "probe", "rl")
 class Sizes:
     """How much each step does. The defaults take an hour or more for a seed on one core."""
 
-    base_epochs: float = 0.95
-    """Passes of the base model over the world's demonstrations. With fewer, it hardly copies what
-    it sees: after 0.665 it solves 14 % of the held-out turns."""
+    base_epochs: float = 0.75
+    """Passes of the base model over the world's demonstrations, as in the quick start."""
     round_turns: int = 300
     """Training turns that the rounds roll out, and whose gold SQL the short horizon learns. Rounds
     of 800 turns and 6 samples leave RL nothing to gain (LOG.md, 2026-11-30)."""
