@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from helpers.databases import make_database, tables_json
+from mtsql.run.signals import stoppable
 from mtsql.sql import datasets
 from mtsql.sql.datasets import DataConfig, describe_skipped, load_split, read_leave_out, toy_files
 from mtsql.sql.dialogues import Corpus, Skip
@@ -181,3 +184,24 @@ def test_an_interrupted_toy_world_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         toy_files(DataConfig(toy_folder=str(tmp_path / "toy")))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_launchers_late_sigterm_does_not_tear_the_removal(tmp_path, monkeypatch):
+    """Half a removed folder stayed for ever, and the line said SIGTERM where Ctrl-C was pressed."""
+    partial = tmp_path / f"toy.partial-{os.getpid()}"
+
+    def write(*_):
+        partial.mkdir()
+        signal.raise_signal(signal.SIGINT)
+
+    def rmtree(folder, **options):
+        signal.raise_signal(signal.SIGTERM)
+        removed(folder, **options)
+
+    removed = shutil.rmtree
+    monkeypatch.setattr("mtsql.run.signals.REPEAT_SECS", 0.0)
+    monkeypatch.setattr(datasets, "write_toy_world", write)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(KeyboardInterrupt) as stop, stoppable():
+        toy_files(DataConfig(toy_folder=str(tmp_path / "toy")))
+    assert type(stop.value) is KeyboardInterrupt and not partial.exists()

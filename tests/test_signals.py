@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -41,6 +42,48 @@ def test_a_signal_raises_once_and_only_after_no_interrupt_has_ended(number, kind
     assert exit_code(stop.value) == 128 + number
     for again in (signal.SIGINT, signal.SIGTERM):  # while the last checkpoint is written
         signal.raise_signal(again)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        (signal.SIGINT, signal.SIGTERM, KeyboardInterrupt),  # the launcher has ended meanwhile
+        (signal.SIGTERM, signal.SIGINT, Terminated),
+    ],
+)
+def test_a_late_second_signal_neither_renames_nor_tears_a_stop(first, second, kind, monkeypatch):
+    monkeypatch.setattr("mtsql.run.signals.REPEAT_SECS", 0.0)
+    cleaned = []
+    with pytest.raises(KeyboardInterrupt) as stop, stoppable():
+        try:
+            signal.raise_signal(first)
+        except KeyboardInterrupt as arrived:
+            try:
+                raise type(arrived)("how to continue") from None
+            finally:
+                signal.raise_signal(second)
+                cleaned.append(first)
+    assert type(stop.value) is kind and cleaned == [first]
+
+
+@BOTH
+def test_the_same_signal_ends_a_clean_up_and_another_counts_after_the_stop(
+    number, kind, monkeypatch
+):
+    monkeypatch.setattr("mtsql.run.signals.REPEAT_SECS", 0.0)
+    with stoppable():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            with pytest.raises(kind):
+                signal.raise_signal(number)
+        for later, kind_of_later in (
+            (signal.SIGINT, KeyboardInterrupt),
+            (signal.SIGTERM, Terminated),
+        ):
+            with pytest.raises(KeyboardInterrupt) as stop:  # such as in `mtsql chat`, which goes on
+                signal.raise_signal(later)
+            assert type(stop.value) is kind_of_later
 
 
 @BOTH
@@ -109,8 +152,17 @@ def wait_until(is_so):
 
 
 @BOTH
-def test_a_signal_that_arrives_in_a_finalizer_is_not_lost(number, kind):
+@pytest.mark.parametrize("secs", [0.0, 0.2], ids=["fast", "slow"])
+def test_a_signal_that_arrives_in_a_finalizer_is_not_lost(number, kind, secs, monkeypatch):
+    """On a slow machine it comes again while the thread that sends it is still being started."""
     arrived = []
+    start = threading.Thread.start
+
+    def slow_start(thread):
+        start(thread)
+        time.sleep(secs)
+
+    monkeypatch.setattr(threading.Thread, "start", slow_start)
 
     class Stopped:
         def __del__(self) -> None:

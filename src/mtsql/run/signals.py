@@ -24,7 +24,7 @@ REPEAT_SECS = 2.0
 """A further signal within this time is the same request. Launchers send a signal again that their
 whole process group has got, and people press Ctrl-C twice."""
 AGAIN_SECS = 0.05
-"""A signal whose exception was dropped is sent again after this time, outside of the finalizer."""
+"""A signal whose exception was dropped is sent again after this time, until it raises elsewhere."""
 PEER_SECS = 2.0
 """The signal that ended other ranks reaches this one within this time."""
 LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
@@ -54,28 +54,50 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
     An ignored signal stays ignored. After a signal the former handlers are not restored, because
     the process is about to end. Without `on_sigterm`, SIGTERM ends the process at once.
 
+    While a stop is carried out, a signal of the other kind is part of it: when a launcher ends
+    after Ctrl-C, its process gets SIGTERM, and that may be seconds later. It must not tear the
+    clean-up, nor say that SIGTERM was the reason. The same signal again, after REPEAT_SECS, does
+    end a clean-up.
+
     Python drops an exception that is raised in a finalizer (`__del__`), where a signal may arrive,
-    too. Then the signal is sent once more.
+    too. Then the signal is sent again until its exception is raised elsewhere.
     """
     raised_at: list[float] = []
+    is_lost = False
     former_hook = sys.unraisablehook
 
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        nonlocal is_lost
         if not isinstance(dropped.exc_value, KeyboardInterrupt):
             former_hook(dropped)
             return
         raised_at.clear()
         number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
-        again = threading.Timer(AGAIN_SECS, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        is_lost = True
+        threading.Thread(target=insist, args=(number,), daemon=True).start()
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def insist(number: int) -> None:
+        time.sleep(AGAIN_SECS)
+        while is_lost:
+            os.kill(os.getpid(), number)
+            time.sleep(AGAIN_SECS)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal is_lost
+        while frame is not None:
+            if frame.f_code is send_again.__code__:
+                return  # what is raised here is dropped, too
+            frame = frame.f_back
+        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        carried_out = _stop_carried_out()
+        if carried_out is not None and isinstance(carried_out, Terminated) != (kind is Terminated):
+            return
         now = time.monotonic()
         is_repeat = bool(raised_at) and now - raised_at[-1] < REPEAT_SECS
         if not is_repeat:
             raised_at.append(now)
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            is_lost = False
+            raise kind
 
     handled = STOPS if on_sigterm else (signal.SIGINT,)
     before = _handle(handled, stop)
@@ -84,6 +106,7 @@ def stoppable(on_sigterm: bool = True) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = former_hook
+        is_lost = False
         if not raised_at:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -143,6 +166,14 @@ def _is_launched(parent: int) -> bool:
     except psutil.Error:
         return False
     return any(os.path.basename(word) in LAUNCHERS for word in words)
+
+
+def _stop_carried_out() -> KeyboardInterrupt | None:
+    """The stop whose `except` or `finally` block is being run, if there is one."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__  # what failed in the clean-up of a stop
+    return error
 
 
 def _handle(numbers: tuple[int, ...], handler: Handler) -> dict[int, Handler]:
