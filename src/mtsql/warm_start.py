@@ -56,7 +56,9 @@ def kept_warm_start(
     there; see `make_warm_start`."""
     ranks = Ranks.of(accelerator)
     ranks.on_main(make_folder, parent, "warm_start_folder")
-    with activity("demonstrations of the warm start", ranks.is_main, "turns") as show:
+    is_there = Path(sft.data.toy_folder).exists()
+    title = "reading the demonstrations" if is_there else "writing and reading the embedded world"
+    with activity(title, ranks.is_main, "turns") as show:
         key = ranks.from_main(warm_start_key, sft, show)
     folder = parent / f"seed{sft.seed}-{key}"
     if not ranks.from_main((folder / "model").is_dir):

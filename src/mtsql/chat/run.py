@@ -30,8 +30,8 @@ NO_ANSWER = 3
 """Exit code of --ask if a question has no answer that runs."""
 NO_MODEL = (
     "no model in the folder runs was trained on the embedded world: name a model folder with "
-    "--model, or run python train_rl.py, which trains the embedded model in about 25 minutes; its "
-    "warm start can be talked to after about half of them"
+    "--model, or run python train_rl.py, which trains the embedded model in about twenty minutes; "
+    "its warm start is there earlier and can be talked to"
 )
 FOREIGN = (
     "has learned the embedded world only, and answers hardly anything on other databases: name "

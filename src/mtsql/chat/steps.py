@@ -3,9 +3,9 @@
 An episode is a list of steps in their order. A reply that judges a result and proposes another
 query gives three of them, and what its tool returns is a fourth:
 
-    think     "the names are spelled in capitals"
+    think     "nothing , look"
     verify    the result: no_pass
-    correct   SELECT count(*) FROM house WHERE type = 'SMALL'
+    correct   SELECT DISTINCT type FROM house WHERE type LIKE 'small%'
     execute   1 row
 """
 

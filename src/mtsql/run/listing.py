@@ -35,7 +35,7 @@ NEWEST = 5
 
 @dataclass
 class Run:
-    """One run. done: such as 12/40 updates; for eval.py all or part. secs: the time of all rows, on
+    """One run. done: such as 12/20 updates; for eval.py all or part. secs: the time of all rows, on
     the clock. scores: name -> number, EX and EM in percent. differs: keys of its configuration
     that have another value in another run of the same kind."""
 
