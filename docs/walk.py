@@ -61,8 +61,8 @@ def show(text: str, indent: str = "") -> None:
 # %% [markdown]
 # ## 1. A dialogue
 # The embedded world has SQLite databases, dialogues in SParC's format, and demonstrations. We take
-# one database, and the first turn whose demonstration has four replies: the database adds a code
-# letter to the value in that question, so users say `red`, and the column holds `red C`.
+# one database, and the first turn whose demonstration finds nothing and looks: the database adds a
+# code letter to the value in that question, so users say `red`, and the column holds `red C`.
 # In the trainer: `src/mtsql/toyworld/world.py`, `src/mtsql/sql/dialogues.py`.
 
 # %%
@@ -72,10 +72,15 @@ folder = Path(scratch.name) / "world"
 write_toy_world(folder, size=WorldConfig(num_train_databases=1, num_dev_databases=1))
 corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")
 demonstrations = read_demonstrations(folder / "demonstrations.jsonl")
-turn = next(turn for turn in corpus.turns if len(demonstrations[turn.turn_id]) == 4)
+turn = next(
+    turn
+    for turn in corpus.turns
+    if [reply.think for reply in demonstrations[turn.turn_id]][1:2] == ["nothing , look"]
+)
 database = corpus.databases[turn.db_id]
 for question, sql in [*turn.history, (turn.question, turn.sql)]:
-    print(f"question  {question}\ngold SQL  {sql}")
+    show(f"question  {question}")
+    show(f"gold SQL  {sql}")
 
 
 # %% [markdown]
@@ -99,7 +104,8 @@ texts += [format_reply(reply) for replies in demonstrations.values() for reply i
 renderer = Renderer(train_tokenizer(texts, vocab_size=600, tags=TAGS))
 messages, tool_schemas = make_env(turn).reset()
 prompt = renderer.render_prompt(messages, tool_schemas)
-print(renderer.text(prompt))
+for line in renderer.text(prompt).splitlines():
+    show(line)
 print(f"These are {len(prompt)} ids: {str(prompt[:12])[1:-1]}, ...")
 assert turn.sql not in renderer.text(prompt)
 
@@ -155,7 +161,7 @@ with generation_weights(policy) as model:
         [turn],
         make_env,
         num_samples=6,
-        seed=0,
+        seed=5,
         update=0,
         max_prompt_tokens=1000,
         judge=lambda trajectory: trajectory,  # in the trainer it computes the reward
@@ -365,9 +371,8 @@ assert abs(gradient - slope) < 1e-4
 # %% [markdown]
 # ## 12. One optimizer step
 # The step makes tokens with a positive advantage likelier and the others less likely. A token that
-# two samples share, after the same text, gets the sum of both: the two answers at once begin alike,
-# and the wrong one weighs more. So the lucky guess as a whole may get less likely although its
-# advantage is positive; the token that only it has, the value, gets likelier (step 13).
+# two samples share, after the same text, gets the sum of both: all calls begin alike, the one of
+# the right sample and the malformed ones, so what tells them apart changes most (step 13).
 # In the trainer: `src/mtsql/learner/step.py`; `train_rl.py` is the loop around all of this.
 
 # %%

@@ -198,7 +198,7 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     assert "Seeds 0; 12 held-out turns" in page and "not finished" not in page
     assert "There is one seed" in page
     assert "| process - outcome | +0.0 [+0.0, +0.0] | +0.0 | 12 | cannot be told |" in page
-    assert "| base | a short SFT" in (fakes / "report" / "tables.md").read_text()
+    assert "| base | SFT" in (fakes / "report" / "tables.md").read_text()
     [verdict, *others] = module("findings_data").read_verdicts(
         fakes / "report" / "verdicts.jsonl.gz"
     )
@@ -283,7 +283,7 @@ def test_two_runners_and_the_report_of_a_try_are_refused(fakes, module, monkeypa
         *(["--scale=0.5", f"--report_folder={name}"] for name in (f"./{usual}/", ROOT / usual)),
         ["--sizes.updates=2"],
     ):
-        reason = "scale is 0.5" if "--scale=0.5" in words else "sizes.updates is 2, not 24"
+        reason = "scale is 0.5" if "--scale=0.5" in words else "sizes.updates is 2, not 16"
         with pytest.raises(ValueError, match=f"{reason}: .* name another --report_folder"):
             module("findings").main(["report", f"--folder={fakes / 'none'}", *map(str, words)])
     with pytest.raises(ValueError, match="resamples is 0"):

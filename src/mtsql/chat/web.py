@@ -44,6 +44,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+RELEASE_SECS = 1.0
+"""How long a request waits for the one before, which sends its reply before it ends."""
 BUSY = "the model is still answering: stop it, or wait"
 STALE = "the conversation was changed in another tab, and is shown anew: look, and try again"
 
@@ -143,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "stop":
             self.server.session.agent.stop()
             self._send_json({})
-        elif not self.server.lock.acquire(blocking=False):
+        elif not self.server.lock.acquire(timeout=RELEASE_SECS):
             self._refuse(HTTPStatus.CONFLICT, BUSY)
         else:
             try:
