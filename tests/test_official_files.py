@@ -134,6 +134,9 @@ PIECES += ["x", "1", "||", ",", ";", "'a\nb'"]
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
 @example("'a\nb' 'c\nd'")
 @example('"--\n", 1')
+@example("''/*\n")
+@example("1/*/*\n")
+@example("1/*")
 @example("1 /* ' */ -- \"\n, 'a\tb' LIKE 'a\tb'")
 def test_sqlite_reads_the_line_as_the_text(text: str) -> None:
     """Both give the same rows, or both an error. Names with a line break may differ."""

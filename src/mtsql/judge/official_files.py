@@ -200,7 +200,13 @@ def prediction_line(sql: str | None) -> str:
     """
     text = (sql or "").encode("utf-8", "replace").decode("utf-8")
     # A byte order mark here would be lost when the file is read, like the file's own.
-    text = _START.sub("", text).rstrip()
+    whole = _START.sub("", text)
+    text = whole.rstrip()
+    if text != whole:
+        while text.endswith(
+            "/*"
+        ):  # SQLite takes an open comment, but not without a character in it
+            text = text[:-2].rstrip()
     if _BREAKS.search(text):
         text = _in_one_line(text)
     return text or NO_ANSWER
