@@ -211,9 +211,9 @@ def _correction(turns: Sequence[AskedTurn], domain: Domain, rng: random.Random) 
     if last.kind == "value" and last.base is not None:
         before = turns[last.base].state.filters
         [new] = [f for f in last.state.filters if f not in before]
-        change = changes.another_value(new, domain, rng)
-        words = f"no , i meant {change.after_but.removeprefix('for ')}"
-        return _changed(words, "correct", change, len(turns) - 1, turns, domain)
+        other = changes.another_value(new, domain, rng)
+        words = f"no , i meant {other.after_but.removeprefix('for ')}"
+        return _changed(words, "correct", other, len(turns) - 1, turns, domain)
     if last.kind == "filter" and last.base is not None:
         change = changes.add_filter(rng.choice(FILTER_KINDS), turns[last.base].state, domain, rng)
         if change is None:
