@@ -55,7 +55,8 @@ def title(text: str, file: str) -> None:
 
 def show(text: str, indent: str = "") -> None:
     """Print a text on lines of at most 79 columns."""
-    print(fill(text, 79, initial_indent=indent, subsequent_indent=indent + "   "))
+    for line in text.splitlines():
+        print(fill(line, 79, initial_indent=indent, subsequent_indent=indent + "   "))
 
 
 # %% [markdown]
@@ -72,15 +73,11 @@ folder = Path(scratch.name) / "world"
 write_toy_world(folder, size=WorldConfig(num_train_databases=1, num_dev_databases=1))
 corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")
 demonstrations = read_demonstrations(folder / "demonstrations.jsonl")
-turn = next(
-    turn
-    for turn in corpus.turns
-    if [reply.think for reply in demonstrations[turn.turn_id]][1:2] == ["nothing , look"]
-)
+thoughts = {name: [one.think for one in replies] for name, replies in demonstrations.items()}
+turn = next(one for one in corpus.turns if "nothing , look" in thoughts[one.turn_id])
 database = corpus.databases[turn.db_id]
 for question, sql in [*turn.history, (turn.question, turn.sql)]:
-    show(f"question  {question}")
-    show(f"gold SQL  {sql}")
+    show(f"question  {question}\ngold SQL  {sql}")
 
 
 # %% [markdown]
@@ -104,8 +101,7 @@ texts += [format_reply(reply) for replies in demonstrations.values() for reply i
 renderer = Renderer(train_tokenizer(texts, vocab_size=600, tags=TAGS))
 messages, tool_schemas = make_env(turn).reset()
 prompt = renderer.render_prompt(messages, tool_schemas)
-for line in renderer.text(prompt).splitlines():
-    show(line)
+show(renderer.text(prompt))
 print(f"These are {len(prompt)} ids: {str(prompt[:12])[1:-1]}, ...")
 assert turn.sql not in renderer.text(prompt)
 
@@ -114,8 +110,7 @@ assert turn.sql not in renderer.text(prompt)
 # A model with random weights writes noise, and a group of rewards that are all 0 teaches nothing.
 # So ours first learns, by SFT for this one prompt, four habits. One is good: it sees that its query
 # returns nothing, looks at the data, and corrects itself. The rewards have to find it out. (A real
-# warm start has many prompts. Its demonstrations check and correct themselves, or answer at once
-# with a value that they cannot know: 60 % of those with an unknown value do.)
+# warm start has many prompts, and 60 % of its demonstrations with an unknown value guess it.)
 # In the trainer: `train_sft.py`, `src/mtsql/rl/replay.py`.
 
 # %%
@@ -372,8 +367,7 @@ assert abs(gradient - slope) < 1e-4
 # ## 12. One optimizer step
 # The step makes tokens with a positive advantage likelier and the others less likely. A token that
 # two samples share, after the same text, gets the sum of both: the answers at once begin alike, and
-# most of them are wrong. So the lucky guess as a whole gains little although its advantage is
-# positive; the token that only it has, the value, gets likelier (step 13).
+# most are wrong. So the lucky guess gains little; its code, which only it has, gains (step 13).
 # In the trainer: `src/mtsql/learner/step.py`; `train_rl.py` is the loop around all of this.
 
 # %%

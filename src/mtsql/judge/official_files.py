@@ -202,11 +202,9 @@ def prediction_line(sql: str | None) -> str:
     # A byte order mark here would be lost when the file is read, like the file's own.
     whole = _START.sub("", text)
     text = whole.rstrip()
-    if text != whole:
-        while text.endswith(
-            "/*"
-        ):  # SQLite takes an open comment, but not without a character in it
-            text = text[:-2].rstrip()
+    # SQLite reads a comment that is not closed, but refuses one without a character in it.
+    while text != whole and text.endswith("/*"):
+        text = text[:-2].rstrip()
     if _BREAKS.search(text):
         text = _in_one_line(text)
     return text or NO_ANSWER

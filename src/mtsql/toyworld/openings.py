@@ -100,7 +100,7 @@ def _about_named_row(table: str, domain: Domain, rng: random.Random) -> tuple[st
     name = rng.choice(domain.values[table, "name"])
     columns = (*domain.categories(table), *domain.numbers(table))
     other = domain.other_table(table)
-    if name in domain.values[other, "name"]:
+    if name in domain.values[other, "name"]:  # text columns are never in both tables
         columns = tuple(column for column in columns if column not in domain.numbers(other))
     column = rng.choice(columns)
     f = Filter(table, "name", "=", name)

@@ -98,7 +98,8 @@ def write_toy_world(folder: Path, seed: int = 0, size: WorldConfig = WorldConfig
     folder = Path(folder)
     made_from = {"seed": seed, **asdict(size)}
     stamp = {"code": _hash_of_sources(), **made_from}
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty:
         found = _read_stamp(folder)
         if found == stamp:
             return
