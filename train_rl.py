@@ -1,6 +1,6 @@
 """Stage 2: curriculum GRPO over whole multi-turn trajectories.
 
-    accelerate launch train_rl.py                          # toy world, small embedded model
+    accelerate launch train_rl.py                          # embedded world and model
     accelerate launch train_rl.py --config configs/rl_sparc_qwen3_1.7b.yaml
     accelerate launch train_rl.py --resume runs/rl         # after a kill; on a CPU bit for bit
     accelerate launch train_rl.py --from runs/rl --run runs/branch --reward.process_from 0

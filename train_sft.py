@@ -1,6 +1,6 @@
 """Stage 1: self-taught warm-start SFT.
 
-    accelerate launch train_sft.py                         # toy world, its demonstrations
+    accelerate launch train_sft.py                         # embedded world, its demonstrations
     accelerate launch train_sft.py --source self ...       # the model's own rollouts (algorithm 1)
     accelerate launch train_sft.py --resume runs/sft       # after a kill; on a CPU bit for bit
 
@@ -110,7 +110,7 @@ class Config:
     that are made from gold SQL (docs/demonstrations.md). self: its own correct rollouts. file: the
     trajectories of `pool`, whoever wrote them (docs/pool.md)."""
     demonstrations: str | None = None
-    """A demonstrations.jsonl for the training split. null: the toy world's."""
+    """A demonstrations.jsonl for the training split. null: the embedded world's."""
     gold: GoldConfig = GoldConfig()
     pool: str | tuple[str, ...] = ()
     """For source=file: a JSON Lines file of trajectories, or several: '[a.jsonl, b.jsonl]'."""

@@ -277,7 +277,7 @@ def recipe_memory(target: Target) -> Check:
 
 
 def quick_start(target: Target) -> Check:
-    """Two updates of train_rl.py on the toy world, shortened."""
+    """Two updates of train_rl.py on the embedded world, shortened."""
     with TemporaryDirectory() as folder:
         run = Path(folder) / "rl"
         done = _run(str(ROOT / "train_rl.py"), "--run", str(run), *QUICK_START, cwd=folder)

@@ -72,7 +72,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 @pytest.fixture
 def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts write and read a toy world of few databases."""
+    """The scripts write and read an embedded world of few databases."""
     monkeypatch.setattr(datasets, "WorldConfig", lambda: SMALL)
 
 

@@ -159,6 +159,23 @@ def test_a_run_says_that_ex_compares_sets(config, capsys):
     assert capsys.readouterr().out == "dev: EX compares sets of rows, as BIRD does\n"
 
 
+def test_the_first_rank_says_that_the_world_is_written(tmp_path, capsys, monkeypatch):
+    def write(*_):
+        raise KeyboardInterrupt
+
+    def said(folder):
+        with pytest.raises(KeyboardInterrupt):
+            load_corpora(DataConfig(toy_folder=str(folder)), ("dev",))
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(datasets, "write_toy_world", write)
+    new = tmp_path / "toy"
+    assert said(new) == f"writing the embedded world to {new} (some ten seconds)\n"
+    assert said(tmp_path) == ""
+    monkeypatch.setenv("RANK", "1")
+    assert said(new) == ""
+
+
 def test_two_processes_that_write_the_toy_world_at_once_use_one_folder(tmp_path, monkeypatch):
     folder = tmp_path / "toy"
     calls = []

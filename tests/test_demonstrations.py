@@ -1,4 +1,4 @@
-"""Demonstrations fitted to fewer tools: those of the toy world and others. Nothing in a fitted
+"""Demonstrations fitted to fewer tools: those of the embedded world and others. Nothing in a fitted
 episode names a tool that is not in use."""
 
 import json
@@ -293,7 +293,7 @@ def test_fit_passes_verdicts_and_thoughts_on_in_other_demonstrations(replies, of
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """(corpus, turn id -> replies) of a small toy world."""
+    """(corpus, turn id -> replies) of a small embedded world."""
     folder = tmp_path_factory.mktemp("toy") / "world"
     write_toy_world(folder, 3, SIZE)
     corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")

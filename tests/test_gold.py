@@ -56,7 +56,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """(the corpus of some dialogues of the small toy world, its demonstrations from gold SQL)."""
+    """(some dialogues of the small embedded world, their demonstrations from gold SQL)."""
     folder = tmp_path_factory.mktemp("toy") / "world"
     write_toy_world(folder, 0, SIZE)
     corpus = load_corpus(folder / "train.json", folder / "tables.json", folder / "database")

@@ -21,8 +21,8 @@ TINY = EmbeddedConfig(hidden_size=32, num_layers=1, intermediate_size=32)
 
 
 def write_pool_of_world(file):
-    """Records of five training turns of the toy world, and then one that claims to be of a held-out
-    turn, made with a tokenizer that is not the run's."""
+    """Records of five training turns of the embedded world, and then one that claims to be of a
+    held-out turn, made with a tokenizer that is not the run's."""
     corpus, dev = (load_split(DataConfig(), split) for split in ("train", "dev"))
     demonstrations = read_demonstrations(Path("data/toyworld/demonstrations.jsonl"))
     renderer = Renderer(tiny_tokenizer())

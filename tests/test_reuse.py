@@ -1,5 +1,5 @@
 """What is kept and used again is keyed by all that went into it: warm starts, runs to resume, the
-toy world."""
+embedded world."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ WORLD = WorldConfig(num_train_databases=3, num_dev_databases=1, train_dialogues=
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A small toy world, which the scripts use from here on."""
+    """A small embedded world, which the scripts use from here on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "WorldConfig", lambda: WORLD)
     return tmp_path / "data/toyworld"

@@ -52,12 +52,12 @@ if TYPE_CHECKING:  # the scripts import the package, not the other way round
 
 CHUNKS, POOL, COVERAGE = "chunks", "pool.jsonl", "coverage.json"
 """What a round's folder holds."""
-ADVICE_TOY = "start from the toy world's demonstrations: --source demonstrations"
+ADVICE_TOY = "start from the embedded world's demonstrations: --source demonstrations"
 ADVICE = (
     "start from demonstrations made of the gold SQL (--source gold), or from the pool of a "
     "stronger model (--source file)"
 )
-"""What to do with a model that solves nothing: on the toy world, and on other data."""
+"""What to do with a model that solves nothing: on the embedded world, and on other data."""
 
 
 def round_folder(config: "train_sft.Config", number: int) -> Path:

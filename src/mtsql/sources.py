@@ -25,8 +25,8 @@ def samples_of(config: "train_sft.Config", session: Session) -> list[Sample]:
 
 
 def demonstrations_file(config: "train_sft.Config") -> Path | None:
-    """The demonstrations to learn from: the named file, or the toy world's. None if the source is
-    another one."""
+    """The demonstrations to learn from: the named file, or the embedded world's. None if the
+    source is another one."""
     if config.source != "demonstrations":
         return None
     return Path(config.demonstrations or Path(config.data.toy_folder) / "demonstrations.jsonl")

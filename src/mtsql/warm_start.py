@@ -1,4 +1,4 @@
-"""The warm start of the embedded model: SFT on the toy world's demonstrations, made once and kept.
+"""The warm start of the embedded model: SFT on the world's demonstrations, made once and kept.
 
 The name of its folder is a hash of everything that it depends on, so runs with the same settings
 share it.

@@ -179,8 +179,8 @@ class Workbench:
 def load_corpora(
     data: DataConfig, splits: tuple[str, ...], is_training: bool = False
 ) -> dict[str, Corpus]:
-    """The named splits, without `dev_seen` if the data has none. Prints which dialogues of each
-    cannot be used.
+    """The named splits, without `dev_seen` if the data has none. Prints that the embedded world
+    is written, if it is, and which dialogues of each split cannot be used.
 
     With `is_training`, or with `held_out` among the splits, `train` lacks the databases that
     `data.hold_out` names, and `held_out` is the split of these. If there are none, `dev` takes its
@@ -190,6 +190,9 @@ def load_corpora(
     held_out = None
     corpora: dict[str, Corpus] = {}
     has_dev_seen = data.is_toy or data.dev_seen is not None
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main and data.is_toy and not Path(data.toy_folder).exists():
+        print_line(f"writing the embedded world to {data.toy_folder} (some ten seconds)")
     for name in splits:
         if name == "train" and is_training:
             corpora[name], held_out = hold_out(load_split(data, name), data)
@@ -201,7 +204,6 @@ def load_corpora(
             continue
         elif name != "dev_seen" or has_dev_seen:
             corpora[name] = load_split(data, name)
-    is_main = os.environ.get("RANK", "0") == "0"
     for name, corpus in corpora.items():
         skipped = describe_skipped(corpus)
         if skipped and is_main:
@@ -234,7 +236,7 @@ def set_up(
     is_training: bool = False,
 ) -> Workbench:
     """Load or build everything. Without a `model.path`, the small embedded model is built from
-    `seed`, and its tokenizer is trained on the toy world's own text.
+    `seed`, and its tokenizer is trained on the embedded world's own text.
 
     `max_tokens` is the maximum length of a prompt with its trajectory, and `is_training` is that of
     `load_corpora`. ValueError that names the flags if the model has fewer positions, and for a
@@ -252,7 +254,7 @@ def set_up(
     else:
         if not data.is_toy:
             raise ValueError(
-                "model.path is not set: the embedded model only knows the toy world, "
+                "model.path is not set: the embedded model knows only the embedded world, "
                 "name a model folder"
             )
         tokenizer = embedded_tokenizer(corpora, data, env, style, model.embedded.vocab_size)
@@ -275,15 +277,15 @@ def embedded_tokenizer(
     style: PromptStyle,
     num_tokens: int,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the embedded model: at most `num_tokens` tokens, trained on the toy world's
-    own text."""
+    """The tokenizer of the embedded model: at most `num_tokens` tokens, trained on the embedded
+    world's own text."""
     corpus = corpora.get("train") or load_split(data, "train")
     return train_tokenizer(_texts(corpus, data, env, style), num_tokens, protocol.TAGS)
 
 
 def _texts(corpus: Corpus, data: DataConfig, env: EnvConfig, style: PromptStyle) -> Iterator[str]:
-    """Training text for the embedded tokenizer: prompts and demonstrated replies of the toy world
-    with the tools that are offered."""
+    """Training text for the embedded tokenizer: prompts and demonstrated replies of the embedded
+    world with the tools that are offered."""
     demonstrations = read_demonstrations(Path(data.toy_folder) / "demonstrations.jsonl")
     for turn in islice(corpus.turns, NUM_TOKENIZER_TURNS):
         messages, _ = SqlEnv(turn, corpus.databases[turn.db_id], env, style).reset()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests/scripts"
 SMALL_RL = SCRIPTS / "small_rl.py"
 SMALL_SFT = SCRIPTS / "small_sft.py"
-"""train_rl.py and train_sft.py on a toy world of few databases."""
+"""train_rl.py and train_sft.py on an embedded world of few databases."""
 FLAGS = (
     "--model.embedded.hidden_size 32 --model.embedded.num_layers 1"
     " --model.embedded.intermediate_size 32 --warm_start.max_samples 32 --warm_start.epochs 1"

@@ -1,4 +1,4 @@
-"""A toy world of few databases. It takes a second, where the whole one takes ten."""
+"""An embedded world of few databases. It takes a second, where the whole one takes ten."""
 
 from mtsql.sql import datasets
 from mtsql.toyworld.world import WorldConfig

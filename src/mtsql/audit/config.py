@@ -34,7 +34,7 @@ class Config:
     data: DataConfig = DataConfig()
     env: EnvConfig = EnvConfig()
     style: PromptStyle | None = None
-    """Wording of the prompts. null: brief on the toy world, full on real data."""
+    """Wording of the prompts. null: brief on the embedded world, full on real data."""
     reward: RewardConfig = RewardConfig()
     tokenizer: str | None = None
     """A model folder whose tokenizer counts the tokens of prompts. null: 4 characters count as a

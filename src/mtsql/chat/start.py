@@ -19,7 +19,7 @@ WARM_STARTS = RUNS / "warm-start"
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model that was trained on the toy world, and the toy world's folder."""
+    """A model that was trained on the embedded world, and the embedded world's folder."""
 
     model: Path
     toy_folder: str
@@ -40,8 +40,8 @@ def open_database(file: Path) -> Database:
 
 
 def newest_embedded() -> Embedded | None:
-    """The model of the newest finished run on the toy world or, without one, of the newest warm
-    start. None if there is neither."""
+    """The model of the newest finished run on the embedded world or, without one, of the newest
+    warm start. None if there is neither."""
     for folder in (RUNS, WARM_STARTS):
         found = [one for one in map(_embedded_in, _folders(folder)) if one is not None]
         if found:
@@ -54,7 +54,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _embedded_in(run: Path) -> Embedded | None:
-    """The model of a run folder, if the run is finished and its data are the toy world's."""
+    """The model of a run folder, if the run is finished and its data are the embedded world's."""
     recipe = run / "config.yaml"
     model = run / "model"
     if run.name.endswith("-dry"):  # a random model
@@ -71,7 +71,7 @@ def _embedded_in(run: Path) -> Embedded | None:
 
 
 def toy_database(embedded: Embedded) -> tuple[Path, list[str]]:
-    """The file of a database of the toy world, and the questions of a dialogue on it that no
+    """The file of a database of the embedded world, and the questions of a dialogue on it that no
     training has seen. The world is written if it is not there."""
     folder = Path(embedded.toy_folder)
     if not folder.is_dir():

@@ -1,6 +1,6 @@
 """Look at a data set before training on it.
 
-    mtsql audit                                         # the toy world
+    mtsql audit                                         # the embedded world
     mtsql audit --data.train train.json --data.dev dev.json \\
         --data.tables tables.json --data.databases database \\
         --run runs/audit-sparc

@@ -1,6 +1,6 @@
 """Write demonstrations made from gold SQL, to look at or edit them before SFT.
 
-    mtsql demos                                         # the toy world
+    mtsql demos                                         # the embedded world
     mtsql demos --data.train train.json --data.dev dev.json \\
         --data.tables tables.json --data.databases database \\
         --run runs/demos-sparc

@@ -1,7 +1,7 @@
 """Plans of demonstrations: which query goes to which tool, and what is thought on the way.
 
-All demonstrations that the program makes have one of these shapes, those of the toy world and those
-from gold SQL. This module knows neither databases nor the tags of the protocol.
+All demonstrations that the program makes have one of these shapes, those of the embedded world and
+those from gold SQL. This module knows neither databases nor the tags of the protocol.
 
     direct    run, [ask the memory], answer
     mended    run a wrong query, run the right one, [ask the memory], answer

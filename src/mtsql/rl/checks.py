@@ -77,7 +77,7 @@ def check_config(config: "Config") -> None:
         raise ValueError("eval_every and eval_turns must not be negative")
     if not config.model.path and not config.data.is_toy:
         raise ValueError(
-            "model.path is not set: the embedded model only knows the toy world, "
+            "model.path is not set: the embedded model knows only the embedded world, "
             "name a model folder"
         )
     if config.sampling.temperature <= 0:

@@ -219,8 +219,8 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 
 def _split_names(config: dict) -> dict[str, str]:
-    """The names of the splits in the figure. Only of the toy world is it known which databases the
-    training has seen."""
+    """The names of the splits in the figure. Only of the embedded world is it known which databases
+    the training has seen."""
     data = config.get("data") or {}
     is_toy = "toy_folder" in data and data.get("dev") is None
     return TOY_SPLITS if is_toy else {}

@@ -1,4 +1,4 @@
-"""The data of a script: files that the user names, or the embedded toy world."""
+"""The data of a script: files that the user names, or the embedded world."""
 
 import errno
 import os
@@ -19,14 +19,14 @@ MOST_REASONS = 3
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the dialogues and databases are. If no file is named, the toy world is used; it is
+    """Where the dialogues and databases are. If no file is named, the embedded world is used; it is
     written once, to `toy_folder`."""
 
     train: str | None = None
     """Training dialogues: a SParC, CoSQL, Spider or BIRD JSON file, or .jsonl or .csv with db_id,
-    question and sql. null: the toy world's, if `dev` is null too."""
+    question and sql. null: the embedded world's, if `dev` is null too."""
     dev: str | None = None
-    """Held-out dialogues on databases that training never sees. null: the toy world."""
+    """Held-out dialogues on databases that training never sees. null: the embedded world."""
     dev_seen: str | None = None
     """Held-out dialogues on training databases. null: none."""
     tables: str | None = None
@@ -51,13 +51,13 @@ class DataConfig:
     hold_out: float | None = None
     """Training databases that no training sees, so that a model can be selected on them: a number
     of databases, or below 1 a fraction. null: a twentieth of 10 or more databases, none of fewer
-    and none of the toy world. Both stages must set the same."""
+    and none of the embedded world. Both stages must set the same."""
     hold_out_seed: int = 0
     """Draws these databases. It is no part of `seed`, so that all runs hold out the same ones."""
     toy_folder: str = "data/toyworld"
-    """Folder of the toy world. It is written there once."""
+    """Folder of the embedded world. It is written there once."""
     toy_seed: int = 0
-    """Seed of the toy world."""
+    """Seed of the embedded world."""
 
     def __post_init__(self) -> None:
         require_choices(self, "data")
@@ -91,7 +91,7 @@ class DataConfig:
 
 
 def toy_files(config: DataConfig) -> DataConfig:
-    """Write the toy world if it is not there yet and return the configuration that names its
+    """Write the embedded world if it is not there yet and return the configuration that names its
     files."""
     folder = Path(config.toy_folder)
     try:
@@ -112,8 +112,8 @@ def toy_files(config: DataConfig) -> DataConfig:
 
 
 def _write_toy_world(folder: Path, seed: int) -> None:
-    """Write the toy world, and leave nothing behind if that fails or is interrupted. If another
-    process has written the folder meanwhile, its folder is used."""
+    """Write the embedded world, and leave nothing behind if that fails or is interrupted. If
+    another process has written the folder meanwhile, its folder is used."""
     try:
         write_toy_world(folder, seed, WorldConfig())
     except OSError as error:
