@@ -67,9 +67,8 @@ class SftConfig:
     whole_text_frac: float | None = None
     """Fraction of the optimizer steps, the first ones, in which the loss is taken over whole texts:
     prompts with the SQL of earlier turns, and observations. It is the pretraining of a model that
-    starts from nothing. On the embedded world, each of these steps has texts to copy from, too
-    (src/mtsql/copying.py). null: 0.4 for the embedded model, 0 for a model that `model.path` names
-    and for own rollouts."""
+    starts from nothing. Each of these steps has texts to copy from, too (src/mtsql/copying.py).
+    null: 0.4 for the embedded model, 0 for a model that `model.path` names and for own rollouts."""
     samples_per_update: int = 8
     """Trajectories per optimizer step, over all ranks (paper, as we read it: 16). A model that
     starts from nothing learns to copy from a schema in about a thousand steps, and hardly in a
@@ -345,9 +344,8 @@ def train_on(
             everyones = [samples[place] for place in chunk]
             if step < num_whole:
                 everyones = [sample.whole_text() for sample in everyones]
-                if config.data.is_toy:
-                    rng = random.Random(f"{config.seed}/copies/{step}")
-                    everyones += copy_texts(session.workbench.tokenizer, rng)
+                rng = random.Random(f"{config.seed}/copies/{step}")
+                everyones += copy_texts(session.workbench.tokenizer, rng)
             mine = session.ranks.share(everyones)
             lr = learning_rate(sft.optim, step, num_steps)
             with no_interrupt():

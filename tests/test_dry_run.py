@@ -176,7 +176,10 @@ def test_the_configuration_is_made_small(tmp_path):
     sft = small(config_of(ROOT / "configs/sft_cosql_qwen3_4b.yaml"), tmp_path, tmp_path)
     assert (sft.selftaught.rounds, sft.max_turns, sft.sft.epochs) == (2, 24, 1.0)
     assert sft.sft.max_samples == 0  # it has no effect on the model's own rollouts
-    assert small(train_sft.Config(), tmp_path, tmp_path).sft.max_samples == 32
+    embedded = with_values(train_sft.Config(), {"sft.whole_text_frac": 0.3})
+    sft = small(embedded, tmp_path, tmp_path)
+    assert (sft.sft.max_samples, sft.sft.whole_text_frac) == (32, None)
+    train_sft.check(sft)  # the stand-in has a path, so a fraction would be refused
 
 
 def test_the_table_counts_what_the_real_run_will_do():

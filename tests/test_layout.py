@@ -69,7 +69,7 @@ MAY_IMPORT = {
     },
     "rounds": {"run", "rl", "engine", "judge", "learner.packing", "session", "sql"},
     "sources": {"run", "rl", "learner.packing", "model.sizes", "session"},
-    "warm_start": {"run", "rl", "workbench"},
+    "warm_start": {"copying", "run", "rl", "workbench"},
     "dry": {"run", "rl", "agent", "branch", "eval_cells", "model", "sql", "lines", "workbench"},
     "chat": {"agent", "engine", "judge", "model", "model_notes", "rl", "run", "sql"},
     "commands": {

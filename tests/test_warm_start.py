@@ -1,11 +1,13 @@
 """The warm start of train_rl.py is made once and continued by the same command."""
 
+import inspect
 import itertools
 import json
 import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from safetensors.torch import load_file
 
 from helpers import runs
 from helpers.runs import FLAGS, SMALL_RL, finish, stop_when
-from mtsql import warm_start
+from mtsql import copying, warm_start
 from mtsql.agent.env import EnvConfig
 from mtsql.engine.engine import EngineConfig
 from mtsql.files import WriteError, read_rows
+from mtsql.learner.packing import Sample
 from mtsql.model.policy import EmbeddedConfig, ModelConfig, resolved
 from mtsql.run.checkpoint import CheckpointConfig
 from mtsql.run.launch import NOTHING_LEARNED, run_script
@@ -73,12 +76,13 @@ def test_the_same_command_continues_a_warm_start_and_leaves_nothing_behind(strai
 
 
 def test_an_interrupted_warm_start_is_continued_bit_for_bit(tmp_path, monkeypatch, small_world):
+    """It stops among the steps of whole texts, whose texts to copy from are random."""
     small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
     sft = train_sft.Config(
         model=ModelConfig(embedded=small),
         data=DataConfig(toy_folder=str(tmp_path / "world")),
         style="brief",
-        sft=replace(train_sft.SftConfig(), epochs=1.0, max_samples=64),
+        sft=replace(train_sft.SftConfig(), epochs=1.0, max_samples=64, whole_text_frac=0.75),
         checkpoint=CheckpointConfig(every=0),
     )
 
@@ -205,6 +209,44 @@ def test_a_warm_start_is_known_by_the_share_of_whole_texts(tmp_path, small_world
         return warm_start.warm_start_key(replace(config, sft=sft))
 
     assert key(None) == key(config.whole_text_frac) != key(0.0)
+
+
+def test_a_warm_start_is_known_by_the_code_of_its_texts_to_copy(monkeypatch):
+    def source(module: ModuleType) -> str:
+        return f"other {module.__name__}" if module is copying else getsource(module)
+
+    getsource = inspect.getsource
+    monkeypatch.setattr(warm_start, "warm_start_texts", lambda *_: ["the same texts"])
+    config = train_sft.Config(style="brief")
+    key = warm_start.warm_start_key(config)
+    assert warm_start.warm_start_key(config) == key
+    monkeypatch.setattr(inspect, "getsource", source)
+    assert warm_start.warm_start_key(config) != key
+
+
+def test_each_step_of_whole_texts_has_other_texts_to_copy(tmp_path, monkeypatch, small_world):
+    """The texts depend on the seed and the step only, so a resumed run draws the same ones."""
+    small = EmbeddedConfig(num_layers=1, hidden_size=32, intermediate_size=32)
+    drawn: list[list[Sample]] = []
+
+    def record(*values):
+        drawn.append(copying.copy_texts(*values))
+        return drawn[-1]
+
+    monkeypatch.setattr(train_sft, "copy_texts", record)
+    for seed in (0, 1):
+        train_sft.main(
+            train_sft.Config(
+                model=ModelConfig(embedded=small),
+                data=DataConfig(toy_folder=str(tmp_path / "world")),
+                style="brief",
+                seed=seed,
+                sft=train_sft.SftConfig(max_samples=32, epochs=1.0, whole_text_frac=0.75),
+                run=str(tmp_path / f"run{seed}"),
+            )
+        )
+    assert len(drawn) == 6  # three of four steps, twice
+    assert all(first != second for first, second in itertools.combinations(drawn, 2))
 
 
 def test_the_embedded_model_learns_whole_texts_first(tmp_path, small_world):

@@ -24,7 +24,7 @@ NUM_PASSES = 3
 
 def copy_texts(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> list[Sample]:
     """The texts of one step, with a loss on each code that the text has shown before."""
-    values = [value for values in CATEGORIES.values() for value in values]
+    values = list(dict.fromkeys(value for values in CATEGORIES.values() for value in values))
     ids = {word: _ids(word, tokenizer) for word in (*values, *CODES)}
     return [_copy_text(values, ids, rng) for _ in range(TEXTS_PER_STEP)]
 

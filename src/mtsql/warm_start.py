@@ -4,6 +4,7 @@ The name of its folder is a hash of everything that it depends on, so runs with 
 share it.
 """
 
+import inspect
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
+from mtsql import copying
 from mtsql.files import WriteError, print_line
 from mtsql.rl.rollout import Show, show_nothing
 from mtsql.run.checkpoint import Checkpoint, newest_checkpoint, resumed
@@ -33,8 +35,8 @@ Train = Callable[["train_sft.Config", Checkpoint | None, Accelerator], None]
 
 def warm_start_key(sft: "train_sft.Config", show: Show = show_nothing) -> str:
     """A hash of everything that a warm start depends on, except for the code that learns: the
-    settings, the precision that `model.dtype` means on this machine, and the texts to learn
-    from. `show` is told of each demonstration."""
+    settings, the precision that `model.dtype` means on this machine, the demonstrations, and the
+    code that makes the texts to copy from. `show` is told of each demonstration."""
     env = replace(sft.env, num_sql_workers=0)  # the number of workers changes no result
     settings = to_dict(replace(sft, env=env))
     for without_effect in ("run", "resume", "gold", "engine", "checkpoint", "trackers"):
@@ -43,7 +45,8 @@ def warm_start_key(sft: "train_sft.Config", show: Show = show_nothing) -> str:
     settings["sft"]["whole_text_frac"] = sft.whole_text_frac  # null may mean another value later
     settings["model"]["dtype"] = "auto"  # what it means is a text of its own below
     texts = warm_start_texts(sft.data, sft.env, sft.style, show)
-    return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts])
+    copies = inspect.getsource(copying)
+    return digest([json.dumps(settings), str(sft.model.compute_dtype), *texts, copies])
 
 
 def kept_warm_start(

@@ -53,6 +53,7 @@ def small(config: Any, run: Path, model: Path) -> Any:
         "trackers": (),
         "model.path": str(model),
         "model.shape_from": None,
+        "sft.whole_text_frac": None,  # only a model without a path learns whole texts
     }
     if hasattr(config, "keep"):
         values["keep"] = type(config).keep  # without from_run it has no effect
