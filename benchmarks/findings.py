@@ -7,11 +7,12 @@
 
 `run` runs what is not finished. Ctrl-C stops it; the same command goes on from the checkpoints.
 `report` reads the run folders, if an evaluation is finished, and writes verdicts.jsonl.gz,
-runs.json, three pages and three figures to `report_folder`. Seeds that only the two files there
-have are kept, so machines can run a seed each, with the same flags and the same world. Without a
-finished evaluation it makes the pages and the figures from the two files, so anyone can compute the
-intervals again. `list` and `report` take the flags that `run` was given; the report of a try, or of
-other sizes, needs its own `report_folder`.
+runs.json, three pages and three figures to `report_folder`. A file notes.md there, written by hand,
+comes into the first page. Seeds that only the two files there have are kept, so machines can run a
+seed each, with the same flags and the same world. Without a finished evaluation it makes the pages
+and the figures from the two files, so anyone can compute the intervals again. `list` and `report`
+take the flags that `run` was given; the report of a try, or of other sizes, needs its own
+`report_folder`.
 """
 
 from collections.abc import Sequence

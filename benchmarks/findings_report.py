@@ -11,12 +11,14 @@ from findings_data import RUNS, VERDICTS, Verdict, read_keys
 from findings_figures import draw
 from findings_verdicts import HARDNESS_AND_TURNS, SPLITS, Verdicts, aha, em, having
 
-from mtsql.files import write_text
+from mtsql.files import read_text, write_text
 from mtsql.judge.crossed_intervals import Estimate
 from mtsql.run.screen import duration
 
 REAL = "real.json"
 """What benchmarks/real.py leaves in the folder of the report."""
+NOTES = "notes.md"
+"""Written by hand in the folder of the report, if it is there: what the figures do not say."""
 GAINS = (
     ("base", "round3"),
     ("round3", "outcome"),
@@ -73,13 +75,14 @@ def write_report(
     v = Verdicts(verdicts, num_resamples)
     draw(v, folder)
     real = read_keys(folder / REAL, ["untrained"]) if (folder / REAL).is_file() else None
-    write_text(folder / "README.md", page(v, runs, real))
+    notes = read_text(folder / NOTES).strip() if (folder / NOTES).is_file() else ""
+    write_text(folder / "README.md", page(v, runs, real, notes))
     write_text(folder / "tables.md", tables(v))
     write_text(folder / "commands.md", commands(runs))
 
 
-def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
-    """README.md."""
+def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None, notes: str) -> str:
+    """README.md. notes: text that was written by hand, may be empty."""
     found = findings(v)
     third = third_finding(real)
     seeds = sorted(v.seeds)
@@ -99,6 +102,8 @@ def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None) -> str:
     if num_left:
         head[-1] += f" **{num_left} of {len(runs['steps'])} steps are not finished yet.**"
     head += ["", method(found, len(seeds)), "", *_summary(found, third), ""]
+    if notes:
+        head += [notes, ""]
     parts = ["\n".join(head)]
     for finding in found:
         if finding.number == 4:

@@ -205,6 +205,10 @@ def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch
     again = ["report", f"--folder={made}/no-runs", f"--report_folder={made}", "--resamples=100"]
     assert module("findings").main(again) == 0
     assert {name: (made / name).read_bytes() for name in files} == before
+    (made / "notes.md").write_text("Written by hand.\n")
+    assert module("findings").main(again) == 0
+    assert "\n\nWritten by hand.\n\n## 1. " in (made / "README.md").read_text()
+    (made / "notes.md").unlink()
 
 
 def test_a_finding_about_a_real_model_takes_its_figures_from_real_json(module):
