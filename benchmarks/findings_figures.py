@@ -87,6 +87,7 @@ def along_figure(v: Verdicts) -> Figure:
         ]
         _draw_points(right, along, found, number, "-", name)
     for axes in (left, right):
+        axes.set_xticks(along)
         axes.set_xlabel("finished updates")
     _finish(left, "EX, and episodes that repair a query", "% of the turns")
     _finish(right, "Abilities", "mean")

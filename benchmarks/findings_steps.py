@@ -54,7 +54,7 @@ class Sizes:
     round_turns: int = 100
     """Training turns that the rounds roll out, and whose gold SQL the short horizon learns. From a
     base of 0.75 passes, three rounds of 80 turns or more teach all that RL teaches (LOG.md,
-    2026-11-30)."""
+    2026-12-01)."""
     round_samples: int = 4
     """Rollouts of each turn in a round."""
     round_epochs: float = 1.0
