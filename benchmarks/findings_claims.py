@@ -4,17 +4,18 @@ A comparison is a difference that the finding expects to be above 0. Other diffe
 it, about which the paper claims nothing.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
 from findings_data import ABILITIES, ALONG, Verdict
-from findings_verdicts import SPLITS, Verdicts, aha, having
+from findings_verdicts import SPLITS, Verdicts, aha, having, starts_bad
 
 from mtsql.judge.crossed_intervals import Estimate
 
 CHAIN = ("base", "round1", "round2", "round3", "outcome", "process")
 SHORT = ("short-sft", "short-rl", "short-sft-compute", "short-rl-compute")
-NO_FIGURES = "no figures"
+NO_FIGURES, HOLDS, REVERSED, UNDECIDED = "no figures", "holds", "reversed", "undecided"
 EX_POINTS = "points of EX"
 
 
@@ -31,64 +32,48 @@ class Comparison:
         if self.found is None:
             return NO_FIGURES
         if self.found.is_above_0:
-            return "holds"
-        return "does not hold here" if self.found.is_below_0 else "cannot be told"
+            return HOLDS
+        return REVERSED if self.found.is_below_0 else UNDECIDED
 
     @property
     def sign(self) -> str:
         """What its interval says where nothing is claimed."""
-        words = {
-            "holds": "above 0",
-            "does not hold here": "below 0",
-            "cannot be told": "not told apart from 0",
-        }
-        return words.get(self.answer, NO_FIGURES)
+        words = {HOLDS: "above 0", REVERSED: "below 0"}
+        return words.get(self.answer, self.answer)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding of the paper. unit: that of its comparisons. main: the effect that stands for all.
-    comparisons: what the finding expects to be above 0. others: differences about which the paper
-    claims nothing. note: what a reader must know about them."""
+    """A finding of the paper. unit: that of its comparisons. main: the effect that stands for all,
+    if one can. comparisons: what the finding expects to be above 0. others: differences about which
+    the paper claims nothing. note: what a reader must know about them."""
 
     number: int
     title: str
     unit: str
-    main: Comparison
+    main: Comparison | None
     comparisons: list[Comparison]
     others: list[Comparison]
     note: str
 
     @property
     def answer(self) -> str:
-        """What all comparisons together say."""
-        answers = [one.answer for one in self.comparisons]
-        known = {answer for answer in answers if answer != NO_FIGURES}
-        if not known:
+        """What all comparisons together say, such as `mixed: 2 hold, 1 undecided`."""
+        counts = Counter(one.answer for one in self.comparisons)
+        num_missing = counts.pop(NO_FIGURES, 0)
+        if not counts:
             return NO_FIGURES
-        if len(known) == 1:
-            [text] = known
+        if len(counts) == 1:
+            [text] = counts
         else:
-            text = "holds in part" if "holds" in known else "does not hold here in part"
-        return f"{text}, as far as there are figures" if NO_FIGURES in answers else text
-
-    @property
-    def sentences(self) -> str:
-        """The answer in words: which differences say what."""
-        parts = []
-        for answer, text in (
-            ("holds", "Above 0 with the whole interval"),
-            ("does not hold here", "Below 0 with the whole interval, the other way round"),
-            ("cannot be told", "Cannot be told, because the interval has 0 in it"),
-            (NO_FIGURES, "No figures"),
-        ):
-            names = [f"*{one.name}*" for one in self.comparisons if one.answer == answer]
-            if names:
-                parts.append(f"{text}: {', '.join(names)}.")
-        others = [f"*{one.name}* {one.sign}" for one in self.others if one.found is not None]
-        if others:
-            parts.append(f"Without a claim of the paper: {'; '.join(others)}.")
-        return " ".join(parts)
+            words = {HOLDS: "hold" if counts[HOLDS] > 1 else "holds"}
+            parts = [
+                f"{counts[answer]} {words.get(answer, answer)}"
+                for answer in (HOLDS, REVERSED, UNDECIDED)
+                if counts[answer]
+            ]
+            text = f"mixed: {', '.join(parts)}"
+        return f"{text}, as far as there are figures" if num_missing else text
 
 
 def findings(v: Verdicts) -> list[Finding]:
@@ -117,14 +102,13 @@ def _is_hard(one: Verdict) -> bool:
 
 
 def _chain(v: Verdicts) -> Finding:
-    whole = _gain(v, "base", "process")
     return Finding(
         1,
         "Base < rounds 1, 2, 3 < outcome RL < outcome and process RL",
         EX_POINTS,
-        whole,
+        _gain(v, "round3", "outcome"),
         [_gain(v, a, b) for a, b in pairwise(CHAIN)],
-        [_gain(v, "base", "round3"), _gain(v, "round3", "process"), whole],
+        [_gain(v, a, "process") for a in ("round3", "base")] + [_gain(v, "base", "round3")],
         "`tables.md` says what each model is.",
     )
 
@@ -143,10 +127,12 @@ def _horizon(v: Verdicts) -> Finding:
         EX_POINTS,
         comparisons[-1],
         comparisons,
-        [_gain(v, "short-rl", "outcome")],
-        "`short-sft` and `short-rl` have the same training turns, `-compute` has the same number "
-        "of operations (`commands.md`). RL at the short horizon has the outcome reward only, "
-        "so `outcome` is compared with it, too.",
+        [_gain(v, a, "outcome") for a in ("short-rl", "short-rl-compute")],
+        "`short-sft` learns the turns that the rounds roll out. `short-rl` has as many updates, "
+        "turns and samples as `process`. `-compute` has about as many operations (`commands.md`). "
+        "RL at the short horizon has the outcome reward only, so `outcome` is compared with it, "
+        "too. On this world, the codes of values are only in the database and in earlier turns. A "
+        "model without tools has to guess them, so a part of the difference is by construction.",
     )
 
 
@@ -186,7 +172,7 @@ def _domains(v: Verdicts) -> Finding:
         5,
         "Gains in domain and out of domain; RL gains most out of domain",
         EX_POINTS,
-        comparisons[-1],
+        more,
         [*comparisons, more],
         [],
         "In domain: other dialogues about the databases of the training (`dev_seen`). Out of "
@@ -205,11 +191,11 @@ def _process_reward(v: Verdicts) -> Finding:
         EX_POINTS,
         by_stage,
         [by_stage, hard],
-        [_gain(v, "process", "process-hard"), _gain(v, "process", "reply")],
+        [_gain(v, "process", "reply")],
         "`process-hard` has the process reward from the hard stage on: after the number of updates "
         "that `--reward.process_from` names in `commands.md`. The paper broadcasts an episode's "
         "advantage to all its tokens, as `process` does; `reply` gives each reply its own, with "
-        "the mean of the other episodes as the baseline.",
+        "the mean of the other episodes as the baseline: two changes at once.",
     )
 
 
@@ -220,9 +206,9 @@ def _abilities(v: Verdicts) -> Finding:
     ]
     return Finding(
         7,
-        "Abilities follow EX over the checkpoints of all stages",
+        "Abilities rise with EX over the checkpoints of all stages",
         "rank correlation",
-        comparisons[-1],
+        None,
         comparisons,
         of_rl,
         "Spearman's rank correlation of an ability (`docs/evaluation.md`) with EX over "
@@ -235,10 +221,11 @@ def _abilities(v: Verdicts) -> Finding:
 
 def _aha_and_ablations(v: Verdicts) -> Finding:
     along = v.along()
-    ahas = repaired = None
+    ahas = bad = repaired = None
     if len(along) > 1:
         first, last = (v.of(ALONG, at=at) for at in (along[0], along[-1]))
         ahas = v.estimate(v.gains(first, last, aha))
+        bad = v.estimate(v.gains(first, last, starts_bad))
         starts = [v.values(one, aha, lambda one: bool(one.starts_bad)) for one in (last, first)]
         repaired = v.estimate(*starts) if all(starts) else None
     shorter, longer = v.history_loss("short-rl"), v.history_loss("process")
@@ -247,7 +234,7 @@ def _aha_and_ablations(v: Verdicts) -> Finding:
     aha_share = Comparison("aha share: last - first checkpoint of RL", ahas)
     return Finding(
         8,
-        "The aha share grows along RL; execution, memory and gold history are needed",
+        "The aha share grows along RL; execution, memory and gold history help",
         "points",
         aha_share,
         [
@@ -256,12 +243,14 @@ def _aha_and_ablations(v: Verdicts) -> Finding:
             Comparison("EX of process: gold - predicted history", v.estimate(longer)),
         ],
         [
-            Comparison("aha share of bad starts: last - first checkpoint of RL", repaired),
-            Comparison("EX of short-rl: gold - predicted history", v.estimate(shorter)),
+            Comparison("share of bad starts: last - first checkpoint of RL", bad),
+            Comparison("aha share among bad starts: last - first checkpoint of RL", repaired),
             Comparison("loss by predicted history: short-rl - process", both),
         ],
         "An episode starts badly if its first query fails or returns nothing. It has an aha if it "
         "starts so and ends right with another query. The aha share is that of all episodes in "
-        "percent; it also falls if fewer episodes start badly, so the share of bad starts stands "
-        "below it. History is compared on the turns after the first.",
+        "percent. It also rises if more episodes start badly, so the share of bad starts and the "
+        "aha share among them stand below it. `no-exec` and `no-memory` were trained without the "
+        "tool, `process-without-...` only lost it in the evaluation. History is compared on the "
+        "turns after the first.",
     )

@@ -55,6 +55,11 @@ def aha(verdict: Verdict) -> float:
     return 100.0 * verdict.is_aha
 
 
+def starts_bad(verdict: Verdict) -> float:
+    """Whether the episode's first query fails or returns nothing, in percent."""
+    return 100.0 * verdict.starts_bad
+
+
 class Verdicts:
     """The verdicts by model, history and place along the run.
 

@@ -183,9 +183,9 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     assert json.loads((place / "rounds.json").read_text())["secs"] > state["secs"]
     assert not (place / "eval-outcome").exists()
     # Three times the operations of the short SFT: 3 * 3 passes. A probe of 5 is in the 30 of
-    # process and in the 15 of the short RL: 25 / 10 * 16 updates.
+    # process and in the 15 of the short RL: 25 / 10 * 20 updates.
     assert "--sft.epochs=9" in (place / "short-sft-compute" / "calls").read_text()
-    assert "--num_updates=40" in (place / "short-rl-compute" / "calls").read_text()
+    assert "--num_updates=50" in (place / "short-rl-compute" / "calls").read_text()
     [line] = (place / "demonstrations.jsonl").read_text().splitlines()
     assert json.loads(line)["turn_id"] == "train:0:1"
     assert (place / "eval-no-memory" / "calls").is_file()
@@ -197,7 +197,7 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     page = (fakes / "report" / "README.md").read_text()
     assert "Seeds 0; 12 held-out turns" in page and "not finished" not in page
     assert "There is one seed" in page
-    assert "| process - outcome | +0.0 [+0.0, +0.0] | +0.0 | 12 | cannot be told |" in page
+    assert "| process - outcome | +0.0 [+0.0, +0.0] | +0.0 | 12 | undecided |" in page
     assert "| base | SFT" in (fakes / "report" / "tables.md").read_text()
     [verdict, *others] = module("findings_data").read_verdicts(
         fakes / "report" / "verdicts.jsonl.gz"
@@ -283,7 +283,7 @@ def test_two_runners_and_the_report_of_a_try_are_refused(fakes, module, monkeypa
         *(["--scale=0.5", f"--report_folder={name}"] for name in (f"./{usual}/", ROOT / usual)),
         ["--sizes.updates=2"],
     ):
-        reason = "scale is 0.5" if "--scale=0.5" in words else "sizes.updates is 2, not 16"
+        reason = "scale is 0.5" if "--scale=0.5" in words else "sizes.updates is 2, not 20"
         with pytest.raises(ValueError, match=f"{reason}: .* name another --report_folder"):
             module("findings").main(["report", f"--folder={fakes / 'none'}", *map(str, words)])
     with pytest.raises(ValueError, match="resamples is 0"):

@@ -148,14 +148,14 @@ def test_known_effects_are_found_and_their_intervals_hold_them(module):
         assert low < gain < high and high - low < 14
         assert chain[name].answer == "holds"
     assert chain["round2 - round1"].found.value == 0
-    assert chain["round2 - round1"].answer == "cannot be told"
-    assert found[1].answer == "holds in part"
+    assert chain["round2 - round1"].answer == "undecided"
+    assert found[1].answer == "mixed: 3 hold, 2 undecided"
 
     horizon = {one.name: one for one in found[2].comparisons}
-    assert horizon["process - short-rl"].answer == "does not hold here"
+    assert horizon["process - short-rl"].answer == "reversed"
     assert horizon["round3 - short-sft-compute"].answer == "no figures"
     # round3 is better than short-sft, and two models are missing.
-    assert found[2].answer == "holds in part, as far as there are figures"
+    assert found[2].answer == "mixed: 1 holds, 1 reversed, as far as there are figures"
 
     # process is 30 points above round3 at turns 3 and 4, and equal at turns 1 and 2.
     late = found[4].comparisons[0]
@@ -172,7 +172,9 @@ def test_known_effects_are_found_and_their_intervals_hold_them(module):
     assert abilities["exec_verify"].found.value > 0.9
     assert abilities["call_execute"].found.value == 0  # it is the same everywhere
     assert abilities["memory_verify"].answer == "no figures"
-    repaired = found[8].others[0]  # 0, then all that is below 0.1 of what is below 0.2
+    bad, repaired, *_ = found[8].others
+    assert bad.found.value == 0 and bad.sign == "undecided"  # below 0.2 at each checkpoint
+    # 0, then all that is below 0.1 of what is below 0.2
     assert repaired.found.value == pytest.approx(50, abs=10) and repaired.sign == "above 0"
     ahas, no_exec, *_, history = found[8].comparisons
     assert ahas.found.interval[0] < 10 < ahas.found.interval[1] and ahas.answer == "holds"
@@ -183,14 +185,15 @@ def test_known_effects_are_found_and_their_intervals_hold_them(module):
 
 def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch):
     page = (made / "README.md").read_text()
-    assert "*process - base* +49.7 [" in page and "| holds |" in page
+    assert "| process - base | +49.7 [" in page and "| holds |" in page
     assert "Seeds 0, 1, 2; 320 held-out turns" in page
     [row] = [line for line in page.splitlines() if line.startswith("| round3 - base | +")]
     effect, seeds, turns, answer = row.split(" | ")[1:]
     by_seed = [float(value) for value in seeds.split(", ")]
     assert float(effect.split()[0]) == pytest.approx(sum(by_seed) / 3, abs=0.1)
-    assert (turns, answer) == ("960", "(no claim) above 0 |")
-    assert "Without a claim of the paper: *outcome - short-rl* below 0." in page
+    assert (turns, answer) == ("960", "above 0 (not claimed) |")
+    [row] = [line for line in page.splitlines() if line.startswith("| outcome - short-rl |")]
+    assert row.endswith("| below 0 (not claimed) |")
     assert len(page.splitlines()) <= 120
     assert "| extra |" in (made / "tables.md").read_text()
     assert "`real.json` is missing" in page
@@ -218,9 +221,12 @@ def test_a_finding_about_a_real_model_takes_its_figures_from_real_json(module):
     found = third({"untrained": figures})
     assert found.answer == "holds"
     assert "*episodes that end with an answer* 3.0 % [1.0, 6.0], EX 0.0: M," in found.sentence
+    assert "upper bound" not in found.sentence
+    none = third({"untrained": {**figures, "answered": 0.0, "answered_interval": [0.0, 0.0]}})
+    assert "upper bound for 10 independent turns is 26 %" in none.sentence
     for answered, ends, answer in (
-        (80.0, [70.0, 90.0], "does not hold here"),
-        (45.0, [40.0, 52.0], "cannot be told"),
+        (80.0, [70.0, 90.0], "reversed"),
+        (45.0, [40.0, 52.0], "undecided"),
     ):
         other = {**figures, "answered": answered, "answered_interval": ends}
         assert third({"untrained": other}).answer == answer
