@@ -153,7 +153,8 @@ def _turns_and_hardness(v: Verdicts) -> Finding:
         comparisons[0],
         comparisons,
         [],
-        "Gains are in points: where a model was often right before, there is less to gain.",
+        "Gains are in points: where a model was often right before, there is less to gain. "
+        "`tables.md` has the gain of each turn.",
     )
 
 
@@ -250,7 +251,8 @@ def _aha_and_ablations(v: Verdicts) -> Finding:
         "An episode starts badly if its first query fails or returns nothing. It has an aha if it "
         "starts so and ends right with another query. The aha share is that of all episodes in "
         "percent. It also rises if more episodes start badly, so the share of bad starts and the "
-        "aha share among them stand below it. `no-exec` and `no-memory` were trained without the "
-        "tool, `process-without-...` only lost it in the evaluation. History is compared on the "
+        "aha share among them stand below it. The first checkpoint is round 3. In `no-exec` and "
+        "`no-memory`, RL ran without the tool, from round 3, which was trained with it. "
+        "`process-without-...` only lost the tool in the evaluation. History is compared on the "
         "turns after the first.",
     )

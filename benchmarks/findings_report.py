@@ -82,11 +82,18 @@ FEW_SEEDS = 5
 def write_report(
     verdicts: Iterable[Verdict], runs: dict[str, Any], folder: Path, num_resamples: int = 2000
 ) -> None:
-    """Write the three pages and the figures into the folder of the verdicts."""
+    """Write the three pages and the figures into the folder of the verdicts. ValueError, before
+    anything is written, if one of them is empty, or a seed of the verdicts was not run."""
     v = Verdicts(verdicts, num_resamples)
-    draw(v, folder)
+    ran = sorted({one["seed"] for key in ("seeds", "steps") for one in runs[key]})
+    if not v.seeds or not runs["steps"] or not v.seeds <= set(ran):
+        raise ValueError(
+            f"{folder}: {VERDICTS} has verdicts of the seeds {sorted(v.seeds)}, and {RUNS} has "
+            f"{len(runs['steps'])} steps of the seeds {ran}: they are not of one report"
+        )
+    notes = read_text(folder / NOTES).strip() if (folder / NOTES).exists() else ""
     real = read_keys(folder / REAL, ["untrained"]) if (folder / REAL).is_file() else None
-    notes = read_text(folder / NOTES).strip() if (folder / NOTES).is_file() else ""
+    draw(v, folder)
     write_text(folder / "README.md", page(v, runs, real, notes))
     write_text(folder / "tables.md", tables(v))
     write_text(folder / "commands.md", commands(runs))
@@ -104,11 +111,12 @@ def page(v: Verdicts, runs: dict[str, Any], real: dict[str, Any] | None, notes: 
     head = [
         "# The findings of the paper in miniature",
         "",
-        f"Written by `python benchmarks/findings.py report`. Seeds "
+        "`python benchmarks/findings.py run` trains every model, and `report` makes this page from "
+        f"the runs or, in a fresh clone, from the files of this folder: `{VERDICTS}` has the "
+        f"verdict on every turn. Seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}; {num_turns} held-out turns; the steps took "
         f"{duration(secs)}, one after another. `commands.md` has every command and what it took, "
-        f"`tables.md` every model by turn and hardness. `{VERDICTS}` has the verdict on every "
-        "turn, from which this command computes the intervals again.",
+        "`tables.md` every model by turn and hardness.",
     ]
     if num_left:
         head[-1] += f" **{num_left} of {len(runs['steps'])} steps are not finished yet.**"
@@ -133,7 +141,8 @@ def method(found: Sequence[Finding], num_seeds: int) -> str:
         "the weight of a turn is how often its seed was drawn times how often its dialogue was. "
         "Differences are paired: both models have answered the same turn with the same seed. A "
         "claim *holds* if the whole interval is above 0, is *reversed* if the whole interval is "
-        "below 0, and is *undecided* if the interval contains 0. The intervals are not corrected "
+        "below 0, and is *undecided* if the interval contains 0. *Not claimed*: the paper says "
+        "nothing about it. The intervals are not corrected "
         f"for their number: this page has {num}. If all differences were 0 in truth, about "
         f"{num / 20:.0f} intervals would exclude 0 by chance."
     )
@@ -143,8 +152,8 @@ def method(found: Sequence[Finding], num_seeds: int) -> str:
         text += (
             f" {num_seeds} seeds are few, so each seed's own figure stands beside the interval. In "
             "simulations with three seeds, such an interval holds the true figure in 92 to 94 % of "
-            "the cases if the seeds' figures differ by a standard deviation of 3 points, in 85 % "
-            "at 5 points and in 75 % at 10 (`src/mtsql/judge/crossed_intervals.py`)."
+            "the cases if the difference varies between seeds by a standard deviation of 3 points, "
+            "in 85 % at 5 points and in 75 % at 10 (`src/mtsql/judge/crossed_intervals.py`)."
         )
     return text
 
@@ -221,7 +230,7 @@ def _section(finding: Finding, v: Verdicts) -> str:
     lines += [f"**{answer[0].upper()}{answer[1:]}.** {effect}{finding.note}", ""]
     rows = [_comparison(one, finding, one.answer) for one in finding.comparisons]
     rows += [_comparison(one, finding, f"{one.sign} (not claimed)") for one in finding.others]
-    counted = "checkpoints" if finding.number == 7 else "turns"
+    counted = "checkpoints" if finding.number == 7 else "turns x seeds"
     header = (f"difference, {finding.unit}", "effect", "each seed", counted, "answer")
     if finding.number == 7:
         header = (finding.unit, *header[1:])
@@ -275,10 +284,10 @@ def tables(v: Verdicts) -> str:
     rows = []
     for model in models:
         replies = v.mean(model, lambda one: one.replies)
-        splits = [v.mean(model, which=having("split", name)) for name in SPLITS]
+        splits = [v.mean(model), *(v.mean(model, which=having("split", name)) for name in SPLITS)]
         levels = [level(one) for one in (*splits, v.mean(model, em), v.mean(model, aha))]
         rows.append((model, WORDS[model], *levels, f"{replies.value:.1f}" if replies else ""))
-    names = [f"EX {name}" for name in SPLITS.values()]
+    names = ["EX", *(f"EX {name}" for name in SPLITS.values())]
     lines += table(("model", "what", *names, "EM", "aha, %", "replies"), rows)
     lines += ["", "## EX by turn and hardness", ""]
     everything = [one for model in models for one in v.of(model).values()]
@@ -311,8 +320,10 @@ def commands(runs: dict[str, Any]) -> str:
             duration(of_seeds[seed]["secs"]) if of_seeds[seed]["is_done"] else "not done"
             for seed in seeds
         ]
-        flops = [step["flops"] / 1e12 for step in of_seeds.values() if "flops" in step]
-        work = ", ".join(f"{number:.1f}" for number in flops)
+        work = ""
+        if any("flops" in step for step in of_seeds.values()):
+            flops = [step.get("flops") for step in of_seeds.values()]
+            work = ", ".join("-" if number is None else f"{number / 1e12:.1f}" for number in flops)
         taken = [str(s["optimizer_steps"]) for s in of_seeds.values() if "optimizer_steps" in s]
         rows.append((name, *times, work, ", ".join(taken)))
     totals = [sum(s["secs"] for s in steps if s["seed"] == seed) for seed in seeds]
@@ -333,6 +344,9 @@ def commands(runs: dict[str, Any]) -> str:
         "passes and updates, so that the short SFT takes about the operations of the rounds, "
         "rollouts included, and the short RL about those of `process`." + shares(steps),
         "",
+        "The runner writes `demonstrations.jsonl`, the gold SQL of the turns of the rounds, before "
+        "`short-sft`. The folders `round0` to `round2` are the rounds 1 to 3.",
+        "",
         *table(header, rows),
         "",
         f"The commands of seed {seeds[0]}:",
@@ -350,14 +364,14 @@ def shares(steps: Iterable[dict[str, Any]]) -> str:
     flops = {(step["name"], step["seed"]): step.get("flops") for step in steps}
     texts = []
     for short, long in (("short-sft-compute", "rounds"), ("short-rl-compute", "process")):
-        pairs = [
-            (number, flops.get((long, seed)))
-            for (name, seed), number in flops.items()
-            if name == short
-        ]
-        if not pairs or not all(a and b for a, b in pairs):
+        ratios = []
+        for (name, seed), number in flops.items():
+            whole = flops.get((long, seed))
+            if name == short and number and whole:
+                ratios.append(f"{number / whole:.2f}")
+        if not ratios:
             return ""
-        texts.append(f"{', '.join(f'{a / b:.2f}' for a, b in pairs)} (`{short}`)")
+        texts.append(f"{', '.join(ratios)} (`{short}`)")
     return f" The ratios are {' and '.join(texts)}."
 
 

@@ -195,7 +195,7 @@ def test_a_stopped_run_goes_on_and_a_failed_step_stops_only_what_needs_it(
     assert not runner(module, fakes).run(2, 1)
     assert module("findings").main([*report, "--seeds=[0]", "--resamples=20"]) == 0
     page = (fakes / "report" / "README.md").read_text()
-    assert "Seeds 0; 12 held-out turns" in page and "not finished" not in page
+    assert "Seed 0; 12 held-out turns" in page and "not finished" not in page
     assert "There is one seed" in page
     assert "| process - outcome | +0.0 [+0.0, +0.0] | +0.0 | 12 | undecided |" in page
     assert "| base | SFT" in (fakes / "report" / "tables.md").read_text()

@@ -199,7 +199,7 @@ def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch
     assert "`real.json` is missing" in page
     assert "1 of 2 steps are not finished" in page
     commands = (made / "commands.md").read_text()
-    assert "| base | 1:05 | not done | 2.0 | 7 |" in commands
+    assert "| base | 1:05 | not done | 2.0, - | 7 |" in commands
     assert "- seeds 0, 1: torch 2; 2 cores\n- seed 2: torch 3, git abc; 8 cores\n" in commands
     files = ("README.md", "tables.md", "commands.md", "chain.png", "gains.png", "along.png")
     before = {name: (made / name).read_bytes() for name in files}
@@ -212,6 +212,38 @@ def test_the_report_is_made_again_from_its_files_alone(module, made, monkeypatch
     assert module("findings").main(again) == 0
     assert "\n\nWritten by hand.\n\n## 1. " in (made / "README.md").read_text()
     (made / "notes.md").unlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("runs.json", {**RUNS, "steps": []}, "has 0 steps of the seeds"),
+        ("runs.json", {"seeds": RUNS["seeds"][:1], "steps": RUNS["steps"][:1]}, "seeds .0, 1, 2.,"),
+        ("verdicts.jsonl.gz", b"", r"has verdicts of the seeds \[\], and runs.json"),
+        ("notes.md", b"caf\xe9", "notes.md"),
+        ("notes.md", None, "notes.md"),
+    ],
+)
+def test_files_that_are_not_of_one_report_are_refused_before_a_page_is_written(
+    module, made, tmp_path, file, content, words
+):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for name in ("runs.json", "verdicts.jsonl.gz"):
+        (folder / name).write_bytes((made / name).read_bytes())
+    if content is None:
+        (folder / file).mkdir()
+    elif isinstance(content, bytes):
+        is_packed = file.endswith(".gz")
+        (folder / file).write_bytes(gzip.compress(content) if is_packed else content)
+    else:
+        (folder / file).write_text(json.dumps(content))
+    before = sorted(path.name for path in folder.iterdir())
+    data, report = module("findings_data"), module("findings_report")
+    with pytest.raises(ValueError, match=words):
+        read = data.read_verdicts(folder / data.VERDICTS)
+        report.write_report(read, data.read_runs(folder), folder, num_resamples=10)
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_a_finding_about_a_real_model_takes_its_figures_from_real_json(module):
