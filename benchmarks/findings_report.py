@@ -342,7 +342,7 @@ def commands(runs: dict[str, Any]) -> str:
         f"with {NUM_ROUNDS} passes, because the trajectories of the first round are learned in "
         "each round. Its RL has as many updates, turns and samples. Equal compute: there are more "
         "passes and updates, so that the short SFT takes about the operations of the rounds, "
-        "rollouts included, and the short RL about those of `process`." + shares(steps),
+        "rollouts included, and the short RL about those of `process`." + compute_ratios(steps),
         "",
         "The runner writes `demonstrations.jsonl`, the gold SQL of the turns of the rounds, before "
         "`short-sft`. The folders `round0` to `round2` are the rounds 1 to 3.",
@@ -359,7 +359,7 @@ def commands(runs: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def shares(steps: Iterable[dict[str, Any]]) -> str:
+def compute_ratios(steps: Iterable[dict[str, Any]]) -> str:
     """How the operations of equal compute compare, in a sentence; empty if some are missing."""
     flops = {(step["name"], step["seed"]): step.get("flops") for step in steps}
     texts = []

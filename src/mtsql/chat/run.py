@@ -30,7 +30,7 @@ NO_ANSWER = 3
 """Exit code of --ask if a question has no answer that runs."""
 NO_MODEL = (
     "no model in the folder runs was trained on the embedded world: name a model folder with "
-    "--model, or run python train_rl.py, which trains the embedded model in about twenty minutes; "
+    "--model, or run python train_rl.py, which trains the embedded model in ten to twenty minutes; "
     "its warm start is there earlier and can be talked to"
 )
 FOREIGN = (
